@@ -1,0 +1,124 @@
+"""State on disk: files that appear whole or not at all, checkpoints to resume from, models to use.
+
+A run folder holds `checkpoint.pt` (everything needed to resume) and `model.safetensors` with `model.json` (everything
+needed to use the model: weights; scenes, architecture, preprocessing). Nothing here unpickles code.
+"""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from mspose.errors import MsposeError
+
+CHECKPOINT = "checkpoint.pt"
+WEIGHTS = "model.safetensors"
+MODEL = "model.json"
+MODEL_FORMAT = 1
+
+
+@contextmanager
+def whole_file(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
+    """A file to write that replaces `path` only when the block ends well; else `path` stays as it was.
+
+    Raises MsposeError where the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        temporary = Path(name)
+        with os.fdopen(handle, mode, **text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        what = error.strerror or str(error)
+        raise MsposeError(f"cannot write {path}: {what}; what was there before is untouched") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def save_checkpoint(run: Path, state: Mapping[str, Any]) -> None:
+    """Write `checkpoint.pt` of plain values and tensors; the one before survives any failure."""
+    with whole_file(run / CHECKPOINT, "wb") as file:
+        try:
+            torch.save(dict(state), file)
+        except RuntimeError as error:  # torch's zip writer reports a full disk so
+            raise OSError(getattr(error, "errno", None), str(error).splitlines()[0]) from error
+
+
+def load_checkpoint(run: Path) -> dict[str, Any] | None:
+    """What `save_checkpoint` wrote, on the CPU; None where there is none."""
+    path = run / CHECKPOINT
+    return dict(read_torch_file(path)) if path.exists() else None
+
+
+def read_torch_file(path: Path) -> Any:
+    """A file of tensors and plain values written by torch.save; one that holds code is refused, never run.
+
+    Raises MsposeError where the file is missing, broken, or would need unpickling code.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise MsposeError(f"no such file: {path}") from error
+    except Exception as error:  # a broken archive can fail in torch, zipfile or pickle, each in its own way
+        message = str(error)
+        named = re.search(r"GLOBAL ([\w.]*\w)", message)
+        if named or any(sign in message for sign in ("TorchScript", "unrecognized function", "Can only build")):
+            code = f" ({named[1]})" if named else ""
+            raise MsposeError(
+                f"{path} is refused: reading it would run code that the file names{code}; "
+                "save the state dict alone, with torch.save(model.state_dict(), ...)"
+            ) from error
+        reason = next(iter(message.splitlines()), "")[:100] or type(error).__name__
+        raise MsposeError(f"{path} is not a checkpoint, or is broken: {reason}") from error
+
+
+def save_model(run: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Write `model.safetensors`, then `model.json`: architecture, scenes, preprocessing, what it learned from."""
+    plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()}
+    with whole_file(run / WEIGHTS, "wb") as file:
+        file.write(save(plain))
+    with whole_file(run / MODEL) as file:
+        json.dump({"format": MODEL_FORMAT, **description}, file, indent=2)
+        file.write("\n")
+
+
+def load_model(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(weights, description) of a run folder. Raises MsposeError naming what is missing or broken."""
+    for path in (run / MODEL, run / WEIGHTS):
+        if not path.is_file():
+            raise MsposeError(f"{run} holds no model ({path.name} is missing): give the folder of a trained run")
+    try:
+        description = json.loads((run / MODEL).read_text(encoding="utf-8"))
+        if description["format"] != MODEL_FORMAT:
+            found = description["format"]
+            raise MsposeError(f"{run / MODEL}: format {found} is not {MODEL_FORMAT}, which this version reads")
+    except (ValueError, KeyError, TypeError) as error:
+        raise MsposeError(f"{run / MODEL} is not a model description written by mspose") from error
+    try:
+        return load_file(run / WEIGHTS), description
+    except (SafetensorError, OSError) as error:
+        raise MsposeError(f"{run / WEIGHTS} is broken: {error}") from error

@@ -1,0 +1,212 @@
+"""The command line: one verb each, no logic."""
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from mspose.config import Parser, Settings, settings_parser, to_settings
+from mspose.errors import MsposeError
+
+log = logging.getLogger("mspose")
+Verb = tuple[ArgumentParser, Callable[[Namespace, ArgumentParser], None]]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `mspose VERB ...`; bad input ends in one line on stderr and exit status 2."""
+    logging.basicConfig(stream=sys.stderr, format="mspose: %(message)s", level=logging.WARNING, force=True)
+    log.setLevel(logging.INFO)
+    arguments = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
+    verbs = {"train": _train, "evaluate": _evaluate, "table": _table, "data": _data, "baselines": _baselines, "convert": _convert}
+    parser = Parser(prog="mspose", description="Multi-scene absolute camera pose regression.")
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subcommands(dest="verb", metavar="VERB")
+    runs: dict[str, Callable[[Namespace, ArgumentParser], None]] = {}
+    for name, make in verbs.items():
+        verb, runs[name] = make()
+        commands.add_subcommand(name, verb, help=verb.description)
+    try:
+        parsed = parser.parse_args(arguments)
+        verb_parser = commands.choices[parsed.verb]  # type: ignore[union-attr]
+        runs[parsed.verb](parsed[parsed.verb], verb_parser)
+    except MsposeError as error:
+        print(f"mspose: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("mspose: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _underscored(word: str) -> str:
+    """`--on-bad-frame=skip` as `--on_bad_frame=skip`: options may be typed with dashes or underscores."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _version() -> str:
+    from mspose import __version__
+
+    return f"mspose {__version__}"
+
+
+def _settings(parsed: Namespace, parser: ArgumentParser) -> Settings:
+    """The settings of a verb that takes an experiment file, with `--scenes` as a short way to say `--data.scenes`."""
+    settings = to_settings(parsed, parser)
+    if parsed.scenes:
+        settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, scenes=list(parsed.scenes)))
+    return settings
+
+
+def _experiment_parser(description: str) -> ArgumentParser:
+    parser = settings_parser(description=description)
+    parser.add_argument("--scenes", nargs="+", type=str, help="the same as --data.scenes: chess fire")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    return parser
+
+
+def _train() -> Verb:
+    parser = _experiment_parser("Train a model, or continue a run where it stopped.")
+
+    def run(parsed: Namespace, parser: ArgumentParser) -> None:
+        from mspose.data.preparation import render_if_virtual
+        from mspose.training import train
+
+        settings = _settings(parsed, parser)
+        render_if_virtual(settings.data.dataset, settings.data.root, progress=not parsed.quiet)
+        folder = train(settings, progress=not parsed.quiet)
+        print(f"{folder}\nevaluate it with: mspose evaluate {folder}")
+
+    return parser, run
+
+
+def _evaluate() -> Verb:
+    parser = Parser(description="Predict a split with a run's model and compute medians and recall.")
+    parser.add_argument("run", nargs="?", type=str, help="folder of a trained or converted run")
+    parser.add_argument("--predictions", type=str, help="a predictions file to compute metrics from, in place of a run")
+    parser.add_argument("--split", type=str, help="split to predict (default: test)")
+    parser.add_argument("--given_scene", action="store_true", help="use the true scene in place of the predicted one")
+    parser.add_argument(
+        "--thresholds", type=list[tuple[float, float]], default=[], help="recall pairs: [[0.05,5],[0.25,2]] (m, deg)"
+    )
+    parser.add_argument("--batch_size", type=PositiveInt, default=32, help="images at a time")
+    parser.add_argument("--device", default="auto", type=str, help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--on_bad_frame", type=Literal["stop", "skip"], default="stop", help="broken or missing images")
+    parser.add_argument("--method", type=str, help="with --predictions: a name for tables")
+    parser.add_argument("--dataset", type=str, help="another data set than the run's; with --predictions: its name")
+    parser.add_argument("--ground_truth", type=str, help="another ground truth than the run's")
+    parser.add_argument("--scenes", nargs="+", type=str, help="some scenes only")
+    parser.add_argument("--root", type=str, help="folder of the scenes")
+    parser.add_argument("--labels", nargs="+", type=str, help="label files in place of the data set's own")
+    parser.add_argument("--cache", type=str, help="folder of the frame cache")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+    def run(parsed: Namespace, parser: ArgumentParser) -> None:
+        from mspose.evaluation import evaluate_predictions, evaluate_run, summary
+
+        if (parsed.run is None) == (parsed.predictions is None):
+            raise MsposeError("evaluate takes the folder of a run, or --predictions FILE: give one of them")
+        if parsed.predictions is not None:
+            names = ("dataset", "ground_truth", "split", "method")
+            about = {name: parsed[name] for name in names}
+            metrics, path = evaluate_predictions(Path(parsed.predictions), thresholds=parsed.thresholds, **about)
+        else:
+            names = ("dataset", "ground_truth", "scenes", "root", "labels", "cache")
+            metrics, path = evaluate_run(
+                Path(parsed.run),
+                split=parsed.split or "test",
+                given_scene=parsed.given_scene,
+                data={name: parsed[name] for name in names if parsed[name] is not None},
+                thresholds=parsed.thresholds,
+                batch_size=parsed.batch_size,
+                device=parsed.device,
+                on_bad_frame=parsed.on_bad_frame,
+                progress=not parsed.quiet,
+            )
+        print(f"{summary(metrics)}\n{path}")
+
+    return parser, run
+
+
+def _baselines() -> Verb:
+    parser = _experiment_parser("Evaluate the mean training pose and the most similar training image on the test split.")
+
+    def run(parsed: Namespace, parser: ArgumentParser) -> None:
+        from mspose.baselines import evaluate_baselines
+        from mspose.data.preparation import render_if_virtual
+        from mspose.evaluation import summary
+
+        settings = _settings(parsed, parser)
+        render_if_virtual(settings.data.dataset, settings.data.root, progress=not parsed.quiet)
+        for variant, (metrics, path) in evaluate_baselines(settings, progress=not parsed.quiet).items():
+            print(f"{variant}\n{summary(metrics)}\n{path}")
+
+    return parser, run
+
+
+def _table() -> Verb:
+    parser = Parser(description="Print the paper-style table of finished runs, beside the published rows.")
+    parser.add_argument("runs", nargs="*", type=str, default=["runs"], help="runs, or folders of runs (default: runs)")
+    parser.add_argument("--format", type=Literal["markdown", "latex", "csv"], default="markdown", help="form of the text")
+    parser.add_argument("--kind", type=Literal["median", "recall", "recall-scenes"], default="median", help="figures")
+    parser.add_argument("--published", type=bool, default=True, help="show published rows of the same data set")
+    parser.add_argument("--dataset", type=str, help="only runs on this data set")
+    parser.add_argument("--ground_truth", type=str, help="only runs on this ground truth")
+    parser.add_argument("--split", type=str, help="only this split")
+    parser.add_argument("--digits", type=NonNegativeInt, default=2, help="decimals of metres")
+    parser.add_argument("--out", type=str, help="file to write, in place of printing")
+
+    def run(parsed: Namespace, parser: ArgumentParser) -> None:
+        from mspose.checkpoint import whole_file
+        from mspose.tables import table_text
+
+        names = ("format", "kind", "published", "dataset", "ground_truth", "split", "digits")
+        text = table_text(parsed.runs or ["runs"], **{name: parsed[name] for name in names})
+        if parsed.out is None:
+            sys.stdout.write(text)
+            return
+        with whole_file(parsed.out) as file:
+            file.write(text)
+
+    return parser, run
+
+
+def _data() -> Verb:
+    parser = Parser(description="Get data sets: download and unpack published ones, render the virtual ones.")
+    parser.add_argument("action", type=Literal["get", "list"], help="get: download or render; list: what there is")
+    parser.add_argument("--dataset", type=str, default="7scenes", help="name or path of a card (default: 7scenes)")
+    parser.add_argument("--scenes", nargs="+", type=str, default=[], help="some scenes only")
+    parser.add_argument("--root", type=str, help="folder to hold the scenes, in place of the card's")
+    parser.add_argument("--archive", type=str, help="a local zip, or a folder of <scene>.zip, in place of the download")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+    def run(parsed: Namespace, parser: ArgumentParser) -> None:
+        from mspose.data.preparation import get_data, list_data
+
+        if parsed.action == "list":
+            print(list_data())
+        else:
+            get_data(parsed.dataset, parsed.scenes, parsed.root, parsed.archive, progress=not parsed.quiet)
+
+    return parser, run
+
+
+def _convert() -> Verb:
+    parser = Parser(description="Turn a checkpoint of the released MS-Transformer or ActMST code into a run.")
+    parser.add_argument("checkpoint", type=str, help="a .pth or .safetensors file of tensors")
+    parser.add_argument("--out", type=str, required=True, help="folder of the run to write")
+    parser.add_argument("--scenes", nargs="+", type=str, help="scene names in the order of the checkpoint's indices")
+    parser.add_argument("--dataset", type=str, help="data set it was trained on (default: by the number of scenes)")
+
+    def run(parsed: Namespace, parser: ArgumentParser) -> None:
+        from mspose.conversion import convert_checkpoint
+
+        print(convert_checkpoint(Path(parsed.checkpoint), Path(parsed.out), scenes=parsed.scenes, dataset=parsed.dataset))
+
+    return parser, run

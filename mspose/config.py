@@ -1,0 +1,292 @@
+"""Settings: frozen dataclasses whose field docstrings are the `--help`, and how they are read, checked and stored.
+
+An experiment file (`--config experiments/7scenes.yaml`) sets some fields, the command line overrides it, the run folder
+keeps the resolved whole in `config.yaml`. Constructors elsewhere take plain values, never these objects.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from mspose.checkpoint import whole_file
+from mspose.errors import MsposeError
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which frames, and what is done to an image before the network sees it."""
+
+    dataset: str = "virtual"
+    """Name of a card in `datasets/`, or the path of a card of your own."""
+    root: str | None = None
+    """Folder that holds the scenes; by default the one that the card names."""
+    scenes: list[str] = field(default_factory=list)
+    """Scenes to use; empty: all of the data set."""
+    ground_truth: str | None = None
+    """Which poses, where a data set has several (7Scenes: `original` or `sfm`); by default the card's first."""
+    labels: list[str] = field(default_factory=list)
+    """Label files to read in place of the data set's own (MST/ActMST label CSVs, or 7Scenes' sfm text files)."""
+    holdout: ClosedUnitInterval = 0.0
+    """Share of each training sequence, in one contiguous block, kept from training to watch held-out errors."""
+    resize: PositiveInt = 256
+    """Length in pixels that the short side of an image is resized to."""
+    crop: PositiveInt = 224
+    """Side in pixels of the square crop that the network sees: random in augmented training, else the centre."""
+    cache: str = "datasets/.cache"
+    """Folder for the decoded, resized frames (one byte per value, read through a memory map)."""
+
+    def source(self) -> dict[str, Any]:
+        """Where frames and labels come from, as the arguments of `mspose.data.cache.open_split`."""
+        names = ("root", "scenes", "ground_truth", "labels")
+        return {"folder": self.cache, **{name: getattr(self, name) for name in names}}
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The network (MS-Transformer; Shavit et al., ICCV 2021)."""
+
+    backbone: str = "efficientnet_b0"
+    """`efficientnet_b0` (torchvision, downloads its weights), `efficientnet_lite0` (weights from an installed package),
+    or any timm model with feature maps of stride 8 and 16, such as `tf_efficientnet_b0`."""
+    pretrained: bool = True
+    """Start the backbone from ImageNet weights."""
+    dim: PositiveInt = 256
+    """Width of the tokens."""
+    heads: PositiveInt = 8
+    """Attention heads."""
+    feedforward: PositiveInt = 256
+    """Width of the feed-forward layers."""
+    dropout: ClosedUnitInterval = 0.1
+    """Dropout of the residual branches and feed-forward layers."""
+    attention_dropout: ClosedUnitInterval = 0.1
+    """Dropout of the attention weights."""
+    position_encoder_layers: NonNegativeInt = 6
+    """Encoder layers of the position branch; 0 removes its encoder self-attention."""
+    position_decoder_layers: PositiveInt = 6
+    """Decoder layers of the position branch."""
+    orientation_encoder_layers: NonNegativeInt = 6
+    """Encoder layers of the orientation branch; 0 removes its encoder self-attention."""
+    orientation_decoder_layers: PositiveInt = 6
+    """Decoder layers of the orientation branch."""
+    position_encoding: Literal["learned", "sine", "sine-normalized"] = "sine"
+    """Encoding of token positions: MST's learned tables, ActMST's fixed sine, or DETR's sine normalised to 2 pi."""
+    head_hidden: PositiveInt = 1024
+    """Hidden width of the two regressor heads."""
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """The objective: pose terms under learned or fixed weights, scene, and query-key alignment (QKA)."""
+
+    weighting: Literal["learned", "fixed"] = "learned"
+    """`learned`: L exp(-s) + s with learned s (Kendall and Cipolla 2017); `fixed`: the two weights below."""
+    s_position: float = 0.0
+    """Start of the learned s of the position term."""
+    s_orientation: float = -3.0
+    """Start of the learned s of the orientation term."""
+    position_weight: NonNegativeFloat = 1.0
+    """Weight of the position term under `fixed`."""
+    orientation_weight: NonNegativeFloat = 1.0
+    """Weight of the orientation term under `fixed`."""
+    scene_weight: NonNegativeFloat = 1.0
+    """Weight of the scene classification term."""
+    qka_weight: NonNegativeFloat = 0.1
+    """Weight of query-key alignment (ActMST's lambda); 0: the term is not computed."""
+
+
+@dataclass(frozen=True)
+class AugmentationSettings:
+    """Random changes of the training images; the pose label is kept."""
+
+    enabled: bool = True
+    """Random crop and colour jitter; off: the centre crop alone, as in evaluation."""
+    brightness: ClosedUnitInterval = 0.5
+    """Brightness factor drawn from 1 - b to 1 + b."""
+    contrast: ClosedUnitInterval = 0.5
+    """Contrast factor drawn from 1 - c to 1 + c."""
+    saturation: ClosedUnitInterval = 0.5
+    """Saturation factor drawn from 1 - s to 1 + s."""
+    hue: float = 0.2
+    """Hue shift drawn from -h to h, in turns (0.5 is the opposite colour)."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The loop."""
+
+    epochs: PositiveInt = 30
+    """Passes over the training frames."""
+    batch_size: PositiveInt = 8
+    """Images per optimisation step."""
+    learning_rate: PositiveFloat = 1e-4
+    """Adam's learning rate (peak, under `cosine`)."""
+    adam_eps: NonNegativeFloat = 1e-10
+    """Adam's epsilon."""
+    weight_decay: NonNegativeFloat = 1e-4
+    """Adam's L2 weight decay."""
+    schedule: Literal["step", "cosine"] = "step"
+    """`step`: times `step_factor` every `step_epochs` epochs; `cosine`: linear warm-up, then half a cosine to zero."""
+    step_epochs: PositiveInt = 10
+    """Epochs between two steps of the `step` schedule."""
+    step_factor: PositiveFloat = 0.1
+    """Factor of the `step` schedule."""
+    warmup: ClosedUnitInterval = 0.1
+    """Share of all steps spent in the warm-up of the `cosine` schedule."""
+    clip_gradient: NonNegativeFloat = 0.0
+    """Largest norm of the gradient of all parameters; 0: not clipped."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Arithmetic of the network's forward pass (autocast)."""
+    equalize_scenes: bool = False
+    """Draw every scene until all have as many samples as the largest."""
+    trains: Literal["all", "position-head"] = "all"
+    """Which weights learn; the rest stays as it is, in evaluation mode and without gradients."""
+    start_from: str | None = None
+    """Run folder whose model is the start, in place of fresh weights (two-stage training)."""
+    evaluate_every: PositiveInt = 1
+    """Epochs between two looks at medians, attention entropy and query-key gap; the last epoch always has one."""
+    evaluate_frames: PositiveInt = 200
+    """Frames, evenly spread, of the training part and of the held-out part that such a look uses at most."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One experiment."""
+
+    experiment: str = "virtual"
+    """Name of the experiment: the first folder under `runs`."""
+    variant: str | None = None
+    """Name of the variant: the second folder; by default `all`, or the scenes and the ground truth where chosen."""
+    seed: NonNegativeInt = 0
+    """Seed of weights, order, augmentation and dropout."""
+    runs: str = "runs"
+    """Folder of all runs."""
+    device: str = "auto"
+    """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, ..."""
+    on_bad_frame: Literal["stop", "skip"] = "stop"
+    """A missing or broken image or pose file: stop and name it, or leave it out and report how many."""
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+    def run_folder(self, default_ground_truth: str) -> Path:
+        """`runs/<experiment>/<variant>/seed-<n>`."""
+        variant = self.variant
+        if variant is None:
+            variant = "-".join(self.data.scenes) or "all"
+            if self.data.ground_truth not in (None, default_ground_truth):
+                variant += f"-{self.data.ground_truth}"
+        return Path(self.runs) / self.experiment / variant / f"seed-{self.seed}"
+
+
+# What may differ between two starts of the same run: places and devices, not mathematics.
+PLACES = ("runs", "device", "data.root", "data.cache")
+
+
+def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted names and values of nested settings, dataclass or dict."""
+    tree = asdict(settings) if dataclasses.is_dataclass(settings) and not isinstance(settings, type) else settings
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def differences(old: Settings, new: Settings) -> list[str]:
+    """`name: old -> new` of every setting that makes another run."""
+    before, after = flatten(old), flatten(new)
+    changed = (name for name in before if name not in PLACES and before[name] != after[name])
+    return [f"{name}: {before[name]} -> {after[name]}" for name in changed]
+
+
+def config_hash(settings: Settings) -> str:
+    """Twelve hexadecimal digits that stand for everything but places and devices."""
+    kept = {name: value for name, value in flatten(settings).items() if name not in PLACES}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def write_settings(path: Path, settings: Settings) -> None:
+    """Write the resolved settings as YAML."""
+    with whole_file(path) as file:
+        yaml.safe_dump(asdict(settings), file, sort_keys=False)
+
+
+class Parser(ArgumentParser):
+    """A parser that raises MsposeError in one line, with the names that exist, where jsonargparse would exit."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: ARG002
+        message = re.sub(r"<class '(\w+)'>|typing\.(\w+)", r"\1\2", " ".join(message.split()))
+        raise MsposeError(message + self._names_that_exist(message))
+
+    def _names_that_exist(self, message: str) -> str:
+        patterns = (
+            r"nrecognized arguments: -*(?P<name>[\w.\-]+)",
+            r"Group '(?P<group>[^']+)' does not accept option '(?P<name>[^']+)'",
+            r"Option '(?P<name>[^']+)' is not accepted",
+        )
+        found = next((match for pattern in patterns if (match := re.search(pattern, message))), None)
+        if found is None:
+            return ""
+        unknown = ".".join(part for part in (found.groupdict().get("group"), found["name"]) if part).replace("-", "_")
+        hidden = {"help", "print_config", "print_shtab", "==SUPPRESS=="}
+        names = {action.dest for action in self._actions} - hidden
+        leaves = sorted(name for name in names if not any(other.startswith(name + ".") for other in names))
+        group = unknown.rpartition(".")[0] + "."
+        siblings = [name for name in leaves if name.startswith(group)]
+        siblings = siblings or sorted({name.partition(".")[0] + (".*" if "." in name else "") for name in leaves})
+        close = difflib.get_close_matches(unknown, leaves, n=3, cutoff=0.6)
+        meant = f"did you mean {' or '.join(close)}? " if close else ""
+        return f"; {meant}names that exist: {', '.join(siblings)}"
+
+
+def settings_parser(**options: Any) -> ArgumentParser:
+    """A jsonargparse parser of `Settings` with `--config FILE`; the caller adds its own arguments."""
+    parser = Parser(**options)
+    parser.add_argument("--config", action="config", help="experiment file (YAML); what follows overrides it")
+    parser.add_class_arguments(Settings, None, fail_untyped=True)
+    return parser
+
+
+def to_settings(parsed: Namespace, parser: ArgumentParser) -> Settings:
+    """The frozen dataclasses of what was parsed, with plain Python numbers."""
+    objects = parser.instantiate_classes(parsed)
+    return _plain(Settings(**{item.name: objects[item.name] for item in dataclasses.fields(Settings)}))
+
+
+def _plain(value: Any) -> Any:
+    """The same value without jsonargparse's restricted number classes, which YAML would not write."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return type(value)(**{item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)})
+    if isinstance(value, bool | str) or value is None:
+        return value
+    return (
+        [_plain(item) for item in value]
+        if isinstance(value, list)
+        else float(value)
+        if isinstance(value, float)
+        else int(value)
+    )
+
+
+def read_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
+    """Settings from a YAML file, then command-line style overrides such as `--seed=1`.
+
+    Raises MsposeError for a missing file, a misspelt key (with the names that exist) or a value of the wrong kind.
+    """
+    if not Path(path).is_file():
+        raise MsposeError(f"no such settings file: {path}")
+    parser = settings_parser(prog="mspose")
+    return to_settings(parser.parse_args([f"--config={path}", *overrides]), parser)

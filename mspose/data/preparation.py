@@ -1,0 +1,61 @@
+"""What has to be on disk before frames can be read: published scenes downloaded, virtual ones rendered."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from mspose.data.cards import REPOSITORY, Card, data_root, read_card
+from mspose.data.download import download_scenes
+from mspose.data.virtual import render_virtual
+from mspose.errors import MsposeError
+
+
+def get_data(
+    dataset: str, scenes: Sequence[str] = (), root: str | None = None, archive: str | None = None, *, progress: bool = True
+) -> None:
+    """Download and unpack the scenes of a published data set, or render those of a virtual one; what is whole stays."""
+    card = read_card(dataset)
+    if card.format != "virtual":
+        download_scenes(card, scenes, root, archive, progress)
+    elif archive is not None:
+        raise MsposeError(f"{card.name} is rendered, not unpacked: leave out --archive")
+    else:
+        render_card(card, root, scenes, progress=progress)
+
+
+def render_if_virtual(dataset: str, root: str | None, *, progress: bool) -> None:
+    """Render what is missing of a virtual data set; other data sets are left alone."""
+    card = read_card(dataset)
+    if card.format == "virtual":
+        render_card(card, root, progress=progress)
+
+
+def render_card(card: Card, root: str | None, scenes: Sequence[str] = (), *, progress: bool) -> None:
+    """Render scenes (default: all) of a card of format `virtual`, as its `render` says."""
+    if unknown := [scene for scene in scenes if scene not in card.known_scenes]:
+        raise MsposeError(f"{card.name} has no scene {unknown[0]!r}; its scenes: {', '.join(card.known_scenes)}")
+    frames = {
+        scene: (card.scene_facts[scene].frames["train"], card.scene_facts[scene].frames["test"])
+        for scene in scenes or card.scenes
+    }
+    render_virtual(data_root(card, root), frames=frames, **card.render, progress=progress)
+
+
+def list_data() -> str:
+    """A Markdown table of the data sets with a card: their scenes, and which of them are on disk."""
+    folders = dict.fromkeys((Path.cwd() / "datasets", REPOSITORY / "datasets"))
+    rows = []
+    for path in {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}.values():
+        card = read_card(path)
+        there = [scene for scene in card.known_scenes if (data_root(card) / scene).is_dir()]
+        rows.append(
+            {
+                "data set": card.name,
+                "scenes": " ".join(card.known_scenes),
+                "on disk": " ".join(there) or "-",
+                "ground truth": " | ".join(card.ground_truths),
+                "folder": str(data_root(card)),
+            }
+        )
+    return pd.DataFrame(rows).to_markdown(index=False)

@@ -1,0 +1,216 @@
+"""7Scenes' folders (Shotton et al., CVPR 2013) and its two ground truths; virtual data is written in the same layout.
+
+    <root>/<scene>/TrainSplit.txt, TestSplit.txt              name sequences, one per line: `sequence3`
+    <root>/<scene>/seq-03/frame-000226.color.png|jpg          the image
+    <root>/<scene>/seq-03/frame-000226.pose.txt               4x4 camera-to-world matrix, metres
+    <root>/<scene>/camera-intrinsics.txt                      optional: the 3x3 camera matrix, pixels
+
+The second ground truth (Brachmann et al., ICCV 2021) is one text file per scene and split, in any order, with a line
+`seq-03/frame-000226.color.png qw qx qy qz tx ty tz f` per image, world-to-camera.
+"""
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mspose.data.frames import CAMERA_TO_WORLD, WORLD_TO_CAMERA, frame_table, parse_numbers, read_lines
+from mspose.errors import MsposeError
+
+SPLIT_FILES = {"train": "TrainSplit.txt", "test": "TestSplit.txt"}
+INTRINSICS = "camera-intrinsics.txt"
+
+_SEQUENCE_NAME = re.compile(r"seq(?:uence)?[-_ ]?0*(\d+)", re.IGNORECASE)
+_SEQUENCE_FOLDER = re.compile(r"seq-?0*(\d+)")
+_FRAME_FILE = re.compile(r"frame-(\d+)\.(pose\.txt|color\.png|color\.jpe?g)")
+
+
+def read_seven_scenes(
+    root: Path,
+    scenes: Sequence[str],
+    split: str,
+    *,
+    dataset: str = "7scenes",
+    ground_truth: str = "original",
+    focal_px: float = math.nan,
+    on_bad_frame: str = "stop",
+) -> pd.DataFrame:
+    """The frame table of one split of `scenes`, by scene, sequence and frame number.
+
+    A scene's `camera-intrinsics.txt`, where it has one, goes before `focal_px`. With `on_bad_frame="skip"` a frame
+    without image or with a bad pose file is left out (see `frame_table`).
+
+    Raises MsposeError for a split file that is missing, empty or names a sequence that is not there, a sequence without
+    frames, and bad frames.
+    """
+    scene_names: list[str] = []
+    sequences: list[str] = []
+    images: list[str] = []
+    pose_files: list[Path] = []
+    focals: list[float] = []
+    values: list[list[float]] = []
+    faults: dict[int, str] = {}
+    for scene in scenes:
+        focal = _read_focal(root / scene / INTRINSICS, focal_px)
+        for folder in split_sequences(root / scene, split):
+            for pose_name, image_name in _list_frames(folder):
+                matrix, fault = _read_matrix(folder / pose_name)
+                if image_name is None:
+                    fault = "there is no image beside it (.color.png or .color.jpg)"
+                if fault:
+                    faults[len(values)] = fault
+                values.append(matrix)
+                pose_files.append(folder / pose_name)
+                scene_names.append(scene)
+                sequences.append(folder.name)
+                images.append(f"{scene}/{folder.name}/{image_name or pose_name}")
+                focals.append(focal)
+    pose_B44 = np.array(values, dtype=np.float64).reshape(-1, 4, 4)
+    for row in np.flatnonzero(np.abs(pose_B44[:, 3] - [0, 0, 0, 1]).max(1, initial=0) > 1e-6):
+        faults.setdefault(int(row), "the last row of the pose is not 0 0 0 1")
+    return frame_table(
+        dataset=dataset,
+        ground_truth=ground_truth,
+        split=split,
+        scene=scene_names,
+        sequence=sequences,
+        image=images,
+        position_B3=pose_B44[:, :3, 3],
+        orientation=pose_B44[:, :3, :3],
+        convention=CAMERA_TO_WORLD,
+        where=lambda row: str(pose_files[row]),
+        source=str(root),
+        focal_px=focals,
+        faults=faults,
+        scenes=scenes,
+        on_bad_frame=on_bad_frame,
+    )
+
+
+def read_sfm_poses(
+    files: Mapping[str, Path],
+    split: str,
+    *,
+    dataset: str = "7scenes",
+    ground_truth: str = "sfm",
+    on_bad_frame: str = "stop",
+) -> pd.DataFrame:
+    """The frame table of the structure-from-motion poses in `files` (scene -> text file), by sequence and frame number.
+
+    Images are named as in the files and are not looked for. Raises MsposeError with file and line for bad lines.
+    """
+    rows: list[tuple[str, str, Path, int, list[float], str]] = []
+    for scene, path in files.items():
+        found = []
+        for line, text in enumerate(read_lines(path), start=1):
+            if not text:
+                continue
+            name, *cells = text.split()
+            if len(cells) != 8:
+                numbers, fault = [math.nan] * 8, f"expected 8 numbers after the image, found {len(cells)}"
+            else:
+                numbers, fault = parse_numbers(cells)
+                fault = fault or ("" if math.isfinite(numbers[7]) else "the focal length is not a number")
+            found.append((scene, name, path, line, numbers, fault))
+        if not found:
+            raise MsposeError(f"{path} is empty: expected a line per image")
+        rows += sorted(found, key=lambda row: _natural(row[1]))
+    number_B8 = np.array([row[4] for row in rows], dtype=np.float64).reshape(-1, 8)
+    return frame_table(
+        dataset=dataset,
+        ground_truth=ground_truth,
+        split=split,
+        scene=[row[0] for row in rows],
+        sequence=[row[1].rpartition("/")[0] for row in rows],
+        image=[f"{row[0]}/{row[1]}" for row in rows],
+        position_B3=number_B8[:, 4:7],
+        orientation=number_B8[:, :4],
+        convention=WORLD_TO_CAMERA,
+        where=lambda row: f"{rows[row][2]}, line {rows[row][3]}",
+        source=", ".join(str(path) for path in files.values()),
+        focal_px=number_B8[:, 7],
+        faults={number: row[5] for number, row in enumerate(rows) if row[5]},
+        scenes=list(files),
+        on_bad_frame=on_bad_frame,
+    )
+
+
+def split_sequences(scene_folder: Path, split: str) -> list[Path]:
+    """The sequence folders of a split, by number. Raises MsposeError for a line or a folder that is not right."""
+    if split not in SPLIT_FILES:
+        raise MsposeError(f"there is no split {split!r}; there are: {', '.join(SPLIT_FILES)}")
+    split_file = scene_folder / SPLIT_FILES[split]
+    named: dict[int, int] = {}
+    for line, text in enumerate(read_lines(split_file), start=1):
+        if not text:
+            continue
+        match = _SEQUENCE_NAME.fullmatch(text)
+        if match is None:
+            raise MsposeError(f"{split_file}, line {line}: {text[:40]!r} is not the name of a sequence (`sequence3`)")
+        if int(match[1]) in named:
+            raise MsposeError(f"{split_file}, line {line}: {text} is there twice (first: line {named[int(match[1])]})")
+        named[int(match[1])] = line
+    if not named:
+        raise MsposeError(f"{split_file} names no sequence: scene {scene_folder.name} has no {split} frames")
+    folders = {}
+    for entry in sorted(os.scandir(scene_folder), key=lambda entry: entry.name):
+        match = _SEQUENCE_FOLDER.fullmatch(entry.name)
+        if match is not None and entry.is_dir():
+            folders[int(match[1])] = scene_folder / entry.name
+    for number, line in named.items():
+        if number not in folders:
+            raise MsposeError(
+                f"{split_file}, line {line} names sequence {number}, which is not there: "
+                f"no folder {scene_folder / f'seq-{number:02d}'}"
+            )
+    return [folders[number] for number in sorted(named)]
+
+
+def _list_frames(folder: Path) -> list[tuple[str, str | None]]:
+    """(name of the pose file, name of the image or None) of every frame, by number."""
+    frames: dict[str, dict[str, str]] = {}
+    for entry in os.scandir(folder):
+        match = _FRAME_FILE.fullmatch(entry.name)
+        if match is not None:
+            frames.setdefault(match[1], {})[match[2]] = entry.name
+    if not frames:
+        raise MsposeError(f"{folder} holds no frames (frame-000000.color.png with frame-000000.pose.txt, and so on)")
+    listed = []
+    for number in sorted(frames, key=int):
+        files = frames[number]
+        image = files.get("color.png") or files.get("color.jpg") or files.get("color.jpeg")
+        listed.append((f"frame-{number}.pose.txt", image))
+    return listed
+
+
+def _read_matrix(path: Path) -> tuple[list[float], str]:
+    """(the 16 numbers of a pose file, ""), or (NaNs, what is wrong)."""
+    nothing = [math.nan] * 16
+    try:
+        values = path.read_bytes().split()
+    except FileNotFoundError:
+        return nothing, "the pose file is missing"
+    except OSError as error:
+        return nothing, f"the pose file cannot be read: {error.strerror}"
+    if len(values) != 16:
+        what = "is empty" if not values else f"holds {len(values)} values"
+        return nothing, f"the pose file {what}: expected the 16 of a 4x4 matrix"
+    return parse_numbers(values)
+
+
+def _read_focal(path: Path, default: float) -> float:
+    if not path.exists():
+        return default
+    numbers, fault = parse_numbers(" ".join(read_lines(path)).split())
+    if fault or len(numbers) != 9 or not (math.isfinite(numbers[0]) and numbers[0] > 0):
+        raise MsposeError(f"{path}: {fault or 'expected the 9 numbers of a 3x3 camera matrix, focal length first'}")
+    return numbers[0]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorting key under which frame-2 comes before frame-10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", name)]

@@ -1,0 +1,332 @@
+"""The seven virtual scenes: how each room or courtyard is laid out and furnished.
+
+A scene is built from its own generator, seeded by the data set's seed and the scene's name, so that it does not depend
+on which other scenes are rendered. None of the names is one of 7Scenes'.
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mspose.data import virtual_scene as furniture
+from mspose.data import virtual_textures as paint
+from mspose.data.virtual_render import Scene
+from mspose.data.virtual_scene import WALL_YAW, Place, SceneBuilder, wood
+from mspose.data.virtual_textures import Colour, Painter
+from mspose.errors import MsposeError
+
+Piece = tuple[float, float, float, Callable[[SceneBuilder, Place], None]]  # width, depth, height, how to build it
+OVERLAP_M = 0.04  # walls reach this far past their corners, so that no ray slips between two surfaces
+
+
+class Space:
+    """A room or a courtyard of a width and depth around the origin, with walls to stand and hang things on."""
+
+    def __init__(self, b: SceneBuilder, width: float, depth: float, height: float, walls: Sequence[Painter]) -> None:
+        self.b, self.width, self.depth, self.height = b, width, depth, height
+        self.taken: dict[str, list[tuple[float, float, float]]] = {side: [] for side in WALL_YAW}  # from, to, up to
+        for side, painter in zip(WALL_YAW, walls, strict=True):
+            length = self.length(side) + 2 * OVERLAP_M
+            place = self.at_wall(side, 0.0)
+            b.patch(place.point((-length / 2, 0, height + OVERLAP_M)), place.vector((length, 0, 0)),
+                    (0, 0, -height - 2 * OVERLAP_M), painter)
+
+    def length(self, side: str) -> float:
+        return self.width if side in ("north", "south") else self.depth
+
+    def at_wall(self, side: str, along: float, out: float = 0.0) -> Place:
+        """The place at a wall, `along` metres right of its middle and `out` metres into the room, facing the room."""
+        distance = self.depth / 2 if side in ("north", "south") else self.width / 2
+        return Place(0.0, 0.0, 0.0, WALL_YAW[side]).moved(along, distance - out)
+
+    def line_up(self, side: str, pieces: Sequence[Piece], margin: float = 0.4) -> None:
+        """Stand pieces along a wall in this order, the rest of its length shared out at random between them."""
+        free = self.length(side) - 2 * margin - sum(piece[0] for piece in pieces)
+        if free < 0:
+            raise ValueError(f"{self.b.name}: the {side} wall is {-free:.2f} m too short for its furniture")
+        gaps = self.b.rng.dirichlet(np.full(len(pieces) + 1, 4.0)) * free
+        left = -self.length(side) / 2 + margin
+        for (width, depth, height, build), gap in zip(pieces, gaps[:-1].tolist(), strict=True):
+            left += gap
+            build(self.b, self.at_wall(side, left + width / 2, depth / 2 + 0.02))
+            self.taken[side].append((left, left + width, height))
+            left += width
+
+    def hang_up(self, side: str, count: int, surfaces: Sequence[Painter], sizes: tuple[float, float] = (0.35, 0.9),
+                heights: tuple[float, float] = (1.2, 2.4)) -> None:
+        """Hang pictures, posters and the like where the wall is free."""
+        half = self.length(side) / 2 - 0.3
+        for _ in range(40 * count):
+            width, height = self.b.rng.uniform(*sizes, 2).tolist()
+            along = float(self.b.rng.uniform(-half + width / 2, half - width / 2))
+            bottom = float(self.b.rng.uniform(heights[0], max(heights[0], heights[1] - height)))
+            low, high = along - width / 2 - 0.08, along + width / 2 + 0.08
+            if any(low < end and high > start and top > bottom - 0.25 for start, end, top in self.taken[side]):
+                continue
+            surface = surfaces[int(self.b.rng.integers(len(surfaces)))]
+            furniture.hang(self.b, self.at_wall(side, along).moved(up=bottom), width, height, surface)
+            self.taken[side].append((low, high, self.height))
+            count -= 1
+            if count == 0:
+                return
+
+    def opening(self, side: str, along: float, bottom: float, width: float, height: float, surface: Painter,
+                glowing: bool = False) -> None:
+        """A window or door with a sill, at a given place."""
+        spot = self.at_wall(side, along).moved(up=bottom)
+        furniture.hang(self.b, spot, width, height, surface, 0.05, glowing)
+        if bottom > 0.3:
+            self.b.box(spot.moved(back=-0.1, up=-0.06), width + 0.2, 0.2, 0.06, paint.plaster((210, 205, 195)), bottom=True)
+        self.taken[side].append((along - width / 2, along + width / 2, self.height))
+
+    def ceiling(self, surface: Painter, beams: int = 0) -> None:
+        """A ceiling, with wooden beams below it."""
+        self.b.patch((-self.width / 2, -self.depth / 2, self.height), (self.width, 0, 0), (0, self.depth, 0), surface)
+        for y in np.linspace(-self.depth / 2, self.depth / 2, beams + 2)[1:-1].tolist():
+            self.b.box(Place(0.0, y, self.height - 0.18), self.width, 0.15, 0.2, wood(self.b.rng), bottom=True)
+
+    def open_sky(self, far: float = 30.0, high: float = 25.0) -> None:
+        """Sky on all sides and above, far behind the walls, and a sun."""
+        for side, yaw in WALL_YAW.items():
+            place = Place(0.0, 0.0, 0.0, yaw)
+            self.b.patch(place.point((-1.02 * far, far, high)), place.vector((2.04 * far, 0, 0)), (0, 0, -1.04 * high),
+                         paint.sky(zenith=(100, 140, 200) if side in ("north", "east") else (130, 165, 215)),
+                         cell=10.0, density=12.0, glowing=True)
+        self.b.patch((-far, -far, 0.98 * high), (2 * far, 0, 0), (0, 2 * far, 0), paint.sky((110, 150, 215)), cell=10.0,
+                     density=8.0, glowing=True)
+
+    def finish(self, view: tuple[float, float, float] = (2.9, 2.5, 1.0), reach: float = 3.2) -> Scene:
+        """The scene; cameras move in a box of size `view` in its southern half and look north."""
+        x, y, z = view
+        south = -0.1 * self.depth
+        return self.b.finish(
+            reach, ((-x / 2, south - y / 2, 1.0), (x / 2, south + y / 2, 1.0 + z)),
+            ((-0.8 * self.width, south + y / 2 + 0.7, 0.4), (0.8 * self.width, 0.5 * self.depth, 1.9)))
+
+
+def _atelier(b: SceneBuilder) -> Scene:
+    room = Space(b, 5.6, 6.0, 3.1, [paint.plaster((205, 195, 175), 0.15, 25), paint.bricks((175, 95, 75)),
+                                    paint.plaster((120, 150, 165)), paint.plaster((215, 180, 120), 0.2, 15)])
+    room.ceiling(paint.boards((205, 200, 190), 26), beams=4)
+    room.opening("west", 0.8, 1.0, 1.6, 1.5, paint.window(), glowing=True)
+    room.opening("north", -1.6, 0.0, 0.95, 2.1, paint.door((150, 60, 50)))
+    room.line_up("north", [(0.95, 0.1, 0.0, lambda b, p: None), (1.2, 0.5, 0.9, furniture.cupboard),
+                           (1.1, 0.32, 2.1, furniture.bookcase)])
+    room.line_up("east", [(1.4, 0.7, 1.0, furniture.table), (0.5, 0.5, 1.1, furniture.crates), (0.5, 0.5, 1.3, furniture.plant),
+                          (1.0, 0.32, 1.6, lambda b, p: furniture.bookcase(b, p, 1.0, 0.32, 1.6))])
+    room.line_up("west", [(1.2, 0.45, 0.9, furniture.cupboard), (0.5, 0.5, 1.0, furniture.crates), (1.4, 0.7, 1.0, furniture.table)])
+    for x, y, turn in ((-1.1, 1.5, 0.5), (0.4, 2.0, -0.3), (1.5, 1.3, -0.8)):
+        _easel(b, Place(x, y, 0.0, turn))
+    furniture.table(b, Place(-0.2, 0.6, 0.0, 0.2), 1.3, 0.7)
+    furniture.chair(b, Place(1.0, 0.4, 0.0, 2.4))
+    for side, count in (("north", 3), ("east", 5), ("west", 3), ("south", 4)):
+        room.hang_up(side, count, [paint.picture(), paint.picture((200, 170, 90)), paint.poster()])
+    furniture.hanging_lamp(b, Place(-1.2, 1.7), 3.1)
+    furniture.hanging_lamp(b, Place(1.2, -1.9), 3.1)
+    b.floor(5.6, 6.0, paint.boards((165, 120, 80), 22))
+    return room.finish()
+
+
+def _easel(b: SceneBuilder, place: Place) -> None:
+    b.stand(place, 0.7, 0.6)
+    size = float(b.rng.uniform(0.6, 0.95))
+    b.box(place.moved(up=0.65), size, 0.04, 1.1 * size, paint.plaster((210, 200, 180)), front=paint.picture((225, 220, 205)), bottom=True)
+    b.box(place.moved(back=-0.02, up=0.6), 0.8 * size, 0.12, 0.05, wood(b.rng), bottom=True)
+    for right, back in ((-0.3 * size, 0.06), (0.3 * size, 0.06), (0.0, 0.35)):
+        b.box(place.moved(right, back), 0.05, 0.05, 1.7, wood(b.rng))
+
+
+def _library(b: SceneBuilder) -> Scene:
+    room = Space(b, 6.0, 6.2, 3.2, [paint.plaster((120, 60, 55), 0.2), paint.plaster((75, 95, 80), 0.2, 20),
+                                    paint.boards((130, 90, 60), 40, False), paint.plaster((70, 80, 110), 0.2)])
+    room.ceiling(paint.tiles([(215, 205, 185), (200, 185, 160), (225, 220, 205)], 90))
+    tall = [(w, 0.35, h, lambda b, p, w=w, h=h: furniture.bookcase(b, p, w, 0.35, h)) for w, h in
+            ((1.3, 2.5), (1.0, 2.2), (1.2, 2.4), (0.9, 1.9))]
+    room.opening("north", 0.3, 1.0, 1.0, 1.6, paint.window((230, 215, 190)), glowing=True)
+    room.line_up("east", [tall[2], (0.5, 0.5, 1.3, furniture.plant), tall[1], (1.0, 0.45, 0.9, furniture.cupboard)])
+    room.line_up("west", [tall[3], (1.8, 0.8, 0.9, furniture.sofa), tall[0]])
+    for along, piece in ((-1.9, tall[0]), (2.2, tall[3])):
+        piece[3](b, room.at_wall("north", along, 0.2))
+        room.taken["north"].append((along - piece[0] / 2, along + piece[0] / 2, piece[2]))
+    furniture.table(b, Place(0.5, 1.9, 0.0, 0.1), 1.6, 0.7, things=5)
+    furniture.table(b, Place(-0.9, 0.5, 0.0, -0.4), 1.2, 0.7)
+    for x, y, yaw in ((0.3, 1.3, 3.0), (1.9, 0.6, -1.2), (-1.8, 0.9, 1.2)):
+        furniture.chair(b, Place(x, y, 0.0, yaw))
+    furniture.bookcase(b, Place(1.9, 1.9, 0.0, -0.9), 0.8, 0.3, 1.4)
+    for side, count in (("north", 2), ("east", 3), ("west", 3), ("south", 5)):
+        room.hang_up(side, count, [paint.picture((190, 155, 70)), paint.poster()])
+    furniture.hanging_lamp(b, Place(-0.9, 1.9), 3.2, 0.9)
+    furniture.hanging_lamp(b, Place(1.3, -2.1), 3.2, 0.9)
+    b.floor(6.0, 6.2, paint.tiles([(90, 60, 45), (180, 150, 110), (120, 85, 60)], 60))
+    b.patch((-1.5, 2.5, 0.012), (2.6, 0, 0), (0, -1.8, 0), paint.rug())
+    return room.finish()
+
+
+def _workshop(b: SceneBuilder) -> Scene:
+    room = Space(b, 6.2, 5.8, 3.3, [paint.bricks((190, 180, 165), (40, 18)), paint.plaster((95, 115, 105), 0.3, 20),
+                                    paint.bricks((140, 120, 110)), paint.boards((170, 160, 140), 30, False)])
+    room.ceiling(paint.plaster((120, 125, 130), 0.3, 30), beams=5)
+    room.opening("north", 1.7, 0.0, 1.1, 2.2, paint.door((60, 80, 130)))
+    room.opening("west", -1.2, 1.3, 1.5, 1.1, paint.window(frame=(60, 60, 65)), glowing=True)
+    bench = (1.9, 0.7, 1.0, lambda b, p: furniture.table(b, p, 1.9, 0.7, 0.85, 6))
+    room.line_up("north", [(0.55, 0.5, 1.4, lambda b, p: furniture.crates(b, p, 3, 0.5)), bench, (1.1, 0.1, 0.0, lambda b, p: None)])
+    room.line_up("east", [bench, (0.9, 0.5, 1.9, lambda b, p: furniture.cupboard(b, p, 0.9, 0.5, 1.9, (70, 110, 150))),
+                          (0.5, 0.5, 1.0, furniture.crates)])
+    room.line_up("west", [(1.2, 0.35, 1.8, lambda b, p: furniture.bookcase(b, p, 1.2, 0.35, 1.8)),
+                          (0.6, 0.5, 0.9, lambda b, p: furniture.crates(b, p, 2, 0.5)),
+                          (1.0, 0.45, 0.9, lambda b, p: furniture.cupboard(b, p, colour=(190, 70, 50)))])
+    for x, y, colour in ((-1.6, 1.75, (225, 185, 40)), (2.1, 0.9, (190, 60, 50))):
+        post = paint.stripes([colour, (40, 40, 40)], 14)
+        b.box(b.stand(Place(x, y, 0.0, 0.3), 0.25, 0.25), 0.22, 0.22, 3.3, post)
+    furniture.table(b, Place(0.2, 1.0, 0.0, -0.15), 1.5, 0.8, things=5)
+    furniture.crates(b, Place(1.3, 1.6), 3, 0.5)
+    furniture.crates(b, Place(-1.3, 0.5), 1, 0.6)
+    for z in (2.75, 2.95):
+        b.turned_surface(Place(2.9, 2.6, 0.0), [(0.07, z), (0.07, 0.0)], paint.stripes([(180, 90, 50), (150, 70, 40)], 9), 8)
+        b.box(Place(0.0, 2.75, z), 6.0, 0.09, 0.09, paint.stripes([(160, 60, 50), (190, 190, 190), (60, 90, 150)], 40), bottom=True)
+    for side, count in (("north", 4), ("east", 4), ("west", 2), ("south", 4)):
+        room.hang_up(side, count, [paint.poster(), paint.poster((220, 215, 130)), paint.picture((50, 50, 55))])
+    furniture.hanging_lamp(b, Place(0.0, 2.0), 3.3, 0.6)
+    furniture.hanging_lamp(b, Place(-1.5, -1.9), 3.3, 0.6)
+    b.floor(6.2, 5.8, paint.plaster((135, 130, 125), 0.35, 60))
+    return room.finish()
+
+
+def _gallery(b: SceneBuilder) -> Scene:
+    room = Space(b, 6.4, 6.2, 3.4, [paint.plaster((200, 196, 188), 0.12, 12), paint.plaster((150, 55, 60), 0.15),
+                                    paint.plaster((210, 205, 195), 0.1), paint.plaster((55, 90, 120), 0.15)])
+    room.ceiling(paint.tiles([(235, 235, 235), (215, 215, 220)], 100, (170, 170, 175)))
+    for x, y, height in ((-1.4, 1.3, 1.0), (0.5, 2.0, 1.1), (1.9, 1.0, 0.9), (-2.4, 2.2, 1.0), (0.3, 1.25, 0.7)):
+        place = b.stand(Place(x, y, 0.0, float(b.rng.uniform(-0.6, 0.6))), 0.5, 0.5)
+        b.box(place, 0.45, 0.45, height, paint.plaster(paint.bright_colour(b.rng, 110, 230), 0.12), front=paint.poster())
+        r = float(b.rng.uniform(0.12, 0.2))
+        profile = [(float(b.rng.uniform(0.3, 1.0)) * r, z) for z in np.linspace(4 * r, 0.0, 6).tolist()]
+        b.turned_surface(place.moved(up=height), [(0.0, 4 * r), *profile], paint.plaster(paint.bright_colour(b.rng), 0.3, 30), 12)
+    furniture.column(b, Place(-1.9, 0.9), 3.4, paint.plaster((190, 170, 150), 0.3))
+    furniture.column(b, Place(2.3, 2.0), 3.4, paint.tiles([(60, 90, 90), (190, 170, 110)], 22), 0.2)
+    furniture.bench(b, Place(-0.6, 1.9, 0.0, 0.2), 1.4)
+    pictures = [paint.picture(), paint.picture((200, 165, 80)), paint.picture((25, 25, 25)), paint.picture((230, 230, 225))]
+    room.opening("north", 2.3, 0.0, 1.0, 2.2, paint.door((70, 70, 75)))
+    for side, count in (("north", 6), ("east", 6), ("west", 6), ("south", 6)):
+        room.hang_up(side, count, pictures, (0.5, 1.5), (0.7, 2.9))
+    for x, y in ((-1.6, 2.0), (1.6, 2.0), (0.0, -2.3)):
+        furniture.hanging_lamp(b, Place(x, y), 3.4, 0.5)
+    b.floor(6.4, 6.2, paint.boards((120, 80, 55), 34, False))
+    return room.finish(reach=2.6)
+
+
+def _kitchenette(b: SceneBuilder) -> Scene:
+    room = Space(b, 5.2, 5.4, 2.8, [paint.tiles([(225, 225, 215), (90, 140, 150), (215, 190, 120)], 30),
+                                    paint.plaster((225, 205, 150), 0.15, 20), paint.plaster((170, 190, 160)),
+                                    paint.stripes([(215, 225, 205), (150, 180, 165), (205, 215, 190)], 26)])
+    room.ceiling(paint.plaster((228, 225, 218), 0.12, 18))
+    unit: Colour = (70, 120, 125)
+    room.opening("north", 0.1, 1.15, 1.3, 1.0, paint.window(), glowing=True)
+    for along, things in ((-1.75, 2), (-0.85, 2), (0.05, 3), (0.95, 2)):
+        furniture.cupboard(b, room.at_wall("north", along, 0.3), 0.9, 0.6, 0.88, unit, things)
+    for along in (-1.75, 1.25):
+        b.box(room.at_wall("north", along, 0.18).moved(up=1.6), 0.9, 0.34, 0.7, paint.plaster(unit), front=paint.cabinet(unit, 2, 1),
+              bottom=True)
+    room.taken["north"] += [(-2.2, -1.3, 2.8), (0.8, 1.7, 2.8)]
+    fridge = paint.plaster((200, 70, 60), 0.1, 8)
+    b.box(b.stand(room.at_wall("north", 2.05, 0.33), 0.7, 0.65), 0.7, 0.65, 1.75, fridge, front=paint.cabinet((205, 75, 65), 1, 2))
+    room.line_up("east", [(0.5, 0.5, 1.3, furniture.plant), (1.1, 0.35, 1.9, lambda b, p: furniture.bookcase(b, p, 1.1, 0.35, 1.9)),
+                          (1.0, 0.45, 0.9, lambda b, p: furniture.cupboard(b, p, colour=(205, 170, 110)))])
+    room.opening("west", -0.9, 0.0, 0.95, 2.1, paint.door((225, 220, 205)))
+    room.line_up("west", [(1.1, 0.45, 0.9, lambda b, p: furniture.cupboard(b, p, 1.1, colour=(150, 90, 60)))], margin=0.2)
+    furniture.table(b, Place(0.1, 1.0, 0.0, 0.25), 1.3, 0.8, things=5)
+    for x, y, yaw in ((-0.9, 1.0, -1.4), (1.1, 1.2, 1.7), (0.3, 0.2, 3.3), (-0.1, 1.75, 0.2)):
+        furniture.chair(b, Place(x, y, 0.0, yaw))
+    for side, count in (("north", 2), ("east", 4), ("west", 4), ("south", 4)):
+        room.hang_up(side, count, [paint.poster(), paint.picture((220, 215, 205)), paint.poster((240, 205, 180))], (0.3, 0.7))
+    furniture.hanging_lamp(b, Place(0.1, 1.1), 2.8, 0.6)
+    furniture.hanging_lamp(b, Place(0.5, -1.9), 2.8, 0.5)
+    b.floor(5.2, 5.4, paint.tiles([(215, 205, 190), (60, 65, 75)], 50))
+    return room.finish((2.7, 2.4, 0.95), 2.8)
+
+
+def _facade(ground: Colour, upper: Colour) -> Painter:
+    """Stone below, plaster above, a painted band between them."""
+    def surface(rng: np.random.Generator, height: int, width: int) -> paint.Image:
+        split = int(0.55 * height)
+        image = np.concatenate([paint.plaster(upper, 0.25, 15)(rng, split, width),
+                                paint.bricks(ground, (60, 26))(rng, height - split, width)])
+        image[split - 14: split + 14] = paint.tiles([paint.bright_colour(rng, 90, 200), upper], 28)(rng, 28, width)
+        return image
+    return surface
+
+
+def _courtyard(b: SceneBuilder) -> Scene:
+    yard = Space(b, 7.6, 7.2, 3.6, [_facade((165, 150, 130), (220, 190, 130)), _facade((150, 120, 105), (190, 110, 85)),
+                                    _facade((140, 140, 140), (170, 185, 190)), paint.bricks((175, 105, 80))])
+    yard.open_sky()
+    b.lamps.append((9.0, -7.0, 12.0))
+    yard.opening("north", -0.4, 0.0, 1.3, 2.3, paint.door((60, 95, 70)))
+    for side, alongs in (("north", (-2.4, 1.6)), ("east", (-1.8, 1.4)), ("west", (-1.5, 1.6)), ("south", (-1.8, 1.8))):
+        for along in alongs:
+            for bottom, height in ((1.0, 1.1), (2.5, 0.85)):
+                yard.opening(side, along, bottom, 1.0, height, paint.window((120, 140, 170), paint.bright_colour(b.rng)))
+                if b.rng.random() < 0.6:
+                    furniture.planter(b, yard.at_wall(side, along, 0.2).moved(up=bottom - 0.45), 0.9, 0.3)
+    yard.line_up("east", [(1.2, 0.5, 0.9, furniture.planter), (0.5, 0.5, 1.3, furniture.crates), (1.5, 0.5, 1.0, furniture.bench)])
+    yard.line_up("west", [(1.5, 0.5, 1.0, furniture.bench), (0.5, 0.5, 1.6, lambda b, p: furniture.plant(b, p, 1.6)),
+                          (1.2, 0.5, 0.9, furniture.planter)])
+    furniture.well(b, Place(0.9, 1.6, 0.0, 0.5))
+    for x, y, height in ((-2.2, 2.2, 2.6), (2.5, 2.6, 2.9), (-2.6, -0.1, 2.3)):
+        furniture.plant(b, Place(x, y), height)
+    furniture.bench(b, Place(-0.9, 1.9, 0.0, -0.3))
+    furniture.crates(b, Place(2.3, 0.7), 2, 0.55)
+    furniture.table(b, Place(-0.7, 0.7, 0.0, 0.4), 1.1, 0.7)
+    for side in WALL_YAW:
+        yard.hang_up(side, 3, [paint.poster(), paint.picture()], (0.3, 0.7))
+    b.floor(7.6, 7.2, paint.paving((160, 150, 140)))
+    return yard.finish((3.2, 2.7, 1.0), 25.0)
+
+
+def _arcade(b: SceneBuilder) -> Scene:
+    yard = Space(b, 7.4, 7.4, 3.3, [paint.bricks((200, 170, 120), (70, 30)), _facade((150, 145, 140), (120, 145, 120)),
+                                    paint.plaster((190, 180, 165)), _facade((175, 150, 120), (205, 160, 150))])
+    yard.open_sky()
+    b.lamps.append((-8.0, -6.0, 11.0))
+    surfaces = [paint.tiles([(190, 80, 60), (225, 215, 190)], 24), paint.bricks((90, 120, 130), (20, 12)),
+                paint.stripes([(230, 225, 205), (70, 110, 90)], 12), paint.plaster((215, 170, 90), 0.3, 40)]
+    for x, surface in zip((-2.7, -0.9, 0.9, 2.7), surfaces, strict=True):
+        furniture.column(b, Place(x, 2.5), 2.5, surface)
+    b.box(Place(0.0, 2.5, 2.48), 7.3, 0.5, 0.4, paint.tiles([(200, 160, 90), (70, 100, 130), (225, 220, 205)], 30), bottom=True)
+    b.patch((-3.7, 2.3, 2.86), (7.4, 0, 0), (0, 1.4, 0), paint.boards((120, 85, 60), 24))
+    for along, colour in ((-2.3, (150, 60, 50)), (0.1, (55, 85, 120)), (2.2, (110, 120, 60))):
+        yard.opening("north", along, 0.0, 1.1, 2.1, paint.door(colour))
+    for side, alongs in (("east", (-1.6, 0.6)), ("west", (-1.4, 1.2)), ("south", (-1.5, 1.5))):
+        for along in alongs:
+            yard.opening(side, along, 2.1, 0.9, 0.95, paint.window((140, 160, 190), paint.bright_colour(b.rng)))
+    furniture.stall(b, yard.at_wall("east", -0.2, 0.7), 1.7, 0.9)
+    furniture.stall(b, yard.at_wall("west", 0.9, 0.7), 1.7, 0.9)
+    yard.line_up("south", [(1.5, 0.5, 1.0, furniture.bench), (1.2, 0.5, 0.9, furniture.planter)])
+    furniture.plant(b, Place(1.7, 1.5), 1.9)
+    furniture.planter(b, Place(-0.3, 1.5, 0.0, 0.2), 1.3, 0.5)
+    furniture.crates(b, Place(-1.6, 1.3), 2, 0.5)
+    furniture.table(b, Place(0.7, 0.5, 0.0, -0.5), 1.0, 0.6)
+    furniture.bench(b, Place(-0.9, 0.3, 0.0, 2.7))
+    for side in WALL_YAW:
+        yard.hang_up(side, 4, [paint.poster(), paint.poster((225, 190, 120)), paint.picture()], (0.3, 0.8), (0.9, 2.2))
+    b.floor(7.4, 7.4, paint.bricks((170, 130, 110), (28, 14), (120, 110, 100)))
+    return yard.finish((3.2, 2.7, 1.0), 25.0)
+
+
+_BUILDERS: dict[str, Callable[[SceneBuilder], Scene]] = {
+    "atelier": _atelier, "library": _library, "courtyard": _courtyard, "workshop": _workshop,
+    "gallery": _gallery, "kitchenette": _kitchenette, "arcade": _arcade}
+SCENE_NAMES = tuple(_BUILDERS)
+
+
+def scene_key(name: str) -> int:
+    """A number for a scene's name, the same on every machine, to seed generators with."""
+    return zlib.crc32(name.encode())
+
+
+def build_scene(name: str, seed: int = 0) -> Scene:
+    """The scene of that name; the same for the same seed. Raises MsposeError for a name that does not exist."""
+    if name not in _BUILDERS:
+        raise MsposeError(f"there is no virtual scene {name!r}; there are: {', '.join(SCENE_NAMES)}")
+    return _BUILDERS[name](SceneBuilder(name, np.random.default_rng([seed, scene_key(name)])))

@@ -1,0 +1,148 @@
+"""Pre-norm transformer encoder and decoder, batch first.
+
+Positions are added to queries and keys after the pre-norm, never to values.
+B images, N image tokens, S scenes, C channels, L layers, H heads, D channels per head.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mspose.models.attention import Attention, query_key_gap
+
+LayerObserver = Callable[[int, Tensor, Tensor], None]
+"""Called with (layer, query_BHND, key_BHND) of every encoder layer's self-attention."""
+
+
+class FeedForward(nn.Module):
+    """Linear, GELU, dropout, linear."""
+
+    def __init__(self, dim: int, hidden: int, *, dropout: float) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(dim, hidden)
+        self.linear2 = nn.Linear(hidden, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens_BNC: Tensor) -> Tensor:
+        return self.linear2(self.dropout(F.gelu(self.linear1(tokens_BNC))))
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention, then feed-forward, each on the normalised tokens and added to them."""
+
+    def __init__(
+        self, dim: int, heads: int, feedforward: int, *, dropout: float = 0.0, attention_dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.self_attention = Attention(dim, heads, dropout=attention_dropout)
+        self.feedforward = FeedForward(dim, feedforward, dropout=dropout)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens_BNC: Tensor, position_NC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns tokens_BNC, and query_BHND and key_BHND of the self-attention."""
+        normed_BNC = self.norm1(tokens_BNC)
+        query_key_BNC = normed_BNC + position_NC
+        attended_BNC, query_BHND, key_BHND = self.self_attention(query_key_BNC, query_key_BNC, normed_BNC)
+        tokens_BNC = tokens_BNC + self.dropout(attended_BNC)
+        tokens_BNC = tokens_BNC + self.dropout(self.feedforward(self.norm2(tokens_BNC)))
+        return tokens_BNC, query_BHND, key_BHND
+
+
+class Encoder(nn.Module):
+    """A stack of encoder layers and a final LayerNorm; with no layers, the LayerNorm alone."""
+
+    def __init__(
+        self,
+        layers: int,
+        dim: int,
+        heads: int,
+        feedforward: int,
+        *,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.layers = nn.ModuleList(
+            EncoderLayer(dim, heads, feedforward, dropout=dropout, attention_dropout=attention_dropout)
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(
+        self, tokens_BNC: Tensor, position_NC: Tensor, *, observer: LayerObserver | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns tokens_BNC and query_key_gap_BLH: per layer and head, the distance from mean query to mean key."""
+        gaps_BH = []
+        for index, layer in enumerate(self.layers):
+            tokens_BNC, query_BHND, key_BHND = layer(tokens_BNC, position_NC)
+            gaps_BH.append(query_key_gap(query_BHND, key_BHND))
+            if observer is not None:
+                observer(index, query_BHND, key_BHND)
+        gap_BLH = torch.stack(gaps_BH, dim=1) if gaps_BH else tokens_BNC.new_zeros(len(tokens_BNC), 0, self.heads)
+        return self.norm(tokens_BNC), gap_BLH
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention among the scene tokens, cross-attention to the image tokens, feed-forward."""
+
+    def __init__(
+        self, dim: int, heads: int, feedforward: int, *, dropout: float = 0.0, attention_dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.self_attention = Attention(dim, heads, dropout=attention_dropout)
+        self.cross_attention = Attention(dim, heads, dropout=attention_dropout)
+        self.feedforward = FeedForward(dim, feedforward, dropout=dropout)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.norm3 = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, scene_BSC: Tensor, query_SC: Tensor, memory_BNC: Tensor, memory_key_BNC: Tensor) -> Tensor:
+        """Returns scene_BSC. `memory_key_BNC` is the memory with its positions added."""
+        normed_BSC = self.norm1(scene_BSC)
+        query_key_BSC = normed_BSC + query_SC
+        scene_BSC = scene_BSC + self.dropout(self.self_attention(query_key_BSC, query_key_BSC, normed_BSC)[0])
+        query_BSC = self.norm2(scene_BSC) + query_SC
+        scene_BSC = scene_BSC + self.dropout(self.cross_attention(query_BSC, memory_key_BNC, memory_BNC)[0])
+        return scene_BSC + self.dropout(self.feedforward(self.norm3(scene_BSC)))
+
+
+class Decoder(nn.Module):
+    """A stack of decoder layers on zeros, with one learned query per scene, and a final LayerNorm."""
+
+    def __init__(
+        self,
+        layers: int,
+        dim: int,
+        heads: int,
+        feedforward: int,
+        *,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            DecoderLayer(dim, heads, feedforward, dropout=dropout, attention_dropout=attention_dropout)
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, query_SC: Tensor, memory_BNC: Tensor, position_NC: Tensor) -> Tensor:
+        """Returns scene_BSC: one vector per image and scene."""
+        memory_key_BNC = memory_BNC + position_NC
+        scene_BSC = torch.zeros_like(query_SC).expand(len(memory_BNC), -1, -1)
+        for layer in self.layers:
+            scene_BSC = layer(scene_BSC, query_SC, memory_BNC, memory_key_BNC)
+        return self.norm(scene_BSC)
+
+
+def initialize_matrices(module: nn.Module) -> None:
+    """Xavier-uniform for every matrix of `module`, biases and norms left as they are (MS-Transformer)."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)

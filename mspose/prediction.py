@@ -1,0 +1,191 @@
+"""From a run folder to poses: `mspose.load(run)(image)`, and whole tables of predictions."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+from mspose.checkpoint import load_model
+from mspose.data.augmentation import centre_crop, normalize
+from mspose.data.batches import Batch, Batches
+from mspose.data.images import resize_short_side, to_rgb8
+from mspose.errors import MsposeError
+from mspose.metrics import PREDICTION_COLUMNS, with_errors
+from mspose.models.mstransformer import MSTransformer
+from mspose.poses import normalize_quaternion
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to an image before the network sees it; it travels with the model."""
+
+    resize: int
+    """Short side in pixels after resizing."""
+    crop: int
+    """Side in pixels of the centre crop."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, image_HW3: NDArray[np.uint8]) -> torch.Tensor:
+        """RGB uint8 (H, W, 3) of any size to the network's input (1, 3, crop, crop)."""
+        resized = resize_short_side(to_rgb8(image_HW3), self.resize)
+        top, left = centre_crop(*resized.shape[:2], self.crop)
+        crop_HW3 = np.ascontiguousarray(resized[top : top + self.crop, left : left + self.crop])
+        image_13HW = torch.from_numpy(crop_HW3).permute(2, 0, 1)[None].float().div_(255)
+        return normalize(image_13HW, self.mean, self.std)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Where one image was taken."""
+
+    position: NDArray[np.float64]
+    """Camera centre (3,) in metres, in the frame of `scene`."""
+    orientation: NDArray[np.float64]
+    """Unit quaternion (4,) w x y z, w >= 0, camera-to-world."""
+    scene: str
+    """The most probable scene, or the one that was given."""
+    scene_probability: float
+    """Its probability, 0 to 1."""
+
+
+class PoseEstimator:
+    """A trained network with its preprocessing: `estimator(image_HW3) -> Estimate`."""
+
+    def __init__(self, network: MSTransformer, preprocessing: Preprocessing, description: dict[str, Any]):
+        self.network = network
+        self.preprocessing = preprocessing
+        self.description = description
+
+    @property
+    def scenes(self) -> tuple[str, ...]:
+        """Names of the scenes that the network knows."""
+        return self.network.scenes
+
+    def __call__(self, image_HW3: NDArray[np.uint8], scene: str | None = None) -> Estimate:
+        """Estimate the pose of an RGB image, uint8 (H, W, 3), of any size; `scene` is predicted unless given.
+
+        Raises ValueError for an array of another shape or type, MsposeError for a scene that the network does not know.
+        """
+        if scene is not None and scene not in self.scenes:
+            raise MsposeError(f"scene {scene} is unknown to the model, which knows: {', '.join(self.scenes)}")
+        parameter = next(self.network.parameters())
+        image = self.preprocessing(image_HW3).to(parameter.device, parameter.dtype)
+        given = None if scene is None else torch.tensor([self.scenes.index(scene)], device=parameter.device)
+        with torch.inference_mode():
+            output = self.network(image, given)
+        index = int(output.scene_B[0])
+        return Estimate(
+            position=output.position_B3[0].double().cpu().numpy(),
+            orientation=normalize_quaternion(output.orientation_B4)[0],
+            scene=self.scenes[index],
+            scene_probability=float(output.scene_log_probability_BS[0, index].exp()),
+        )
+
+
+def load(run: Path | str, device: str = "auto") -> PoseEstimator:
+    """The trained model of a run folder, ready to use.
+
+    Raises MsposeError where the folder holds no model, a broken one, or one of another architecture.
+    """
+    run = Path(run)
+    weights, description = load_model(run)
+    try:
+        if description["kind"] != "ms-transformer":
+            raise MsposeError(f"{run}: a model of kind {description['kind']!r} is not known to this version")
+        network = MSTransformer(**description["architecture"], pretrained=False)
+        stored = description["preprocessing"]
+        preprocessing = Preprocessing(stored["resize"], stored["crop"], tuple(stored["mean"]), tuple(stored["std"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise MsposeError(f"{run}/model.json does not describe a model of this version: {error}") from error
+    load_weights(network, weights, run)
+    return PoseEstimator(network.to(resolve_device(device)).eval(), preprocessing, description)
+
+
+def load_weights(network: nn.Module, weights: dict[str, torch.Tensor], source: Path) -> None:
+    """Fill the network; MsposeError names what is missing, left over or of another shape."""
+    own = network.state_dict()
+    wrong = [f"{name} is missing" for name in own if name not in weights]
+    wrong += [f"{name} is not part of this model" for name in weights if name not in own]
+    wrong += [
+        f"{name} is {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise MsposeError(f"{source} holds a model of another architecture: {'; '.join(wrong[:3])}{more}")
+    network.load_state_dict(weights)
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is a GPU where there is one. Raises MsposeError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise MsposeError(f"device {name} cannot be used here ({reason}): choose --device cpu or auto") from error
+
+
+def predict_batches(
+    network: MSTransformer, frames: pd.DataFrame, batches: Iterable[Batch], *, given_scene: bool = False
+) -> pd.DataFrame:
+    """Predictions, with the columns of a predictions file, for the rows of `frames` that `batches` brings."""
+    parts = []
+    training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode():
+            for batch in batches:
+                output = network(batch.image_B3HW, batch.scene_B if given_scene else None)
+                finite_B = torch.cat([output.position_B3, output.orientation_B4], dim=1).isfinite().all(dim=1)
+                if not bool(finite_B.all()):
+                    image = frames["image"].iloc[batch.row[int(finite_B.int().argmin())]]
+                    raise MsposeError(f"the model's estimate for {image} is not finite: its weights are unusable")
+                best_B = output.scene_log_probability_BS.argmax(dim=1)
+                chosen = output.scene_log_probability_BS.gather(1, best_B[:, None])[:, 0].exp()
+                parts.append(
+                    (
+                        batch.row,
+                        best_B.cpu().numpy(),
+                        chosen.float().cpu().numpy(),
+                        output.position_B3.double().cpu().numpy(),
+                        normalize_quaternion(output.orientation_B4),
+                    )
+                )
+    finally:
+        network.train(training)
+    rows, best, probability, position, orientation = (np.concatenate(column) for column in zip(*parts, strict=True))
+    labels = frames.iloc[rows][["image", "scene", "tx", "ty", "tz", "qw", "qx", "qy", "qz"]].reset_index(drop=True)
+    table = labels.assign(
+        predicted_scene=np.array(network.scenes, dtype=object)[best],
+        scene_probability=probability,
+        **{f"{axis}_est": position[:, index] for index, axis in enumerate(("tx", "ty", "tz"))},
+        **{f"{part}_est": orientation[:, index] for index, part in enumerate(("qw", "qx", "qy", "qz"))},
+    )
+    return with_errors(table)[list(PREDICTION_COLUMNS)]
+
+
+def predict_frames(
+    network: MSTransformer,
+    batches: Batches,
+    rows: NDArray[np.int64] | None = None,
+    *,
+    given_scene: bool = False,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """`predict_batches` over the centre crops of the given rows (default: all) of a frame table."""
+    count = len(batches.frames) if rows is None else len(rows)
+    total = -(-count // batches.batch_size)
+    bar = tqdm(batches.in_order(rows), total=total, desc="predicting", unit="batch", disable=not progress)
+    return predict_batches(network, batches.frames, bar, given_scene=given_scene)

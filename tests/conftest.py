@@ -1,0 +1,104 @@
+"""A small data set on disk and the settings of a small network, for tests that need a whole run."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from mspose.config import (
+    AugmentationSettings,
+    DataSettings,
+    ModelSettings,
+    Settings,
+    TrainingSettings,
+)
+from mspose.poses import normalize_quaternion
+
+torch.set_num_threads(2)
+FRAMES = {"train": 12, "test": 5}
+
+
+def write_small_data(folder: Path) -> Path:
+    """Two scenes of noise images whose tint follows the pose, as label CSV and card; returns the card."""
+    rng = np.random.default_rng(7)
+    rows = []
+    for scene, tint in (("attic", 60), ("cellar", 160)):
+        for split, count in FRAMES.items():
+            for number in range(count):
+                name = f"{scene}/{split}-01/frame-{number:03d}.png"
+                position = rng.uniform(-1, 1, 3)
+                noise = rng.integers(0, 60, (60, 80, 3))
+                pixels = (noise + tint + 30 * position).clip(0, 255).astype(np.uint8)
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(folder / name)
+                quaternion = normalize_quaternion([1, *rng.uniform(-0.4, 0.4, 3)])[0]
+                rows.append([scene, split, f"{split}-01", name, *position, *quaternion])
+    columns = ["scene", "split", "seq", "img_path", "t1", "t2", "t3", "q1", "q2", "q3", "q4"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "labels.csv", index=False)
+    card = {
+        "name": "small",
+        "format": "label-csv",
+        "root": ".",
+        "labels": ["labels.csv"],
+        "label_convention": "camera-to-world",
+        "ground_truths": ["made-up"],
+        "thresholds": [[0.5, 10], [2.0, 90]],
+    }
+    (folder / "small.yaml").write_text(yaml.safe_dump(card))
+    return folder / "small.yaml"
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory) -> Path:
+    """The card of a small data set; not to be changed."""
+    return write_small_data(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture
+def own_data(tmp_path) -> Path:
+    """The card of a small data set that the test may change."""
+    return write_small_data(tmp_path / "data")
+
+
+def settings_for(card: Path, folder: Path) -> Settings:
+    """Two epochs of a small network on the small data set, all output below `folder`."""
+    return Settings(
+        experiment="small",
+        runs=str(folder / "runs"),
+        device="cpu",
+        data=DataSettings(dataset=str(card), resize=48, crop=40, cache=str(folder / "cache"), holdout=0.25),
+        model=ModelSettings(
+            backbone="efficientnet_lite0",
+            pretrained=False,
+            dim=16,
+            heads=2,
+            feedforward=16,
+            position_encoder_layers=1,
+            position_decoder_layers=1,
+            orientation_encoder_layers=2,
+            orientation_decoder_layers=1,
+            head_hidden=16,
+        ),
+        augmentation=AugmentationSettings(),
+        training=TrainingSettings(epochs=2, batch_size=4, learning_rate=1e-3),
+    )
+
+
+@pytest.fixture
+def small_settings(small_data, tmp_path) -> Settings:
+    """Settings of a small run below `tmp_path`."""
+    return settings_for(small_data, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def small_run(small_data, tmp_path_factory) -> Path:
+    """The folder of a finished small run; not to be changed."""
+    from mspose.training import train
+
+    settings = settings_for(small_data, tmp_path_factory.mktemp("finished"))
+    return train(replace(settings, seed=5), progress=False)

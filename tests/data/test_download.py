@@ -1,0 +1,514 @@
+import errno
+import hashlib
+import io
+import logging
+import shutil
+import stat
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from mspose.data import download
+from mspose.data.cards import load_frames, read_card
+from mspose.data.download import download_scenes
+from mspose.errors import MsposeError
+
+POSE = b"1 0 0 0\r\n0 1 0 0\r\n0 0 1 0\r\n0 0 0 1\r\n"
+
+
+def make_zip(members):
+    """The bytes of a zip archive: name -> content, or (ZipInfo, content) pairs."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items() if isinstance(members, dict) else members:
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+def seven_scenes_zip(scene="attic", **more):
+    """The shape of 7Scenes' archives: a folder with the split files and a zip for each sequence."""
+    members = {
+        f"{scene}/": b"",
+        f"{scene}/TrainSplit.txt": b"sequence1\r\n",
+        f"{scene}/TestSplit.txt": b"sequence2\r\n",
+    }
+    for sequence in ("seq-01", "seq-02"):
+        frames = {f"{sequence}/": b"", f"{sequence}/Thumbs.db": b"junk"}
+        for number in range(3):
+            frames[f"{sequence}/frame-{number:06d}.color.png"] = bytes(range(256)) * 30
+            frames[f"{sequence}/frame-{number:06d}.pose.txt"] = POSE
+        members[f"{scene}/{sequence}.zip"] = make_zip(frames)
+    return make_zip({**members, **more})
+
+
+def cambridge_zip(scene="Tower"):
+    line = "seq1/frame{:05d}.png 1 2 3 1 0 0 0"
+    header = "Visual Landmark Dataset V1\nImageFile, Camera Position [X Y Z W P Q R]\n\n"
+    return make_zip(
+        {
+            f"{scene}/dataset_train.txt": header + line.format(1) + "\n" + line.format(2),
+            f"{scene}/dataset_test.txt": header + line.format(3),
+            **{f"{scene}/seq1/frame{number:05d}.png": b"an image" for number in (1, 2, 3)},
+            f"{scene}/reconstruction.nvm": b"NVM_V3",
+            f"__MACOSX/{scene}/._dataset_train.txt": b"",
+        }
+    )
+
+
+class Server:
+    """A local HTTP server with a few ways to behave badly."""
+
+    def __init__(self):
+        self.files = {}
+        self.ranges = True  # knows the Range header
+        self.break_after = 0  # closes the connection after so many bytes of each answer
+        self.etag = True
+        self.requests = []  # (path, Range header)
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                outer.answer(self)
+
+            def log_message(self, *args):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def answer(self, handler):
+        wanted = handler.headers.get("Range")
+        self.requests.append((handler.path, wanted))
+        data = self.files.get(handler.path)
+        if data is None:
+            handler.send_error(404)
+            return
+        tag = f'"{hashlib.sha256(data).hexdigest()[:10]}"'
+        start, status = 0, 200
+        if wanted and self.ranges and handler.headers.get("If-Range", tag) == tag:
+            start, status = int(wanted.removeprefix("bytes=").rstrip("-")), 206
+            if start >= len(data):
+                handler.send_response(416)
+                handler.send_header("Content-Range", f"bytes */{len(data)}")
+                handler.end_headers()
+                return
+        body = data[start:]
+        handler.send_response(status)
+        handler.send_header("Content-Length", str(len(body)))
+        if self.etag:
+            handler.send_header("ETag", tag)
+        if status == 206:
+            handler.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        handler.end_headers()
+        handler.wfile.write(body[: self.break_after] if self.break_after else body)
+        handler.close_connection = True
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
+    server = Server()
+    yield server
+    server.server.shutdown()
+    server.server.server_close()
+
+
+@pytest.fixture
+def card(tmp_path, server):
+    """A card of 7Scenes' format with scenes attic (served) and cellar (with no address)."""
+    server.files["/attic.zip"] = seven_scenes_zip()
+    path = tmp_path / "cards" / "rooms.yaml"
+    path.parent.mkdir()
+    path.write_text(
+        f"format: 7scenes\nroot: data\nsource: a shelf\nscenes:\n  attic: {{url: {server.url}/attic.zip}}\n  cellar:\n"
+    )
+    return read_card(path)
+
+
+def with_checksum(card, checksum):
+    text = card.path.read_text().replace("attic.zip}", f"attic.zip, sha256: {checksum}}}")
+    card.path.write_text(text)
+    return read_card(card.path)
+
+
+def fetch(card, scenes=("attic",), **options):
+    said = []
+    download_scenes(card, scenes, progress=False, report=said.append, **options)
+    return "\n".join(said)
+
+
+def left_behind(card):
+    return sorted(path.name for path in card.root.iterdir()) if card.root.exists() else []
+
+
+def test_a_scene_is_fetched_unpacked_and_read(card, server):
+    said = fetch(card)
+    for split, sequence in (("train", "seq-01"), ("test", "seq-02")):
+        frames = load_frames(card, split=split, scenes=["attic"])
+        assert frames["image"].tolist() == [f"attic/{sequence}/frame-{n:06d}.color.png" for n in range(3)]
+    assert left_behind(card) == ["attic", "attic.sha256"]
+    assert sorted(path.name for path in (card.root / "attic").iterdir()) == [
+        "TestSplit.txt",
+        "TrainSplit.txt",
+        "seq-01",
+        "seq-02",
+    ]
+    checksum = hashlib.sha256(server.files["/attic.zip"]).hexdigest()
+    assert (card.root / "attic.sha256").read_text() == f"{checksum}  attic.zip\n"
+    assert "no checksum is published" in said
+    assert f"in {card.root / 'attic'} (3 train, 3 test frames)" in said
+
+
+def test_cambridges_shape(tmp_path, server):
+    server.files["/1810/Tower.zip"] = cambridge_zip()
+    path = tmp_path / "sights.yaml"
+    path.write_text(f"format: cambridge\nscenes:\n  Tower: {{url: '{server.url}/1810/Tower.zip'}}\n")
+    card = read_card(path)
+    assert download_scenes(card, progress=False, report=lambda line: None) == {"Tower": card.root / "Tower"}
+    assert len(load_frames(card, split="train")) == 2
+    assert len(load_frames(card, split="test")) == 1
+    assert left_behind(card) == ["Tower", "Tower.sha256"]
+
+
+def test_a_scene_that_is_whole_is_left_alone(card, server):
+    fetch(card)
+    server.requests.clear()
+    note = card.root / "attic" / "note.txt"
+    note.touch()
+    said = fetch(card)
+    assert said == f"attic: already in {card.root / 'attic'} (3 train, 3 test frames); left alone"
+    assert note.exists()
+    assert not server.requests
+
+
+def test_a_folder_that_is_not_whole_is_neither_used_nor_overwritten(card, server):
+    fetch(card)
+    shutil.rmtree(card.root / "attic" / "seq-02")
+    with pytest.raises(MsposeError, match=r"attic is there but not whole \(.*names sequence 2.*move it away"):
+        fetch(card)
+    assert (card.root / "attic" / "seq-01").is_dir()
+
+
+def test_fewer_frames_than_published_are_said(card, caplog):
+    card.path.write_text(card.path.read_text().replace("attic.zip}", "attic.zip, frames: {train: 3, test: 1000}}"))
+    with caplog.at_level(logging.WARNING, logger="mspose"):
+        fetch(read_card(card.path))
+    assert "attic has 3 test frames, published are 1000" in caplog.text
+    assert "train" not in caplog.text
+
+
+def test_another_root(card, tmp_path):
+    fetch(card, root=tmp_path / "other" / "place")
+    assert len(load_frames(card, root=tmp_path / "other" / "place", split="train", scenes=["attic"])) == 3
+    assert not card.root.exists()
+
+
+def test_an_interrupted_download_goes_on_where_it_stopped(card, server):
+    data = server.files["/attic.zip"]
+    server.break_after = len(data) // 3
+    fetch(card)
+    step = len(data) // 3
+    assert [wanted for _, wanted in server.requests] == [
+        None,
+        *(f"bytes={n * step}-" for n in range(1, -(-len(data) // step))),
+    ]
+    assert left_behind(card) == ["attic", "attic.sha256"]
+
+
+@pytest.mark.parametrize("etag", [True, False])
+def test_a_killed_download_goes_on_in_the_next_run(card, server, etag):
+    server.etag = etag
+    card.root.mkdir()
+    data = server.files["/attic.zip"]
+    (card.root / "attic.zip.part").write_bytes(data[:1000])
+    if etag:
+        (card.root / "attic.zip.part.tag").write_text(f'"{hashlib.sha256(data).hexdigest()[:10]}"')
+    fetch(with_checksum(card, hashlib.sha256(data).hexdigest()))
+    assert server.requests == [("/attic.zip", "bytes=1000-")]
+    assert left_behind(card) == ["attic"]
+
+
+def test_a_part_that_was_already_whole(card, server):
+    card.root.mkdir()
+    (card.root / "attic.zip.part").write_bytes(server.files["/attic.zip"])
+    fetch(card)
+    assert len(load_frames(card, split="train", scenes=["attic"])) == 3
+
+
+def test_a_part_longer_than_the_file_is_thrown_away(card, server):
+    card.root.mkdir()
+    (card.root / "attic.zip.part").write_bytes(server.files["/attic.zip"] + b"more")
+    fetch(card)
+    assert [wanted is None for _, wanted in server.requests] == [False, True]
+
+
+def test_a_file_that_changed_meanwhile_is_fetched_anew(card, server):
+    card.root.mkdir()
+    (card.root / "attic.zip.part").write_bytes(b"of an older file")
+    (card.root / "attic.zip.part.tag").write_text('"older"')
+    fetch(card)
+    assert len(load_frames(card, split="train", scenes=["attic"])) == 3
+
+
+def test_a_server_without_ranges_sends_the_whole_again(card, server):
+    server.ranges = False
+    card.root.mkdir()
+    (card.root / "attic.zip.part").write_bytes(b"x" * 1000)
+    fetch(card)
+    assert len(load_frames(card, split="train", scenes=["attic"])) == 3
+
+
+def test_a_server_that_breaks_off_for_good_keeps_the_part(card, server):
+    server.ranges, server.break_after = False, 700
+    with pytest.raises(MsposeError, match=r"attic.zip broke off after 700 bytes and 5 attempts .* run this again to"):
+        fetch(card)
+    assert left_behind(card) == ["attic.zip.part", "attic.zip.part.tag"]
+    server.ranges, server.break_after = True, 0
+    fetch(card)
+    assert server.requests[-1] == ("/attic.zip", "bytes=700-")
+    assert left_behind(card) == ["attic", "attic.sha256"]
+
+
+def test_the_servers_refusal_is_one_line(card, server):
+    server.files.clear()
+    with pytest.raises(MsposeError, match=r"the server refuses http://.*/attic.zip: 404 Not Found$"):
+        fetch(card)
+    assert left_behind(card) == []
+
+
+def test_no_network(card, server):
+    server.server.shutdown()
+    server.server.server_close()
+    with pytest.raises(
+        MsposeError, match=r"cannot reach http://.*/attic.zip \(ConnectionError\): is there a network\?"
+    ):
+        fetch(card)
+    card.path.write_text(card.path.read_text().replace("http://", "htp://"))
+    with pytest.raises(MsposeError, match=r"cannot download htp://"):
+        fetch(read_card(card.path))
+
+
+def test_checksums(card, server, caplog):
+    wrong = with_checksum(card, "0" * 64)
+    with pytest.raises(MsposeError, match=r"attic.zip does not have the checksum that the card knows \(sha256 0000"):
+        fetch(wrong)
+    assert left_behind(card) == []
+    card.path.write_text(
+        card.path.read_text().replace("0" * 64, hashlib.sha256(server.files["/attic.zip"]).hexdigest())
+    )
+    fetch(read_card(card.path))
+    assert left_behind(card) == ["attic"]
+
+
+def test_a_changed_archive_is_noticed_by_the_recorded_checksum(card, caplog):
+    card.root.mkdir()
+    (card.root / "attic.sha256").write_text("1" * 64 + "  attic.zip\n")
+    with caplog.at_level(logging.WARNING, logger="mspose"):
+        fetch(card)
+    assert "attic.zip is another file than the one downloaded before" in caplog.text
+
+
+def test_what_is_not_a_zip_is_refused(card, server):
+    whole = server.files["/attic.zip"]
+    server.files["/attic.zip"] = b"<html>moved</html>"
+    with pytest.raises(
+        MsposeError, match=r"attic.zip is not a zip archive, or is cut off: it begins with b'<html>moved"
+    ):
+        fetch(card)
+    assert left_behind(card) == []
+    server.files["/attic.zip"] = whole
+    fetch(card)
+
+
+def test_a_scene_without_address(card):
+    with pytest.raises(MsposeError, match=r"rooms knows no address of scene cellar: .*\(a shelf\).*--archive"):
+        fetch(card, ["cellar"])
+    card.path.write_text(card.path.read_text() + "how_to_get: ask me\n")
+    with pytest.raises(MsposeError, match=r"^ask me$"):
+        fetch(read_card(card.path), ["cellar"])
+
+
+def test_unknown_scenes_and_cards_without_downloads(card, tmp_path):
+    with pytest.raises(MsposeError, match=r"rooms has no scene 'loft'; its scenes: attic, cellar"):
+        fetch(card, ["loft"])
+    (tmp_path / "v.yaml").write_text("format: virtual\nscenes: [a]\n")
+    with pytest.raises(MsposeError, match=r"v is not a data set to download"):
+        fetch(read_card(tmp_path / "v.yaml"), ["a"])
+
+
+def test_a_local_archive_is_used_and_kept(card, server, tmp_path):
+    archives = tmp_path / "archives"
+    archives.mkdir()
+    for scene in ("attic", "cellar"):
+        (archives / f"{scene}.zip").write_bytes(seven_scenes_zip(scene))
+    fetch(card, (), archive=archives)
+    assert left_behind(card) == ["attic", "cellar"]
+    assert sorted(path.name for path in archives.iterdir()) == ["attic.zip", "cellar.zip"]
+    shutil.rmtree(card.root)
+    fetch(card, ["cellar"], archive=archives / "cellar.zip")
+    assert left_behind(card) == ["cellar"]
+    shutil.rmtree(card.root)
+    card.root.mkdir()
+    shutil.copy(archives / "attic.zip", card.root)
+    fetch(card)
+    assert left_behind(card) == ["attic", "attic.zip"]
+    assert not server.requests
+
+
+def test_local_archives_that_are_not_right(card, tmp_path):
+    with pytest.raises(MsposeError, match=r"attic: no such archive: .*/nowhere"):
+        fetch(card, archive=tmp_path / "nowhere")
+    with pytest.raises(MsposeError, match=r"attic: no such archive: .*/attic.zip"):
+        fetch(card, archive=tmp_path)
+    path = tmp_path / "attic.zip"
+    path.write_bytes(seven_scenes_zip()[:-30])
+    with pytest.raises(MsposeError, match=r"attic.zip is not a zip archive, or is cut off"):
+        fetch(card, archive=path)
+    path.write_bytes(seven_scenes_zip("cellar"))
+    with pytest.raises(MsposeError, match=r"attic.zip holds scene cellar, not attic"):
+        fetch(card, archive=path)
+    path.write_bytes(make_zip({"readme.txt": b"hello"}))
+    with pytest.raises(MsposeError, match=r"is not an archive of scene attic: there is no attic/TrainSplit.txt in it"):
+        fetch(card, archive=path)
+    with pytest.raises(MsposeError, match=r"attic.zip is one archive: name its one scene"):
+        fetch(card, (), archive=path)
+    path.write_bytes(seven_scenes_zip())
+    with pytest.raises(MsposeError, match=r"does not have the checksum of the published archive \(sha256 0000"):
+        fetch(with_checksum(card, "0" * 64), archive=path)
+    assert left_behind(card) == []
+    assert path.exists()
+
+
+def test_archives_packed_in_other_ways(card, tmp_path):
+    path = tmp_path / "attic.zip"
+    frames = {f"frame-00000{n}.{kind}": POSE for n in range(2) for kind in ("color.jpg", "pose.txt")}
+    splits = {"TrainSplit.txt": b"sequence1", "TestSplit.txt": b"sequence2"}
+    shapes = {
+        "without the scene's folder": {f"seq-0{s}/{name}": data for s in (1, 2) for name, data in frames.items()}
+        | splits,
+        "in another folder": {"7scenes-attic/" + name: data for name, data in splits.items()}
+        | {f"7scenes-attic/seq-0{s}.zip": make_zip(frames) for s in (1, 2)},
+        "with backslashes": {f"attic\\seq-0{s}\\{name}": data for s in (1, 2) for name, data in frames.items()}
+        | {f"attic\\{name}": data for name, data in splits.items()},
+    }
+    for members in shapes.values():
+        path.write_bytes(make_zip(members))
+        fetch(card, archive=path)
+        assert len(load_frames(card, split="train", scenes=["attic"])) == 2
+        assert left_behind(card) == ["attic"]
+        shutil.rmtree(card.root)
+
+
+def link(name, target="/etc/passwd", kind=stat.S_IFLNK):
+    info = zipfile.ZipInfo(name)
+    info.create_system = 3
+    info.external_attr = (kind | 0o777) << 16
+    return info, target
+
+
+UNSAFE = {
+    "up": ("../evil.txt", b""),
+    "up and down": ("attic/../../evil.txt", b""),
+    "up with backslashes": ("attic\\..\\..\\evil.txt", b""),
+    "absolute": ("/tmp/evil.txt", b""),
+    "share": ("\\\\host\\evil.txt", b""),
+    "drive": ("C:\\evil.txt", b""),
+    "drive without slash": ("c:evil.txt", b""),
+    "link": link("attic/evil"),
+    "link upwards": link("attic/evil", ".."),
+    "device": link("attic/evil", "", stat.S_IFCHR),
+}
+
+
+@pytest.mark.parametrize("name", UNSAFE)
+@pytest.mark.parametrize("depth", ["outer", "inner"])
+def test_unsafe_members_are_refused_and_nothing_is_left(card, server, tmp_path, name, depth):
+    member, content = UNSAFE[name]
+    inner = [("seq-02/frame-000000.color.png", b""), ("seq-02/frame-000000.pose.txt", POSE)]
+    outer = [("attic/TrainSplit.txt", b"sequence2"), ("attic/TestSplit.txt", b"sequence2")]
+    (outer if depth == "outer" else inner).append((member, content))
+    server.files["/attic.zip"] = make_zip([*outer, ("attic/seq-02.zip", make_zip(inner))])
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(MsposeError, match=r"attic.*zip is refused: its member '.*evil.*'") as caught:
+        fetch(card)
+    assert ("seq-02.zip" in str(caught.value)) == (depth == "inner")
+    assert set(left_behind(card)) <= {"attic.sha256"}
+    assert [path for path in sorted(tmp_path.rglob("*")) if card.root not in [path, *path.parents]] == before
+    assert not Path("/tmp/evil.txt").exists()
+
+
+def test_a_broken_inner_zip_is_named_and_nothing_is_left(card, server):
+    whole = seven_scenes_zip()
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    inner = bytearray(members["attic/seq-02.zip"])
+    for change in (bytes(inner[:-40]), bytes(inner[:200]) + b"\xff" * 40 + bytes(inner[240:]), b"no zip"):
+        server.files["/attic.zip"] = make_zip({**members, "attic/seq-02.zip": change})
+        with pytest.raises(MsposeError, match=r"attic.zip/attic/seq-02.zip is not a zip archive, or is broken"):
+            fetch(card)
+        assert left_behind(card) == ["attic.sha256"]
+
+
+def test_an_archive_without_a_sequence_that_it_names_is_refused(card, server):
+    server.files["/attic.zip"] = make_zip({"attic/TrainSplit.txt": b"sequence1", "attic/TestSplit.txt": b"sequence2"})
+    with pytest.raises(MsposeError, match=r"attic.zip is refused, scene attic is not whole in it: .*names sequence 1"):
+        fetch(card)
+    assert left_behind(card) == ["attic.sha256"]
+
+
+def test_an_encrypted_archive_is_refused(card, server):
+    data = bytearray(seven_scenes_zip())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(signature) + offset] |= 1  # the flag of the first member, which is the folder
+    place = data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 4)
+    data[place + 8] |= 1
+    server.files["/attic.zip"] = bytes(data)
+    with pytest.raises(MsposeError, match=r"attic.zip cannot be unpacked: .*(encrypted|password)|is broken"):
+        fetch(card)
+    assert left_behind(card) == ["attic.sha256"]
+
+
+def test_a_full_disk_while_downloading(card):
+    card.root.mkdir()
+    (card.root / "attic.zip.part").symlink_to("/dev/full")
+    with pytest.raises(MsposeError, match=r"the disk is full .*; free space and run this again"):
+        fetch(card)
+
+
+def test_a_full_disk_while_unpacking_keeps_the_archive_for_the_next_run(card, server, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(download.shutil, "copyfileobj", full)
+        with pytest.raises(MsposeError, match=r"the disk is full .*; free space and run this again"):
+            fetch(card)
+    assert left_behind(card) == ["attic.sha256", "attic.zip"]
+    server.requests.clear()
+    fetch(card)
+    assert len(load_frames(card, split="train", scenes=["attic"])) == 3
+    assert not server.requests
+
+
+def test_an_archive_larger_than_the_disk_is_refused_before_it_fills_it(card, monkeypatch):
+    usage = shutil.disk_usage("/")._replace(free=100)
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(MsposeError, match=r"the disk is full \(attic.zip needs [0-9,]+ bytes, 100 are free\)"):
+        fetch(card)
+
+
+def test_a_root_that_cannot_be_made(card, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(MsposeError, match=r"cannot write .*/file/data: Not a directory"):
+        fetch(card, root=tmp_path / "file" / "data")
+
+
+def test_what_a_killed_run_left_is_cleared(card):
+    (card.root / ".attic.unpacking" / "old").mkdir(parents=True)
+    fetch(card)
+    assert left_behind(card) == ["attic", "attic.sha256"]

@@ -1,0 +1,105 @@
+from pathlib import Path
+
+import pytest
+
+from mspose.config import Settings, config_hash, differences, flatten, read_settings, settings_parser, to_settings, write_settings
+from mspose.errors import MsposeError
+
+EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
+
+
+def parse(*arguments: str) -> Settings:
+    parser = settings_parser(prog="mspose train")
+    return to_settings(parser.parse_args(list(arguments)), parser)
+
+
+def test_file_then_command_line(tmp_path):
+    file = tmp_path / "some.yaml"
+    file.write_text("seed: 3\nmodel:\n  dim: 64\n  heads: 4\n")
+    settings = parse(f"--config={file}", "--model.heads=2", "--data.scenes=[chess, fire]")
+    assert (settings.seed, settings.model.dim, settings.model.heads) == (3, 64, 2)
+    assert settings.data.scenes == ["chess", "fire"]
+    assert settings.training == Settings().training
+
+
+def test_every_setting_has_a_help_text():
+    helps = {action.dest: action.help for action in settings_parser(prog="mspose")._actions}
+    for name in flatten(Settings()):
+        assert len((helps[name] or "").split()) >= 2, name
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--model.position_encodng=sine", "did you mean model.position_encoding.*model.dim"),
+        ("--model.position_encoding=rotten", "'learned', 'sine', 'sine-normalized'.*rotten"),
+        ("--traning.epochs=3", "did you mean training.epochs"),
+        ("--seed=lucky", "seed.*lucky"),
+        ("--training.epochs=0", "training.epochs.*0 does not conform"),
+        ("--data.holdout=1.5", "data.holdout.*1.5"),
+        ("--frobnicate=1", "names that exist: .*data.*, device.*training"),
+        ("--config=missing.yaml", "missing.yaml"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(argument, message):
+    with pytest.raises(MsposeError, match=message) as caught:
+        parse(argument)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model:\n  posicion_encoding: sine\n", "posicion_encoding.*did you mean model.position_encoding"),
+        ("modle:\n  dim: 3\n", "modle.*names that exist"),
+        ("model: [\n", "parsing"),
+        ("model:\n  dim: wide\n", "model.dim.*wide"),
+    ],
+)
+def test_bad_files_are_refused_in_one_line(tmp_path, text, message):
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(MsposeError, match=message) as caught:
+        parse(f"--config={file}")
+    assert "\n" not in str(caught.value)
+
+
+def test_resolved_settings_come_back(tmp_path):
+    settings = parse("--training.epochs=7", "--data.holdout=0.25", "--data.scenes=[a]", "--training.learning_rate=3e-4")
+    write_settings(tmp_path / "config.yaml", settings)
+    assert read_settings(tmp_path / "config.yaml") == settings
+    with pytest.raises(MsposeError, match="no such settings file"):
+        read_settings(tmp_path / "none.yaml")
+
+
+def test_the_hash_stands_for_mathematics_not_for_places():
+    settings = Settings()
+    elsewhere = parse("--runs=/elsewhere", "--device=cpu", "--data.root=/data", "--data.cache=/cache")
+    other = parse("--model.position_encoding=learned")
+    assert config_hash(settings) == config_hash(elsewhere)
+    assert config_hash(settings) != config_hash(other)
+    assert differences(settings, elsewhere) == []
+    assert differences(settings, other) == ["model.position_encoding: sine -> learned"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folder"),
+    [
+        ([], "runs/virtual/all/seed-0"),
+        (["--data.scenes=[chess,fire]", "--seed=2"], "runs/virtual/chess-fire/seed-2"),
+        (["--data.ground_truth=sfm"], "runs/virtual/all-sfm/seed-0"),
+        (["--data.ground_truth=original"], "runs/virtual/all/seed-0"),
+        (["--variant=mine", "--runs=there"], "there/virtual/mine/seed-0"),
+    ],
+)
+def test_run_folders(arguments, folder):
+    assert parse(*arguments).run_folder("original") == Path(folder)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_experiment_file_is_valid(path):
+    assert read_settings(path).experiment == path.stem
+
+
+def test_there_are_experiments():
+    assert {"7scenes", "cambridge", "cambridge-finetune", "virtual", "redkitchen"} <= {path.stem for path in EXPERIMENTS}
