@@ -1,7 +1,7 @@
 """mspose: multi-scene absolute camera pose regression.
 
-    import mspose
-    estimate = mspose.load("runs/virtual/all/seed-0")(image)   # image: RGB uint8 (H, W, 3)
+import mspose
+estimate = mspose.load("runs/virtual/all/seed-0")(image)   # image: RGB uint8 (H, W, 3)
 """
 
 import importlib

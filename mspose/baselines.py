@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from mspose.config import Settings, write_settings
+from mspose.config import Settings, config_hash, write_settings
 from mspose.data.batches import Batches
 from mspose.data.cache import open_split
 from mspose.data.cards import read_card
@@ -39,7 +39,7 @@ def mean_pose(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
 
 
 def nearest_image(train: pd.DataFrame, test: pd.DataFrame, train_ND: Tensor, test_MD: Tensor) -> pd.DataFrame:
-    """Predictions: for every test frame pose and scene of the training frame with the most similar features (cosine)."""
+    """Predictions: every test frame gets pose and scene of the training frame with the most similar features (cosine)."""
     similarity, nearest = (F.normalize(test_MD, dim=1) @ F.normalize(train_ND, dim=1).T).max(dim=1)
     found = train.iloc[nearest.numpy()]
     poses = found[POSITION + ORIENTATION].to_numpy()
@@ -67,15 +67,17 @@ def image_features(backbone: torch.nn.Module, batches: Batches, *, progress: boo
 def evaluate_baselines(settings: Settings, *, progress: bool = True) -> dict[str, tuple[dict[str, Any], Path]]:
     """Predict and evaluate both baselines on the test split; returns (metrics, their file) by variant.
 
-    Their folders, `runs/<experiment>/baseline-.../seed-0`, are read by tables like any run's.
+    Their folders, `runs/<experiment>/baseline-.../seed-0`, are read by tables like any run's; those of some scenes, or
+    of another ground truth than the card's first, carry that variant's name too.
     """
     card = read_card(settings.data.dataset)
-    root = data_root(card, settings.data.root)
     device = resolve_device(settings.device)
     backbone = make_backbone(settings.model.backbone, pretrained=settings.model.pretrained).to(device).eval()
-    tables, features = {}, {}
+    own_variant = settings.run_folder(card.ground_truths[0]).parent.name
+    suffix = "" if own_variant == "all" else f"-{own_variant}"
+    tables, features, bad_frames = {}, {}, {}
     for split in ("train", "test"):
-        tables[split], cache, _ = open_split(
+        tables[split], cache, bad_frames[split] = open_split(
             card,
             split,
             **settings.data.source(),
@@ -99,7 +101,8 @@ def evaluate_baselines(settings: Settings, *, progress: bool = True) -> dict[str
         "baseline-retrieval": nearest_image(tables["train"], tables["test"], features["train"], features["test"]),
     }
     metrics = {}
-    for variant, table in predictions.items():
+    for baseline, table in predictions.items():
+        variant = baseline + suffix
         named = replace(settings, variant=variant, seed=0)
         run = named.run_folder(card.ground_truths[0])
         write_settings(run / "config.yaml", named)
@@ -110,11 +113,15 @@ def evaluate_baselines(settings: Settings, *, progress: bool = True) -> dict[str
             dataset=card.name,
             ground_truth=str(tables["test"]["ground_truth"].iloc[0]),
             split="test",
-            scene_selection="given" if variant == "baseline-mean-pose" else "predicted",
+            scene_selection="given" if baseline == "baseline-mean-pose" else "predicted",
             experiment=settings.experiment,
             variant=variant,
             seed=0,
-            bad_frames=0,
+            config_hash=config_hash(named),
+            bad_frames=bad_frames["test"],
+            thresholds=list(card.thresholds),
+            model={"config_hash": config_hash(named)},
+            device=str(device),
         )
-        metrics[variant] = evaluate_predictions(path, thresholds=card.thresholds)
+        metrics[variant] = evaluate_predictions(path)
     return metrics

@@ -2,19 +2,20 @@
 
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from mspose.config import Parser, Settings, settings_parser, to_settings
 from mspose.errors import MsposeError
 
 log = logging.getLogger("mspose")
-Verb = tuple[ArgumentParser, Callable[[Namespace, ArgumentParser], None]]
+Verb = tuple[ArgumentParser, Callable[[Namespace], None]]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -22,19 +23,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(stream=sys.stderr, format="mspose: %(message)s", level=logging.WARNING, force=True)
     log.setLevel(logging.INFO)
     arguments = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
-    verbs = {"train": _train, "evaluate": _evaluate, "table": _table, "data": _data, "baselines": _baselines, "convert": _convert}
+    verbs = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "table": _table,
+        "data": _data,
+        "baselines": _baselines,
+        "convert": _convert,
+    }
     parser = Parser(prog="mspose", description="Multi-scene absolute camera pose regression.")
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subcommands(dest="verb", metavar="VERB")
-    runs: dict[str, Callable[[Namespace, ArgumentParser], None]] = {}
+    runs: dict[str, Callable[[Namespace], None]] = {}
     for name, make in verbs.items():
         verb, runs[name] = make()
         commands.add_subcommand(name, verb, help=verb.description)
     try:
+        if not arguments:
+            raise MsposeError(f"say what to do: mspose {' | '.join(verbs)} (more with mspose --help)")
         parsed = parser.parse_args(arguments)
-        verb_parser = commands.choices[parsed.verb]  # type: ignore[union-attr]
-        runs[parsed.verb](parsed[parsed.verb], verb_parser)
+        runs[parsed.verb](parsed[parsed.verb])
+        sys.stdout.flush()
     except MsposeError as error:
+        print(f"mspose: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader of our output has enough, as in `mspose table | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
+    except OSError as error:  # a full disk, a folder that may not be written: what went wrong is in the machine
         print(f"mspose: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -74,12 +90,13 @@ def _experiment_parser(description: str) -> ArgumentParser:
 def _train() -> Verb:
     parser = _experiment_parser("Train a model, or continue a run where it stopped.")
 
-    def run(parsed: Namespace, parser: ArgumentParser) -> None:
+    def run(parsed: Namespace) -> None:
         from mspose.data.preparation import render_if_virtual
         from mspose.training import train
 
         settings = _settings(parsed, parser)
-        render_if_virtual(settings.data.dataset, settings.data.root, progress=not parsed.quiet)
+        data = settings.data
+        render_if_virtual(data.dataset, data.root, data.scenes, progress=not parsed.quiet)
         folder = train(settings, progress=not parsed.quiet)
         print(f"{folder}\nevaluate it with: mspose evaluate {folder}")
 
@@ -93,7 +110,10 @@ def _evaluate() -> Verb:
     parser.add_argument("--split", type=str, help="split to predict (default: test)")
     parser.add_argument("--given_scene", action="store_true", help="use the true scene in place of the predicted one")
     parser.add_argument(
-        "--thresholds", type=list[tuple[float, float]], default=[], help="recall pairs: [[0.05,5],[0.25,2]] (m, deg)"
+        "--thresholds",
+        type=list[tuple[PositiveFloat, PositiveFloat]],
+        default=[],
+        help="recall pairs: [[0.05,5],[0.25,2]] (m, deg)",
     )
     parser.add_argument("--batch_size", type=PositiveInt, default=32, help="images at a time")
     parser.add_argument("--device", default="auto", type=str, help="auto, cpu, cuda, cuda:1, ...")
@@ -107,22 +127,25 @@ def _evaluate() -> Verb:
     parser.add_argument("--cache", type=str, help="folder of the frame cache")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
-    def run(parsed: Namespace, parser: ArgumentParser) -> None:
+    def run(parsed: Namespace) -> None:
         from mspose.evaluation import evaluate_predictions, evaluate_run, summary
 
         if (parsed.run is None) == (parsed.predictions is None):
             raise MsposeError("evaluate takes the folder of a run, or --predictions FILE: give one of them")
+        alone = ("method",) if parsed.predictions is None else ("given_scene", "scenes", "root", "labels", "cache")
+        if idle := [f"--{name}" for name in alone if parsed[name]]:
+            raise MsposeError(f"{', '.join(idle)}: without effect on {parsed.run or parsed.predictions}, leave it out")
         if parsed.predictions is not None:
             names = ("dataset", "ground_truth", "split", "method")
             about = {name: parsed[name] for name in names}
             metrics, path = evaluate_predictions(Path(parsed.predictions), thresholds=parsed.thresholds, **about)
         else:
-            names = ("dataset", "ground_truth", "scenes", "root", "labels", "cache")
+            fields = ("dataset", "ground_truth", "scenes", "root", "labels", "cache")
             metrics, path = evaluate_run(
                 Path(parsed.run),
                 split=parsed.split or "test",
                 given_scene=parsed.given_scene,
-                data={name: parsed[name] for name in names if parsed[name] is not None},
+                data={name: parsed[name] for name in fields if parsed[name] is not None},
                 thresholds=parsed.thresholds,
                 batch_size=parsed.batch_size,
                 device=parsed.device,
@@ -135,15 +158,18 @@ def _evaluate() -> Verb:
 
 
 def _baselines() -> Verb:
-    parser = _experiment_parser("Evaluate the mean training pose and the most similar training image on the test split.")
+    parser = _experiment_parser(
+        "Evaluate the mean training pose and the most similar training image on the test split."
+    )
 
-    def run(parsed: Namespace, parser: ArgumentParser) -> None:
+    def run(parsed: Namespace) -> None:
         from mspose.baselines import evaluate_baselines
         from mspose.data.preparation import render_if_virtual
         from mspose.evaluation import summary
 
         settings = _settings(parsed, parser)
-        render_if_virtual(settings.data.dataset, settings.data.root, progress=not parsed.quiet)
+        data = settings.data
+        render_if_virtual(data.dataset, data.root, data.scenes, progress=not parsed.quiet)
         for variant, (metrics, path) in evaluate_baselines(settings, progress=not parsed.quiet).items():
             print(f"{variant}\n{summary(metrics)}\n{path}")
 
@@ -153,7 +179,9 @@ def _baselines() -> Verb:
 def _table() -> Verb:
     parser = Parser(description="Print the paper-style table of finished runs, beside the published rows.")
     parser.add_argument("runs", nargs="*", type=str, default=["runs"], help="runs, or folders of runs (default: runs)")
-    parser.add_argument("--format", type=Literal["markdown", "latex", "csv"], default="markdown", help="form of the text")
+    parser.add_argument(
+        "--format", type=Literal["markdown", "latex", "csv"], default="markdown", help="form of the text"
+    )
     parser.add_argument("--kind", type=Literal["median", "recall", "recall-scenes"], default="median", help="figures")
     parser.add_argument("--published", type=bool, default=True, help="show published rows of the same data set")
     parser.add_argument("--dataset", type=str, help="only runs on this data set")
@@ -162,7 +190,7 @@ def _table() -> Verb:
     parser.add_argument("--digits", type=NonNegativeInt, default=2, help="decimals of metres")
     parser.add_argument("--out", type=str, help="file to write, in place of printing")
 
-    def run(parsed: Namespace, parser: ArgumentParser) -> None:
+    def run(parsed: Namespace) -> None:
         from mspose.checkpoint import whole_file
         from mspose.tables import table_text
 
@@ -186,7 +214,7 @@ def _data() -> Verb:
     parser.add_argument("--archive", type=str, help="a local zip, or a folder of <scene>.zip, in place of the download")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
-    def run(parsed: Namespace, parser: ArgumentParser) -> None:
+    def run(parsed: Namespace) -> None:
         from mspose.data.preparation import get_data, list_data
 
         if parsed.action == "list":
@@ -204,9 +232,11 @@ def _convert() -> Verb:
     parser.add_argument("--scenes", nargs="+", type=str, help="scene names in the order of the checkpoint's indices")
     parser.add_argument("--dataset", type=str, help="data set it was trained on (default: by the number of scenes)")
 
-    def run(parsed: Namespace, parser: ArgumentParser) -> None:
+    def run(parsed: Namespace) -> None:
         from mspose.conversion import convert_checkpoint
 
-        print(convert_checkpoint(Path(parsed.checkpoint), Path(parsed.out), scenes=parsed.scenes, dataset=parsed.dataset))
+        print(
+            convert_checkpoint(Path(parsed.checkpoint), Path(parsed.out), scenes=parsed.scenes, dataset=parsed.dataset)
+        )
 
     return parser, run

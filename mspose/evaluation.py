@@ -13,12 +13,20 @@ from mspose.checkpoint import whole_file
 from mspose.config import DataSettings, config_hash, read_settings
 from mspose.data.batches import Batches
 from mspose.data.cache import open_split
-from mspose.data.cards import read_card
+from mspose.data.cards import INDOOR_THRESHOLDS, read_card
 from mspose.errors import MsposeError
-from mspose.metrics import compute_metrics, provenance, read_predictions, write_metrics, write_predictions
+from mspose.metrics import (
+    compute_metrics,
+    provenance,
+    read_metrics,
+    read_predictions,
+    write_metrics,
+    write_predictions,
+)
 from mspose.prediction import load, predict_frames
 
-INDOOR_THRESHOLDS = ((0.05, 5.0), (0.1, 5.0), (0.25, 5.0), (0.5, 10.0))
+EXTERNAL = "external"
+"""The experiment's name in the metrics of a predictions file that no run of mspose wrote."""
 log = logging.getLogger("mspose")
 
 
@@ -34,17 +42,21 @@ def evaluate_run(
     on_bad_frame: str = "stop",
     progress: bool = True,
 ) -> tuple[dict[str, Any], Path]:
-    """Predict a split with a run's model, write `predictions/<split>.csv`, then the metrics; returns them and their file.
+    """Predict a split with a run's model, write `predictions/<split>.csv`, then the metrics; returns both with their file.
 
-    `data` overrides fields of the run's data settings (`root`, `scenes`, `dataset`, ...). The scene is predicted unless
-    `given_scene`. On another data set or ground truth than the run's own, both stand in the names of the two files.
+    `data` overrides fields of the run's data settings (`root`, `scenes`, `dataset`, ...); of another data set only they
+    and the cache's folder count. The scene is predicted unless `given_scene`. On another data set or ground truth than
+    the run's own, both stand in the names of the two files.
     """
     estimator = load(run, device)
     settings = read_settings(run / "config.yaml")
-    own = settings.data
-    chosen: DataSettings = replace(own, **(data or {}))
+    if config_hash(settings) != estimator.description.get("config_hash"):
+        log.warning("%s: config.yaml was changed since the model was made, or made by another version of mspose", run)
+    data = data or {}
+    own = settings.data if data.get("dataset") in (None, settings.data.dataset) else None
+    chosen: DataSettings = replace(own or DataSettings(cache=settings.data.cache), **data)
     card = read_card(chosen.dataset)
-    scenes = chosen.scenes or [name for name in estimator.scenes if chosen.dataset == own.dataset]
+    scenes = chosen.scenes or list(() if chosen.labels else estimator.scenes if own else card.scenes)
     if unknown := [name for name in scenes if name not in estimator.scenes]:
         known = ", ".join(estimator.scenes)
         raise MsposeError(f"scene {', '.join(unknown)} is unknown to the model of {run}, which knows: {known}")
@@ -82,13 +94,14 @@ def evaluate_run(
         split=split,
         scene_selection="given" if given_scene else "predicted",
         experiment=settings.experiment,
-        variant=run.resolve().parent.name,
+        variant=settings.variant or run.resolve().parent.name,
         seed=settings.seed,
         bad_frames=bad_frames,
-        model={"config_hash": config_hash(settings), **trained_on},
+        thresholds=list(thresholds or card.thresholds),
+        model={"config_hash": estimator.description.get("config_hash"), **trained_on},
         device=str(parameter.device),
     )
-    return evaluate_predictions(path, thresholds=thresholds or card.thresholds)
+    return evaluate_predictions(path)
 
 
 def store_predictions(run: Path, name: str, table: pd.DataFrame, **about: Any) -> Path:
@@ -111,41 +124,62 @@ def evaluate_predictions(
 ) -> tuple[dict[str, Any], Path]:
     """Write `metrics.json` from a predictions file alone, our own or another method's; returns both.
 
-    What the file cannot say (data set, ground truth, split, who made it) comes from the JSON beside it where mspose
-    wrote one, else from the arguments. The metrics of `runs/.../predictions/test.csv` are `runs/.../metrics.json`, those
-    of another split `metrics-<split>.json` there; a file from elsewhere gets `metrics.json` beside it.
+    What the file cannot say (data set, ground truth, split, who made it, thresholds) comes from the JSON beside it
+    where mspose wrote one, else from the arguments; `dataset` is the name or path of a card. The metrics of
+    `runs/.../predictions/test.csv` are `runs/.../metrics.json`, those of another split `metrics-<split>.json` there; a
+    file from elsewhere gets `metrics.json` beside it.
     """
     predictions = read_predictions(path)
     beside = path.with_suffix(".json")
+    card = read_card(dataset) if dataset else None
+    if card and ground_truth not in (None, *card.ground_truths):
+        raise MsposeError(f"{card.name} has no ground truth {ground_truth!r}; it has: {', '.join(card.ground_truths)}")
     about: dict[str, Any] = {
-        "dataset": dataset,
-        "ground_truth": ground_truth,
+        "dataset": card.name if card else None,
+        "ground_truth": ground_truth or (card.ground_truths[0] if card else None),
         "split": split,
         "scene_selection": "predicted",
-        "experiment": "external",
+        "experiment": EXTERNAL,
         "variant": method or path.stem,
         "seed": None,
+        "config_hash": None,
         "bad_frames": 0,
+        "thresholds": card.thresholds if card else INDOOR_THRESHOLDS,
     }
     own = path.parent.name == "predictions" and beside.is_file()
     if own:
         try:
             about = json.loads(beside.read_text(encoding="utf-8"))
             known = (about["dataset"], about["ground_truth"], about["split"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise MsposeError(f"{beside} is not what mspose writes beside predictions: remove it, or evaluate anew") from error
-        for name, given, stored in zip(("dataset", "ground_truth", "split"), (dataset, ground_truth, split), known, strict=True):
+            about["thresholds"] = [(float(metres), float(degrees)) for metres, degrees in about["thresholds"]]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise MsposeError(
+                f"{beside} is not what mspose writes beside predictions: remove it, or evaluate anew"
+            ) from error
+        asked = (card.name if card else None, ground_truth, split)
+        for name, given, stored in zip(("dataset", "ground_truth", "split"), asked, known, strict=True):
             if given not in (None, stored):
                 raise MsposeError(f"{path} was predicted on {name} {stored}, not {given}")
-    if not thresholds:
-        thresholds = read_card(about["dataset"]).thresholds if about["dataset"] else INDOOR_THRESHOLDS
-    made_by = {"model": about.pop("model", None), "device": about.pop("device", None)}
-    metrics = {**about, **compute_metrics(predictions, thresholds=thresholds)}
+    pairs = thresholds or about.pop("thresholds")
+    made_by = {"trained_on": about.pop("trained_on", None), "device": about.pop("device", None)}
+    metrics = {**about, **compute_metrics(predictions, thresholds=pairs)}
     metrics["provenance"] = {**provenance(), **made_by, "predictions": str(path)}
     folder = path.parent.parent if own else path.parent
     target = folder / ("metrics.json" if path.stem == "test" or not own else f"metrics-{path.stem}.json")
+    if not own:
+        _refuse_to_replace(target, path)
     write_metrics(target, metrics)
     return metrics, target
+
+
+def _refuse_to_replace(target: Path, path: Path) -> None:
+    """Metrics of another file in the same folder, or of the run whose folder this is, are not to be lost."""
+    if not target.is_file():
+        return
+    there = read_metrics(target)
+    source = (there.get("provenance") or {}).get("predictions", "another file")
+    if there["experiment"] != EXTERNAL or Path(source).name != path.name:
+        raise MsposeError(f"{target} holds the metrics of {source}: put {path.name} into a folder of its own")
 
 
 def summary(metrics: dict[str, Any]) -> str:

@@ -30,10 +30,10 @@ BLUE, ORANGE = "#0072B2", "#D55E00"  # from the colour-blind safe palette of Oka
 
 
 class Monitor:
-    """Writes one run's TensorBoard events; after a resume, what came later than `first_step` is superseded."""
+    """Writes one run's TensorBoard events; they supersede what an interrupted process wrote from `first_step` on."""
 
     def __init__(self, folder: Path, *, first_step: int, frames: int):
-        self.writer = SummaryWriter(str(folder), purge_step=first_step or None, flush_secs=30)
+        self.writer = SummaryWriter(str(folder), purge_step=first_step, flush_secs=30)
         self.frames = frames
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
@@ -48,7 +48,12 @@ class Monitor:
         self.writer.add_images("inputs/after_augmentation", image_B3HW.clamp(0, 1), step)
 
     def look(self, step: int, network: MSTransformer, parts: Mapping[str, Batches]) -> dict[str, float]:
-        """Medians, scene accuracy, attention and a trajectory plot of each part (`train`, `held_out`), as logged."""
+        """Medians, scene accuracy, attention and a trajectory plot of each part (`train`, `held_out`), as logged.
+
+        `step` counts the steps done. The look stands beside the last of them, so that a run that continues with step
+        number `step`, and purges from there on, keeps it.
+        """
+        step -= 1
         values: dict[str, float] = {}
         for name, batches in parts.items():
             table = predict_frames(network, batches, evenly(len(batches.frames), self.frames))
@@ -73,7 +78,9 @@ def attention_figures(network: MSTransformer, batches: Batches) -> dict[str, flo
     gap: dict[str, list[Tensor]] = defaultdict(list)
 
     def watch(branch: str, layer: int, query_BHND: Tensor, key_BHND: Tensor) -> None:
-        entropy[f"attention_entropy/{branch}_layer_{layer + 1}"].append(attention_entropy(query_BHND, key_BHND).mean())
+        entropy[f"attention_entropy/{branch}_layer_{layer + 1}"].append(
+            attention_entropy(query_BHND, key_BHND).mean(dim=1)
+        )
 
     training = network.training
     network.eval()
@@ -81,10 +88,10 @@ def attention_figures(network: MSTransformer, batches: Batches) -> dict[str, flo
         for batch in batches.in_order(evenly(len(batches.frames), ATTENTION_FRAMES)):
             output = network(batch.image_B3HW, observer=watch)
             for branch, gap_BLH in output.query_key_gap.items():
-                for layer, value in enumerate(gap_BLH.float().mean(dim=(0, 2))):
-                    gap[f"query_key_gap/{branch}_layer_{layer + 1}"].append(value)
+                for layer, gap_B in enumerate(gap_BLH.float().mean(dim=2).T):
+                    gap[f"query_key_gap/{branch}_layer_{layer + 1}"].append(gap_B)
     network.train(training)
-    return {name: float(torch.stack(values).mean()) for name, values in (entropy | gap).items()}
+    return {name: float(torch.cat(values).mean()) for name, values in (entropy | gap).items()}
 
 
 def trajectory_figure(table: pd.DataFrame) -> Figure:

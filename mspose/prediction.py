@@ -36,7 +36,7 @@ class Preprocessing:
     def __call__(self, image_HW3: NDArray[np.uint8]) -> torch.Tensor:
         """RGB uint8 (H, W, 3) of any size to the network's input (1, 3, crop, crop)."""
         resized = resize_short_side(to_rgb8(image_HW3), self.resize)
-        top, left = centre_crop(*resized.shape[:2], self.crop)
+        top, left = centre_crop(resized.shape[0], resized.shape[1], self.crop)
         crop_HW3 = np.ascontiguousarray(resized[top : top + self.crop, left : left + self.crop])
         image_13HW = torch.from_numpy(crop_HW3).permute(2, 0, 1)[None].float().div_(255)
         return normalize(image_13HW, self.mean, self.std)
@@ -105,6 +105,8 @@ def load(run: Path | str, device: str = "auto") -> PoseEstimator:
         preprocessing = Preprocessing(stored["resize"], stored["crop"], tuple(stored["mean"]), tuple(stored["std"]))
     except (KeyError, TypeError, ValueError) as error:
         raise MsposeError(f"{run}/model.json does not describe a model of this version: {error}") from error
+    if any(tensor.dtype == torch.float64 for tensor in weights.values()):
+        network.double()  # a converted checkpoint keeps its precision
     load_weights(network, weights, run)
     return PoseEstimator(network.to(resolve_device(device)).eval(), preprocessing, description)
 
@@ -142,12 +144,13 @@ def predict_batches(
 ) -> pd.DataFrame:
     """Predictions, with the columns of a predictions file, for the rows of `frames` that `batches` brings."""
     parts = []
+    dtype = next(network.parameters()).dtype
     training = network.training
     network.eval()
     try:
         with torch.inference_mode():
             for batch in batches:
-                output = network(batch.image_B3HW, batch.scene_B if given_scene else None)
+                output = network(batch.image_B3HW.to(dtype), batch.scene_B if given_scene else None)
                 finite_B = torch.cat([output.position_B3, output.orientation_B4], dim=1).isfinite().all(dim=1)
                 if not bool(finite_B.all()):
                     image = frames["image"].iloc[batch.row[int(finite_B.int().argmin())]]

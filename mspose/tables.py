@@ -1,6 +1,7 @@
 """Tables as papers print them, from rows of runs and published rows.
 
-Rows share a table only where they were measured alike: same data set, ground truth, split, and scene predicted or given.
+Rows share a table only where they were measured alike: same data set, ground truth, split, and scene predicted or
+given.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -51,7 +51,9 @@ def train(settings: Settings, *, progress: bool = True) -> Path:
     network.to(device)
 
     weights = [weight for weight in [*network.parameters(), *loss_of.parameters()] if weight.requires_grad]
-    optimizer = torch.optim.Adam(weights, lr=options.learning_rate, eps=options.adam_eps, weight_decay=options.weight_decay)
+    optimizer = torch.optim.Adam(
+        weights, lr=options.learning_rate, eps=options.adam_eps, weight_decay=options.weight_decay
+    )
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16")
     steps_per_epoch = parts["train"].epoch_length(options.equalize_scenes)
     total_steps = steps_per_epoch * options.epochs
@@ -64,11 +66,13 @@ def train(settings: Settings, *, progress: bool = True) -> Path:
     augmentation = settings.augmentation
     jitter = Jitter(augmentation.brightness, augmentation.contrast, augmentation.saturation, augmentation.hue)
     monitor = Monitor(run, first_step=first_epoch * steps_per_epoch, frames=options.evaluate_frames)
-    bar = tqdm(total=total_steps, initial=first_epoch * steps_per_epoch, desc="training", unit="step", disable=not progress)
+    bar = tqdm(
+        total=total_steps, initial=first_epoch * steps_per_epoch, desc="training", unit="step", disable=not progress
+    )
     for epoch in range(first_epoch, options.epochs):
         torch.manual_seed(epoch_seed(settings.seed, epoch))  # dropout
         learning.train()
-        clock = time.perf_counter()
+        clock, images = time.perf_counter(), 0
         batches = parts["train"].epoch(
             settings.seed,
             epoch,
@@ -85,10 +89,10 @@ def train(settings: Settings, *, progress: bool = True) -> Path:
             loss = loss_of(output, batch.position_B3, batch.orientation_B4, batch.scene_B)
             total = loss.total
             if not torch.isfinite(total):
-                images = ", ".join(parts["train"].frames["image"].iloc[batch.row])
-                terms = ", ".join(f"{name} {float(value):g}" for name, value in loss.terms.items())
+                named = ", ".join(parts["train"].frames["image"].iloc[batch.row])
+                terms = ", ".join(f"{name} {float(value.detach()):g}" for name, value in loss.terms.items())
                 raise MsposeError(
-                    f"the loss is not finite in epoch {epoch + 1}, step {number + 1} ({terms}); its images: {images}; "
+                    f"the loss is not finite in epoch {epoch + 1}, step {number + 1} ({terms}); its images: {named}; "
                     "the checkpoint of the last whole epoch is kept; try a smaller --training.learning_rate "
                     "or --training.clip_gradient"
                 )
@@ -99,8 +103,10 @@ def train(settings: Settings, *, progress: bool = True) -> Path:
             scaler.step(optimizer)
             scaler.update()
 
+            images += len(batch.row)
             if step % LOG_EVERY == 0:
-                seconds, clock = time.perf_counter() - clock, time.perf_counter()
+                images_per_second = images / (time.perf_counter() - clock)
+                clock, images = time.perf_counter(), 0
                 values = {f"loss/{name}": float(value.detach()) for name, value in loss.terms.items()}
                 values |= {f"error/{name}": float(value) for name, value in loss.raw.items()}
                 values |= {f"loss_weight/{name}": value for name, value in loss_of.weights().items()}
@@ -109,9 +115,12 @@ def train(settings: Settings, *, progress: bool = True) -> Path:
                     for branch, gap_BLH in output.query_key_gap.items()
                     if gap_BLH.numel()
                 }
-                values |= {"loss/total": float(total.detach()), "learning_rate": rate, "gradient_norm": float(norm)}
-                if number:
-                    values["images_per_second"] = min(LOG_EVERY, number) * options.batch_size / seconds
+                values |= {
+                    "loss/total": float(total.detach()),
+                    "learning_rate": rate,
+                    "gradient_norm": float(norm),
+                    "images_per_second": images_per_second,
+                }
                 monitor.step(step, values)
                 bar.set_postfix(loss=f"{values['loss/total']:.3f}", refresh=False)
             if number == 0 and epoch in (0, first_epoch):
@@ -209,7 +218,9 @@ def resume(
         return 0
     try:
         if state["config_hash"] != config_hash(settings):
-            raise MsposeError(f"{run}/checkpoint.pt was made with other settings than its config.yaml: remove one of them")
+            raise MsposeError(
+                f"{run}/checkpoint.pt was made with other settings than its config.yaml: remove one of them"
+            )
         load_weights(network, state["network"], run)
         loss_of.load_state_dict(state["loss"])
         optimizer.load_state_dict(state["optimizer"])

@@ -1,5 +1,10 @@
 """A small data set on disk and the settings of a small network, for tests that need a whole run."""
 
+import os
+
+# one thread for us and for the processes that tests start: small tensors gain nothing from more, and busy machines lose
+os.environ["OMP_NUM_THREADS"] = "1"
+
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +24,7 @@ from mspose.config import (
 )
 from mspose.poses import normalize_quaternion
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 FRAMES = {"train": 12, "test": 5}
 
 

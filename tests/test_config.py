@@ -2,7 +2,16 @@ from pathlib import Path
 
 import pytest
 
-from mspose.config import Settings, config_hash, differences, flatten, read_settings, settings_parser, to_settings, write_settings
+from mspose.config import (
+    Settings,
+    config_hash,
+    differences,
+    flatten,
+    read_settings,
+    settings_parser,
+    to_settings,
+    write_settings,
+)
 from mspose.errors import MsposeError
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
@@ -102,4 +111,6 @@ def test_every_experiment_file_is_valid(path):
 
 
 def test_there_are_experiments():
-    assert {"7scenes", "cambridge", "cambridge-finetune", "virtual", "redkitchen"} <= {path.stem for path in EXPERIMENTS}
+    assert {"7scenes", "cambridge", "cambridge-finetune", "virtual", "redkitchen"} <= {
+        path.stem for path in EXPERIMENTS
+    }

@@ -52,15 +52,17 @@ class Batches:
             raise MsposeError(f"scene {', '.join(unknown)} is unknown to the model, which knows: {', '.join(scenes)}")
         self.frames, self.cache, self.crop, self.mean, self.std = frames, cache, crop, tuple(mean), tuple(std)
         self.batch_size, self.device = batch_size, torch.device(device)
-        self.scene = frames["scene"].map({name: index for index, name in enumerate(scenes)}).to_numpy(np.int64)
+        number = {name: index for index, name in enumerate(scenes)}
+        self.scene = np.array([number[name] for name in frames["scene"]], np.int64)
         self.position = torch.tensor(frames[["tx", "ty", "tz"]].to_numpy(), dtype=torch.float32)
         self.orientation = torch.tensor(frames[["qw", "qx", "qy", "qz"]].to_numpy(), dtype=torch.float32)
         self._cache_row = frames["cache_row"].to_numpy(np.int64)
         self._name = np.array([zlib.crc32(name.encode()) for name in frames["image"]], np.uint32)
-        smallest = min(range(len(frames)), key=lambda row: min(cache.shape(self._cache_row[row])))
-        if min(cache.shape(self._cache_row[smallest])) < crop:
-            size = cache.shape(self._cache_row[smallest])
-            raise MsposeError(f"data.crop {crop} does not fit into a frame of {size[1]}x{size[0]} pixels: set data.resize >= data.crop")
+        height, width = min((cache.shape(row) for row in self._cache_row), key=min)
+        if min(height, width) < crop:
+            raise MsposeError(
+                f"data.crop {crop} does not fit into a frame of {width}x{height} pixels: set data.resize >= data.crop"
+            )
 
     def in_order(self, rows: Sequence[int] | NDArray[np.int64] | None = None) -> Iterator[Batch]:
         """Centre crops of the given rows (default: all), in their order."""
@@ -94,13 +96,19 @@ class Batches:
     def _crop(self, row: int, generator: np.random.Generator | None) -> NDArray[np.uint8]:
         image_HW3 = self.cache[self._cache_row[row]]
         height, width = image_HW3.shape[:2]
-        place = centre_crop(height, width, self.crop) if generator is None else random_crop(height, width, self.crop, generator)
+        place = (
+            centre_crop(height, width, self.crop)
+            if generator is None
+            else random_crop(height, width, self.crop, generator)
+        )
         return image_HW3[place[0] : place[0] + self.crop, place[1] : place[1] + self.crop]
 
     def _batch(self, rows: NDArray[np.int64], crop_BHW3: NDArray[np.uint8], draws: list | None) -> Batch:
         image_B3HW = torch.from_numpy(crop_BHW3).to(self.device).permute(0, 3, 1, 2).float().div_(255)
         if draws is not None:
-            image_B3HW = jitter_batch(image_B3HW, np.stack([draw[0] for draw in draws]), np.stack([draw[1] for draw in draws]))
+            image_B3HW = jitter_batch(
+                image_B3HW, np.stack([draw[0] for draw in draws]), np.stack([draw[1] for draw in draws])
+            )
         index = torch.from_numpy(rows)
         return Batch(
             image_B3HW=normalize(image_B3HW, self.mean, self.std),
@@ -119,19 +127,19 @@ def epoch_order(scene_N: NDArray[np.int64], *, seed: int, epoch: int, equalize_s
     """
     generator = np.random.default_rng((seed, epoch, 0x0ADE))
     if not equalize_scenes:
-        return generator.permutation(len(scene_N))
+        return generator.permutation(len(scene_N)).astype(np.int64)
     most = np.bincount(scene_N).max()
     parts = []
     for scene in np.unique(scene_N):
         rows = np.flatnonzero(scene_N == scene)
         whole, rest = divmod(int(most), len(rows))
         parts += [np.tile(rows, whole), generator.permutation(rows)[:rest]]
-    return generator.permutation(np.concatenate(parts))
+    return generator.permutation(np.concatenate(parts)).astype(np.int64)
 
 
 def occurrence(order: NDArray[np.int64]) -> NDArray[np.int64]:
     """For each place of `order`, how often its row has appeared before."""
-    return pd.Series(order).groupby(order).cumcount().to_numpy(np.int64)
+    return np.asarray(pd.Series(order).groupby(order).cumcount(), np.int64)
 
 
 def holdout_rows(frames: pd.DataFrame, share: float) -> NDArray[np.bool_]:
@@ -149,4 +157,8 @@ def holdout_rows(frames: pd.DataFrame, share: float) -> NDArray[np.bool_]:
 
 def evenly(count: int, most: int) -> NDArray[np.int64]:
     """At most `most` of the numbers 0 .. count-1, evenly spread."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)) if count else np.zeros(0, np.int64)
+    return (
+        np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
+        if count
+        else np.zeros(0, np.int64)
+    )

@@ -1,9 +1,9 @@
 """The frame cache: every frame decoded and resized once, then read through a memory map.
 
-A cache folder belongs to one list of images and one size. It holds `frames.u8` (the resized RGB images one after another),
-`index.npy` (offset, height, width of each; height 0 where the image could not be read) and `about.json` (what it was made
-from, with the size and time of every source file, so that a changed source is noticed). `index.npy` is written last: a
-cache without it is unfinished and is continued where it stopped.
+A cache folder belongs to one list of images and one size. It holds `frames.u8` (the resized RGB images one after
+another), `index.npy` (offset, height, width of each; height 0 where the image could not be read) and `about.json` (what
+it was made from, with a stamp of the size and time of every source file, so that a changed source is noticed).
+`index.npy` is written last: a cache without it is unfinished and is continued where it stopped.
 """
 
 import fcntl
@@ -43,7 +43,7 @@ class FrameCache:
     def __len__(self) -> int:
         return len(self._index)
 
-    def __getitem__(self, row: int) -> NDArray[np.uint8]:
+    def __getitem__(self, row: int | np.integer) -> NDArray[np.uint8]:
         offset, height, width = self._index[row]
         if height == 0:
             raise MsposeError(self.problems.get(int(row), f"frame {row} of {self.folder} could not be read"))
@@ -54,7 +54,7 @@ class FrameCache:
         """(N,) whether each frame could be read."""
         return self._index[:, 1] > 0
 
-    def shape(self, row: int) -> tuple[int, int]:
+    def shape(self, row: int | np.integer) -> tuple[int, int]:
         """(height, width) of a frame."""
         return int(self._index[row, 1]), int(self._index[row, 2])
 
@@ -75,7 +75,13 @@ def open_split(
     """One split of a data set with its cache: (frames with `cache_row`, cache, number of frames left out as bad)."""
     place = data_root(card, root)
     frames = load_frames(
-        card, root=place, split=split, scenes=scenes, ground_truth=ground_truth, labels=labels, on_bad_frame=on_bad_frame
+        card,
+        root=place,
+        split=split,
+        scenes=scenes,
+        ground_truth=ground_truth,
+        labels=labels,
+        on_bad_frame=on_bad_frame,
     )
     kept, cache = open_cache(
         frames, place, short_side=short_side, folder=Path(folder), on_bad_frame=on_bad_frame, progress=progress
@@ -99,7 +105,9 @@ def open_cache(
     Two processes that start at once build it once: the second waits.
     """
     images = frames["image"].tolist()
-    identity = hashlib.sha256("\n".join([str(root.resolve()), str(short_side), RESIZING, *images]).encode()).hexdigest()[:12]
+    identity = hashlib.sha256(
+        "\n".join([str(root.resolve()), str(short_side), RESIZING, *images]).encode()
+    ).hexdigest()[:12]
     name = "-".join([*dict.fromkeys(frames["dataset"]), *dict.fromkeys(frames["split"]), str(short_side), identity])
     target = folder / name
     sources = [_locate(root, image) for image in images]
@@ -107,7 +115,9 @@ def open_cache(
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise MsposeError(f"cannot make the frame cache {target}: {error.strerror}; choose another with --data.cache") from error
+        raise MsposeError(
+            f"cannot make the frame cache {target}: {error.strerror}; choose another with --data.cache"
+        ) from error
     with _alone(target):
         about = _about(target)
         if about.get("stamp") != stamp:
@@ -200,9 +210,12 @@ def _build(
         with (target / "frames.part").open("ab") as data, (target / "sizes.part").open("a") as journal:
             data.truncate(done)
             data.seek(done)
-            with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(
-                total=len(images), initial=len(sizes), desc="decoding frames", unit="frame", disable=not progress
-            ) as bar:
+            with (
+                ThreadPoolExecutor(os.cpu_count()) as pool,
+                tqdm(
+                    total=len(images), initial=len(sizes), desc="decoding frames", unit="frame", disable=not progress
+                ) as bar,
+            ):
                 for row, frame in zip(rows, _in_order(pool, decode, rows), strict=True):
                     if isinstance(frame, str):
                         if on_bad_frame == "stop":
@@ -217,7 +230,9 @@ def _build(
                     sizes.append((frame.shape[0], frame.shape[1]))
                     bar.update()
     except OSError as error:
-        raise MsposeError(f"cannot write the frame cache {target}: {error.strerror}; free space, or choose --data.cache") from error
+        raise MsposeError(
+            f"cannot write the frame cache {target}: {error.strerror}; free space, or choose --data.cache"
+        ) from error
     size_N2 = np.array(sizes, np.int64).reshape(-1, 2)
     lengths = size_N2.prod(axis=1) * 3
     (target / "frames.part").replace(target / "frames.u8")

@@ -30,7 +30,8 @@ logger = logging.getLogger("mspose")
 
 READERS = {"7scenes": seven_scenes.read_seven_scenes, "cambridge": cambridge.read_cambridge}
 SPLIT_FILES = {"7scenes": seven_scenes.SPLIT_FILES, "cambridge": cambridge.SPLIT_FILES}
-CHUNK = 1 << 20
+CHUNK = 1 << 15
+"""Bytes. A connection that breaks off loses the piece that it was in, so the pieces are small."""
 TIMEOUT_S = (15, 60)
 """To connect, and between two pieces of data."""
 ATTEMPTS = 5
@@ -344,7 +345,7 @@ def _unpack_zip(archive: Path, target: Path, name: str, own_folder: str = "") ->
                 continue
             place.parent.mkdir(parents=True, exist_ok=True)
             with content.open(info) as source, place.open("xb") as file:
-                shutil.copyfileobj(source, file, CHUNK)
+                shutil.copyfileobj(source, file, 1 << 20)
 
 
 def _member_path(info: zipfile.ZipInfo, name: str) -> str:

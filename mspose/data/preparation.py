@@ -10,9 +10,24 @@ from mspose.data.download import download_scenes
 from mspose.data.virtual import render_virtual
 from mspose.errors import MsposeError
 
+RENDER_SETTINGS: dict[str, type | tuple[type, ...]] = {
+    "frames_per_sequence": int,
+    "width": int,
+    "height": int,
+    "focal_px": (int, float),
+    "seed": int,
+    "image_format": str,
+}
+"""What `render` of a card of format `virtual` may set: arguments of `render_virtual`, and their kinds."""
+
 
 def get_data(
-    dataset: str, scenes: Sequence[str] = (), root: str | None = None, archive: str | None = None, *, progress: bool = True
+    dataset: str,
+    scenes: Sequence[str] = (),
+    root: str | None = None,
+    archive: str | None = None,
+    *,
+    progress: bool = True,
 ) -> None:
     """Download and unpack the scenes of a published data set, or render those of a virtual one; what is whole stays."""
     card = read_card(dataset)
@@ -24,21 +39,30 @@ def get_data(
         render_card(card, root, scenes, progress=progress)
 
 
-def render_if_virtual(dataset: str, root: str | None, *, progress: bool) -> None:
-    """Render what is missing of a virtual data set; other data sets are left alone."""
+def render_if_virtual(dataset: str, root: str | None, scenes: Sequence[str] = (), *, progress: bool) -> None:
+    """Render what is missing of a virtual data set (default: all of the card's scenes); others are left alone."""
     card = read_card(dataset)
     if card.format == "virtual":
-        render_card(card, root, progress=progress)
+        render_card(card, root, scenes, progress=progress)
 
 
 def render_card(card: Card, root: str | None, scenes: Sequence[str] = (), *, progress: bool) -> None:
     """Render scenes (default: all) of a card of format `virtual`, as its `render` says."""
     if unknown := [scene for scene in scenes if scene not in card.known_scenes]:
         raise MsposeError(f"{card.name} has no scene {unknown[0]!r}; its scenes: {', '.join(card.known_scenes)}")
-    frames = {
-        scene: (card.scene_facts[scene].frames["train"], card.scene_facts[scene].frames["test"])
-        for scene in scenes or card.scenes
-    }
+    frames = {}
+    for scene in scenes or card.scenes:
+        counts = card.scene_facts[scene].frames
+        if "train" not in counts or "test" not in counts:
+            raise MsposeError(
+                f"{card.path}: scenes.{scene}.frames names the frames to render, {{train: 800, test: 100}}"
+            )
+        frames[scene] = (counts["train"], counts["test"])
+    for name, value in card.render.items():
+        if name not in RENDER_SETTINGS:
+            raise MsposeError(f"{card.path}: unknown key render.{name}; there are: {', '.join(RENDER_SETTINGS)}")
+        if not isinstance(value, RENDER_SETTINGS[name]) or isinstance(value, bool):
+            raise MsposeError(f"{card.path}: render.{name} cannot be {value!r}")
     render_virtual(data_root(card, root), frames=frames, **card.render, progress=progress)
 
 

@@ -33,9 +33,9 @@ class Camera:
     @property
     def intrinsics_33(self) -> NDArray[np.float64]:
         """[[f, 0, cx], [0, f, cy], [0, 0, 1]] in pixels, pixel centres at whole numbers."""
-        return np.array([[self.focal_px, 0.0, (self.width - 1) / 2],
-                         [0.0, self.focal_px, (self.height - 1) / 2],
-                         [0.0, 0.0, 1.0]])
+        return np.array(
+            [[self.focal_px, 0.0, (self.width - 1) / 2], [0.0, self.focal_px, (self.height - 1) / 2], [0.0, 0.0, 1.0]]
+        )
 
     def project(self, points_N3: ArrayLike, pose_44: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """World points -> (pixels (N, 2) as (x, y), depth along the optical axis (N,) in metres)."""
@@ -61,9 +61,14 @@ class Lighting:
         """Lighting of a new sequence: a little brighter or darker, warmer or colder, the lamps moved."""
         warmth, tint = rng.uniform(-0.08, 0.08), rng.uniform(-0.02, 0.02)
         x, y, z = rng.uniform((-0.8, -0.8, -0.2), (0.8, 0.8, 0.1)).tolist()
-        return cls(gain=float(rng.uniform(0.85, 1.15)), colour=(1 + warmth, 1 + tint, 1 - warmth),
-                   vignette=float(rng.uniform(0.05, 0.3)), ambient=float(rng.uniform(0.48, 0.62)),
-                   lamp_strength=float(rng.uniform(0.8, 1.2)), lamp_shift_m=(x, y, z))
+        return cls(
+            gain=float(rng.uniform(0.85, 1.15)),
+            colour=(1 + warmth, 1 + tint, 1 - warmth),
+            vignette=float(rng.uniform(0.05, 0.3)),
+            ambient=float(rng.uniform(0.48, 0.62)),
+            lamp_strength=float(rng.uniform(0.8, 1.2)),
+            lamp_shift_m=(x, y, z),
+        )
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,8 @@ class Scene:
             cosine_Q4 = np.einsum("qik,qk->qi", towards_Q43, self.normals_Q3) / np.maximum(distance_Q4, 1e-3)
             facing_Q4 = np.maximum(0.25 + 0.75 * cosine_Q4, 0.0)
             light += lighting.lamp_strength * facing_Q4 / (1.0 + (distance_Q4 / self.lamp_reach_m) ** 2)
-        light *= 0.82 / np.median(light[~self.glowing_Q])
+        if not self.glowing_Q.all():
+            light *= 0.82 / np.median(light[~self.glowing_Q])
         light[self.glowing_Q] = 1.0
         return np.clip(light, 0.0, MAX_SHADE).astype(np.float32)
 
@@ -118,7 +124,8 @@ def pack_atlas(textures: Sequence[Image]) -> tuple[Image, NDArray[np.float32], N
                 images.append(texture)
             elif min(images[-1].shape[:2]) >= 4:
                 height, width = images[-1].shape[:2]
-                images.append(cv2.resize(images[-1], (width // 2, height // 2), interpolation=cv2.INTER_AREA))
+                halved = cv2.resize(images[-1], (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+                images.append(halved.astype(np.uint8, copy=False))
             index_TM[number, level] = len(images) - 1
 
     width = max(ATLAS_WIDTH, max(image.shape[1] for image in images) + 2 * ATLAS_BORDER)
@@ -132,8 +139,8 @@ def pack_atlas(textures: Sequence[Image]) -> tuple[Image, NDArray[np.float32], N
         x, shelf = x + wide, max(shelf, high)
     atlas = np.zeros((y + shelf, width, 3), np.uint8)
     for (left, top), image in zip(origins.astype(int) - ATLAS_BORDER, images, strict=True):
-        bordered = cv2.copyMakeBorder(image, *[ATLAS_BORDER] * 4, cv2.BORDER_REPLICATE)
-        atlas[top: top + bordered.shape[0], left: left + bordered.shape[1]] = bordered
+        bordered = np.pad(image, ((ATLAS_BORDER,) * 2, (ATLAS_BORDER,) * 2, (0, 0)), mode="edge")
+        atlas[top : top + bordered.shape[0], left : left + bordered.shape[1]] = bordered
     sizes = np.array([(image.shape[1], image.shape[0]) for image in images], np.float32)
     return atlas, origins[index_TM], sizes[index_TM]
 
@@ -147,7 +154,7 @@ class Renderer:
         self.light_Q4 = scene.light_Q4(lighting) / MAX_SHADE
         self.log_texels_Q = np.log2(scene.texels_per_metre_Q)
         self.atlas_size = np.array([scene.atlas.shape[1], scene.atlas.shape[0]], np.float32)
-        y, x = np.mgrid[-1.0: 1.0: camera.height * 1j, -1.0: 1.0: camera.width * 1j]
+        y, x = np.mgrid[-1.0 : 1.0 : camera.height * 1j, -1.0 : 1.0 : camera.width * 1j]
         fall_off_HW = 1.0 - lighting.vignette * (x**2 + y**2) / 2.0
         gains_3 = MAX_SHADE * lighting.gain * np.asarray(lighting.colour)
         self.gain_HW3 = (fall_off_HW[..., None] * gains_3).astype(np.float32)
@@ -169,8 +176,18 @@ class Renderer:
             values = np.ascontiguousarray(triangles_N36[..., 3:]).reshape(-1, 3)
             numbers = np.arange(len(vertices), dtype=np.int32).reshape(-1, 3)
             field_of_view = 2.0 * np.arctan(camera.height / 2.0 / camera.focal_px)
-            cv2.triangleRasterize(vertices, numbers, values, values_HW3, depth_HW, np.eye(4),
-                                  float(field_of_view), NEAR_M, FAR_M, self.settings)
+            cv2.triangleRasterize(
+                vertices,
+                numbers,
+                values,
+                values_HW3,
+                depth_HW,
+                np.eye(4),
+                float(field_of_view),
+                NEAR_M,
+                FAR_M,
+                self.settings,
+            )
         hit_HW = depth_HW < 0.999 * FAR_M
         if not hit_HW.all():
             hit_HW = _close_pinholes(values_HW3, depth_HW, hit_HW)
@@ -179,7 +196,7 @@ class Renderer:
         painted_HW3 = cv2.remap(scene.atlas, atlas_x_HW, atlas_y_HW, cv2.INTER_LINEAR)
         image_HW3 = cv2.multiply(painted_HW3, self.gain_HW3 * values_HW3[..., 2:], dtype=cv2.CV_8U)
         depth_HW[~hit_HW] = np.inf
-        return image_HW3, depth_HW
+        return image_HW3.astype(np.uint8, copy=False), depth_HW
 
     def _visible_triangles(self, pose_44: NDArray[np.float64]) -> NDArray[np.float32]:
         """Triangles (N, 3 corners, 6): camera x, y, z in metres, atlas x, y in 0..1, light; in front and in view."""
@@ -207,7 +224,7 @@ class Renderer:
             return triangles_N36
         return np.concatenate([triangles_N36[~crossing_N], clip_near(triangles_N36[crossing_N], NEAR_M)])
 
-    def _mip_level(self, corners_K43: NDArray[np.float32], kept: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _mip_level(self, corners_K43: NDArray[np.floating], kept: NDArray[np.int64]) -> NDArray[np.int64]:
         """The halving of the texture at which a texel is about as large as a pixel, per quadrilateral."""
         centres_K3 = corners_K43.mean(axis=1)
         distance_K = np.maximum(np.linalg.norm(centres_K3, axis=1), NEAR_M)
@@ -244,28 +261,26 @@ def clip_near(triangles_N3C: NDArray[np.float32], near: float) -> NDArray[np.flo
     return np.concatenate(pieces)
 
 
-def _close_pinholes(values_HW3: NDArray[np.float32], depth_HW: NDArray[np.float32],
-                    hit_HW: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Give a lone pixel that fell between two triangles, by rounding, the values of a neighbour; in place.
+def _close_pinholes(
+    values_HW3: NDArray[np.float32], depth_HW: NDArray[np.float32], hit_HW: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Give single pixels that fell between two triangles, by rounding, the values of the neighbour beside; in place.
 
-    Returns where something was hit. Larger gaps are real and stay.
+    Returns where something was hit. Wider gaps are real and stay.
     """
-    height, width = hit_HW.shape
     closed_HW = hit_HW.copy()
-    missed_N2 = np.argwhere(~hit_HW)
-    if len(missed_N2) > 64:
-        return closed_HW
-    for y, x in missed_N2:
-        around = [(y, x - 1), (y, x + 1), (y - 1, x), (y + 1, x)]
-        inside = [(v, u) for v, u in around if 0 <= v < height and 0 <= u < width]
-        if all(hit_HW[v, u] for v, u in inside):
-            nearest = min(inside, key=lambda vu: depth_HW[vu])
-            values_HW3[y, x], depth_HW[y, x] = values_HW3[nearest], depth_HW[nearest]
-            closed_HW[y, x] = True
+    for down, right in ((0, 1), (1, 0)):
+        between_HW = np.zeros_like(hit_HW)
+        inner_HW = between_HW[down : -down or None, right : -right or None]
+        inner_HW[:] = hit_HW[: -2 * down or None, : -2 * right or None] & hit_HW[2 * down :, 2 * right :]
+        y, x = np.nonzero(between_HW & ~closed_HW)
+        values_HW3[y, x], depth_HW[y, x] = values_HW3[y - down, x - right], depth_HW[y - down, x - right]
+        closed_HW |= between_HW
     return closed_HW
 
 
-def render_frame(scene: Scene, pose_44: ArrayLike, camera: Camera,
-                 lighting: Lighting) -> tuple[Image, NDArray[np.float32]]:
+def render_frame(
+    scene: Scene, pose_44: ArrayLike, camera: Camera, lighting: Lighting
+) -> tuple[Image, NDArray[np.float32]]:
     """One frame: RGB image (H, W, 3) and depth (H, W) in metres. For many frames keep a `Renderer`."""
     return Renderer(scene, camera, lighting).render(pose_44)

@@ -16,7 +16,13 @@ from mspose.data.virtual_scene import WALL_YAW, Place, SceneBuilder, wood
 from mspose.data.virtual_textures import Colour, Painter
 from mspose.errors import MsposeError
 
-Piece = tuple[float, float, float, Callable[[SceneBuilder, Place], None]]  # width, depth, height, how to build it
+# width, depth, height in metres, how to build it; None keeps the place free
+Piece = tuple[float, float, float, Callable[[SceneBuilder, Place], None] | None]
+PLANT: Piece = (0.5, 0.5, 1.3, furniture.plant)
+CRATES: Piece = (0.5, 0.5, 1.3, furniture.crates)
+TABLE: Piece = (1.4, 0.7, 1.0, furniture.table)
+BENCH: Piece = (1.5, 0.5, 1.0, furniture.bench)
+PLANTER: Piece = (1.2, 0.5, 0.9, furniture.planter)
 OVERLAP_M = 0.04  # walls reach this far past their corners, so that no ray slips between two surfaces
 
 
@@ -48,10 +54,15 @@ class Space:
         gaps = self.b.rng.dirichlet(np.full(len(pieces) + 1, 4.0)) * free
         left = -self.length(side) / 2 + margin
         for (width, depth, height, build), gap in zip(pieces, gaps[:-1].tolist(), strict=True):
-            left += gap
-            build(self.b, self.at_wall(side, left + width / 2, depth / 2 + 0.02))
-            self.taken[side].append((left, left + width, height))
-            left += width
+            self.stand(side, left + gap + width / 2, (width, depth, height, build))
+            left += gap + width
+
+    def stand(self, side: str, along: float, piece: Piece) -> None:
+        """Stand a piece against a wall, its middle `along` metres right of the wall's."""
+        width, depth, height, build = piece
+        if build is not None:
+            build(self.b, self.at_wall(side, along, depth / 2 + 0.02))
+        self.taken[side].append((along - width / 2, along + width / 2, height))
 
     def hang_up(self, side: str, count: int, surfaces: Sequence[Painter], sizes: tuple[float, float] = (0.35, 0.9),
                 heights: tuple[float, float] = (1.2, 2.4)) -> None:
@@ -77,7 +88,8 @@ class Space:
         spot = self.at_wall(side, along).moved(up=bottom)
         furniture.hang(self.b, spot, width, height, surface, 0.05, glowing)
         if bottom > 0.3:
-            self.b.box(spot.moved(back=-0.1, up=-0.06), width + 0.2, 0.2, 0.06, paint.plaster((210, 205, 195)), bottom=True)
+            sill = spot.moved(back=-0.1, up=-0.06)
+            self.b.box(sill, width + 0.2, 0.2, 0.06, paint.plaster((210, 205, 195)), bottom=True)
         self.taken[side].append((along - width / 2, along + width / 2, self.height))
 
     def ceiling(self, surface: Painter, beams: int = 0) -> None:
@@ -96,13 +108,21 @@ class Space:
         self.b.patch((-far, -far, 0.98 * high), (2 * far, 0, 0), (0, 2 * far, 0), paint.sky((110, 150, 215)), cell=10.0,
                      density=8.0, glowing=True)
 
-    def finish(self, view: tuple[float, float, float] = (2.9, 2.5, 1.0), reach: float = 3.2) -> Scene:
+    def finish(self, view: tuple[float, float, float] = (2.9, 2.5, 0.95), reach: float = 3.2) -> Scene:
         """The scene; cameras move in a box of size `view` in its southern half and look north."""
         x, y, z = view
         south = -0.1 * self.depth
         return self.b.finish(
-            reach, ((-x / 2, south - y / 2, 1.0), (x / 2, south + y / 2, 1.0 + z)),
+            reach, ((-x / 2, south - y / 2, 1.15), (x / 2, south + y / 2, 1.15 + z)),
             ((-0.8 * self.width, south + y / 2 + 0.7, 0.4), (0.8 * self.width, 0.5 * self.depth, 1.9)))
+
+
+def _bookcase(width: float, depth: float, height: float) -> Piece:
+    return width, depth, height, lambda b, place: furniture.bookcase(b, place, width, depth, height)
+
+
+def _cupboard(width: float, depth: float, height: float, colour: Colour = (150, 120, 90)) -> Piece:
+    return width, depth, height, lambda b, place: furniture.cupboard(b, place, width, depth, height, colour)
 
 
 def _atelier(b: SceneBuilder) -> Scene:
@@ -111,11 +131,9 @@ def _atelier(b: SceneBuilder) -> Scene:
     room.ceiling(paint.boards((205, 200, 190), 26), beams=4)
     room.opening("west", 0.8, 1.0, 1.6, 1.5, paint.window(), glowing=True)
     room.opening("north", -1.6, 0.0, 0.95, 2.1, paint.door((150, 60, 50)))
-    room.line_up("north", [(0.95, 0.1, 0.0, lambda b, p: None), (1.2, 0.5, 0.9, furniture.cupboard),
-                           (1.1, 0.32, 2.1, furniture.bookcase)])
-    room.line_up("east", [(1.4, 0.7, 1.0, furniture.table), (0.5, 0.5, 1.1, furniture.crates), (0.5, 0.5, 1.3, furniture.plant),
-                          (1.0, 0.32, 1.6, lambda b, p: furniture.bookcase(b, p, 1.0, 0.32, 1.6))])
-    room.line_up("west", [(1.2, 0.45, 0.9, furniture.cupboard), (0.5, 0.5, 1.0, furniture.crates), (1.4, 0.7, 1.0, furniture.table)])
+    room.line_up("north", [(0.95, 0.1, 0.0, None), _cupboard(1.2, 0.5, 0.9), _bookcase(1.1, 0.32, 2.1)])
+    room.line_up("east", [TABLE, CRATES, PLANT, _bookcase(1.0, 0.32, 1.6)])
+    room.line_up("west", [_cupboard(1.2, 0.45, 0.9), CRATES, TABLE])
     for x, y, turn in ((-1.1, 1.5, 0.5), (0.4, 2.0, -0.3), (1.5, 1.3, -0.8)):
         _easel(b, Place(x, y, 0.0, turn))
     furniture.table(b, Place(-0.2, 0.6, 0.0, 0.2), 1.3, 0.7)
@@ -131,7 +149,8 @@ def _atelier(b: SceneBuilder) -> Scene:
 def _easel(b: SceneBuilder, place: Place) -> None:
     b.stand(place, 0.7, 0.6)
     size = float(b.rng.uniform(0.6, 0.95))
-    b.box(place.moved(up=0.65), size, 0.04, 1.1 * size, paint.plaster((210, 200, 180)), front=paint.picture((225, 220, 205)), bottom=True)
+    canvas, edge = paint.picture((225, 220, 205)), paint.plaster((210, 200, 180))
+    b.box(place.moved(up=0.65), size, 0.04, 1.1 * size, edge, front=canvas, bottom=True)
     b.box(place.moved(back=-0.02, up=0.6), 0.8 * size, 0.12, 0.05, wood(b.rng), bottom=True)
     for right, back in ((-0.3 * size, 0.06), (0.3 * size, 0.06), (0.0, 0.35)):
         b.box(place.moved(right, back), 0.05, 0.05, 1.7, wood(b.rng))
@@ -141,14 +160,12 @@ def _library(b: SceneBuilder) -> Scene:
     room = Space(b, 6.0, 6.2, 3.2, [paint.plaster((120, 60, 55), 0.2), paint.plaster((75, 95, 80), 0.2, 20),
                                     paint.boards((130, 90, 60), 40, False), paint.plaster((70, 80, 110), 0.2)])
     room.ceiling(paint.tiles([(215, 205, 185), (200, 185, 160), (225, 220, 205)], 90))
-    tall = [(w, 0.35, h, lambda b, p, w=w, h=h: furniture.bookcase(b, p, w, 0.35, h)) for w, h in
-            ((1.3, 2.5), (1.0, 2.2), (1.2, 2.4), (0.9, 1.9))]
+    tall = [_bookcase(w, 0.35, h) for w, h in ((1.3, 2.5), (1.0, 2.2), (1.2, 2.4), (0.9, 1.9))]
     room.opening("north", 0.3, 1.0, 1.0, 1.6, paint.window((230, 215, 190)), glowing=True)
-    room.line_up("east", [tall[2], (0.5, 0.5, 1.3, furniture.plant), tall[1], (1.0, 0.45, 0.9, furniture.cupboard)])
+    room.line_up("east", [tall[2], PLANT, tall[1], _cupboard(1.0, 0.45, 0.9)])
     room.line_up("west", [tall[3], (1.8, 0.8, 0.9, furniture.sofa), tall[0]])
-    for along, piece in ((-1.9, tall[0]), (2.2, tall[3])):
-        piece[3](b, room.at_wall("north", along, 0.2))
-        room.taken["north"].append((along - piece[0] / 2, along + piece[0] / 2, piece[2]))
+    room.stand("north", -1.9, tall[0])
+    room.stand("north", 2.2, tall[3])
     furniture.table(b, Place(0.5, 1.9, 0.0, 0.1), 1.6, 0.7, things=5)
     furniture.table(b, Place(-0.9, 0.5, 0.0, -0.4), 1.2, 0.7)
     for x, y, yaw in ((0.3, 1.3, 3.0), (1.9, 0.6, -1.2), (-1.8, 0.9, 1.2)):
@@ -169,22 +186,20 @@ def _workshop(b: SceneBuilder) -> Scene:
     room.ceiling(paint.plaster((120, 125, 130), 0.3, 30), beams=5)
     room.opening("north", 1.7, 0.0, 1.1, 2.2, paint.door((60, 80, 130)))
     room.opening("west", -1.2, 1.3, 1.5, 1.1, paint.window(frame=(60, 60, 65)), glowing=True)
-    bench = (1.9, 0.7, 1.0, lambda b, p: furniture.table(b, p, 1.9, 0.7, 0.85, 6))
-    room.line_up("north", [(0.55, 0.5, 1.4, lambda b, p: furniture.crates(b, p, 3, 0.5)), bench, (1.1, 0.1, 0.0, lambda b, p: None)])
-    room.line_up("east", [bench, (0.9, 0.5, 1.9, lambda b, p: furniture.cupboard(b, p, 0.9, 0.5, 1.9, (70, 110, 150))),
-                          (0.5, 0.5, 1.0, furniture.crates)])
-    room.line_up("west", [(1.2, 0.35, 1.8, lambda b, p: furniture.bookcase(b, p, 1.2, 0.35, 1.8)),
-                          (0.6, 0.5, 0.9, lambda b, p: furniture.crates(b, p, 2, 0.5)),
-                          (1.0, 0.45, 0.9, lambda b, p: furniture.cupboard(b, p, colour=(190, 70, 50)))])
+    bench: Piece = (1.9, 0.7, 1.0, lambda b, p: furniture.table(b, p, 1.9, 0.7, 0.85, 6))
+    room.line_up("north", [CRATES, bench, (1.1, 0.1, 0.0, None)])
+    room.line_up("east", [bench, _cupboard(0.9, 0.5, 1.9, (70, 110, 150)), CRATES])
+    room.line_up("west", [_bookcase(1.2, 0.35, 1.8), CRATES, _cupboard(1.0, 0.45, 0.9, (190, 70, 50))])
     for x, y, colour in ((-1.6, 1.75, (225, 185, 40)), (2.1, 0.9, (190, 60, 50))):
         post = paint.stripes([colour, (40, 40, 40)], 14)
         b.box(b.stand(Place(x, y, 0.0, 0.3), 0.25, 0.25), 0.22, 0.22, 3.3, post)
     furniture.table(b, Place(0.2, 1.0, 0.0, -0.15), 1.5, 0.8, things=5)
     furniture.crates(b, Place(1.3, 1.6), 3, 0.5)
     furniture.crates(b, Place(-1.3, 0.5), 1, 0.6)
+    pipe = paint.stripes([(160, 60, 50), (190, 190, 190), (60, 90, 150)], 40)
+    b.turned_surface(Place(2.9, 2.6), [(0.07, 2.95), (0.07, 0.0)], paint.stripes([(180, 90, 50), (150, 70, 40)], 9), 8)
     for z in (2.75, 2.95):
-        b.turned_surface(Place(2.9, 2.6, 0.0), [(0.07, z), (0.07, 0.0)], paint.stripes([(180, 90, 50), (150, 70, 40)], 9), 8)
-        b.box(Place(0.0, 2.75, z), 6.0, 0.09, 0.09, paint.stripes([(160, 60, 50), (190, 190, 190), (60, 90, 150)], 40), bottom=True)
+        b.box(Place(0.0, 2.75, z), 6.0, 0.09, 0.09, pipe, bottom=True)
     for side, count in (("north", 4), ("east", 4), ("west", 2), ("south", 4)):
         room.hang_up(side, count, [paint.poster(), paint.poster((220, 215, 130)), paint.picture((50, 50, 55))])
     furniture.hanging_lamp(b, Place(0.0, 2.0), 3.3, 0.6)
@@ -199,14 +214,16 @@ def _gallery(b: SceneBuilder) -> Scene:
     room.ceiling(paint.tiles([(235, 235, 235), (215, 215, 220)], 100, (170, 170, 175)))
     for x, y, height in ((-1.4, 1.3, 1.0), (0.5, 2.0, 1.1), (1.9, 1.0, 0.9), (-2.4, 2.2, 1.0), (0.3, 1.25, 0.7)):
         place = b.stand(Place(x, y, 0.0, float(b.rng.uniform(-0.6, 0.6))), 0.5, 0.5)
-        b.box(place, 0.45, 0.45, height, paint.plaster(paint.bright_colour(b.rng, 110, 230), 0.12), front=paint.poster())
+        plinth = paint.plaster(paint.bright_colour(b.rng, 110, 230), 0.12)
+        b.box(place, 0.45, 0.45, height, plinth, front=paint.poster())
         r = float(b.rng.uniform(0.12, 0.2))
         profile = [(float(b.rng.uniform(0.3, 1.0)) * r, z) for z in np.linspace(4 * r, 0.0, 6).tolist()]
-        b.turned_surface(place.moved(up=height), [(0.0, 4 * r), *profile], paint.plaster(paint.bright_colour(b.rng), 0.3, 30), 12)
+        sculpture = paint.plaster(paint.bright_colour(b.rng), 0.3, 30)
+        b.turned_surface(place.moved(up=height), [(0.0, 4 * r), *profile], sculpture, 12)
     furniture.column(b, Place(-1.9, 0.9), 3.4, paint.plaster((190, 170, 150), 0.3))
     furniture.column(b, Place(2.3, 2.0), 3.4, paint.tiles([(60, 90, 90), (190, 170, 110)], 22), 0.2)
     furniture.bench(b, Place(-0.6, 1.9, 0.0, 0.2), 1.4)
-    pictures = [paint.picture(), paint.picture((200, 165, 80)), paint.picture((25, 25, 25)), paint.picture((230, 230, 225))]
+    pictures = [paint.picture(frame) for frame in ((60, 40, 25), (200, 165, 80), (25, 25, 25), (230, 230, 225))]
     room.opening("north", 2.3, 0.0, 1.0, 2.2, paint.door((70, 70, 75)))
     for side, count in (("north", 6), ("east", 6), ("west", 6), ("south", 6)):
         room.hang_up(side, count, pictures, (0.5, 1.5), (0.7, 2.9))
@@ -226,20 +243,20 @@ def _kitchenette(b: SceneBuilder) -> Scene:
     for along, things in ((-1.75, 2), (-0.85, 2), (0.05, 3), (0.95, 2)):
         furniture.cupboard(b, room.at_wall("north", along, 0.3), 0.9, 0.6, 0.88, unit, things)
     for along in (-1.75, 1.25):
-        b.box(room.at_wall("north", along, 0.18).moved(up=1.6), 0.9, 0.34, 0.7, paint.plaster(unit), front=paint.cabinet(unit, 2, 1),
-              bottom=True)
+        shelf = room.at_wall("north", along, 0.18).moved(up=1.6)
+        b.box(shelf, 0.9, 0.34, 0.7, paint.plaster(unit), front=paint.cabinet(unit, 2, 1), bottom=True)
     room.taken["north"] += [(-2.2, -1.3, 2.8), (0.8, 1.7, 2.8)]
-    fridge = paint.plaster((200, 70, 60), 0.1, 8)
-    b.box(b.stand(room.at_wall("north", 2.05, 0.33), 0.7, 0.65), 0.7, 0.65, 1.75, fridge, front=paint.cabinet((205, 75, 65), 1, 2))
-    room.line_up("east", [(0.5, 0.5, 1.3, furniture.plant), (1.1, 0.35, 1.9, lambda b, p: furniture.bookcase(b, p, 1.1, 0.35, 1.9)),
-                          (1.0, 0.45, 0.9, lambda b, p: furniture.cupboard(b, p, colour=(205, 170, 110)))])
+    fridge = b.stand(room.at_wall("north", 2.05, 0.33), 0.7, 0.65)
+    b.box(fridge, 0.7, 0.65, 1.75, paint.plaster((200, 70, 60), 0.1, 8), front=paint.cabinet((205, 75, 65), 1, 2))
+    room.line_up("east", [PLANT, _bookcase(1.1, 0.35, 1.9), _cupboard(1.0, 0.45, 0.9, (205, 170, 110))])
     room.opening("west", -0.9, 0.0, 0.95, 2.1, paint.door((225, 220, 205)))
-    room.line_up("west", [(1.1, 0.45, 0.9, lambda b, p: furniture.cupboard(b, p, 1.1, colour=(150, 90, 60)))], margin=0.2)
+    room.line_up("west", [_cupboard(1.1, 0.45, 0.9, (150, 90, 60))], margin=0.2)
     furniture.table(b, Place(0.1, 1.0, 0.0, 0.25), 1.3, 0.8, things=5)
     for x, y, yaw in ((-0.9, 1.0, -1.4), (1.1, 1.2, 1.7), (0.3, 0.2, 3.3), (-0.1, 1.75, 0.2)):
         furniture.chair(b, Place(x, y, 0.0, yaw))
+    sheets = [paint.poster(), paint.picture((220, 215, 205)), paint.poster((240, 205, 180))]
     for side, count in (("north", 2), ("east", 4), ("west", 4), ("south", 4)):
-        room.hang_up(side, count, [paint.poster(), paint.picture((220, 215, 205)), paint.poster((240, 205, 180))], (0.3, 0.7))
+        room.hang_up(side, count, sheets, (0.3, 0.7))
     furniture.hanging_lamp(b, Place(0.1, 1.1), 2.8, 0.6)
     furniture.hanging_lamp(b, Place(0.5, -1.9), 2.8, 0.5)
     b.floor(5.2, 5.4, paint.tiles([(215, 205, 190), (60, 65, 75)], 50))
@@ -248,12 +265,14 @@ def _kitchenette(b: SceneBuilder) -> Scene:
 
 def _facade(ground: Colour, upper: Colour) -> Painter:
     """Stone below, plaster above, a painted band between them."""
+
     def surface(rng: np.random.Generator, height: int, width: int) -> paint.Image:
         split = int(0.55 * height)
         image = np.concatenate([paint.plaster(upper, 0.25, 15)(rng, split, width),
                                 paint.bricks(ground, (60, 26))(rng, height - split, width)])
         image[split - 14: split + 14] = paint.tiles([paint.bright_colour(rng, 90, 200), upper], 28)(rng, 28, width)
         return image
+
     return surface
 
 
@@ -266,12 +285,12 @@ def _courtyard(b: SceneBuilder) -> Scene:
     for side, alongs in (("north", (-2.4, 1.6)), ("east", (-1.8, 1.4)), ("west", (-1.5, 1.6)), ("south", (-1.8, 1.8))):
         for along in alongs:
             for bottom, height in ((1.0, 1.1), (2.5, 0.85)):
-                yard.opening(side, along, bottom, 1.0, height, paint.window((120, 140, 170), paint.bright_colour(b.rng)))
+                pane = paint.window((120, 140, 170), paint.bright_colour(b.rng))
+                yard.opening(side, along, bottom, 1.0, height, pane)
                 if b.rng.random() < 0.6:
                     furniture.planter(b, yard.at_wall(side, along, 0.2).moved(up=bottom - 0.45), 0.9, 0.3)
-    yard.line_up("east", [(1.2, 0.5, 0.9, furniture.planter), (0.5, 0.5, 1.3, furniture.crates), (1.5, 0.5, 1.0, furniture.bench)])
-    yard.line_up("west", [(1.5, 0.5, 1.0, furniture.bench), (0.5, 0.5, 1.6, lambda b, p: furniture.plant(b, p, 1.6)),
-                          (1.2, 0.5, 0.9, furniture.planter)])
+    yard.line_up("east", [PLANTER, CRATES, BENCH])
+    yard.line_up("west", [BENCH, (0.5, 0.5, 1.6, lambda b, p: furniture.plant(b, p, 1.6)), PLANTER])
     furniture.well(b, Place(0.9, 1.6, 0.0, 0.5))
     for x, y, height in ((-2.2, 2.2, 2.6), (2.5, 2.6, 2.9), (-2.6, -0.1, 2.3)):
         furniture.plant(b, Place(x, y), height)
@@ -293,7 +312,8 @@ def _arcade(b: SceneBuilder) -> Scene:
                 paint.stripes([(230, 225, 205), (70, 110, 90)], 12), paint.plaster((215, 170, 90), 0.3, 40)]
     for x, surface in zip((-2.7, -0.9, 0.9, 2.7), surfaces, strict=True):
         furniture.column(b, Place(x, 2.5), 2.5, surface)
-    b.box(Place(0.0, 2.5, 2.48), 7.3, 0.5, 0.4, paint.tiles([(200, 160, 90), (70, 100, 130), (225, 220, 205)], 30), bottom=True)
+    frieze = paint.tiles([(200, 160, 90), (70, 100, 130), (225, 220, 205)], 30)
+    b.box(Place(0.0, 2.5, 2.48), 7.3, 0.5, 0.4, frieze, bottom=True)
     b.patch((-3.7, 2.3, 2.86), (7.4, 0, 0), (0, 1.4, 0), paint.boards((120, 85, 60), 24))
     for along, colour in ((-2.3, (150, 60, 50)), (0.1, (55, 85, 120)), (2.2, (110, 120, 60))):
         yard.opening("north", along, 0.0, 1.1, 2.1, paint.door(colour))
@@ -302,7 +322,7 @@ def _arcade(b: SceneBuilder) -> Scene:
             yard.opening(side, along, 2.1, 0.9, 0.95, paint.window((140, 160, 190), paint.bright_colour(b.rng)))
     furniture.stall(b, yard.at_wall("east", -0.2, 0.7), 1.7, 0.9)
     furniture.stall(b, yard.at_wall("west", 0.9, 0.7), 1.7, 0.9)
-    yard.line_up("south", [(1.5, 0.5, 1.0, furniture.bench), (1.2, 0.5, 0.9, furniture.planter)])
+    yard.line_up("south", [BENCH, PLANTER])
     furniture.plant(b, Place(1.7, 1.5), 1.9)
     furniture.planter(b, Place(-0.3, 1.5, 0.0, 0.2), 1.3, 0.5)
     furniture.crates(b, Place(-1.6, 1.3), 2, 0.5)

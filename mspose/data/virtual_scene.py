@@ -6,6 +6,7 @@ x to the right and y backwards as seen from its front, z up, the origin in the m
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -109,8 +110,8 @@ class SceneBuilder:
 
     def ball(self, place: Place, radius: float, surface: Painter) -> None:
         """A ball resting on `place`."""
-        angles = np.linspace(0.0, np.pi, 8)
-        self.turned_surface(place, [(radius * float(np.sin(a)), radius * (1 + float(np.cos(a)))) for a in angles], surface)
+        angles = np.linspace(0.0, np.pi, 8).tolist()
+        self.turned_surface(place, [(radius * np.sin(a), radius * (1 + np.cos(a))) for a in angles], surface)
 
     def stand(self, place: Place, width: float, depth: float) -> Place:
         """Note that something of this size stands at `place`; returns the place."""
@@ -123,12 +124,15 @@ class SceneBuilder:
 
         def shaded(rng: np.random.Generator, height: int, wide: int) -> Image:
             shadow = np.ones((height, wide), np.float32)
+            around = ((-1, -1), (1, -1), (1, 1), (-1, 1))
             for place, w, d in self.footprints:
-                outline = [place.point((sx * w / 2, sy * d / 2, 0))[:2] for sx, sy in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+                if place.z > 0.1:
+                    continue
+                outline = [place.point((sx * w / 2, sy * d / 2, 0))[:2] for sx, sy in around]
                 pixels = (np.array(outline) * (1, -1) + (width / 2, depth / 2)) * (wide / width, height / depth)
                 cv2.fillPoly(shadow, [pixels.astype(np.int32)], 0.45)
-            shadow = cv2.GaussianBlur(shadow, (0, 0), 0.1 * TEXELS_PER_METRE)
-            return np.clip(base(rng, height, wide) * shadow[..., None], 0, 255).astype(np.uint8)
+            soft = cv2.GaussianBlur(shadow, (0, 0), 0.1 * TEXELS_PER_METRE)
+            return np.clip(base(rng, height, wide) * soft[..., None], 0, 255).astype(np.uint8)
 
         self.patch((-width / 2, depth / 2, 0), (width, 0, 0), (0, -depth, 0), shaded)
 
@@ -144,7 +148,8 @@ class SceneBuilder:
             texture_Q=np.array([quad[1] for quad in self.quads]),
             texture_xy_Q42=np.array([quad[2] for quad in self.quads], np.float32),
             texels_per_metre_Q=np.array([quad[3] for quad in self.quads], np.float32),
-            glowing_Q=np.array([quad[4] for quad in self.quads]), lamps_L3=np.array(self.lamps, np.float64).reshape(-1, 3),
+            glowing_Q=np.array([quad[4] for quad in self.quads]),
+            lamps_L3=np.array(self.lamps, np.float64).reshape(-1, 3),
             lamp_reach_m=lamp_reach_m, atlas=atlas, atlas_origin_TM2=origin_TM2, atlas_size_TM2=size_TM2,
             view_low_3=np.asarray(view[0], np.float64), view_high_3=np.asarray(view[1], np.float64),
             target_low_3=np.asarray(target[0], np.float64), target_high_3=np.asarray(target[1], np.float64))
@@ -159,8 +164,8 @@ def wood(rng: np.random.Generator) -> Painter:
 def clutter(b: SceneBuilder, place: Place, width: float, depth: float, count: int) -> None:
     """Small things side by side on a surface of this size: books, boxes, vases, balls, a screen."""
     slots = np.linspace(-width / 2, width / 2, count + 1)
-    for left, right in zip(slots[:-1], slots[1:], strict=True):
-        room = 0.8 * min(right - left, depth)
+    for left, right in pairwise(slots.tolist()):
+        room = min(0.8 * (right - left), 0.8 * depth, 0.35)
         x = float(b.rng.uniform(left + room / 2, max(right - room / 2, left + room / 2)))
         slack = (depth - room) / 2
         spot = place.moved(x, float(b.rng.uniform(-slack, slack)))
@@ -185,7 +190,8 @@ def clutter(b: SceneBuilder, place: Place, width: float, depth: float, count: in
             b.box(spot.moved(turn=0.5 * turn), wide, 0.05, 0.65 * wide, paint.plaster((40, 40, 45), 0.2),
                   front=paint.screen(), glowing_front=True)
         else:
-            b.box(spot.moved(turn=turn), size, 0.5 * size, 1.1 * size, paint.plaster(colour, 0.1), front=paint.picture())
+            spot = spot.moved(turn=turn)
+            b.box(spot, size, 0.5 * size, 1.1 * size, paint.plaster(colour, 0.1), front=paint.picture())
 
 
 def table(b: SceneBuilder, place: Place, width: float = 1.4, depth: float = 0.7, height: float = 0.72,
@@ -204,8 +210,10 @@ def chair(b: SceneBuilder, place: Place) -> None:
     """A chair; its back is at its back."""
     b.stand(place, 0.45, 0.45)
     material = wood(b.rng)
-    b.box(place.moved(up=0.42), 0.45, 0.45, 0.05, material, top=paint.stripes([paint.bright_colour(b.rng) for _ in range(3)], 8))
-    b.box(place.moved(back=0.2, up=0.47), 0.45, 0.04, 0.45, material, front=paint.plaster(paint.bright_colour(b.rng), 0.2, 10))
+    cloth = paint.stripes([paint.bright_colour(b.rng) for _ in range(3)], 8)
+    b.box(place.moved(up=0.42), 0.45, 0.45, 0.05, material, top=cloth)
+    back = paint.plaster(paint.bright_colour(b.rng), 0.2, 10)
+    b.box(place.moved(back=0.2, up=0.47), 0.45, 0.04, 0.45, material, front=back)
     for sx in (-1, 1):
         for sy in (-1, 1):
             b.box(place.moved(sx * 0.19, sy * 0.19), 0.05, 0.05, 0.42, material)
@@ -263,7 +271,8 @@ def crates(b: SceneBuilder, place: Place, count: int = 3, size: float = 0.45) ->
     up = 0.0
     for _ in range(count):
         side = size * float(b.rng.uniform(0.7, 1.0))
-        b.box(place.moved(up=up, turn=float(b.rng.uniform(-0.6, 0.6))), side, side, side, wood(b.rng), front=paint.poster())
+        turned = place.moved(up=up, turn=float(b.rng.uniform(-0.6, 0.6)))
+        b.box(turned, side, side, side, wood(b.rng), front=paint.poster())
         up += side
 
 
@@ -285,8 +294,8 @@ def plant(b: SceneBuilder, place: Place, height: float = 1.2) -> None:
     spread = 0.16 * height
     for _ in range(5):
         right, back = b.rng.uniform(-spread, spread, 2).tolist()
-        b.ball(place.moved(right, back, float(b.rng.uniform(0.45, 0.75)) * height), float(b.rng.uniform(0.5, 0.95)) * spread,
-               paint.leaves(green.tolist()))
+        up, radius = float(b.rng.uniform(0.45, 0.75)) * height, float(b.rng.uniform(0.5, 0.95)) * spread
+        b.ball(place.moved(right, back, up), radius, paint.leaves(green.tolist()))
 
 
 def hanging_lamp(b: SceneBuilder, place: Place, ceiling: float, drop: float = 0.7) -> None:
@@ -325,7 +334,8 @@ def stall(b: SceneBuilder, place: Place, width: float = 1.8, depth: float = 0.9)
     clutter(b, place.moved(up=0.8), width - 0.1, depth - 0.2, 6)
     for sx in (-1, 1):
         for sy in (-1, 1):
-            b.box(place.moved(sx * (width / 2 - 0.03), sy * (depth / 2 - 0.03), 0.8), 0.05, 0.05, 1.2 + 0.2 * sy, wood(b.rng))
+            foot = place.moved(sx * (width / 2 - 0.03), sy * (depth / 2 - 0.03), 0.8)
+            b.box(foot, 0.05, 0.05, 1.2 + 0.2 * sy, wood(b.rng))
     cloth = b.texture(paint.stripes([paint.bright_colour(b.rng, 60, 220), (235, 230, 215)], 22), width + 0.2, 1.2)
     left, front, rear = -width / 2 - 0.1, -depth / 2 - 0.2, depth / 2 + 0.1
     right_3, slope_3 = place.vector((width + 0.2, 0, 0)), place.vector((0, front - rear, -0.6))

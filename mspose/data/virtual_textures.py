@@ -1,8 +1,8 @@
 """Painted surfaces for the virtual data set: every painter takes a generator and a size and returns an RGB texture.
 
 A pose can only be regressed from images whose places differ, so no painter repeats itself exactly: regular patterns
-(bricks, boards, tiles) carry noise at scales from two texels to the whole surface, and pictures are drawn anew each time.
-All sizes are in texels; `TEXELS_PER_METRE` of them make a metre.
+(bricks, boards, tiles) carry noise at scales from two texels to the whole surface, and pictures are drawn anew each
+time. All sizes are in texels; `TEXELS_PER_METRE` of them make a metre.
 """
 
 from collections.abc import Callable, Sequence
@@ -177,7 +177,8 @@ def picture(frame: Colour = (60, 40, 25)) -> Painter:
 
     def paint(rng: np.random.Generator, height: int, width: int) -> Image:
         ramp = np.linspace(0, 1, height)[:, None, None]
-        image = _finish(np.broadcast_to((1 - ramp) * bright_colour(rng) + ramp * bright_colour(rng), (height, width, 3)))
+        ground = (1 - ramp) * bright_colour(rng) + ramp * bright_colour(rng)
+        image = _finish(np.broadcast_to(ground, (height, width, 3)))
         size = min(height, width)
         _draw_shapes(rng, image, 26, max(2.0, size / 30), size / 2.5)
         image = _finish(image * (1.0 + 0.15 * fractal_noise(rng, height, width, 64.0))[..., None])
@@ -194,7 +195,8 @@ def poster(paper: Colour = (235, 230, 215)) -> Painter:
     def paint(rng: np.random.Generator, height: int, width: int) -> Image:
         image = _finish(_tinted(rng, height, width, paper, 0.08))
         ink = tuple(rng.uniform(10, 90, 3).tolist())
-        cv2.rectangle(image, (width // 10, height // 14), (int(width * rng.uniform(0.5, 0.9)), height // 7), bright_colour(rng), -1)
+        end = (int(width * rng.uniform(0.5, 0.9)), height // 7)
+        cv2.rectangle(image, (width // 10, height // 14), end, bright_colour(rng), -1)
         drawing = image[height // 6: height // 2, width // 10: width - width // 10]
         if drawing.size:
             part = np.ascontiguousarray(drawing)
@@ -236,16 +238,16 @@ def cabinet(colour: Colour, columns: int = 2, rows: int = 3) -> Painter:
 
     def paint(rng: np.random.Generator, height: int, width: int) -> Image:
         image = _finish(_tinted(rng, height, width, colour, 0.12))
-        edge, handle = np.asarray(colour) * 0.45, bright_colour(rng, 90, 230)
+        edge, handle = [0.45 * c for c in colour], bright_colour(rng, 90, 230)
         for row in range(rows):
             for column in range(columns):
                 left, right = column * width // columns, (column + 1) * width // columns - 1
                 top, bottom = row * height // rows, (row + 1) * height // rows - 1
                 tone = rng.uniform(0.85, 1.15)
                 image[top:bottom, left:right] = _finish(image[top:bottom, left:right] * tone)
-                cv2.rectangle(image, (left, top), (right, bottom), edge.tolist(), 2)
-                middle = int(rng.uniform(0.35, 0.65) * (right - left)) + left
-                cv2.line(image, (middle - 8, top + (bottom - top) // 3), (middle + 8, top + (bottom - top) // 3), handle, 3)
+                cv2.rectangle(image, (left, top), (right, bottom), edge, 2)
+                x, y = int(rng.uniform(0.35, 0.65) * (right - left)) + left, top + (bottom - top) // 3
+                cv2.line(image, (x - 8, y), (x + 8, y), handle, 3)
         return image
 
     return paint
@@ -260,8 +262,8 @@ def window(sky: Colour = (200, 220, 245), frame: Colour = (235, 235, 230)) -> Pa
         for depth in range(3):
             ridge = height * (0.45 + 0.15 * depth) + 0.08 * height * np.interp(
                 x, np.linspace(0, width, 8), rng.uniform(-1, 1, 8))
-            colour = np.array([90, 130, 80]) * rng.uniform(0.7, 1.2, 3)
-            image[np.arange(height)[:, None] > ridge] = _finish(colour)
+            hill = np.array([90, 130, 80]) * rng.uniform(0.7, 1.2, 3)
+            image[np.arange(height)[:, None] > ridge] = _finish(hill)
         for _ in range(5):
             left, top = int(rng.uniform(0, width)), int(rng.uniform(0.4, 0.8) * height)
             colour = bright_colour(rng, 80, 200)
@@ -281,7 +283,7 @@ def door(colour: Colour) -> Painter:
 
     def paint(rng: np.random.Generator, height: int, width: int) -> Image:
         image = boards(colour, 30, along_x=False, spread=0.06)(rng, height, width)
-        dark, light = (np.asarray(colour) * 0.5).tolist(), np.clip(np.asarray(colour) * 1.4, 0, 255).tolist()
+        dark, light = [0.5 * c for c in colour], [min(1.4 * c, 255.0) for c in colour]
         for top, bottom in ((0.06, 0.42), (0.5, 0.94)):
             for left, right in ((0.1, 0.45), (0.55, 0.9)):
                 a, b = (int(left * width), int(top * height)), (int(right * width), int(bottom * height))
@@ -359,7 +361,8 @@ def screen() -> Painter:
             right, bottom = left + int(rng.uniform(0.2, 0.5) * width), top + int(rng.uniform(0.2, 0.5) * height)
             cv2.rectangle(image, (left, top), (right, bottom), bright_colour(rng, 120, 255), -1)
             for y in range(top + 3, bottom - 2, 4):
-                cv2.line(image, (left + 2, y), (left + 2 + int(rng.uniform(0.2, 0.9) * (right - left)), y), (30, 30, 40), 1)
+                end = left + 2 + int(rng.uniform(0.2, 0.9) * (right - left))
+                cv2.line(image, (left + 2, y), (end, y), (30, 30, 40), 1)
         cv2.rectangle(image, (0, 0), (width - 1, height - 1), (20, 20, 22), 5)
         return image
 

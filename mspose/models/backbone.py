@@ -234,7 +234,7 @@ def _map_indices(name: str) -> tuple[int, int]:
     """Places of the deepest stride-8 and stride-16 maps among timm's feature maps of the model."""
     if not timm.is_model(name):
         known = ["efficientnet_b0", "efficientnet_lite0", *timm.list_models()]
-        close = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+        close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
         hint = f"; close names: {', '.join(close)}" if close else "; timm.list_models() lists the names"
         raise MsposeError(f"--model.backbone: there is no backbone called {name!r}{hint}")
     try:

@@ -65,7 +65,7 @@ def sine_encoding(
     def one_axis(length: int) -> Tensor:
         place = torch.arange(1, length + 1, dtype=torch.float32)
         if normalized:
-            place = place / (place[-1] + 1e-6) * (2 * math.pi)  # DETR's guard against division by zero
+            place = place / length * (2 * math.pi)
         angle = place[:, None] / wavelength
         return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)
 

@@ -5,6 +5,7 @@ The architecture is read off the tensors, except for what leaves no trace in the
 """
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,8 @@ def read_released(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             loaded = safetensors.torch.load_file(path)
         else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore"):  # about pickle protocols; what matters is an error
+                loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in many ways: zip, pickle, end of file, safetensors' header
         raise MsposeError(f"{path}: {_why_unread(str(error))}") from error
     return _state_dict_in(loaded, path)

@@ -2,6 +2,7 @@ import errno
 import hashlib
 import io
 import logging
+import random
 import shutil
 import stat
 import threading
@@ -38,7 +39,7 @@ def seven_scenes_zip(scene="attic", **more):
     for sequence in ("seq-01", "seq-02"):
         frames = {f"{sequence}/": b"", f"{sequence}/Thumbs.db": b"junk"}
         for number in range(3):
-            frames[f"{sequence}/frame-{number:06d}.color.png"] = bytes(range(256)) * 30
+            frames[f"{sequence}/frame-{number:06d}.color.png"] = random.Random(number).randbytes(50_000)
             frames[f"{sequence}/frame-{number:06d}.pose.txt"] = POSE
         members[f"{scene}/{sequence}.zip"] = make_zip(frames)
     return make_zip({**members, **more})
@@ -209,15 +210,20 @@ def test_another_root(card, tmp_path):
 
 
 def test_an_interrupted_download_goes_on_where_it_stopped(card, server):
-    data = server.files["/attic.zip"]
-    server.break_after = len(data) // 3
+    length, step = len(server.files["/attic.zip"]), 3 * download.CHUNK
+    server.break_after = step
     fetch(card)
-    step = len(data) // 3
-    assert [wanted for _, wanted in server.requests] == [
-        None,
-        *(f"bytes={n * step}-" for n in range(1, -(-len(data) // step))),
-    ]
+    assert [wanted for _, wanted in server.requests] == [None, *(f"bytes={at}-" for at in range(step, length, step))]
+    assert length > 2 * step
     assert left_behind(card) == ["attic", "attic.sha256"]
+
+
+def test_breaking_off_in_the_middle_of_a_piece(card, server):
+    server.break_after = 3 * download.CHUNK + 777
+    checksum = hashlib.sha256(server.files["/attic.zip"]).hexdigest()
+    fetch(with_checksum(card, checksum))
+    assert len(server.requests) > 2
+    assert len(load_frames(card, split="train", scenes=["attic"])) == 3
 
 
 @pytest.mark.parametrize("etag", [True, False])
@@ -264,13 +270,15 @@ def test_a_server_without_ranges_sends_the_whole_again(card, server):
 
 
 def test_a_server_that_breaks_off_for_good_keeps_the_part(card, server):
-    server.ranges, server.break_after = False, 700
-    with pytest.raises(MsposeError, match=r"attic.zip broke off after 700 bytes and 5 attempts .* run this again to"):
+    server.ranges, server.break_after = False, 2 * download.CHUNK
+    with pytest.raises(
+        MsposeError, match=r"attic.zip broke off after 65,536 bytes and 5 attempts .* run this again to"
+    ):
         fetch(card)
     assert left_behind(card) == ["attic.zip.part", "attic.zip.part.tag"]
     server.ranges, server.break_after = True, 0
     fetch(card)
-    assert server.requests[-1] == ("/attic.zip", "bytes=700-")
+    assert server.requests[-1] == ("/attic.zip", "bytes=65536-")
     assert left_behind(card) == ["attic", "attic.sha256"]
 
 
@@ -294,12 +302,12 @@ def test_no_network(card, server):
 
 
 def test_checksums(card, server, caplog):
-    wrong = with_checksum(card, "0" * 64)
-    with pytest.raises(MsposeError, match=r"attic.zip does not have the checksum that the card knows \(sha256 0000"):
+    wrong = with_checksum(card, "f" * 64)
+    with pytest.raises(MsposeError, match=r"attic.zip does not have the checksum that the card knows \(sha256 ffff"):
         fetch(wrong)
     assert left_behind(card) == []
     card.path.write_text(
-        card.path.read_text().replace("0" * 64, hashlib.sha256(server.files["/attic.zip"]).hexdigest())
+        card.path.read_text().replace("f" * 64, hashlib.sha256(server.files["/attic.zip"]).hexdigest())
     )
     fetch(read_card(card.path))
     assert left_behind(card) == ["attic"]
@@ -378,8 +386,8 @@ def test_local_archives_that_are_not_right(card, tmp_path):
     with pytest.raises(MsposeError, match=r"attic.zip is one archive: name its one scene"):
         fetch(card, (), archive=path)
     path.write_bytes(seven_scenes_zip())
-    with pytest.raises(MsposeError, match=r"does not have the checksum of the published archive \(sha256 0000"):
-        fetch(with_checksum(card, "0" * 64), archive=path)
+    with pytest.raises(MsposeError, match=r"does not have the checksum of the published archive \(sha256 ffff"):
+        fetch(with_checksum(card, "f" * 64), archive=path)
     assert left_behind(card) == []
     assert path.exists()
 

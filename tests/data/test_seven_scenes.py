@@ -192,7 +192,7 @@ def test_many_small_files_are_read_quickly(tmp_path):
     (tmp_path / "attic" / "TrainSplit.txt").write_text("sequence1")
     start = time.process_time()
     assert len(read_seven_scenes(tmp_path, ["attic"], "train")) == 2000
-    assert time.process_time() - start < 1.5  # 0.1 s where it was written
+    assert time.process_time() - start < 4  # 0.1 s where it was written
 
 
 def sfm_line(name, seed, focal="525.5"):

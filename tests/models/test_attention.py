@@ -44,9 +44,7 @@ def test_agrees_with_numpy(attention, self_attention):
 
     weights = attention.in_proj_weight.detach().numpy().reshape(3, DIM, DIM)
     biases = attention.in_proj_bias.detach().numpy().reshape(3, DIM)
-    q, k, v = (
-        split_heads(x.numpy() @ w.T + b) for x, w, b in zip((query, key, value), weights, biases, strict=True)
-    )
+    q, k, v = (split_heads(x.numpy() @ w.T + b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
     attended = softmax(q @ k.transpose(0, 1, 3, 2) / math.sqrt(DIM // HEADS)) @ v
     joined = attended.transpose(0, 2, 1, 3).reshape(2, 5, DIM)
     expected = joined @ attention.out_proj.weight.detach().numpy().T + attention.out_proj.bias.detach().numpy()

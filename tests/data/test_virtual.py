@@ -1,0 +1,363 @@
+"""The virtual data set on disk: layout, labels, determinism, and what happens to interrupted and foreign folders."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from mspose.data import virtual
+from mspose.data.cards import read_card
+from mspose.data.seven_scenes import read_seven_scenes
+from mspose.data.virtual import SIZES, render_virtual
+from mspose.data.virtual_render import Camera, Lighting, render_frame
+from mspose.data.virtual_rooms import SCENE_NAMES, build_scene, scene_key
+from mspose.data.virtual_sequences import SPLITS, plan_sequences, trajectory
+from mspose.errors import MsposeError
+from mspose.poses import orientation_error, position_error, rotation_to_quaternion
+
+TINY = {"frames_per_sequence": 6, "width": 96, "height": 72, "focal_px": 87.75, "workers": 1, "progress": False}
+FRAMES = {"atelier": (12, 7), "library": (6, 6)}
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory):
+    root = tmp_path_factory.mktemp("virtual")
+    render_virtual(root, frames=FRAMES, **TINY)
+    return root
+
+
+def contents(root):
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def stamps(root):
+    return {path: path.stat().st_mtime_ns for path in sorted(root.rglob("*"))}
+
+
+def test_scenes_have_names_of_their_own():
+    assert len(SCENE_NAMES) == 7
+    assert not set(SCENE_NAMES) & {"chess", "fire", "heads", "office", "pumpkin", "redkitchen", "stairs"}
+
+
+def test_sizes():
+    demo, full = SIZES["demo"], SIZES["7scenes"]
+    assert len(demo.frames) >= 4
+    assert (demo.width, demo.height) == (320, 240)
+    assert sum(train for train, _ in full.frames.values()) == 26000
+    assert sum(test for _, test in full.frames.values()) == 17000
+    assert len(full.frames) == 7
+
+
+def test_the_card_describes_the_demo():
+    card, demo = read_card("virtual"), SIZES["demo"]
+    assert set(card.scenes) == set(demo.frames)
+    assert set(card.known_scenes) == set(SCENE_NAMES)
+    for scene, facts in card.scene_facts.items():
+        assert (facts.frames["train"], facts.frames["test"]) == next(iter(demo.frames.values())), scene
+    for name in ("frames_per_sequence", "width", "height", "focal_px"):
+        assert card.render[name] == getattr(demo, name)
+    assert card.focal_px == demo.focal_px
+
+
+def test_it_is_written_in_seven_scenes_layout_and_loads(rendered):
+    folder = rendered / "atelier"
+    assert (folder / "TrainSplit.txt").read_text() == "sequence1\nsequence2\n"
+    assert (folder / "TestSplit.txt").read_text() == "sequence3\nsequence4\n"
+    assert np.allclose(np.loadtxt(folder / "camera-intrinsics.txt"), Camera(96, 72, 87.75).intrinsics_33)
+    names = sorted(path.name for path in (folder / "seq-04").iterdir())
+    assert names == ["frame-000000.color.jpg", "frame-000000.pose.txt"]  # what remained of seven frames
+    for split, counts in (("train", (12, 6)), ("test", (7, 6))):
+        table = read_seven_scenes(rendered, list(FRAMES), split, dataset="virtual", ground_truth="rendered")
+        assert tuple(table.groupby("scene").size()[list(FRAMES)]) == counts
+        for image in table["image"]:
+            assert cv2.imread(str(rendered / image)).shape == (72, 96, 3)
+        assert table["focal_px"].eq(87.75).all()
+
+
+def test_the_label_is_the_pose_that_rendered_the_image(rendered):
+    """The image of a frame is the one that its pose file's pose gives, and of no other pose of the sequence."""
+    key = [0, scene_key("library"), 0, 0]
+    rng = np.random.default_rng(key)
+    scene, camera, lighting = build_scene("library", 0), Camera(96, 72, 87.75), Lighting.draw(rng)
+    folder = rendered / "library/seq-01"
+    labels = [np.loadtxt(folder / f"frame-{i:06d}.pose.txt") for i in range(6)]
+    assert np.array_equal(labels, trajectory(scene, rng, 6))  # every digit is there
+    table = read_seven_scenes(rendered, ["library"], "train")
+    stored = [cv2.imread(str(rendered / image))[..., ::-1].astype(float) for image in table["image"]]
+    for i, image in enumerate(stored):
+        differences = [np.abs(render_frame(scene, pose, camera, lighting)[0] - image).mean() for pose in labels]
+        assert np.argmin(differences) == i
+        assert differences[i] < 8.0  # of the JPEG
+        position = table.loc[i, ["tx", "ty", "tz"]].to_numpy(float)
+        assert position_error(position[None], labels[i][None, :3, 3])[0] < 1e-12
+
+
+def test_png_holds_the_rendered_pixels_exactly(tmp_path):
+    render_virtual(tmp_path, frames={"atelier": (1, 1)}, image_format="png", **TINY)
+    rng = np.random.default_rng([0, scene_key("atelier"), 0, 0])
+    scene, lighting = build_scene("atelier", 0), Lighting.draw(rng)
+    image, _ = render_frame(scene, trajectory(scene, rng, 1)[0], Camera(96, 72, 87.75), lighting)
+    stored = cv2.imread(str(tmp_path / "atelier/seq-01/frame-000000.color.png"))[..., ::-1]
+    assert np.array_equal(stored, image)
+    assert len(read_seven_scenes(tmp_path, ["atelier"], "test")) == 1
+
+
+def test_the_same_seed_gives_the_same_files_with_any_number_of_processes(rendered, tmp_path):
+    render_virtual(tmp_path, frames=FRAMES, **{**TINY, "workers": 2})
+    assert contents(tmp_path) == contents(rendered)
+
+
+def test_another_seed_gives_other_rooms_and_paths(rendered, tmp_path):
+    render_virtual(tmp_path, frames={"library": (6, 6)}, seed=1, **TINY)
+    there, here = contents(rendered / "library"), contents(tmp_path / "library")
+    assert all(there[name] != here[name] for name in here if name.startswith("seq-"))
+
+
+def test_a_larger_data_set_begins_with_the_same_sequences():
+    def plan(train, test):
+        settings = {"frames_per_sequence": 6, "seed": 0, "camera": Camera(96, 72, 87.75), "image_format": "jpg"}
+        return plan_sequences("gallery", train, test, **settings)
+
+    small, large = plan(6, 6), plan(60, 60)
+    for mine, its in ((small[0], large[0]), (small[1], large[10])):
+        assert mine.split == its.split
+        for (image, pose), (its_image, its_pose) in zip(mine.render(), its.render(), strict=True):
+            assert np.array_equal(pose, its_pose)
+            assert np.array_equal(image, its_image)
+
+
+def test_more_frames_of_a_sequence_follow_the_same_path():
+    scene = build_scene("arcade", 0)
+    few, many = (trajectory(scene, np.random.default_rng(3), frames) for frames in (21, 63))
+    assert np.allclose(few, many[1::3], atol=1e-12)
+
+
+def test_training_and_test_views_differ_but_are_near(rendered):
+    for name in ("courtyard", "workshop"):
+        scene = build_scene(name, 0)
+        paths = {}
+        for split, count in (("train", 8), ("test", 2)):
+            keys = [[0, scene_key(name), SPLITS.index(split), number] for number in range(count)]
+            paths[split] = np.concatenate([trajectory(scene, np.random.default_rng(key), 50) for key in keys])
+        train, test = paths["train"], paths["test"]
+        metres = np.linalg.norm(train[None, :, :3, 3] - test[:, None, :3, 3], axis=-1)
+        cosine = (np.einsum("aij,bij->ab", test[:, :3, :3], train[:, :3, :3]) - 1) / 2
+        degrees = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+        assert ((metres > 0.01) | (degrees > 0.3)).all()
+        assert np.median((metres / 0.5 + degrees / 15).min(axis=1)) < 1.5
+        # the mean pose is a poor answer, as it is on 7Scenes
+        quaternion = rotation_to_quaternion(test[:, :3, :3])
+        middle = np.repeat(rotation_to_quaternion(train[:, :3, :3]).mean(axis=0)[None], len(test), axis=0)
+        centre = np.repeat(train[:, :3, 3].mean(axis=0)[None], len(test), axis=0)
+        assert 0.5 < np.median(position_error(centre, test[:, :3, 3])) < 1.1
+        assert 15 < np.median(orientation_error(middle, quaternion)) < 45
+
+
+def test_paths_are_smooth_upright_and_inside_their_box():
+    scene = build_scene("kitchenette", 0)
+    poses = trajectory(scene, np.random.default_rng(0), 1000)
+    assert np.allclose(poses[:, :3, :3] @ poses[:, :3, :3].transpose(0, 2, 1), np.eye(3), atol=1e-12)
+    assert np.linalg.det(poses[:, :3, :3]) == pytest.approx(1.0)
+    assert (poses[:, 3] == (0, 0, 0, 1)).all()
+    assert (poses[:, :3, 3] > scene.view_low_3 - 0.03).all()
+    assert (poses[:, :3, 3] < scene.view_high_3 + 0.03).all()
+    steps = np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1)
+    assert 0.001 < np.median(steps) < 0.03  # metres between frames at 30 frames a second
+    assert steps.max() < 0.06
+    assert (poses[:, 2, 1] < -0.6).all()  # the camera's y axis points down
+
+
+def test_views_that_look_alike_are_near_each_other():
+    for name in ("atelier", "arcade"):
+        scene, camera = build_scene(name, 0), Camera(64, 48, 58.5)
+        poses = trajectory(scene, np.random.default_rng(1), 120)
+        renders = [render_frame(scene, pose, camera, Lighting())[0] for pose in poses]
+        small = np.array([cv2.resize(image, (16, 12), interpolation=cv2.INTER_AREA) for image in renders], float)
+        small = small.reshape(len(small), -1)
+        small -= small.mean(axis=1, keepdims=True)
+        unlike = ((small[:, None] - small[None]) ** 2).sum(axis=-1)
+        metres = np.linalg.norm(poses[:, None, :3, 3] - poses[None, :, :3, 3], axis=-1)
+        np.fill_diagonal(unlike, np.inf)
+        cosine = (np.einsum("aij,bij->ab", poses[:, :3, :3], poses[:, :3, :3]) - 1) / 2
+        degrees = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+        likest = np.arange(120), unlike.argmin(axis=1)
+        assert np.median(metres[likest]) < 0.3 * np.median(metres)
+        assert np.quantile(degrees[likest], 0.95) < 20 < np.median(degrees)
+
+
+# Interrupted and foreign folders
+
+
+def test_complete_scenes_are_left_alone_and_missing_ones_added(rendered, tmp_path):
+    render_virtual(tmp_path, frames={"library": (6, 6)}, **TINY)
+    before = stamps(tmp_path / "library")
+    render_virtual(tmp_path, frames=FRAMES, **TINY)
+    assert stamps(tmp_path / "library") == before
+    assert contents(tmp_path) == contents(rendered)
+
+
+def test_a_killed_rendering_is_continued_by_the_next(rendered, tmp_path):
+    code = (
+        "import sys, time; from mspose.data import virtual, virtual_sequences\n"
+        "plain = virtual_sequences.Sequence.render\n"
+        "def slow(self):\n"
+        "    for frame in plain(self):\n"
+        "        time.sleep(0.1); yield frame\n"
+        "virtual_sequences.Sequence.render = slow\n"
+        f"virtual.render_virtual(sys.argv[1], frames={FRAMES!r}, **{TINY!r})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[2])
+    partial = tmp_path / "atelier/.seq-02.partial"
+    deadline = time.monotonic() + 60
+    while not (partial.is_dir() and len(list(partial.iterdir())) >= 3):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "atelier/seq-02").exists()
+    assert not list(tmp_path.rglob("*Split.txt"))
+    first = stamps(tmp_path / "atelier/seq-01")
+    render_virtual(tmp_path, frames=FRAMES, **TINY)
+    assert stamps(tmp_path / "atelier/seq-01") == first  # what was whole is kept
+    assert contents(tmp_path) == contents(rendered)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_one_line_and_nothing_passes_for_complete(tmp_path, monkeypatch, workers):
+    written = Path.write_bytes
+
+    def full(self, data):
+        if self.name.startswith("frame-000003"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+        return written(self, data)
+
+    if workers == 1:
+        monkeypatch.setattr(Path, "write_bytes", full)
+    else:  # a process of its own does not see the patch: a file where a folder should be fails as well
+        (tmp_path / "atelier").mkdir()
+        record = {"version": 1, "seed": 0, "width": 96, "height": 72, "focal_px": 87.75, "image_format": "jpg",
+                  "frames_per_sequence": 6, "scene": "atelier", "train_frames": 12, "test_frames": 7}  # fmt: skip
+        (tmp_path / "atelier" / virtual.RECORD).write_text(json.dumps(record))
+        (tmp_path / "atelier/.seq-02.partial").write_text("in the way")
+    with pytest.raises(MsposeError, match="cannot render into") as caught:
+        render_virtual(tmp_path, frames={"atelier": (12, 7)}, **{**TINY, "workers": workers})
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("*Split.txt"))
+    assert not (tmp_path / "atelier/seq-02").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"width": 97}, "width"),
+        ({"focal_px": 90.0}, "focal_px"),
+        ({"image_format": "png"}, "image_format"),
+        ({"frames_per_sequence": 3}, "frames_per_sequence"),
+        ({"frames": {"atelier": (12, 8)}}, "test_frames"),
+        ({"frames": {"gallery": (6, 6)}, "seed": 1}, "seed"),  # beside scenes of another seed
+    ],
+)
+def test_a_folder_rendered_with_other_settings_is_refused_untouched(rendered, change, names):
+    before = stamps(rendered)
+    with pytest.raises(MsposeError, match=f"other settings.*{names}"):
+        render_virtual(rendered, **{"frames": FRAMES, **TINY, **change})
+    assert stamps(rendered) == before
+
+
+@pytest.mark.parametrize(
+    "path", ["notes.txt", "chess/seq-01/frame-000000.pose.txt", "atelier/seq-01/frame-000000.color.png", "library/me"]
+)
+def test_a_folder_with_anything_else_is_refused_untouched(tmp_path, path):
+    foreign = tmp_path / path
+    foreign.parent.mkdir(parents=True, exist_ok=True)
+    foreign.write_text("precious")
+    with pytest.raises(MsposeError, match="not a virtual scene"):
+        render_virtual(tmp_path, frames=FRAMES, **TINY)
+    assert contents(tmp_path) == {path: b"precious"}
+
+
+def test_complete_data_needs_no_permission_to_write(rendered, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("wrote into complete data")
+
+    monkeypatch.setattr(virtual, "_alone", refuse)
+    render_virtual(rendered, frames=FRAMES, **TINY)
+
+
+def test_two_processes_do_not_render_the_same_sequence(rendered, tmp_path):
+    code = f"import sys; from mspose.data import virtual; virtual.render_virtual(sys.argv[1], frames={FRAMES!r}, **{TINY!r})"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    processes = [subprocess.Popen(command, cwd=Path(__file__).parents[2]) for _ in range(2)]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    assert contents(tmp_path) == contents(rendered)
+
+
+def test_foreign_files_in_a_scene_and_lost_frames_are_named(tmp_path):
+    render_virtual(tmp_path, frames={"library": (2, 1)}, **TINY)
+    foreign = tmp_path / "library/holiday.jpg"
+    foreign.write_text("precious")
+    with pytest.raises(MsposeError, match=r"holiday\.jpg is no part"):
+        render_virtual(tmp_path, frames={"library": (2, 1)}, **TINY)
+    foreign.unlink()
+    (tmp_path / "library/seq-01/frame-000001.pose.txt").unlink()
+    with pytest.raises(MsposeError, match=r"seq-01 does not hold the 2 frames"):
+        render_virtual(tmp_path, frames={"library": (2, 1)}, **TINY)
+
+
+def test_hidden_files_and_empty_folders_are_no_obstacle(tmp_path):
+    (tmp_path / ".DS_Store").write_text("")
+    (tmp_path / "library").mkdir()
+    render_virtual(tmp_path, frames={"library": (1, 1)}, **TINY)
+    assert (tmp_path / "library/TestSplit.txt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"frames": {"chess": (6, 6)}}, "chess; there are: atelier"),
+        ({"frames": {}}, "there are: atelier"),
+        ({"frames": {"atelier": (6, 0)}}, "at least one"),
+        ({"frames_per_sequence": 0}, "frames_per_sequence"),
+        ({"width": 0}, "width"),
+        ({"height": "240"}, "height"),
+        ({"focal_px": "long"}, "focal_px"),
+        ({"seed": 0.5}, "seed"),
+        ({"focal_px": float("nan")}, "focal_px"),
+        ({"seed": -1}, "seed"),
+        ({"image_format": "gif"}, "png, jpg"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_before_anything_is_written(tmp_path, change, message):
+    with pytest.raises(MsposeError, match=message):
+        render_virtual(tmp_path / "new", **{"frames": FRAMES, **TINY, **change})
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_root_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "root").write_text("")
+    with pytest.raises(MsposeError, match="cannot render into"):
+        render_virtual(tmp_path / "root", frames=FRAMES, **TINY)
+
+
+def test_an_unreadable_record_is_named(tmp_path):
+    (tmp_path / "atelier").mkdir()
+    (tmp_path / "atelier" / virtual.RECORD).write_text("{")
+    with pytest.raises(MsposeError, match=r"virtual\.json cannot be read"):
+        render_virtual(tmp_path, frames=FRAMES, **TINY)
+
+
+def test_sequences_are_lit_each_in_its_own_way():
+    rngs = [np.random.default_rng([0, scene_key("atelier"), split, number]) for split in (0, 1) for number in range(4)]
+    lightings = [Lighting.draw(rng) for rng in rngs]
+    assert len({lighting.gain for lighting in lightings}) == 8
+    assert all(0.8 <= lighting.gain <= 1.2 for lighting in lightings)

@@ -1,0 +1,236 @@
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mspose import training
+from mspose.checkpoint import load_checkpoint, load_model, save_checkpoint
+from mspose.config import Settings, TrainingSettings, read_settings, write_settings
+from mspose.data.cards import read_card
+from mspose.errors import MsposeError
+from mspose.training import learning_rate, open_data_and_network, train
+
+
+def vary(settings: Settings, **changes) -> Settings:
+    """Settings with dotted names changed: vary(s, training__epochs=3)."""
+    for name, value in changes.items():
+        group, _, field = name.partition("__")
+        part = replace(getattr(settings, group), **{field: value}) if field else value
+        settings = replace(settings, **{group: part})
+    return settings
+
+
+def assert_same_state(one, two):
+    assert type(one) is type(two)
+    if isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for key in one:
+            assert_same_state(one[key], two[key])
+    elif isinstance(one, list | tuple):
+        for first, second in zip(one, two, strict=True):
+            assert_same_state(first, second)
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, two)
+    else:
+        assert one == two
+
+
+def test_a_killed_run_goes_on_and_ends_bit_identical(small_settings, tmp_path):
+    settings = vary(small_settings, training__epochs=5)
+    whole = train(settings, progress=False)
+
+    again = vary(settings, runs=str(tmp_path / "killed"))
+    write_settings(tmp_path / "experiment.yaml", again)
+    command = [sys.executable, "-m", "mspose", "train", "--config", str(tmp_path / "experiment.yaml"), "--quiet"]
+    killed = again.run_folder("made-up")
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.time() + 120
+    while not (killed / "checkpoint.pt").exists() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, process.stderr.read().decode()
+    state = load_checkpoint(killed)
+    assert state is not None
+    assert 1 <= state["epoch"] < 5
+
+    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "continuing" in finished.stderr
+    state = load_checkpoint(killed)
+    assert state is not None
+    assert state["epoch"] == 5
+    assert_same_state(load_checkpoint(whole), state)
+    assert_same_state(load_model(whole)[0], load_model(killed)[0])
+
+
+def test_the_last_epoch_is_kept_and_a_finished_run_stays(small_settings, caplog):
+    run = train(small_settings, progress=False)
+    state = load_checkpoint(run)
+    weights, description = load_model(run)
+    assert state is not None
+    assert state["epoch"] == description["epochs"] == 2
+    assert_same_state(weights, dict(state["network"]))
+    before = (run / "checkpoint.pt").stat().st_mtime_ns
+    caplog.set_level("INFO")
+    assert train(small_settings, progress=False) == run
+    assert "trained already" in caplog.text
+    assert (run / "checkpoint.pt").stat().st_mtime_ns == before
+
+
+def test_other_settings_do_not_continue_a_run(small_settings):
+    run = train(small_settings, progress=False)
+    with pytest.raises(MsposeError, match=r"training.learning_rate: 0.001 -> 0.1.*--variant"):
+        train(vary(small_settings, training__learning_rate=0.1), progress=False)
+    elsewhere = vary(small_settings, data__cache=small_settings.data.cache + "-moved")
+    assert train(elsewhere, progress=False) == run
+
+
+def test_a_broken_checkpoint_is_one_clear_line(small_settings):
+    run = train(small_settings, progress=False)
+    state = load_checkpoint(run)
+    assert state is not None
+    save_checkpoint(run, {**state, "network": {"a": torch.zeros(1)}})
+    with pytest.raises(MsposeError, match="another architecture.*is missing"):
+        train(small_settings, progress=False)
+    save_checkpoint(run, {"epoch": 1})
+    with pytest.raises(MsposeError, match="not a checkpoint of this version"):
+        train(small_settings, progress=False)
+
+
+def test_a_loss_that_is_not_finite_names_its_images_and_keeps_the_checkpoint(small_settings, monkeypatch):
+    class Broken(training.PoseLoss):
+        calls = 0
+
+        def forward(self, *arguments):
+            loss = super().forward(*arguments)
+            Broken.calls += 1
+            if Broken.calls == 7:  # second epoch, second step
+                loss.terms["position"] = loss.terms["position"] * float("nan")
+            return loss
+
+    monkeypatch.setattr(training, "PoseLoss", Broken)
+    message = r"epoch 2, step 2 .*position nan.*(attic|cellar)/train-01/frame-\d+\.png"
+    with pytest.raises(MsposeError, match=message) as caught:
+        train(small_settings, progress=False)
+    assert str(caught.value).count(".png") == 4
+    state = load_checkpoint(small_settings.run_folder("made-up"))
+    assert state is not None
+    assert state["epoch"] == 1
+
+
+def test_tensorboard_shows_the_run(small_run):
+    events = EventAccumulator(str(small_run), size_guidance={"scalars": 0})
+    events.Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert {f"loss/{name}" for name in ("position", "orientation", "scene", "qka", "total")} <= scalars
+    assert {"learning_rate", "gradient_norm", "loss_weight/s_x", "loss_weight/s_q", "images_per_second"} <= scalars
+    for part in ("train", "held_out"):
+        names = ("median_position_m", "median_orientation_deg", "scene_accuracy")
+        assert {f"{name}/{part}" for name in names} <= scalars
+    for layer in ("position_layer_1", "orientation_layer_1", "orientation_layer_2"):
+        assert {f"attention_entropy/{layer}", f"query_key_gap/{layer}"} <= scalars
+    assert {"trajectory/train", "trajectory/held_out", "inputs/after_augmentation"} <= set(events.Tags()["images"])
+    entropy = events.Scalars("attention_entropy/orientation_layer_1")
+    assert len(entropy) == 2
+    assert 0 < entropy[-1].value <= np.log(25) + 1e-5  # 5x5 tokens of a 40-pixel crop
+
+
+def test_held_out_frames_are_not_trained_on(small_settings):
+    card = read_card(small_settings.data.dataset)
+    parts, _ = open_data_and_network(small_settings, card, torch.device("cpu"), progress=False)
+    train_images, held_images = (set(parts[name].frames["image"]) for name in ("train", "held_out"))
+    assert (len(train_images), len(held_images)) == (18, 6)
+    assert not train_images & held_images
+    whole, _ = open_data_and_network(vary(small_settings, data__holdout=0.0), card, torch.device("cpu"), progress=False)
+    assert set(whole) == {"train"}
+    with pytest.raises(MsposeError, match="leaves no frame"):
+        open_data_and_network(vary(small_settings, data__holdout=1.0), card, torch.device("cpu"), progress=False)
+
+
+def test_training_lowers_the_loss(small_settings):
+    run = train(vary(small_settings, training__epochs=12, augmentation__enabled=False), progress=False)
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    medians = [event.value for event in events.Scalars("median_position_m/train")]
+    assert len(medians) == 12
+    assert medians[-1] < 0.8 * medians[0]
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_other_precisions_train(small_settings, precision):
+    run = train(vary(small_settings, training__precision=precision, training__epochs=1), progress=False)
+    weights, _ = load_model(run)
+    assert all(tensor.isfinite().all() for tensor in weights.values() if tensor.is_floating_point())
+    assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in weights.values())
+
+
+def test_two_stages_train_the_position_head_alone(small_settings, small_run):
+    second = vary(
+        small_settings,
+        experiment="second",
+        training__start_from=str(small_run),
+        training__trains="position-head",
+        loss__weighting="fixed",
+        loss__orientation_weight=0.0,
+        loss__qka_weight=0.0,
+    )
+    before, _ = load_model(small_run)
+    after, _ = load_model(train(second, progress=False))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("position_head.") for name in changed)
+
+
+def test_a_start_of_another_architecture_is_refused(small_settings, small_run):
+    other = vary(small_settings, training__start_from=str(small_run), model__orientation_encoder_layers=1)
+    with pytest.raises(MsposeError, match="orientation_encoder_layers 2 there, 1 here"):
+        train(other, progress=False)
+    nowhere = vary(small_settings, variant="b", training__start_from="runs/none")
+    with pytest.raises(MsposeError, match=r"runs/none holds no model"):
+        train(nowhere, progress=False)
+
+
+def test_settings_that_do_not_fit_are_one_line(small_settings):
+    with pytest.raises(MsposeError, match="dim: expected a multiple of heads"):
+        train(vary(small_settings, model__heads=3), progress=False)
+
+
+def test_gradient_clipping_bounds_the_update(small_settings, monkeypatch):
+    norms = []
+    real = torch.nn.utils.clip_grad_norm_
+
+    def record(weights, most, *args, **kwargs):
+        norm = real(weights, most, *args, **kwargs)
+        after = torch.stack([weight.grad.norm() for weight in weights if weight.grad is not None]).norm()
+        norms.append((float(norm), float(after)))
+        return norm
+
+    monkeypatch.setattr(training.nn.utils, "clip_grad_norm_", record)
+    train(vary(small_settings, training__clip_gradient=0.01, training__epochs=1), progress=False)
+    assert max(before for before, _ in norms) > 0.1
+    assert max(after for _, after in norms) < 0.0101
+
+
+@pytest.mark.parametrize("name", ["step", "cosine"])
+def test_learning_rate_of_every_step(name):
+    settings = Settings(training=TrainingSettings(learning_rate=1.0, schedule=name, step_epochs=2, warmup=0.25))
+    rates = [learning_rate(step, 40, 10, settings) for step in range(40)]
+    if name == "step":
+        assert rates == pytest.approx([1.0] * 20 + [0.1] * 20)
+    else:
+        assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+        assert rates[10:] == pytest.approx([(1 + np.cos(np.pi * step / 30)) / 2 for step in range(30)])
+        assert rates[-1] < 0.01
+
+
+def test_the_stored_configuration_is_the_resolved_one(small_run):
+    settings = read_settings(small_run / "config.yaml")
+    assert settings.seed == 5
+    assert settings.run_folder("made-up") == Path(small_run)
+    assert Path(settings.data.cache).is_absolute()
