@@ -35,21 +35,21 @@ def mean_pose(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
         scene: np.concatenate([part[POSITION].mean().to_numpy(), mean_quaternion(part[ORIENTATION].to_numpy())])
         for scene, part in train.groupby("scene")
     }
-    return _predictions(test, np.stack([means[scene] for scene in test["scene"]]), None, None)
+    return _predictions(test, np.stack([means[scene] for scene in test["scene"]]), None)
 
 
 def nearest_image(train: pd.DataFrame, test: pd.DataFrame, train_ND: Tensor, test_MD: Tensor) -> pd.DataFrame:
-    """Predictions: every test frame gets pose and scene of the training frame with the most similar features (cosine)."""
-    similarity, nearest = (F.normalize(test_MD, dim=1) @ F.normalize(train_ND, dim=1).T).max(dim=1)
+    """Predictions: for every test frame pose and scene of the training frame whose features are most alike (cosine)."""
+    unit_DN = F.normalize(train_ND, dim=1).T
+    nearest = torch.cat([(part_BD @ unit_DN).argmax(dim=1) for part_BD in F.normalize(test_MD, dim=1).split(1024)])
     found = train.iloc[nearest.numpy()]
-    poses = found[POSITION + ORIENTATION].to_numpy()
-    return _predictions(test, poses, found["scene"].to_numpy(), similarity.double().numpy())
+    return _predictions(test, found[POSITION + ORIENTATION].to_numpy(), found["scene"].to_numpy())
 
 
-def _predictions(test: pd.DataFrame, pose_N7: np.ndarray, scene: Any, score: Any) -> pd.DataFrame:
+def _predictions(test: pd.DataFrame, pose_N7: np.ndarray, scene: np.ndarray | None) -> pd.DataFrame:
     labels = test[["image", "scene", *POSITION, *ORIENTATION]].reset_index(drop=True)
     estimate = pd.DataFrame(pose_N7, columns=ESTIMATE)
-    table = pd.concat([labels, estimate], axis=1).assign(predicted_scene=scene, scene_probability=score)
+    table = pd.concat([labels, estimate], axis=1).assign(predicted_scene=scene, scene_probability=None)
     return with_errors(table)[list(PREDICTION_COLUMNS)]
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,29 +72,32 @@ def save_checkpoint(run: Path, state: Mapping[str, Any]) -> None:
 def load_checkpoint(run: Path) -> dict[str, Any] | None:
     """What `save_checkpoint` wrote, on the CPU; None where there is none."""
     path = run / CHECKPOINT
-    return dict(read_torch_file(path)) if path.exists() else None
+    return dict(read_tensors(path)) if path.exists() else None
 
 
-def read_torch_file(path: Path) -> Any:
-    """A file of tensors and plain values written by torch.save; one that holds code is refused, never run.
+def read_tensors(path: Path) -> Any:
+    """A file of tensors and plain values: torch.save's, or `.safetensors`. One that holds code is refused, never run.
 
-    Raises MsposeError where the file is missing, broken, or would need unpickling code.
+    Raises MsposeError where the file is missing, damaged, or would need unpickling code.
     """
+    if not path.is_file():
+        raise MsposeError(f"{path}: there is no such checkpoint file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise MsposeError(f"no such file: {path}") from error
-    except Exception as error:  # a broken archive can fail in torch, zipfile or pickle, each in its own way
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings(action="ignore"):  # about pickle protocols; what matters is an error
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file fails in many ways: zip, pickle, end of file, safetensors' header
         message = str(error)
         named = re.search(r"GLOBAL ([\w.]*\w)", message)
         if named or any(sign in message for sign in ("TorchScript", "unrecognized function", "Can only build")):
             code = f" ({named[1]})" if named else ""
             raise MsposeError(
-                f"{path} is refused: reading it would run code that the file names{code}; "
-                "save the state dict alone, with torch.save(model.state_dict(), ...)"
+                f"{path}: refused, reading it would run code that the file names{code}: "
+                "save the state dict alone, torch.save(model.state_dict(), path)"
             ) from error
-        reason = next(iter(message.splitlines()), "")[:100] or type(error).__name__
-        raise MsposeError(f"{path} is not a checkpoint, or is broken: {reason}") from error
+        reason = message.strip().split("\n")[0][:100] or "it ends too early"
+        raise MsposeError(f"{path}: not a checkpoint that can be read, or damaged ({reason})") from error
 
 
 def save_model(run: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:

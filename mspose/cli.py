@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -22,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run `mspose VERB ...`; bad input ends in one line on stderr and exit status 2."""
     logging.basicConfig(stream=sys.stderr, format="mspose: %(message)s", level=logging.WARNING, force=True)
     log.setLevel(logging.INFO)
+    threading.excepthook = _quiet_on_os_errors
     arguments = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
     verbs = {
         "train": _train,
@@ -56,6 +58,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("mspose: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _quiet_on_os_errors(args: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writing thread raises its error again in the main thread, which then says it in one line."""
+    if not issubclass(args.exc_type, OSError):
+        threading.__excepthook__(args)
 
 
 def _underscored(word: str) -> str:

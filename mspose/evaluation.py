@@ -13,9 +13,10 @@ from mspose.checkpoint import whole_file
 from mspose.config import DataSettings, config_hash, read_settings
 from mspose.data.batches import Batches
 from mspose.data.cache import open_split
-from mspose.data.cards import INDOOR_THRESHOLDS, read_card
+from mspose.data.cards import INDOOR_THRESHOLDS, Card, read_card
 from mspose.errors import MsposeError
 from mspose.metrics import (
+    ONE_SCENE,
     compute_metrics,
     provenance,
     read_metrics,
@@ -42,7 +43,7 @@ def evaluate_run(
     on_bad_frame: str = "stop",
     progress: bool = True,
 ) -> tuple[dict[str, Any], Path]:
-    """Predict a split with a run's model, write `predictions/<split>.csv`, then the metrics; returns both with their file.
+    """Predict a split with a run's model into `predictions/<split>.csv`, then its metrics; returns them and their file.
 
     `data` overrides fields of the run's data settings (`root`, `scenes`, `dataset`, ...); of another data set only they
     and the cache's folder count. The scene is predicted unless `given_scene`. On another data set or ground truth than
@@ -50,8 +51,6 @@ def evaluate_run(
     """
     estimator = load(run, device)
     settings = read_settings(run / "config.yaml")
-    if config_hash(settings) != estimator.description.get("config_hash"):
-        log.warning("%s: config.yaml was changed since the model was made, or made by another version of mspose", run)
     data = data or {}
     own = settings.data if data.get("dataset") in (None, settings.data.dataset) else None
     chosen: DataSettings = replace(own or DataSettings(cache=settings.data.cache), **data)
@@ -82,9 +81,11 @@ def evaluate_run(
     table = predict_frames(estimator.network, batches, given_scene=given_scene, progress=progress)
 
     ground_truth = str(frames["ground_truth"].iloc[0])
-    trained_on = estimator.description.get("trained_on", {})
+    trained_on = estimator.description.get("trained_on") or {}
     same = (card.name, ground_truth) == (trained_on.get("dataset"), trained_on.get("ground_truth"))
     name = split if same else f"{card.name}-{ground_truth}-{split}"
+    if config_hash(settings) != estimator.description.get("config_hash"):
+        log.warning("%s: config.yaml was changed since the model was made, or made by another version of mspose", run)
     path = store_predictions(
         run,
         name,
@@ -130,38 +131,31 @@ def evaluate_predictions(
     file from elsewhere gets `metrics.json` beside it.
     """
     predictions = read_predictions(path)
-    beside = path.with_suffix(".json")
     card = read_card(dataset) if dataset else None
-    if card and ground_truth not in (None, *card.ground_truths):
-        raise MsposeError(f"{card.name} has no ground truth {ground_truth!r}; it has: {', '.join(card.ground_truths)}")
-    about: dict[str, Any] = {
-        "dataset": card.name if card else None,
-        "ground_truth": ground_truth or (card.ground_truths[0] if card else None),
-        "split": split,
-        "scene_selection": "predicted",
-        "experiment": EXTERNAL,
-        "variant": method or path.stem,
-        "seed": None,
-        "config_hash": None,
-        "bad_frames": 0,
-        "thresholds": card.thresholds if card else INDOOR_THRESHOLDS,
-    }
+    beside = path.with_suffix(".json")
     own = path.parent.name == "predictions" and beside.is_file()
     if own:
-        try:
-            about = json.loads(beside.read_text(encoding="utf-8"))
-            known = (about["dataset"], about["ground_truth"], about["split"])
-            about["thresholds"] = [(float(metres), float(degrees)) for metres, degrees in about["thresholds"]]
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise MsposeError(
-                f"{beside} is not what mspose writes beside predictions: remove it, or evaluate anew"
-            ) from error
-        asked = (card.name if card else None, ground_truth, split)
-        for name, given, stored in zip(("dataset", "ground_truth", "split"), asked, known, strict=True):
-            if given not in (None, stored):
-                raise MsposeError(f"{path} was predicted on {name} {stored}, not {given}")
-    pairs = thresholds or about.pop("thresholds")
-    made_by = {"trained_on": about.pop("trained_on", None), "device": about.pop("device", None)}
+        about = _stored_about(beside)
+        asked = {"dataset": card.name if card else None, "ground_truth": ground_truth, "split": split}
+        for name, given in asked.items():
+            if given not in (None, about[name]):
+                raise MsposeError(f"{path} was predicted on {name} {about[name]}, not {given}")
+    else:
+        if card:
+            _check_fits(card, ground_truth, predictions, path)
+        about = {
+            "dataset": card.name if card else None,
+            "ground_truth": ground_truth or (card.ground_truths[0] if card else None),
+            "split": split,
+            "scene_selection": "predicted",
+            "experiment": EXTERNAL,
+            "variant": method or path.stem,
+            "seed": None,
+            "bad_frames": 0,
+            "thresholds": card.thresholds if card else INDOOR_THRESHOLDS,
+        }
+    pairs = thresholds or about["thresholds"]
+    made_by = {"model": about.pop("model", None), "device": about.pop("device", None)}
     metrics = {**about, **compute_metrics(predictions, thresholds=pairs)}
     metrics["provenance"] = {**provenance(), **made_by, "predictions": str(path)}
     folder = path.parent.parent if own else path.parent
@@ -172,8 +166,31 @@ def evaluate_predictions(
     return metrics, target
 
 
+def _stored_about(beside: Path) -> dict[str, Any]:
+    """What `store_predictions` wrote beside a predictions file."""
+    try:
+        about = json.loads(beside.read_text(encoding="utf-8"))
+        for name in ("dataset", "ground_truth", "split"):
+            about[name] = str(about[name])
+        about["thresholds"] = [(float(metres), float(degrees)) for metres, degrees in about["thresholds"]]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise MsposeError(
+            f"{beside} is not what mspose writes beside predictions: remove it, or evaluate anew"
+        ) from error
+    return about
+
+
+def _check_fits(card: Card, ground_truth: str | None, predictions: pd.DataFrame, path: Path) -> None:
+    """Another method's file can be of a data set that has its scenes; one without scenes can be of any."""
+    if ground_truth not in (None, *card.ground_truths):
+        raise MsposeError(f"{card.name} has no ground truth {ground_truth!r}; it has: {', '.join(card.ground_truths)}")
+    if strange := sorted(set(predictions["scene"]) - {ONE_SCENE, *card.known_scenes}) if card.known_scenes else []:
+        scenes = ", ".join(card.known_scenes)
+        raise MsposeError(f"{path}: {card.name} has no scene {strange[0]!r}; its scenes: {scenes}")
+
+
 def _refuse_to_replace(target: Path, path: Path) -> None:
-    """Metrics of another file in the same folder, or of the run whose folder this is, are not to be lost."""
+    """The metrics of another file in this folder, or of the run whose folder this is, are not to be lost."""
     if not target.is_file():
         return
     there = read_metrics(target)

@@ -5,7 +5,8 @@ few of them the attention entropy (Zhai et al., ICML 2023) and the query-key gap
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from mspose.data.batches import Batch, Batches, evenly
+from mspose.errors import MsposeError
 from mspose.metrics import compute_metrics
 from mspose.models.attention import attention_entropy
 from mspose.models.mstransformer import MSTransformer
@@ -33,19 +35,22 @@ class Monitor:
     """Writes one run's TensorBoard events; they supersede what an interrupted process wrote from `first_step` on."""
 
     def __init__(self, folder: Path, *, first_step: int, frames: int):
-        self.writer = SummaryWriter(str(folder), purge_step=first_step, flush_secs=30)
-        self.frames = frames
+        self.folder, self.frames = folder, frames
+        with self._writing():
+            self.writer = SummaryWriter(str(folder), purge_step=first_step, flush_secs=30)
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """Scalars of one optimisation step."""
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+        with self._writing():
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
 
     def samples(self, step: int, batch: Batch, batches: Batches) -> None:
         """The first images of a batch as the network sees them, with the normalisation undone."""
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (batches.mean, batches.std))
         image_B3HW = batch.image_B3HW[:SAMPLE_IMAGES].float().cpu() * std + mean
-        self.writer.add_images("inputs/after_augmentation", image_B3HW.clamp(0, 1), step)
+        with self._writing():
+            self.writer.add_images("inputs/after_augmentation", image_B3HW.clamp(0, 1), step)
 
     def look(self, step: int, network: MSTransformer, parts: Mapping[str, Batches]) -> dict[str, float]:
         """Medians, scene accuracy, attention and a trajectory plot of each part (`train`, `held_out`), as logged.
@@ -61,15 +66,28 @@ class Monitor:
             values[f"median_position_m/{name}"] = average["median_position_error_m"]
             values[f"median_orientation_deg/{name}"] = average["median_orientation_error_deg"]
             values[f"scene_accuracy/{name}"] = average["scene_accuracy"]
-            self.writer.add_figure(f"trajectory/{name}", trajectory_figure(table), step)
+            with self._writing():
+                self.writer.add_figure(f"trajectory/{name}", trajectory_figure(table), step)
         values |= attention_figures(network, list(parts.values())[-1])
         self.step(step, values)
-        self.writer.flush()
+        with self._writing():
+            self.writer.flush()
         return values
 
     def close(self) -> None:
         """Flush and close the event file."""
-        self.writer.close()
+        with self._writing():
+            self.writer.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise MsposeError(
+                f"cannot write TensorBoard events to {self.folder}: {error.strerror or error}; "
+                "the checkpoint of the last whole epoch is kept"
+            ) from error
 
 
 def attention_figures(network: MSTransformer, batches: Batches) -> dict[str, float]:

@@ -115,9 +115,8 @@ def render_virtual(
         scene: {**shared, "scene": scene, "train_frames": train, "test_frames": test}
         for scene, (train, test) in frames.items()
     }
-    sequence_settings = {"frames_per_sequence": frames_per_sequence, "seed": seed, "camera": camera}
     plans = {
-        scene: plan_sequences(scene, *counts, image_format=image_format, **sequence_settings)
+        scene: plan_sequences(scene, *counts, frames_per_sequence, seed, camera, image_format)
         for scene, counts in frames.items()
     }
     try:

@@ -98,7 +98,6 @@ def plan_sequences(
     scene: str,
     train_frames: int,
     test_frames: int,
-    *,
     frames_per_sequence: int,
     seed: int,
     camera: Camera,

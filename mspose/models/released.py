@@ -5,17 +5,16 @@ The architecture is read off the tensors, except for what leaves no trace in the
 """
 
 import re
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
+from mspose.checkpoint import read_tensors
 from mspose.errors import MsposeError
 from mspose.models.backbone import EFFICIENTNET_B0_NAMES
 from mspose.models.mstransformer import MSTransformer
@@ -53,30 +52,7 @@ def read_released(path: str | Path) -> dict[str, Tensor]:
     Raises:
         MsposeError: the file is missing, corrupt, holds no state dict, or would need unpickling code.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise MsposeError(f"{path}: there is no such checkpoint file")
-    try:
-        if path.suffix == ".safetensors":
-            loaded = safetensors.torch.load_file(path)
-        else:
-            with warnings.catch_warnings(action="ignore"):  # about pickle protocols; what matters is an error
-                loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in many ways: zip, pickle, end of file, safetensors' header
-        raise MsposeError(f"{path}: {_why_unread(str(error))}") from error
-    return _state_dict_in(loaded, path)
-
-
-def _why_unread(message: str) -> str:
-    code = re.search(r"GLOBAL ([\w.]*\w)", message)
-    if code or "TorchScript" in message or "unrecognized function" in message or "Can only build" in message:
-        named = f" ({code[1]})" if code else ""
-        return (
-            f"refused, reading it would run code that the file names{named}: "
-            "save the state dict alone, torch.save(model.state_dict(), path)"
-        )
-    reason = message.strip().split("\n")[0][:100] or "it ends too early"
-    return f"not a checkpoint that can be read, or damaged ({reason})"
+    return _state_dict_in(read_tensors(Path(path)), Path(path))
 
 
 def convert_released(state: Mapping[str, Tensor], *, scenes: Sequence[str] | None = None) -> Converted:

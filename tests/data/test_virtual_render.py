@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mspose.data.virtual_render import MIP_LEVELS, Camera, Lighting, clip_near, pack_atlas, render_frame
+from mspose.data.virtual_render import (
+    MIP_LEVELS,
+    Camera,
+    Lighting,
+    _close_pinholes,
+    clip_near,
+    pack_atlas,
+    render_frame,
+)
 from mspose.data.virtual_rooms import SCENE_NAMES, Space, build_scene
 from mspose.data.virtual_scene import Place, SceneBuilder
 from mspose.data.virtual_sequences import trajectory
@@ -71,7 +79,7 @@ def test_marked_points_appear_within_a_pixel_of_where_the_label_puts_them(camera
     builder.patch((-9, 3.001, 9), (18, 0, 0), (0, 0, -18), plain(90))
     for colour, point in points.items():
         size = 0.06
-        corner = np.asarray(point) + (-size / 2, 0, size / 2)
+        corner = np.add(point, (-size / 2, 0, size / 2))
         builder.patch(corner, (size, 0, 0), (0, 0, -size), plain(COLOURS[colour]), glowing=True)
     position = rng.uniform((-1.2, -0.8, 0.8), (1.2, 0.4, 1.8))
     pose = look(position, rng.uniform((-0.3, 2.5, 1.0), (0.3, 2.5, 1.5)), rng.uniform(-0.4, 0.4))
@@ -227,6 +235,23 @@ def test_clipping_keeps_exactly_the_part_in_front(seed, near):
     for corner in clip_near(triangles[:1], near).reshape(-1, 5):
         share = np.linalg.lstsq(basis[:, :3].T, (corner - one[0])[:3], rcond=None)[0]
         assert np.allclose(one[0] + share @ basis, corner, atol=1e-5 * max(1.0, np.abs(share).max() ** 2))
+
+
+def test_single_pixels_between_triangles_are_closed_and_wider_gaps_are_not():
+    depth = np.arange(1.0, 49.0, dtype=np.float32).reshape(6, 8)
+    values = np.repeat(depth[..., None], 3, axis=-1)
+    hit = np.ones((6, 8), bool)
+    hit[1, 2] = hit[5, 4] = hit[2, 0] = False  # alone, at the lower edge, at the left edge
+    hit[3:5, 5:7] = False  # a gap two pixels wide
+    depth[~hit], values[~hit] = 99, 0
+    closed = _close_pinholes(values, depth, hit)
+    assert closed[1, 2]
+    assert closed[5, 4]
+    assert closed[2, 0]
+    assert not closed[3:5, 5:7].any()
+    assert depth[1, 2] in (2 + 8, 3)  # a neighbour's
+    assert (values[1, 2] == depth[1, 2]).all()
+    assert (closed | (depth == 99)).all()
 
 
 def test_the_atlas_holds_every_texture_and_its_halves_apart():
