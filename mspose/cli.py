@@ -5,10 +5,11 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
+import torch
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -21,9 +22,7 @@ Verb = tuple[ArgumentParser, Callable[[Namespace], None]]
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `mspose VERB ...`; bad input ends in one line on stderr and exit status 2."""
-    logging.basicConfig(stream=sys.stderr, format="mspose: %(message)s", level=logging.WARNING, force=True)
-    log.setLevel(logging.INFO)
-    threading.excepthook = _quiet_on_os_errors
+    _speak_for_ourselves()
     arguments = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
     verbs = {
         "train": _train,
@@ -33,31 +32,55 @@ def main(argv: Sequence[str] | None = None) -> None:
         "baselines": _baselines,
         "convert": _convert,
     }
-    parser = Parser(prog="mspose", description="Multi-scene absolute camera pose regression.")
-    parser.add_argument("--version", action="version", version=_version())
-    commands = parser.add_subcommands(dest="verb", metavar="VERB")
-    runs: dict[str, Callable[[Namespace], None]] = {}
-    for name, make in verbs.items():
-        verb, runs[name] = make()
-        commands.add_subcommand(name, verb, help=verb.description)
     try:
-        if not arguments:
-            raise MsposeError(f"say what to do: mspose {' | '.join(verbs)} (more with mspose --help)")
-        parsed = parser.parse_args(arguments)
-        runs[parsed.verb](parsed[parsed.verb])
+        name = arguments[0] if arguments else ""
+        if name not in verbs:
+            _explain(verbs, arguments)
+        parser, run = verbs[name]()
+        parser.prog = f"mspose {name}"
+        run(parser.parse_args(arguments[1:]))
         sys.stdout.flush()
     except MsposeError as error:
-        print(f"mspose: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _stop(error)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        _stop(f"out of memory: a smaller --training.batch_size (evaluate: --batch_size) needs less; {reason}")
     except BrokenPipeError:  # the reader of our output has enough, as in `mspose table | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
     except OSError as error:  # a full disk, a folder that may not be written: what went wrong is in the machine
-        print(f"mspose: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _stop(error)
     except KeyboardInterrupt:
         print("mspose: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _stop(reason: object) -> NoReturn:
+    print(f"mspose: error: {reason}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _speak_for_ourselves() -> None:
+    """Our own messages go to stderr; those of libraries are left out: what goes wrong is said once, in one line."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("mspose: %(message)s"))
+    log.handlers[:] = [handler]
+    log.setLevel(logging.INFO)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    threading.excepthook = _quiet_on_os_errors
+
+
+def _explain(verbs: Mapping[str, Callable[[], Verb]], arguments: Sequence[str]) -> NoReturn:
+    """`--help`, `--version`, or an error about whatever else stands where a verb should."""
+    parser = Parser(prog="mspose", description="Multi-scene absolute camera pose regression.")
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subcommands(dest="verb", metavar="VERB")
+    for name, make in verbs.items():
+        verb, _ = make()
+        commands.add_subcommand(name, verb, help=verb.description)
+    if arguments:
+        parser.parse_args(arguments)
+    raise MsposeError(f"say what to do: mspose {' | '.join(verbs)} (more with mspose --help)")
 
 
 def _quiet_on_os_errors(args: threading.ExceptHookArgs) -> None:
@@ -190,7 +213,12 @@ def _table() -> Verb:
     parser.add_argument(
         "--format", type=Literal["markdown", "latex", "csv"], default="markdown", help="form of the text"
     )
-    parser.add_argument("--kind", type=Literal["median", "recall", "recall-scenes"], default="median", help="figures")
+    parser.add_argument(
+        "--kind",
+        type=Literal["median", "recall", "recall-scenes"],
+        default="median",
+        help="errors; recall; recall of every scene",
+    )
     parser.add_argument("--published", type=bool, default=True, help="show published rows of the same data set")
     parser.add_argument("--dataset", type=str, help="only runs on this data set")
     parser.add_argument("--ground_truth", type=str, help="only runs on this ground truth")

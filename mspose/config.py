@@ -112,6 +112,9 @@ class AugmentationSettings:
 
     enabled: bool = True
     """Random crop and colour jitter; off: the centre crop alone, as in evaluation."""
+    crop_reach: ClosedUnitInterval = 1.0
+    """Share of the crop's places, around the centre, that random crops are drawn from. The pose label does not follow
+    the crop, so a far crop is also a wrong label: 1 is the papers' recipe, 0 the centre crop alone."""
     brightness: ClosedUnitInterval = 0.5
     """Brightness factor drawn from 1 - b to 1 + b."""
     contrast: ClosedUnitInterval = 0.5

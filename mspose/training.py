@@ -78,6 +78,7 @@ def train(settings: Settings, *, progress: bool = True) -> Path:
             epoch,
             equalize_scenes=options.equalize_scenes,
             jitter=jitter if augmentation.enabled else None,
+            crop_reach=augmentation.crop_reach,
         )
         for number, batch in enumerate(batches):
             step = epoch * steps_per_epoch + number

@@ -72,9 +72,15 @@ def centre_crop(height: int, width: int, size: int) -> tuple[int, int]:
     return round((height - size) / 2.0), round((width - size) / 2.0)
 
 
-def random_crop(height: int, width: int, size: int, generator: np.random.Generator) -> tuple[int, int]:
-    """(top, left) of a crop drawn uniformly."""
-    return int(generator.integers(height - size + 1)), int(generator.integers(width - size + 1))
+def random_crop(
+    height: int, width: int, size: int, generator: np.random.Generator, reach: float = 1.0
+) -> tuple[int, int]:
+    """(top, left) of a crop drawn uniformly from the middle share `reach` of all places; 1: from all of them."""
+    places = []
+    for room in (height - size, width - size):
+        span = round(reach * room)
+        places.append((room - span) // 2 + int(generator.integers(span + 1)))
+    return places[0], places[1]
 
 
 def normalize(image_B3HW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

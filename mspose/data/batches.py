@@ -71,8 +71,13 @@ class Batches:
             part = chosen[start : start + self.batch_size]
             yield self._batch(part, np.stack([self._crop(row, None) for row in part]), None)
 
-    def epoch(self, seed: int, epoch: int, *, equalize_scenes: bool, jitter: Jitter | None) -> Iterator[Batch]:
-        """The batches of one training epoch; without `jitter`, centre crops without any random change."""
+    def epoch(
+        self, seed: int, epoch: int, *, equalize_scenes: bool, jitter: Jitter | None, crop_reach: float = 1.0
+    ) -> Iterator[Batch]:
+        """The batches of one training epoch; without `jitter`, centre crops without any random change.
+
+        `crop_reach` is the share of the crop's places, around the centre, that random crops are drawn from.
+        """
         order = epoch_order(self.scene, seed=seed, epoch=epoch, equalize_scenes=equalize_scenes)
         copy = occurrence(order)
         for start in range(0, len(order), self.batch_size):
@@ -84,7 +89,8 @@ class Batches:
                 np.random.default_rng((seed, epoch, int(self._name[row]), int(again)))
                 for row, again in zip(part, copy[start : start + self.batch_size], strict=True)
             ]
-            crops = np.stack([self._crop(row, generator) for row, generator in zip(part, generators, strict=True)])
+            pairs = zip(part, generators, strict=True)
+            crops = np.stack([self._crop(row, generator, crop_reach) for row, generator in pairs])
             yield self._batch(part, crops, [jitter.draw(generator) for generator in generators])
 
     def epoch_length(self, equalize_scenes: bool) -> int:
@@ -93,15 +99,14 @@ class Batches:
         frames = int((counts > 0).sum() * counts.max()) if equalize_scenes else len(self.scene)
         return -(-frames // self.batch_size)
 
-    def _crop(self, row: int, generator: np.random.Generator | None) -> NDArray[np.uint8]:
+    def _crop(self, row: int, generator: np.random.Generator | None, reach: float = 1.0) -> NDArray[np.uint8]:
         image_HW3 = self.cache[self._cache_row[row]]
         height, width = image_HW3.shape[:2]
-        place = (
-            centre_crop(height, width, self.crop)
-            if generator is None
-            else random_crop(height, width, self.crop, generator)
-        )
-        return image_HW3[place[0] : place[0] + self.crop, place[1] : place[1] + self.crop]
+        if generator is None:
+            top, left = centre_crop(height, width, self.crop)
+        else:
+            top, left = random_crop(height, width, self.crop, generator, reach)
+        return image_HW3[top : top + self.crop, left : left + self.crop]
 
     def _batch(self, rows: NDArray[np.int64], crop_BHW3: NDArray[np.uint8], draws: list | None) -> Batch:
         image_B3HW = torch.from_numpy(crop_BHW3).to(self.device).permute(0, 3, 1, 2).float().div_(255)

@@ -63,7 +63,8 @@ def list_data() -> str:
     """A Markdown table of the data sets with a card: their scenes, and which of them are on disk."""
     folders = dict.fromkeys((Path.cwd() / "datasets", REPOSITORY / "datasets"))
     rows = []
-    for path in {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}.values():
+    # of two cards of one name the first folder's counts, as in read_card
+    for path in {path.stem: path for folder in reversed(folders) for path in sorted(folder.glob("*.yaml"))}.values():
         card = read_card(path)
         there = [scene for scene in card.known_scenes if (data_root(card) / scene).is_dir()]
         rows.append(

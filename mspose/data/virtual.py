@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,33 +42,6 @@ from mspose.errors import MsposeError
 RECORD = "virtual.json"
 SPLIT_FILES = {"train": "TrainSplit.txt", "test": "TestSplit.txt"}
 VERSION = 1  # of the pictures: raise it when the same settings render other images or poses
-
-
-@dataclass(frozen=True)
-class VirtualSize:
-    """A ready-made size of the data set; the fields are arguments of `render_virtual`."""
-
-    frames: Mapping[str, tuple[int, int]]  # scene -> training frames, test frames
-    frames_per_sequence: int
-    width: int = 320
-    height: int = 240
-    focal_px: float = 292.5  # 7Scenes' 585 px at half its size
-
-
-_SEVEN_SCENES_FRAMES = (
-    (4000, 2000),
-    (2000, 2000),
-    (1000, 1000),
-    (6000, 4000),
-    (4000, 2000),
-    (7000, 5000),
-    (2000, 1000),
-)
-SIZES = {
-    "demo": VirtualSize(dict.fromkeys(SCENE_NAMES[:4], (800, 100)), 50),
-    "7scenes": VirtualSize(dict(zip(SCENE_NAMES, _SEVEN_SCENES_FRAMES, strict=True)), 1000),
-    "tiny": VirtualSize(dict.fromkeys(SCENE_NAMES[:2], (12, 6)), 6, 96, 72, 87.75),
-}
 
 
 def render_virtual(

@@ -35,8 +35,12 @@ class Space:
         for side, painter in zip(WALL_YAW, walls, strict=True):
             length = self.length(side) + 2 * OVERLAP_M
             place = self.at_wall(side, 0.0)
-            b.patch(place.point((-length / 2, 0, height + OVERLAP_M)), place.vector((length, 0, 0)),
-                    (0, 0, -height - 2 * OVERLAP_M), painter)
+            b.patch(
+                place.point((-length / 2, 0, height + OVERLAP_M)),
+                place.vector((length, 0, 0)),
+                (0, 0, -height - 2 * OVERLAP_M),
+                painter,
+            )
 
     def length(self, side: str) -> float:
         return self.width if side in ("north", "south") else self.depth
@@ -64,8 +68,14 @@ class Space:
             build(self.b, self.at_wall(side, along, depth / 2 + 0.02))
         self.taken[side].append((along - width / 2, along + width / 2, height))
 
-    def hang_up(self, side: str, count: int, surfaces: Sequence[Painter], sizes: tuple[float, float] = (0.35, 0.9),
-                heights: tuple[float, float] = (1.2, 2.4)) -> None:
+    def hang_up(
+        self,
+        side: str,
+        count: int,
+        surfaces: Sequence[Painter],
+        sizes: tuple[float, float] = (0.35, 0.9),
+        heights: tuple[float, float] = (1.2, 2.4),
+    ) -> None:
         """Hang pictures, posters and the like where the wall is free."""
         half = self.length(side) / 2 - 0.3
         for _ in range(40 * count):
@@ -82,8 +92,16 @@ class Space:
             if count == 0:
                 return
 
-    def opening(self, side: str, along: float, bottom: float, width: float, height: float, surface: Painter,
-                glowing: bool = False) -> None:
+    def opening(
+        self,
+        side: str,
+        along: float,
+        bottom: float,
+        width: float,
+        height: float,
+        surface: Painter,
+        glowing: bool = False,
+    ) -> None:
         """A window or door with a sill, at a given place."""
         spot = self.at_wall(side, along).moved(up=bottom)
         furniture.hang(self.b, spot, width, height, surface, 0.05, glowing)
@@ -102,19 +120,34 @@ class Space:
         """Sky on all sides and above, far behind the walls, and a sun."""
         for side, yaw in WALL_YAW.items():
             place = Place(0.0, 0.0, 0.0, yaw)
-            self.b.patch(place.point((-1.02 * far, far, high)), place.vector((2.04 * far, 0, 0)), (0, 0, -1.04 * high),
-                         paint.sky(zenith=(100, 140, 200) if side in ("north", "east") else (130, 165, 215)),
-                         cell=10.0, density=12.0, glowing=True)
-        self.b.patch((-far, -far, 0.98 * high), (2 * far, 0, 0), (0, 2 * far, 0), paint.sky((110, 150, 215)), cell=10.0,
-                     density=8.0, glowing=True)
+            self.b.patch(
+                place.point((-1.02 * far, far, high)),
+                place.vector((2.04 * far, 0, 0)),
+                (0, 0, -1.04 * high),
+                paint.sky(zenith=(100, 140, 200) if side in ("north", "east") else (130, 165, 215)),
+                cell=10.0,
+                density=12.0,
+                glowing=True,
+            )
+        self.b.patch(
+            (-far, -far, 0.98 * high),
+            (2 * far, 0, 0),
+            (0, 2 * far, 0),
+            paint.sky((110, 150, 215)),
+            cell=10.0,
+            density=8.0,
+            glowing=True,
+        )
 
     def finish(self, view: tuple[float, float, float] = (2.9, 2.5, 0.95), reach: float = 3.2) -> Scene:
         """The scene; cameras move in a box of size `view` in its southern half and look north."""
         x, y, z = view
         south = -0.1 * self.depth
         return self.b.finish(
-            reach, ((-x / 2, south - y / 2, 1.15), (x / 2, south + y / 2, 1.15 + z)),
-            ((-0.8 * self.width, south + y / 2 + 0.7, 0.4), (0.8 * self.width, 0.5 * self.depth, 1.9)))
+            reach,
+            ((-x / 2, south - y / 2, 1.15), (x / 2, south + y / 2, 1.15 + z)),
+            ((-0.8 * self.width, south + y / 2 + 0.7, 0.4), (0.8 * self.width, 0.5 * self.depth, 1.9)),
+        )
 
 
 def _bookcase(width: float, depth: float, height: float) -> Piece:
@@ -126,8 +159,18 @@ def _cupboard(width: float, depth: float, height: float, colour: Colour = (150, 
 
 
 def _atelier(b: SceneBuilder) -> Scene:
-    room = Space(b, 5.6, 6.0, 3.1, [paint.plaster((205, 195, 175), 0.15, 25), paint.bricks((175, 95, 75)),
-                                    paint.plaster((120, 150, 165)), paint.plaster((215, 180, 120), 0.2, 15)])
+    room = Space(
+        b,
+        5.6,
+        6.0,
+        3.1,
+        [
+            paint.plaster((205, 195, 175), 0.15, 25),
+            paint.bricks((175, 95, 75)),
+            paint.plaster((120, 150, 165)),
+            paint.plaster((215, 180, 120), 0.2, 15),
+        ],
+    )
     room.ceiling(paint.boards((205, 200, 190), 26), beams=4)
     room.opening("west", 0.8, 1.0, 1.6, 1.5, paint.window(), glowing=True)
     room.opening("north", -1.6, 0.0, 0.95, 2.1, paint.door((150, 60, 50)))
@@ -157,8 +200,18 @@ def _easel(b: SceneBuilder, place: Place) -> None:
 
 
 def _library(b: SceneBuilder) -> Scene:
-    room = Space(b, 6.0, 6.2, 3.2, [paint.plaster((120, 60, 55), 0.2), paint.plaster((75, 95, 80), 0.2, 20),
-                                    paint.boards((130, 90, 60), 40, False), paint.plaster((70, 80, 110), 0.2)])
+    room = Space(
+        b,
+        6.0,
+        6.2,
+        3.2,
+        [
+            paint.plaster((120, 60, 55), 0.2),
+            paint.plaster((75, 95, 80), 0.2, 20),
+            paint.boards((130, 90, 60), 40, False),
+            paint.plaster((70, 80, 110), 0.2),
+        ],
+    )
     room.ceiling(paint.tiles([(215, 205, 185), (200, 185, 160), (225, 220, 205)], 90))
     tall = [_bookcase(w, 0.35, h) for w, h in ((1.3, 2.5), (1.0, 2.2), (1.2, 2.4), (0.9, 1.9))]
     room.opening("north", 0.3, 1.0, 1.0, 1.6, paint.window((230, 215, 190)), glowing=True)
@@ -181,8 +234,18 @@ def _library(b: SceneBuilder) -> Scene:
 
 
 def _workshop(b: SceneBuilder) -> Scene:
-    room = Space(b, 6.2, 5.8, 3.3, [paint.bricks((190, 180, 165), (40, 18)), paint.plaster((95, 115, 105), 0.3, 20),
-                                    paint.bricks((140, 120, 110)), paint.boards((170, 160, 140), 30, False)])
+    room = Space(
+        b,
+        6.2,
+        5.8,
+        3.3,
+        [
+            paint.bricks((190, 180, 165), (40, 18)),
+            paint.plaster((95, 115, 105), 0.3, 20),
+            paint.bricks((140, 120, 110)),
+            paint.boards((170, 160, 140), 30, False),
+        ],
+    )
     room.ceiling(paint.plaster((120, 125, 130), 0.3, 30), beams=5)
     room.opening("north", 1.7, 0.0, 1.1, 2.2, paint.door((60, 80, 130)))
     room.opening("west", -1.2, 1.3, 1.5, 1.1, paint.window(frame=(60, 60, 65)), glowing=True)
@@ -209,8 +272,18 @@ def _workshop(b: SceneBuilder) -> Scene:
 
 
 def _gallery(b: SceneBuilder) -> Scene:
-    room = Space(b, 6.4, 6.2, 3.4, [paint.plaster((200, 196, 188), 0.12, 12), paint.plaster((150, 55, 60), 0.15),
-                                    paint.plaster((210, 205, 195), 0.1), paint.plaster((55, 90, 120), 0.15)])
+    room = Space(
+        b,
+        6.4,
+        6.2,
+        3.4,
+        [
+            paint.plaster((200, 196, 188), 0.12, 12),
+            paint.plaster((150, 55, 60), 0.15),
+            paint.plaster((210, 205, 195), 0.1),
+            paint.plaster((55, 90, 120), 0.15),
+        ],
+    )
     room.ceiling(paint.tiles([(235, 235, 235), (215, 215, 220)], 100, (170, 170, 175)))
     for x, y, height in ((-1.4, 1.3, 1.0), (0.5, 2.0, 1.1), (1.9, 1.0, 0.9), (-2.4, 2.2, 1.0), (0.3, 1.25, 0.7)):
         place = b.stand(Place(x, y, 0.0, float(b.rng.uniform(-0.6, 0.6))), 0.5, 0.5)
@@ -234,9 +307,18 @@ def _gallery(b: SceneBuilder) -> Scene:
 
 
 def _kitchenette(b: SceneBuilder) -> Scene:
-    room = Space(b, 5.2, 5.4, 2.8, [paint.tiles([(225, 225, 215), (90, 140, 150), (215, 190, 120)], 30),
-                                    paint.plaster((225, 205, 150), 0.15, 20), paint.plaster((170, 190, 160)),
-                                    paint.stripes([(215, 225, 205), (150, 180, 165), (205, 215, 190)], 26)])
+    room = Space(
+        b,
+        5.2,
+        5.4,
+        2.8,
+        [
+            paint.tiles([(225, 225, 215), (90, 140, 150), (215, 190, 120)], 30),
+            paint.plaster((225, 205, 150), 0.15, 20),
+            paint.plaster((170, 190, 160)),
+            paint.stripes([(215, 225, 205), (150, 180, 165), (205, 215, 190)], 26),
+        ],
+    )
     room.ceiling(paint.plaster((228, 225, 218), 0.12, 18))
     unit: Colour = (70, 120, 125)
     room.opening("north", 0.1, 1.15, 1.3, 1.0, paint.window(), glowing=True)
@@ -268,17 +350,31 @@ def _facade(ground: Colour, upper: Colour) -> Painter:
 
     def surface(rng: np.random.Generator, height: int, width: int) -> paint.Image:
         split = int(0.55 * height)
-        image = np.concatenate([paint.plaster(upper, 0.25, 15)(rng, split, width),
-                                paint.bricks(ground, (60, 26))(rng, height - split, width)])
-        image[split - 14: split + 14] = paint.tiles([paint.bright_colour(rng, 90, 200), upper], 28)(rng, 28, width)
+        image = np.concatenate(
+            [
+                paint.plaster(upper, 0.25, 15)(rng, split, width),
+                paint.bricks(ground, (60, 26))(rng, height - split, width),
+            ]
+        )
+        image[split - 14 : split + 14] = paint.tiles([paint.bright_colour(rng, 90, 200), upper], 28)(rng, 28, width)
         return image
 
     return surface
 
 
 def _courtyard(b: SceneBuilder) -> Scene:
-    yard = Space(b, 7.6, 7.2, 3.6, [_facade((165, 150, 130), (220, 190, 130)), _facade((150, 120, 105), (190, 110, 85)),
-                                    _facade((140, 140, 140), (170, 185, 190)), paint.bricks((175, 105, 80))])
+    yard = Space(
+        b,
+        7.6,
+        7.2,
+        3.6,
+        [
+            _facade((165, 150, 130), (220, 190, 130)),
+            _facade((150, 120, 105), (190, 110, 85)),
+            _facade((140, 140, 140), (170, 185, 190)),
+            paint.bricks((175, 105, 80)),
+        ],
+    )
     yard.open_sky()
     b.lamps.append((9.0, -7.0, 12.0))
     yard.opening("north", -0.4, 0.0, 1.3, 2.3, paint.door((60, 95, 70)))
@@ -304,12 +400,26 @@ def _courtyard(b: SceneBuilder) -> Scene:
 
 
 def _arcade(b: SceneBuilder) -> Scene:
-    yard = Space(b, 7.4, 7.4, 3.3, [paint.bricks((200, 170, 120), (70, 30)), _facade((150, 145, 140), (120, 145, 120)),
-                                    paint.plaster((190, 180, 165)), _facade((175, 150, 120), (205, 160, 150))])
+    yard = Space(
+        b,
+        7.4,
+        7.4,
+        3.3,
+        [
+            paint.bricks((200, 170, 120), (70, 30)),
+            _facade((150, 145, 140), (120, 145, 120)),
+            paint.plaster((190, 180, 165)),
+            _facade((175, 150, 120), (205, 160, 150)),
+        ],
+    )
     yard.open_sky()
     b.lamps.append((-8.0, -6.0, 11.0))
-    surfaces = [paint.tiles([(190, 80, 60), (225, 215, 190)], 24), paint.bricks((90, 120, 130), (20, 12)),
-                paint.stripes([(230, 225, 205), (70, 110, 90)], 12), paint.plaster((215, 170, 90), 0.3, 40)]
+    surfaces = [
+        paint.tiles([(190, 80, 60), (225, 215, 190)], 24),
+        paint.bricks((90, 120, 130), (20, 12)),
+        paint.stripes([(230, 225, 205), (70, 110, 90)], 12),
+        paint.plaster((215, 170, 90), 0.3, 40),
+    ]
     for x, surface in zip((-2.7, -0.9, 0.9, 2.7), surfaces, strict=True):
         furniture.column(b, Place(x, 2.5), 2.5, surface)
     frieze = paint.tiles([(200, 160, 90), (70, 100, 130), (225, 220, 205)], 30)
@@ -335,8 +445,14 @@ def _arcade(b: SceneBuilder) -> Scene:
 
 
 _BUILDERS: dict[str, Callable[[SceneBuilder], Scene]] = {
-    "atelier": _atelier, "library": _library, "courtyard": _courtyard, "workshop": _workshop,
-    "gallery": _gallery, "kitchenette": _kitchenette, "arcade": _arcade}
+    "atelier": _atelier,
+    "library": _library,
+    "courtyard": _courtyard,
+    "workshop": _workshop,
+    "gallery": _gallery,
+    "kitchenette": _kitchenette,
+    "arcade": _arcade,
+}
 SCENE_NAMES = tuple(_BUILDERS)
 
 

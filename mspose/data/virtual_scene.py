@@ -61,8 +61,17 @@ class SceneBuilder:
         self.textures.append(painter(self.rng, height, width))
         return len(self.textures) - 1
 
-    def patch(self, corner_3: ArrayLike, right_3: ArrayLike, down_3: ArrayLike, surface: Painter | int, *,
-              cell: float = CELL_M, density: float = TEXELS_PER_METRE, glowing: bool = False) -> None:
+    def patch(
+        self,
+        corner_3: ArrayLike,
+        right_3: ArrayLike,
+        down_3: ArrayLike,
+        surface: Painter | int,
+        *,
+        cell: float = CELL_M,
+        density: float = TEXELS_PER_METRE,
+        glowing: bool = False,
+    ) -> None:
         """A parallelogram from its top left corner and its edges to the right and down, as its viewer sees them."""
         corner, right, down = (np.asarray(v, np.float64) for v in (corner_3, right_3, down_3))
         width, height = float(np.linalg.norm(right)), float(np.linalg.norm(down))
@@ -76,24 +85,47 @@ class SceneBuilder:
                 corners_43 = corner + texture_42[:, :1] * right + texture_42[:, 1:] * down
                 self.quads.append((corners_43, number, texture_42, density, glowing))
 
-    def box(self, place: Place, width: float, depth: float, height: float, side: Painter, *,
-            front: Painter | None = None, top: Painter | None = None, bottom: bool = False,
-            glowing_front: bool = False) -> None:
+    def box(
+        self,
+        place: Place,
+        width: float,
+        depth: float,
+        height: float,
+        side: Painter,
+        *,
+        front: Painter | None = None,
+        top: Painter | None = None,
+        bottom: bool = False,
+        glowing_front: bool = False,
+    ) -> None:
         """A box standing on `place`: `front` on its front, `top` on its top, `side` elsewhere."""
         w, d = width / 2, depth / 2
-        faces = [((-w, -d, height), (width, 0, 0), (0, 0, -height), front or side),
-                 ((w, d, height), (-width, 0, 0), (0, 0, -height), side),
-                 ((w, -d, height), (0, depth, 0), (0, 0, -height), side),
-                 ((-w, d, height), (0, -depth, 0), (0, 0, -height), side),
-                 ((-w, d, height), (width, 0, 0), (0, -depth, 0), top or side)]
+        faces = [
+            ((-w, -d, height), (width, 0, 0), (0, 0, -height), front or side),
+            ((w, d, height), (-width, 0, 0), (0, 0, -height), side),
+            ((w, -d, height), (0, depth, 0), (0, 0, -height), side),
+            ((-w, d, height), (0, -depth, 0), (0, 0, -height), side),
+            ((-w, d, height), (width, 0, 0), (0, -depth, 0), top or side),
+        ]
         if bottom:
             faces.append(((-w, -d, 0), (width, 0, 0), (0, depth, 0), side))
         for number, (corner, right, down, painter) in enumerate(faces):
-            self.patch(place.point(corner), place.vector(right), place.vector(down), painter,
-                       glowing=glowing_front and number == 0)
+            self.patch(
+                place.point(corner),
+                place.vector(right),
+                place.vector(down),
+                painter,
+                glowing=glowing_front and number == 0,
+            )
 
-    def turned_surface(self, place: Place, profile: Sequence[tuple[float, float]], surface: Painter,
-                       sides: int = 12, glowing: bool = False) -> None:
+    def turned_surface(
+        self,
+        place: Place,
+        profile: Sequence[tuple[float, float]],
+        surface: Painter,
+        sides: int = 12,
+        glowing: bool = False,
+    ) -> None:
         """A surface of revolution about the vertical: (radius, height) from top to bottom, one texture around it."""
         radii, heights = np.array(profile).T
         along = np.concatenate([[0.0], np.cumsum(np.hypot(np.diff(radii), np.diff(heights)))])
@@ -103,8 +135,10 @@ class SceneBuilder:
         for i in range(len(radii) - 1):
             for j in range(sides):
                 ring = [(i, j), (i, j + 1), (i + 1, j + 1), (i + 1, j)]
-                corners = [place.point((radii[a] * np.cos(angles[b]), radii[a] * np.sin(angles[b]), heights[a]))
-                           for a, b in ring]
+                corners = [
+                    place.point((radii[a] * np.cos(angles[b]), radii[a] * np.sin(angles[b]), heights[a]))
+                    for a, b in ring
+                ]
                 texture_42 = np.array([(b / sides, along[a] / along[-1]) for a, b in ring])
                 self.quads.append((np.array(corners), number, texture_42, TEXELS_PER_METRE, glowing))
 
@@ -136,23 +170,32 @@ class SceneBuilder:
 
         self.patch((-width / 2, depth / 2, 0), (width, 0, 0), (0, -depth, 0), shaded)
 
-    def finish(self, lamp_reach_m: float, view: tuple[ArrayLike, ArrayLike],
-               target: tuple[ArrayLike, ArrayLike]) -> Scene:
+    def finish(
+        self, lamp_reach_m: float, view: tuple[ArrayLike, ArrayLike], target: tuple[ArrayLike, ArrayLike]
+    ) -> Scene:
         """The scene, with the boxes (low, high corner) in which cameras move and at which they look."""
         corners_Q43 = np.array([quad[0] for quad in self.quads])
         normals_Q3 = np.cross(corners_Q43[:, 3] - corners_Q43[:, 1], corners_Q43[:, 2] - corners_Q43[:, 0])
         normals_Q3 /= np.maximum(np.linalg.norm(normals_Q3, axis=1, keepdims=True), 1e-12)
         atlas, origin_TM2, size_TM2 = pack_atlas(self.textures)
         return Scene(
-            name=self.name, corners_Q43=corners_Q43.astype(np.float32), normals_Q3=normals_Q3.astype(np.float32),
+            name=self.name,
+            corners_Q43=corners_Q43.astype(np.float32),
+            normals_Q3=normals_Q3.astype(np.float32),
             texture_Q=np.array([quad[1] for quad in self.quads]),
             texture_xy_Q42=np.array([quad[2] for quad in self.quads], np.float32),
             texels_per_metre_Q=np.array([quad[3] for quad in self.quads], np.float32),
             glowing_Q=np.array([quad[4] for quad in self.quads]),
             lamps_L3=np.array(self.lamps, np.float64).reshape(-1, 3),
-            lamp_reach_m=lamp_reach_m, atlas=atlas, atlas_origin_TM2=origin_TM2, atlas_size_TM2=size_TM2,
-            view_low_3=np.asarray(view[0], np.float64), view_high_3=np.asarray(view[1], np.float64),
-            target_low_3=np.asarray(target[0], np.float64), target_high_3=np.asarray(target[1], np.float64))
+            lamp_reach_m=lamp_reach_m,
+            atlas=atlas,
+            atlas_origin_TM2=origin_TM2,
+            atlas_size_TM2=size_TM2,
+            view_low_3=np.asarray(view[0], np.float64),
+            view_high_3=np.asarray(view[1], np.float64),
+            target_low_3=np.asarray(target[0], np.float64),
+            target_high_3=np.asarray(target[1], np.float64),
+        )
 
 
 def wood(rng: np.random.Generator) -> Painter:
@@ -174,28 +217,51 @@ def clutter(b: SceneBuilder, place: Place, width: float, depth: float, count: in
         size = room * float(b.rng.uniform(0.45, 0.75))
         if kind == 0:
             for layer in range(int(b.rng.integers(2, 6))):
-                b.box(spot.moved(0, 0, 0.035 * layer, float(b.rng.uniform(-0.3, 0.3))), size, 0.7 * size, 0.035,
-                      paint.plaster(paint.bright_colour(b.rng), 0.2), top=paint.picture())
+                b.box(
+                    spot.moved(0, 0, 0.035 * layer, float(b.rng.uniform(-0.3, 0.3))),
+                    size,
+                    0.7 * size,
+                    0.035,
+                    paint.plaster(paint.bright_colour(b.rng), 0.2),
+                    top=paint.picture(),
+                )
         elif kind == 1:
-            b.box(spot.moved(turn=turn), size, 0.8 * size, float(b.rng.uniform(0.6, 1.3)) * size,
-                  paint.plaster(colour, 0.2, motifs=8), front=paint.poster())
+            b.box(
+                spot.moved(turn=turn),
+                size,
+                0.8 * size,
+                float(b.rng.uniform(0.6, 1.3)) * size,
+                paint.plaster(colour, 0.2, motifs=8),
+                front=paint.poster(),
+            )
         elif kind == 2:
             r = size / 2
-            b.turned_surface(spot, [(0.4 * r, 2.6 * r), (0.6 * r, 2.2 * r), (r, 1.2 * r), (0.6 * r, 0.0)],
-                             paint.plaster(colour, 0.3, motifs=12))
+            b.turned_surface(
+                spot,
+                [(0.4 * r, 2.6 * r), (0.6 * r, 2.2 * r), (r, 1.2 * r), (0.6 * r, 0.0)],
+                paint.plaster(colour, 0.3, motifs=12),
+            )
         elif kind == 3:
             b.ball(spot, size / 2, paint.plaster(colour, 0.2, motifs=10))
         elif kind == 4:
             wide = min(1.2 * room, 0.6)
-            b.box(spot.moved(turn=0.5 * turn), wide, 0.05, 0.65 * wide, paint.plaster((40, 40, 45), 0.2),
-                  front=paint.screen(), glowing_front=True)
+            b.box(
+                spot.moved(turn=0.5 * turn),
+                wide,
+                0.05,
+                0.65 * wide,
+                paint.plaster((40, 40, 45), 0.2),
+                front=paint.screen(),
+                glowing_front=True,
+            )
         else:
             spot = spot.moved(turn=turn)
             b.box(spot, size, 0.5 * size, 1.1 * size, paint.plaster(colour, 0.1), front=paint.picture())
 
 
-def table(b: SceneBuilder, place: Place, width: float = 1.4, depth: float = 0.7, height: float = 0.72,
-          things: int = 4) -> None:
+def table(
+    b: SceneBuilder, place: Place, width: float = 1.4, depth: float = 0.7, height: float = 0.72, things: int = 4
+) -> None:
     """A table with things on it."""
     b.stand(place, width, depth)
     material = wood(b.rng)
@@ -244,8 +310,15 @@ def bookcase(b: SceneBuilder, place: Place, width: float = 1.2, depth: float = 0
             left += wide + float(b.rng.uniform(0.01, 0.15))
 
 
-def cupboard(b: SceneBuilder, place: Place, width: float = 1.0, depth: float = 0.45, height: float = 0.9,
-             colour: Colour = (150, 120, 90), things: int = 3) -> None:
+def cupboard(
+    b: SceneBuilder,
+    place: Place,
+    width: float = 1.0,
+    depth: float = 0.45,
+    height: float = 0.9,
+    colour: Colour = (150, 120, 90),
+    things: int = 3,
+) -> None:
     """A chest of drawers, a wardrobe or a kitchen unit, with things on it where one can see its top."""
     b.stand(place, width, depth)
     front = paint.cabinet(colour, max(1, round(width / 0.45)), max(1, round(height / 0.35)))
@@ -358,8 +431,23 @@ def well(b: SceneBuilder, place: Place) -> None:
             b.patch(corner, right, half.vector((0, -0.6, -0.4)), roof)
 
 
-def hang(b: SceneBuilder, place: Place, width: float, height: float, surface: Painter, thick: float = 0.03,
-         glowing: bool = False) -> None:
+def hang(
+    b: SceneBuilder,
+    place: Place,
+    width: float,
+    height: float,
+    surface: Painter,
+    thick: float = 0.03,
+    glowing: bool = False,
+) -> None:
     """Something flat on a wall, `place` being the middle of its lower edge, on the wall's surface."""
-    b.box(place.moved(back=-thick / 2), width, thick, height, paint.plaster((70, 60, 50)), front=surface, bottom=True,
-          glowing_front=glowing)
+    b.box(
+        place.moved(back=-thick / 2),
+        width,
+        thick,
+        height,
+        paint.plaster((70, 60, 50)),
+        front=surface,
+        bottom=True,
+        glowing_front=glowing,
+    )

@@ -18,8 +18,14 @@ Colour = Sequence[float]  # red, green, blue in 0..255
 Painter = Callable[[np.random.Generator, int, int], Image]  # (generator, height, width) -> (height, width, 3)
 
 
-def fractal_noise(rng: np.random.Generator, height: int, width: int, coarsest: float = 256.0,
-                  persistence: float = 0.7, stretch: tuple[float, float] = (1.0, 1.0)) -> NDArray[np.float32]:
+def fractal_noise(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    coarsest: float = 256.0,
+    persistence: float = 0.7,
+    stretch: tuple[float, float] = (1.0, 1.0),
+) -> NDArray[np.float32]:
     """Noise (H, W), about -1..1, summed over octaves whose cells halve from `coarsest` texels down to two.
 
     `stretch` lengthens the cells along (y, x): (1, 12) gives the grain of a board.
@@ -54,8 +60,14 @@ def bright_colour(rng: np.random.Generator, low: float = 65.0, high: float = 205
     return float(red), float(green), float(blue)
 
 
-def _draw_shapes(rng: np.random.Generator, image: Image, count: int, smallest: float, largest: float,
-                 colours: Sequence[Colour] | None = None) -> None:
+def _draw_shapes(
+    rng: np.random.Generator,
+    image: Image,
+    count: int,
+    smallest: float,
+    largest: float,
+    colours: Sequence[Colour] | None = None,
+) -> None:
     """Draw `count` random ellipses, polygons, rings and strokes, large ones first, in place."""
     height, width = image.shape[:2]
     sizes = np.sort(np.exp(rng.uniform(np.log(smallest), np.log(max(largest, smallest)), count)))[::-1]
@@ -93,8 +105,9 @@ def plaster(colour: Colour, contrast: float = 0.22, motifs: int = 0) -> Painter:
     return paint
 
 
-def bricks(colour: Colour, brick: tuple[int, int] = (36, 12), mortar: Colour = (170, 165, 155),
-           spread: float = 0.22) -> Painter:
+def bricks(
+    colour: Colour, brick: tuple[int, int] = (36, 12), mortar: Colour = (170, 165, 155), spread: float = 0.22
+) -> Painter:
     """Courses of bricks (width, height in texels), each with its own tone; also cut stone, with large bricks."""
 
     def paint(rng: np.random.Generator, height: int, width: int) -> Image:
@@ -147,8 +160,17 @@ def tiles(colours: Sequence[Colour], tile: int = 45, joint: Colour = (120, 115, 
         for row, column in np.argwhere(rng.random((rows, columns)) < 0.25):
             centre = (int((column + 0.5) * tile), int((row + 0.5) * tile))
             colour = bright_colour(rng)
-            cv2.ellipse(image, centre, (tile // 3, int(rng.integers(3, tile // 3))), float(rng.uniform(0, 180)), 0, 360,
-                        colour, int(rng.integers(1, 4)), cv2.LINE_AA)
+            cv2.ellipse(
+                image,
+                centre,
+                (tile // 3, int(rng.integers(3, tile // 3))),
+                float(rng.uniform(0, 180)),
+                0,
+                360,
+                colour,
+                int(rng.integers(1, 4)),
+                cv2.LINE_AA,
+            )
         return image
 
     return paint
@@ -197,7 +219,7 @@ def poster(paper: Colour = (235, 230, 215)) -> Painter:
         ink = tuple(rng.uniform(10, 90, 3).tolist())
         end = (int(width * rng.uniform(0.5, 0.9)), height // 7)
         cv2.rectangle(image, (width // 10, height // 14), end, bright_colour(rng), -1)
-        drawing = image[height // 6: height // 2, width // 10: width - width // 10]
+        drawing = image[height // 6 : height // 2, width // 10 : width - width // 10]
         if drawing.size:
             part = np.ascontiguousarray(drawing)
             _draw_shapes(rng, part, 12, 3, max(4, min(part.shape[:2]) / 2))
@@ -261,7 +283,8 @@ def window(sky: Colour = (200, 220, 245), frame: Colour = (235, 235, 230)) -> Pa
         x = np.arange(width)
         for depth in range(3):
             ridge = height * (0.45 + 0.15 * depth) + 0.08 * height * np.interp(
-                x, np.linspace(0, width, 8), rng.uniform(-1, 1, 8))
+                x, np.linspace(0, width, 8), rng.uniform(-1, 1, 8)
+            )
             hill = np.array([90, 130, 80]) * rng.uniform(0.7, 1.2, 3)
             image[np.arange(height)[:, None] > ridge] = _finish(hill)
         for _ in range(5):

@@ -63,6 +63,13 @@ def test_random_crops_reach_every_place():
     assert places == {(top, left) for top in range(3) for left in range(2)}
 
 
+def test_random_crops_stay_within_their_reach():
+    generator = np.random.default_rng(0)
+    places = np.array([random_crop(30, 50, 10, generator, 0.2) for _ in range(300)])
+    assert (places.min(axis=0).tolist(), places.max(axis=0).tolist()) == ([8, 16], [12, 24])
+    assert {random_crop(31, 50, 10, generator, 0.0) for _ in range(9)} == {centre_crop(31, 50, 10)}
+
+
 def test_normalize_is_torchvisions():
     image_B3HW = torch.rand(2, 3, 4, 5)
     mean, std = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)

@@ -17,7 +17,7 @@ import pytest
 from mspose.data import virtual, virtual_rooms
 from mspose.data.cards import read_card
 from mspose.data.seven_scenes import read_seven_scenes
-from mspose.data.virtual import SIZES, render_virtual
+from mspose.data.virtual import render_virtual
 from mspose.data.virtual_render import Camera, Lighting, render_frame
 from mspose.data.virtual_rooms import SCENE_NAMES, scene_key
 from mspose.data.virtual_sequences import SPLITS, plan_sequences, trajectory
@@ -52,24 +52,16 @@ def test_scenes_have_names_of_their_own():
     assert not set(SCENE_NAMES) & {"chess", "fire", "heads", "office", "pumpkin", "redkitchen", "stairs"}
 
 
-def test_sizes():
-    demo, full = SIZES["demo"], SIZES["7scenes"]
-    assert len(demo.frames) >= 4
-    assert (demo.width, demo.height) == (320, 240)
-    assert sum(train for train, _ in full.frames.values()) == 26000
-    assert sum(test for _, test in full.frames.values()) == 17000
-    assert len(full.frames) == 7
-
-
-def test_the_card_describes_the_demo():
-    card, demo = read_card("virtual"), SIZES["demo"]
-    assert set(card.scenes) == set(demo.frames)
-    assert set(card.known_scenes) == set(SCENE_NAMES)
-    for scene, facts in card.scene_facts.items():
-        assert (facts.frames["train"], facts.frames["test"]) == next(iter(demo.frames.values())), scene
-    for name in ("frames_per_sequence", "width", "height", "focal_px"):
-        assert card.render[name] == getattr(demo, name)
-    assert card.focal_px == demo.focal_px
+def test_the_cards_are_the_demo_and_a_set_of_7scenes_size():
+    demo, full, published = read_card("virtual"), read_card("virtual-full"), read_card("7scenes")
+    assert len(demo.scenes) >= 4
+    assert set(demo.known_scenes) == set(full.scenes) == set(SCENE_NAMES)
+    counts = [sorted(fact.frames.items()) for fact in full.scene_facts.values()]
+    assert sorted(counts) == sorted(sorted(fact.frames.items()) for fact in published.scene_facts.values())
+    assert demo.root != full.root
+    for card in (demo, full):
+        assert card.format == "virtual"
+        assert card.focal_px == card.render["focal_px"]
 
 
 def test_it_is_written_in_seven_scenes_layout_and_loads(rendered):

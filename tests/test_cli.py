@@ -1,0 +1,524 @@
+import json
+import logging
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from mspose import cli, evaluation
+from mspose.checkpoint import load_checkpoint
+from mspose.cli import _underscored, main
+from mspose.config import flatten, read_settings, write_settings
+from mspose.poses import pose_matrix
+
+VERBS = {"train", "evaluate", "table", "data", "baselines", "convert"}
+
+
+@pytest.fixture(autouse=True)
+def own_logging():
+    """`main` sets up logging for its process; the other tests share ours."""
+    ours = logging.getLogger("mspose")
+    before = ours.handlers[:], ours.level, threading.excepthook
+    yield
+    ours.handlers[:], ours.level, threading.excepthook = before
+
+
+@pytest.fixture
+def call(capsys):
+    """`call("train", ...)` -> (exit status, standard output, lines on standard error)."""
+
+    def run(*words: object) -> tuple[int, str, list[str]]:
+        status = 0
+        try:
+            main([str(word) for word in words])
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def refused(call):
+    """`refused(pattern, "train", ...)`: exit status 2 and one line on standard error, which has the pattern in it."""
+
+    def check(pattern: str, *words: object) -> str:
+        status, out, lines = call(*words)
+        assert status == 2, (words, out, lines)
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("mspose: error: "), lines[0]
+        assert re.search(pattern, lines[0]), f"{pattern!r} is not in {lines[0]!r}"
+        return lines[0]
+
+    return check
+
+
+@pytest.fixture
+def experiment(small_settings, tmp_path) -> Path:
+    """An experiment file of the small settings."""
+    write_settings(tmp_path / "experiment.yaml", small_settings)
+    return tmp_path / "experiment.yaml"
+
+
+@pytest.fixture
+def own_run(small_run, tmp_path) -> Path:
+    """A copy of a finished run."""
+    return Path(shutil.copytree(small_run, tmp_path / "runs" / "small" / "all" / "seed-5"))
+
+
+# what a person does, from beginning to end
+
+
+def test_train_evaluate_baselines_and_table(call, experiment, tmp_path, small_data):
+    train = ("train", "--config", experiment, "--quiet", "--training.epochs=1")
+    for seed in (0, 1):
+        status, out, lines = call(*train, f"--seed={seed}")
+        run = tmp_path / "runs" / "small" / "all" / f"seed-{seed}"
+        assert (status, lines) == (0, [])
+        assert out.splitlines()[-2:] == [str(run), f"evaluate it with: mspose evaluate {run}"]
+        status, out, lines = call("evaluate", run, "--quiet", "--thresholds=[[0.5,10]]")
+        assert (status, lines) == (0, [])
+        assert "0.5 m, 10 deg" in out
+        assert out.splitlines()[-1] == str(run / "metrics.json")
+        predictions = tmp_path / f"theirs-{seed}" / "theirs.csv"
+        predictions.parent.mkdir()
+        shutil.copy(run / "predictions" / "test.csv", predictions)
+        words = ("evaluate", "--predictions", predictions, "--dataset", small_data, "--split", "test", "--method", "X")
+        assert call(*words)[0] == 0
+        ours, theirs = (json.loads((f / "metrics.json").read_text()) for f in (run, predictions.parent))
+        assert ours["average"]["median_position_error_m"] == theirs["average"]["median_position_error_m"]
+        assert (theirs["experiment"], theirs["variant"], theirs["dataset"]) == ("external", "X", "small")
+    assert call("baselines", "--config", experiment, "--quiet")[0] == 0
+    status, out, lines = call("table", tmp_path / "runs")
+    assert (status, lines) == (0, [])
+    for name in ("small/all (2 seeds)", "small/baseline-mean-pose (1 seed, scene given)", "small/baseline-retrieval"):
+        assert name in out
+    status, out, _ = call("table", tmp_path / "runs", "--format=latex", "--out", tmp_path / "table.tex")
+    assert (status, out) == (0, "")
+    assert "\\begin{tabular}" in (tmp_path / "table.tex").read_text()
+    status, out, lines = call(*train)
+    assert status == 0
+    assert any("trained already" in line for line in lines)
+
+
+def test_scenes_override_the_experiment_file(call, experiment, tmp_path):
+    values = yaml.safe_load(experiment.read_text())
+    values["data"]["scenes"] = ["attic", "cellar"]
+    values["training"]["epochs"] = 1
+    experiment.write_text(yaml.safe_dump(values))
+    assert call("train", "--config", experiment, "--quiet", "--scenes", "cellar")[0] == 0
+    run = tmp_path / "runs" / "small" / "cellar" / "seed-0"
+    assert read_settings(run / "config.yaml").data.scenes == ["cellar"]
+    assert json.loads((run / "model.json").read_text())["architecture"]["scenes"] == ["cellar"]
+    assert call("evaluate", run, "--quiet")[0] == 0
+    assert list(json.loads((run / "metrics.json").read_text())["scenes"]) == ["cellar"]
+
+
+def test_dashes_and_underscores_are_the_same(call, own_run, tmp_path):
+    assert _underscored("--on-bad-frame") == _underscored("--on_bad_frame") == "--on_bad_frame"
+    assert _underscored("--model.position-encoding=sine-normalized") == "--model.position_encoding=sine-normalized"
+    assert [_underscored(word) for word in ("sine-normalized", "-h", "a-b.csv")] == ["sine-normalized", "-h", "a-b.csv"]
+    for given, batch in (("--given-scene", "--batch-size=3"), ("--given_scene", "--batch_size=3")):
+        assert call("evaluate", own_run, given, batch, "--quiet", "--cache", tmp_path / "cache")[0] == 0
+        assert json.loads((own_run / "metrics.json").read_text())["scene_selection"] == "given"
+
+
+def test_a_virtual_data_set_is_rendered_before_it_is_trained_on(call, experiment, tmp_path):
+    card = {
+        "name": "rooms", "format": "virtual", "root": "rooms",
+        "scenes": {name: {"frames": {"train": 4, "test": 1}} for name in ("atelier", "library")},
+        "render": {"width": 64, "height": 48, "focal_px": 50, "frames_per_sequence": 4},
+    }  # fmt: skip
+    (tmp_path / "rooms.yaml").write_text(yaml.safe_dump(card))
+    words = ("--config", experiment, "--data.dataset", tmp_path / "rooms.yaml", "--scenes", "library", "--quiet")
+    status, _, lines = call("train", *words, "--training.epochs=1", "--data.holdout=0")
+    assert (status, lines) == (0, [])
+    assert (tmp_path / "rooms" / "library" / "TestSplit.txt").is_file()
+    assert not (tmp_path / "rooms" / "atelier").exists()  # nobody asked for it
+    assert call("evaluate", tmp_path / "runs/small/library/seed-0", "--quiet")[0] == 0
+
+
+# help
+
+
+def test_help_lists_the_verbs(call):
+    status, out, lines = call("--help")
+    assert (status, lines) == (0, [])
+    for verb in VERBS:
+        assert re.search(rf"^ +{verb} +\S+ \S+", out, re.MULTILINE), verb
+    assert call("--version") == (0, "mspose 0.1.0\n", [])
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_every_option_has_a_help_text(call, verb):
+    status, out, lines = call(verb, "--help")
+    assert (status, lines) == (0, [])
+    assert f"usage: mspose {verb} " in out
+    parser, _ = getattr(cli, f"_{verb}")()
+    assert len(parser._actions) > 4
+    for action in parser._actions:
+        assert len((action.help or "").split()) >= 2, action.dest
+        assert all(option in out for option in action.option_strings)
+
+
+def test_the_help_of_train_has_every_setting(call, small_settings):
+    out = call("train", "--help")[1]
+    for name in flatten(small_settings):
+        assert f"--{name}" in out
+
+
+# bad words
+
+
+@pytest.mark.parametrize(
+    ("words", "pattern"),
+    [
+        ("", r"say what to do: mspose train \| evaluate \| table \| data \| baselines \| convert"),
+        ("frobnicate", "invalid choice: 'frobnicate'.*train.*evaluate.*table"),
+        ("--bogus", "--bogus"),
+        ("train --model.position_encodng sine", "did you mean model.position_encoding"),
+        ("train --traning.epochs 3", "did you mean training.epochs"),
+        ("train --model.position_encoding rotten", "learned.*sine.*sine-normalized.*rotten"),
+        ("train --training.epochs 0", "training.epochs.*0"),
+        ("train --training.epochs -1", "training.epochs.*-1"),
+        ("train --training.learning_rate nan", "training.learning_rate.*nan"),
+        ("train --seed 1.5", "seed.*1.5"),
+        ("train --data.scenes chess", "data.scenes.*list.*chess"),
+        ("train --on-bad-frame ignore", "on_bad_frame.*stop.*skip.*ignore"),
+        ("train --config", "config.*expected one argument"),
+        ("train --config nowhere.yaml", "File does not exist: .*nowhere.yaml"),
+        ("train --config .", "not a file"),
+        ("train extra", "unrecognized arguments: extra"),
+        ("train --data.dataset nowhere", "no data set 'nowhere'; there are: 7scenes, cambridge"),
+        ("train --data.dataset nowhere.yaml", "no such card: .*nowhere.yaml"),
+        ("train --data.dataset /", "no such card: /"),
+        ("evaluate", "folder of a run, or --predictions FILE"),
+        ("evaluate a --predictions b", "folder of a run, or --predictions FILE"),
+        ("evaluate nowhere", "nowhere holds no model"),
+        ("evaluate --predictions nowhere.csv", "cannot read nowhere.csv"),
+        ("evaluate --predictions .", "cannot read .: Is a directory"),
+        ("evaluate --predictions a.csv --given-scene", "--given_scene: without effect on a.csv"),
+        ("evaluate a --method mine", "--method: without effect on a"),
+        ("evaluate a --thresholds [[0.1,-5]]", "thresholds.*-5"),
+        ("evaluate a --thresholds [[0.1]]", "thresholds.*2 elements"),
+        ("evaluate a --batch-size 0", "batch_size.*0"),
+        ("table nowhere", "no metrics.json in nowhere"),
+        ("table --format html", "format.*markdown.*html"),
+        ("table --digits -1", "digits.*-1"),
+        ("data", "required: .*action"),
+        ("data got", "action.*get.*list.*got"),
+        ("data get --dataset nowhere", "no data set 'nowhere'"),
+        ("data get --scenes attic", "7scenes has no scene 'attic'; its scenes: chess"),
+        ("convert nowhere.pth", "required: .*out"),
+        ("convert nowhere.pth --out run", "nowhere.pth: there is no such checkpoint file"),
+    ],
+)
+def test_bad_words_are_refused_in_one_line(refused, words, pattern, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(pattern, *words.split())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"),
+    [
+        ("- a\n- b\n", "Unexpected config"),
+        ("hello", "Unexpected config"),
+        ("3", "Unexpected config"),
+        ("model: [\n", "parsing"),
+        ("model:\n\tdim: 3\n", "parsing"),
+        ("seed: !!python/object/apply:os.system ['echo']\n", "could not determine a constructor"),
+        ("modle:\n  dim: 3\n", "modle.*names that exist"),
+        ("model:\n  dim: wide\n", "model.dim.*wide"),
+    ],
+)
+def test_bad_experiment_files_are_refused_in_one_line(refused, text, pattern, tmp_path):
+    (tmp_path / "bad.yaml").write_text(text)
+    refused(pattern, "train", "--config", tmp_path / "bad.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "pattern"),
+    [
+        ("--data.crop 50", "data.crop 50 does not fit into a frame of 64x48 pixels"),
+        ("--model.heads 3", r"dim: expected a multiple of heads \(3\)"),
+        ("--model.dropout 1", "dropout: .*below 1"),
+        ("--model.backbone resnetty", "no backbone called 'resnetty'; close names"),
+        ("--device warp", "device warp cannot be used here"),
+        ("--scenes garage", "scene garage has no train frames in .*labels.csv"),
+        ("--data.ground_truth sfm", "small has no ground truth 'sfm'; there is: made-up"),
+        ("--data.holdout 1", "data.holdout 1 leaves no frame to train on"),
+        ("--data.root /nowhere", r"image not found: /nowhere/attic/train-01/frame-000.png .*--on-bad-frame skip"),
+        ("--data.labels [/]", "small: no label files in /|no such label file"),
+        ("--data.labels [nowhere.csv]", "no such label file: .*nowhere.csv"),
+        ("--data.cache {file}", "cannot make the frame cache .*; choose another with --data.cache"),
+        ("--runs {file}", "cannot write .*config.yaml: Not a directory"),
+        ("--training.start_from nowhere", "nowhere holds no model"),
+        ("--training.learning_rate 1e30", "loss is not finite in epoch 1, step 2 .*; its images: .*png"),
+    ],
+)
+def test_settings_that_do_not_work_out_are_refused_in_one_line(refused, experiment, words, pattern):
+    refused(pattern, "train", "--config", experiment, "--quiet", *words.format(file=experiment).split())
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory.\nMore of it."), MemoryError()])
+def test_too_little_memory_is_one_line(refused, own_run, monkeypatch, error):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr("mspose.evaluation.predict_frames", full)
+    refused(r"out of memory: a smaller --training.batch_size .*--batch_size", "evaluate", own_run, "--quiet")
+
+
+def test_messages_of_libraries_are_left_out(call, own_run, tmp_path, monkeypatch):
+    logging.getLogger("huggingface_hub.test")  # propagates to the root logger, as they all do
+    predict = evaluation.predict_frames
+
+    def chatty(*values, **options):
+        logging.getLogger("huggingface_hub.test").warning("Retrying in 1s")
+        logging.getLogger("mspose").warning("ours")
+        return predict(*values, **options)
+
+    monkeypatch.setattr(evaluation, "predict_frames", chatty)
+    status, _, lines = call("evaluate", own_run, "--quiet", "--cache", tmp_path / "cache")
+    assert (status, lines) == (0, ["mspose: ours"])
+
+
+# bad data
+
+
+def test_missing_data_says_where_and_the_two_ways_on(refused, experiment, tmp_path):
+    words = ("--config", experiment, "--data.dataset=7scenes", f"--data.root={tmp_path}", "--scenes", "chess", "fire")
+    for verb in ("train", "baselines"):
+        line = refused("7scenes: no data of scenes chess, fire", verb, *words)
+        assert str(tmp_path / "chess" / "TrainSplit.txt") in line
+        assert 'make data DATASET=7scenes SCENE="chess fire"' in line
+        assert "make demo" in line
+
+
+def test_a_bad_card_is_named(refused, experiment, tmp_path):
+    for text, pattern in (
+        ("name: [\n", "bad.yaml is not YAML"),
+        ("", "bad.yaml is not a card"),
+        ("a: 1\n", "bad.yaml: "),
+    ):
+        (tmp_path / "bad.yaml").write_text(text)
+        refused(pattern, "train", "--config", experiment, "--data.dataset", tmp_path / "bad.yaml")
+
+
+def damage_labels(data: Path, old: str, new: str) -> None:
+    text = (data / "labels.csv").read_text()
+    assert old in text
+    (data / "labels.csv").write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "pattern"),
+    [
+        ("img_path", "imagepath", "labels.csv, line 1: column img_path is not there"),
+        ("frame-001.png", "frame-000.png", "labels.csv, line 3: image .*frame-000.png is there twice .*line 2"),
+        ("attic,train,train-01,", "attic,train,", "labels.csv, line 2: expected 11 values, found 10"),
+        ("frame-000.png,", "frame-000.png,x", "labels.csv, line 2: column t1: .*not a number"),
+        ("attic", '"attic', "labels.csv, line [0-9]+: not a CSV file"),
+    ],
+)  # fmt: skip
+def test_damaged_labels_are_named_with_their_line(refused, experiment, own_data, own_run, old, new, pattern):
+    damage_labels(own_data.parent, old, new)
+    refused(pattern, "train", "--config", experiment, "--quiet", "--data.dataset", own_data)
+    if "column t1" not in pattern:  # a number in a training row is not read for the test split
+        refused(pattern, "evaluate", own_run, "--quiet", "--dataset", own_data)
+
+
+def test_a_truncated_image_stops_or_is_left_out(refused, call, experiment, own_data, own_run, tmp_path):
+    for split in ("train", "test"):
+        image = own_data.parent / f"attic/{split}-01/frame-001.png"
+        image.write_bytes(image.read_bytes()[:1000])
+    words = ("train", "--config", experiment, "--quiet", "--data.dataset", own_data, "--training.epochs=1")
+    refused("attic/train-01/frame-001.png.*--on-bad-frame skip", *words)
+    status, _, lines = call(*words, "--on-bad-frame=skip", "--variant=skip")
+    assert status == 0
+    assert len(lines) == 1
+    assert "1 of 24 frames left out; the first: " in lines[0]
+    evaluate = ("evaluate", own_run, "--quiet", "--dataset", own_data, "--cache", tmp_path / "cache")
+    refused("attic/test-01/frame-001.png.*--on-bad-frame skip", *evaluate)
+    status, _, lines = call(*evaluate, "--on-bad-frame", "skip")
+    assert status == 0
+    assert "1 of 10 frames left out" in lines[0]
+    assert json.loads((own_run / "metrics.json").read_text())["bad_frames"] == 1
+
+
+@pytest.fixture
+def seven_scenes(tmp_path) -> Path:
+    """A folder with `chess` in 7Scenes' layout: one training and one test sequence of three frames."""
+    rng = np.random.default_rng(2)
+    for split, sequence in (("Train", 1), ("Test", 2)):
+        folder = tmp_path / "7scenes" / "chess" / f"seq-0{sequence}"
+        folder.mkdir(parents=True)
+        (folder.parent / f"{split}Split.txt").write_text(f"sequence{sequence}\n")
+        for number in range(3):
+            np.savetxt(folder / f"frame-{number:06d}.pose.txt", pose_matrix(rng.normal(size=3), rng.normal(size=4))[0])
+            image = Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8))
+            image.save(folder / f"frame-{number:06d}.color.png")
+    return tmp_path / "7scenes"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "pattern"),
+    [
+        ("TrainSplit.txt", "sequence1\nsequence9\n", "TrainSplit.txt, line 2 names sequence 9, which is not there"),
+        ("TrainSplit.txt", "", "TrainSplit.txt names no sequence"),
+        ("seq-01/frame-000001.pose.txt", "nan " * 16, "frame-000001.pose.txt: the pose holds NaN"),
+        ("seq-01/frame-000001.pose.txt", "1 0 0", "frame-000001.pose.txt: .*holds 3 values: expected the 16"),
+        ("seq-01/frame-000001.pose.txt", "2 0 0 0 0 2 0 0 0 0 2 0 0 0 0 1", "pose.txt: the pose is not a rotation"),
+        ("seq-01/frame-000001.color.png", "", "frame-000001.color.png is an empty file"),
+    ],
+)  # fmt: skip
+def test_damaged_scenes_are_named(refused, experiment, seven_scenes, file, text, pattern):
+    (seven_scenes / "chess" / file).write_text(text)
+    words = ("--data.dataset=7scenes", f"--data.root={seven_scenes}", "--scenes", "chess", "--quiet")
+    refused(pattern, "train", "--config", experiment, *words)
+
+
+def test_bad_predictions_are_named_with_their_line(refused, call, own_run, tmp_path):
+    assert call("evaluate", own_run, "--quiet", "--cache", tmp_path / "cache")[0] == 0
+    table = pd.read_csv(own_run / "predictions" / "test.csv")
+    for number, (change, pattern) in enumerate(
+        (
+            (table.assign(tx_est=[np.nan, *table["tx_est"][1:]]), "line 2: tx_est is '', expected a finite number"),
+            (table.assign(tx_est=["x", *table["tx_est"][1:]]), "line 2: tx_est is 'x', expected a finite number"),
+            (table.drop(columns="tz_est"), "column tz_est missing"),
+            (table.assign(image="same.png"), "line 3: same.png is there twice in scene attic"),
+            (table.assign(qw_est=0.0, qx_est=0.0, qy_est=0.0, qz_est=0.0), "line 2: the estimated quaternion"),
+            (table.iloc[:0], "it has a header line and no rows"),
+        )
+    ):
+        change.to_csv(tmp_path / f"{number}.csv", index=False)
+        refused(rf"{number}.csv.*{pattern}", "evaluate", "--predictions", tmp_path / f"{number}.csv")
+    (tmp_path / "bytes.csv").write_bytes(bytes(range(256)))
+    refused("bytes.csv is not a CSV text file", "evaluate", "--predictions", tmp_path / "bytes.csv")
+
+
+def test_scenes_that_are_not_known(refused, own_run, seven_scenes, tmp_path):
+    words = ("evaluate", own_run, "--quiet", "--cache", tmp_path / "cache")
+    refused("scene garage is unknown to the model of .*, which knows: attic, cellar", *words, "--scenes", "garage")
+    other = ("--dataset", "7scenes", "--root", seven_scenes, "--scenes", "chess")
+    refused("scene chess is unknown to the model of .*, which knows: attic, cellar", *words, *other)
+
+
+def test_a_broken_run_is_one_line(refused, own_run):
+    weights = (own_run / "model.safetensors").read_bytes()
+    (own_run / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    refused("model.safetensors is broken", "evaluate", own_run)
+    (own_run / "model.json").write_text('{"format": 1')
+    refused("model.json is not a model description", "evaluate", own_run)
+    (own_run / "metrics.json").write_text("{}")
+    refused("metrics.json is not a metrics file", "table", own_run)
+    (own_run / "config.yaml").write_text("model: [\n")
+    refused("parsing", "train", "--runs", own_run.parents[2], "--experiment=small", "--seed=5")
+
+
+# real processes, and disks that are full
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """No file of this process can grow beyond `size` bytes, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_process_ends_with_status_2_and_one_line(tmp_path):
+    command = [sys.executable, "-m", "mspose", "train", "--model.position-encodng", "sine"]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert (finished.returncode, finished.stdout) == (2, "")
+    (line,) = finished.stderr.splitlines()
+    assert line.startswith("mspose: error: ")
+    assert "did you mean model.position_encoding" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_has_enough_is_no_error(own_run, call, tmp_path):
+    assert call("evaluate", own_run, "--quiet", "--cache", tmp_path / "cache")[0] == 0
+    command = [sys.executable, "-m", "mspose", "table", str(own_run)]
+    talker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert talker.stdout is not None
+    talker.stdout.close()
+    assert talker.stderr is not None
+    assert talker.stderr.read() == b""
+    assert talker.wait(timeout=60) == 1
+
+
+def test_output_that_cannot_be_written_is_one_line(own_run, call, tmp_path, monkeypatch, capsys):
+    assert call("evaluate", own_run, "--quiet", "--cache", tmp_path / "cache")[0] == 0
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full here")
+    full = Path("/dev/full").open("w")  # noqa: SIM115
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        status, _, lines = call("table", own_run)
+    assert (status, len(lines)) == (2, 1)
+    assert "No space left on device" in lines[0]
+    with pytest.raises(OSError, match="No space left"):  # closing writes once more
+        full.close()
+
+
+def test_training_goes_on_after_ctrl_c_and_after_a_full_disk(experiment, small_settings, call, tmp_path):
+    settings = replace(small_settings, training=replace(small_settings.training, epochs=6))
+    write_settings(experiment, settings)
+    run = settings.run_folder("made-up")
+    words = ["train", "--config", str(experiment), "--quiet"]
+
+    training = subprocess.Popen([sys.executable, "-m", "mspose", *words], stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 120
+    while not (run / "checkpoint.pt").exists() and training.poll() is None and time.time() < deadline:
+        time.sleep(0.005)
+    training.send_signal(signal.SIGINT)
+    _, said = training.communicate(timeout=60)
+    assert (training.returncode, said) == (130, "mspose: interrupted\n")
+    before = (run / "checkpoint.pt").read_bytes()
+    state = load_checkpoint(run)
+    assert state is not None
+    assert 1 <= state["epoch"] < 6
+
+    with files_of_at_most(1_000_000):
+        status, _, lines = call(*words)
+    assert status == 2
+    continuing, error = lines
+    assert "continuing" in continuing
+    assert re.fullmatch(r"mspose: error: cannot write .*model.safetensors: File too large; .*untouched", error)
+    assert (run / "checkpoint.pt").read_bytes() == before
+    assert not list(run.rglob("*.part"))
+
+    status, _, lines = call(*words)
+    assert (status, len(lines)) == (0, 1)
+    assert "continuing" in lines[0]
+    state = load_checkpoint(run)
+    assert state is not None
+    assert state["epoch"] == 6
+
+
+def test_a_disk_too_full_for_tensorboard_is_one_line(experiment, refused, call):
+    words = ["train", "--config", experiment, "--quiet", "--training.epochs=1"]
+    assert call(*words, "--variant=first")[0] == 0  # fills the frame cache
+    with files_of_at_most(30_000):
+        refused("cannot write TensorBoard events to .*: File too large", *words, "--variant=second")
