@@ -66,6 +66,8 @@ def _speak_for_ourselves() -> None:
     handler.setFormatter(logging.Formatter("mspose: %(message)s"))
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO)
+    if not logging.getLogger().handlers:
+        logging.getLogger().addHandler(logging.NullHandler())  # else Python prints warnings that no handler takes
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     threading.excepthook = _quiet_on_os_errors
 

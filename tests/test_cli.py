@@ -287,15 +287,15 @@ def test_too_little_memory_is_one_line(refused, own_run, monkeypatch, error):
 
 
 def test_messages_of_libraries_are_left_out(call, own_run, tmp_path, monkeypatch):
-    logging.getLogger("huggingface_hub.test")  # propagates to the root logger, as they all do
     predict = evaluation.predict_frames
 
     def chatty(*values, **options):
-        logging.getLogger("huggingface_hub.test").warning("Retrying in 1s")
+        logging.getLogger("some.library").warning("theirs")
         logging.getLogger("mspose").warning("ours")
         return predict(*values, **options)
 
     monkeypatch.setattr(evaluation, "predict_frames", chatty)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's
     status, _, lines = call("evaluate", own_run, "--quiet", "--cache", tmp_path / "cache")
     assert (status, lines) == (0, ["mspose: ours"])
 

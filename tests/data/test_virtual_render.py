@@ -15,9 +15,10 @@ from mspose.data.virtual_render import (
     pack_atlas,
     render_frame,
 )
-from mspose.data.virtual_rooms import SCENE_NAMES, Space, build_scene
+from mspose.data.virtual_rooms import SCENE_NAMES, build_scene
 from mspose.data.virtual_scene import Place, SceneBuilder
 from mspose.data.virtual_sequences import trajectory
+from mspose.data.virtual_space import Space
 from mspose.data.virtual_textures import bricks, plaster
 
 EVEN = Lighting(vignette=0.0, ambient=1.0, lamp_strength=0.0)
