@@ -8,20 +8,32 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    restricted_number_type,
+)
 
 from mspose.checkpoint import whole_file
 from mspose.errors import MsposeError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+if TYPE_CHECKING:
+    HalfTurn = float
+else:
+    HalfTurn = restricted_number_type("HalfTurn", float, [(">=", 0), ("<=", 0.5)], docstring="between 0 and 0.5")
 
 
 @dataclass(frozen=True)
@@ -121,7 +133,7 @@ class AugmentationSettings:
     """Contrast factor drawn from 1 - c to 1 + c."""
     saturation: ClosedUnitInterval = 0.5
     """Saturation factor drawn from 1 - s to 1 + s."""
-    hue: float = 0.2
+    hue: HalfTurn = 0.2
     """Hue shift drawn from -h to h, in turns (0.5 is the opposite colour)."""
 
 
@@ -230,6 +242,13 @@ def write_settings(path: Path, settings: Settings) -> None:
 class Parser(ArgumentParser):
     """A parser that raises MsposeError in one line, with the names that exist, where jsonargparse would exit."""
 
+    def parse_args(self, *arguments: Any, **options: Any) -> Any:
+        """As jsonargparse's; what its readers let through (binary files, endless numbers) ends in one line too."""
+        try:
+            return super().parse_args(*arguments, **options)
+        except (UnicodeDecodeError, TypeError, OverflowError, RecursionError) as error:
+            self.error(f"cannot read the settings: {error}")
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: ARG002
         message = re.sub(r"<class '(\w+)'>|typing\.(\w+)", r"\1\2", " ".join(message.split()))
         raise MsposeError(message + self._names_that_exist(message))
@@ -264,9 +283,31 @@ def settings_parser(**options: Any) -> ArgumentParser:
 
 
 def to_settings(parsed: Namespace, parser: ArgumentParser) -> Settings:
-    """The frozen dataclasses of what was parsed, with plain Python numbers."""
-    objects = parser.instantiate_classes(parsed)
-    return _plain(Settings(**{item.name: objects[item.name] for item in dataclasses.fields(Settings)}))
+    """The frozen dataclasses of what was parsed, with plain Python numbers.
+
+    Raises MsposeError for a group that is not a mapping, a number without end, or a name that is a path.
+    """
+    for item in dataclasses.fields(Settings):
+        value = parsed.get(item.name)
+        if dataclasses.is_dataclass(getattr(Settings(), item.name)) and not isinstance(value, Namespace):
+            raise MsposeError(
+                f"{item.name} is {value!r}, expected settings by name, as `mspose train --help` lists them"
+            )
+    try:
+        objects = parser.instantiate_classes(parsed)
+        settings = _plain(Settings(**{item.name: objects[item.name] for item in dataclasses.fields(Settings)}))
+        flat = flatten(settings)
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise MsposeError(f"the settings do not fit together: {' '.join(str(error).split())}") from error
+    for name, value in flat.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise MsposeError(f"{name} {value} is not a finite number")
+    for name in ("experiment", "variant"):
+        if flat[name] is not None and re.fullmatch(r"[\w+][\w.+=-]*", flat[name]) is None:
+            raise MsposeError(f"{name} {flat[name]!r} is not a plain name (letters, digits, - _ . + =)")
+    if settings.seed >= 2**63:
+        raise MsposeError(f"seed {settings.seed} is too large: choose one below 2**63")
+    return settings
 
 
 def _plain(value: Any) -> Any:
@@ -275,13 +316,9 @@ def _plain(value: Any) -> Any:
         return type(value)(**{item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)})
     if isinstance(value, bool | str) or value is None:
         return value
-    return (
-        [_plain(item) for item in value]
-        if isinstance(value, list)
-        else float(value)
-        if isinstance(value, float)
-        else int(value)
-    )
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return float(value) if isinstance(value, float) else int(value)
 
 
 def read_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:

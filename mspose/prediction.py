@@ -97,13 +97,17 @@ def load(run: Path | str, device: str = "auto") -> PoseEstimator:
     """
     run = Path(run)
     weights, description = load_model(run)
+    kind = description.get("kind")
+    if kind != "ms-transformer":
+        raise MsposeError(f"{run}: a model of kind {kind!r} is not known to this version")
     try:
-        if description["kind"] != "ms-transformer":
-            raise MsposeError(f"{run}: a model of kind {description['kind']!r} is not known to this version")
         network = MSTransformer(**description["architecture"], pretrained=False)
         stored = description["preprocessing"]
-        preprocessing = Preprocessing(stored["resize"], stored["crop"], tuple(stored["mean"]), tuple(stored["std"]))
-    except (KeyError, TypeError, ValueError) as error:
+        mean, std = (tuple(float(value) for value in stored[name]) for name in ("mean", "std"))
+        if len(mean) != 3 or len(std) != 3 or not isinstance(description.get("trained_on", {}), dict):
+            raise ValueError("mean and std have three values, trained_on is a mapping")
+        preprocessing = Preprocessing(int(stored["resize"]), int(stored["crop"]), mean, std)
+    except (KeyError, TypeError, ValueError, AttributeError, MsposeError) as error:
         raise MsposeError(f"{run}/model.json does not describe a model of this version: {error}") from error
     if any(tensor.dtype == torch.float64 for tensor in weights.values()):
         network.double()  # a converted checkpoint keeps its precision
@@ -132,9 +136,9 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=name)
+        torch.empty(1, device=name).cpu()  # fails on `meta` too, where nothing could be computed
         return torch.device(name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), "")
         raise MsposeError(f"device {name} cannot be used here ({reason}): choose --device cpu or auto") from error
 

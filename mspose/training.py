@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from mspose.checkpoint import load_checkpoint, load_model, save_checkpoint, save_model
+from mspose.checkpoint import CHECKPOINT, WEIGHTS, load_checkpoint, load_model, save_checkpoint, save_model
 from mspose.config import Settings, config_hash, differences, read_settings, write_settings
 from mspose.data.augmentation import Jitter
 from mspose.data.batches import Batches, holdout_rows
@@ -22,7 +22,7 @@ from mspose.data.cache import open_split
 from mspose.data.cards import Card, read_card
 from mspose.errors import MsposeError
 from mspose.losses import PoseLoss
-from mspose.models.mstransformer import MSTransformer
+from mspose.models.mstransformer import SMALLEST_IMAGE, MSTransformer
 from mspose.monitoring import Monitor
 from mspose.prediction import load_weights, resolve_device
 
@@ -38,7 +38,7 @@ def train(settings: Settings, *, progress: bool = True) -> Path:
     """
     card = read_card(settings.data.dataset)
     run = settings.run_folder(card.ground_truths[0])
-    claim_folder(run, settings)
+    check_folder(run, settings)
     options = settings.training
     device = resolve_device(settings.device)
 
@@ -62,6 +62,7 @@ def train(settings: Settings, *, progress: bool = True) -> Path:
         log.info("%s is trained already (%d epochs)", run, first_epoch)
         return run
 
+    write_settings(run / "config.yaml", settings)
     description = describe(network, settings, card, parts["train"])
     augmentation = settings.augmentation
     jitter = Jitter(augmentation.brightness, augmentation.contrast, augmentation.saturation, augmentation.hue)
@@ -148,12 +149,11 @@ def train(settings: Settings, *, progress: bool = True) -> Path:
     return run
 
 
-def claim_folder(run: Path, settings: Settings) -> None:
-    """Write `config.yaml`, or check that the run which is there has the same settings."""
+def check_folder(run: Path, settings: Settings) -> None:
+    """Refuse a folder that holds a run with other settings: one that learned something, or was converted."""
     stored = run / "config.yaml"
-    if not stored.exists():
-        write_settings(stored, settings)
-    elif changed := differences(read_settings(stored), settings):
+    begun = (run / CHECKPOINT).exists() or (run / WEIGHTS).exists()
+    if begun and stored.exists() and (changed := differences(read_settings(stored), settings)):
         raise MsposeError(
             f"{run} holds a run with other settings ({'; '.join(changed)}): "
             "name this one with --variant, or remove that folder"
@@ -165,6 +165,8 @@ def open_data_and_network(
 ) -> tuple[dict[str, Batches], MSTransformer]:
     """The batches of `train` and, where something is held out, of `held_out`; and a fresh network for their scenes."""
     data = settings.data
+    if data.crop < SMALLEST_IMAGE:
+        raise MsposeError(f"data.crop {data.crop} is too small: the network takes {SMALLEST_IMAGE} pixels or more")
     frames, cache, _ = open_split(
         card, "train", **data.source(), short_side=data.resize, on_bad_frame=settings.on_bad_frame, progress=progress
     )

@@ -46,6 +46,10 @@ def test_every_setting_has_a_help_text():
         ("--seed=lucky", "seed.*lucky"),
         ("--training.epochs=0", "training.epochs.*0 does not conform"),
         ("--data.holdout=1.5", "data.holdout.*1.5"),
+        ("--augmentation.hue=0.7", "augmentation.hue.*0.7"),
+        ("--training.learning_rate=inf", "training.learning_rate inf is not a finite number"),
+        ("--variant=../../elsewhere", "variant '../../elsewhere' is not a plain name"),
+        ("--seed=99999999999999999999", "seed .* too large|seed.*9999"),
         ("--frobnicate=1", "names that exist: .*data.*, device.*training"),
         ("--config=missing.yaml", "missing.yaml"),
     ],
@@ -63,6 +67,8 @@ def test_bad_settings_are_refused_in_one_line(argument, message):
         ("modle:\n  dim: 3\n", "modle.*names that exist"),
         ("model: [\n", "parsing"),
         ("model:\n  dim: wide\n", "model.dim.*wide"),
+        ("model: null\n", "model|mapping"),
+        ("model: [1, 2]\n", "model"),
     ],
 )
 def test_bad_files_are_refused_in_one_line(tmp_path, text, message):

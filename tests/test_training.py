@@ -196,6 +196,14 @@ def test_a_start_of_another_architecture_is_refused(small_settings, small_run):
         train(nowhere, progress=False)
 
 
+def test_a_start_that_failed_does_not_block_the_corrected_one(small_settings):
+    with pytest.raises(MsposeError, match="data.crop 20 is too small"):
+        train(vary(small_settings, data__crop=20), progress=False)
+    with pytest.raises(MsposeError, match="has no scene 'garden'|garden"):
+        train(vary(small_settings, data__scenes=["garden"], variant="all"), progress=False)
+    assert (train(small_settings, progress=False) / "checkpoint.pt").exists()
+
+
 def test_settings_that_do_not_fit_are_one_line(small_settings):
     with pytest.raises(MsposeError, match="dim: expected a multiple of heads"):
         train(vary(small_settings, model__heads=3), progress=False)
