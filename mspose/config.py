@@ -120,13 +120,16 @@ class LossSettings:
 
 @dataclass(frozen=True)
 class AugmentationSettings:
-    """Random changes of the training images; the pose label is kept."""
+    """Random changes of the training images."""
 
     enabled: bool = True
     """Random crop and colour jitter; off: the centre crop alone, as in evaluation."""
     crop_reach: ClosedUnitInterval = 1.0
-    """Share of the crop's places, around the centre, that random crops are drawn from. The pose label does not follow
-    the crop, so a far crop is also a wrong label: 1 is the papers' recipe, 0 the centre crop alone."""
+    """Share of the crop's places, around the centre, that random crops are drawn from: 1 in the papers, 0 the centre
+    alone."""
+    crop_label: Literal["kept", "turned"] = "kept"
+    """Orientation label of a random crop: `kept` as in the papers, though a crop away from the centre looks elsewhere,
+    or `turned` with it, to that of a camera which looks at the crop's centre (needs the focal length)."""
     brightness: ClosedUnitInterval = 0.5
     """Brightness factor drawn from 1 - b to 1 + b."""
     contrast: ClosedUnitInterval = 0.5

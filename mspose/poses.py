@@ -86,6 +86,22 @@ def invert_quaternion(quaternion_B4: Any) -> Array:
     return normalize_quaternion(_rows(quaternion_B4, 4, "quaternion_B4") * [1.0, -1.0, -1.0, -1.0])
 
 
+def turn_towards(quaternion_B4: Any, right_px_B: Any, down_px_B: Any, focal_px_B: Any) -> Array:
+    """Orientations (B, 4) of cameras turned, by the smallest rotation, to look at a point of their own image.
+
+    The point lies `right_px_B` and `down_px_B` pixels from the principal point; focal length in the same pixels.
+    """
+    x, y = (np.asarray(values, np.float64) / np.asarray(focal_px_B, np.float64) for values in (right_px_B, down_px_B))
+    length = np.sqrt(x * x + y * y + 1)
+    # half way from the optical axis z to the ray d = (x, y, 1) / length: (1 + z.d, z x d)
+    turn_B4 = normalize_quaternion(np.stack([1 + 1 / length, -y / length, x / length, np.zeros_like(length)], axis=1))
+    w, x, y, z = normalize_quaternion(quaternion_B4).T
+    a, b, c, d = turn_B4.T
+    product = [w * a - x * b - y * c - z * d, w * b + x * a + y * d - z * c]
+    product += [w * c - x * d + y * a + z * b, w * d + x * c - y * b + z * a]
+    return normalize_quaternion(np.stack(product, axis=1))
+
+
 def pose_matrix(position_B3: Any, quaternion_B4: Any) -> Array:
     """Camera-to-world matrices (B, 4, 4)."""
     pose_B44 = np.tile(np.eye(4), (len(_rows(position_B3, 3, "position_B3")), 1, 1))

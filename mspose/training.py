@@ -80,6 +80,7 @@ def train(settings: Settings, *, progress: bool = True) -> Path:
             equalize_scenes=options.equalize_scenes,
             jitter=jitter if augmentation.enabled else None,
             crop_reach=augmentation.crop_reach,
+            crop_label=augmentation.crop_label,
         )
         for number, batch in enumerate(batches):
             step = epoch * steps_per_epoch + number

@@ -16,6 +16,7 @@ from mspose.poses import (
     position_error,
     quaternion_to_rotation,
     rotation_to_quaternion,
+    turn_towards,
 )
 
 COMPONENT = st.floats(-1, 1, allow_nan=False, width=64)
@@ -113,3 +114,13 @@ def test_mean_quaternion_ignores_signs():
     axis = np.array([0.0, 0, 1])
     quaternions = np.stack([turned_by(angle, axis) for angle in (10, 20, 30)]) * np.array([[1], [-1], [1]])
     assert orientation_error(mean_quaternion(quaternions), turned_by(20, axis))[0] < 1e-6
+
+
+@given(QUATERNION, st.floats(-200, 200), st.floats(-200, 200), st.floats(50, 800))
+def test_a_turned_camera_looks_along_the_ray_of_the_pixel(quaternion, right, down, focal):
+    turned = turn_towards(quaternion, [right], [down], [focal])
+    before, after = quaternion_to_rotation(quaternion)[0], quaternion_to_rotation(turned)[0]
+    ray = before @ np.array([right, down, focal])
+    np.testing.assert_allclose(after[:, 2], ray / np.linalg.norm(ray), atol=1e-9)
+    angle = math.degrees(math.atan2(math.hypot(right, down), focal))
+    assert orientation_error(turned, quaternion)[0] == pytest.approx(angle, abs=1e-6)  # and by no roll beyond that

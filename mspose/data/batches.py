@@ -5,7 +5,7 @@ Everything random is drawn from (seed, epoch, frame), so an epoch is the same wh
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from torch import Tensor
 from mspose.data.augmentation import Jitter, centre_crop, jitter_batch, normalize, random_crop
 from mspose.data.cache import FrameCache
 from mspose.errors import MsposeError
+from mspose.poses import turn_towards
 
 
 @dataclass(frozen=True)
@@ -69,29 +70,45 @@ class Batches:
         chosen = np.arange(len(self.frames)) if rows is None else np.asarray(rows, np.int64)
         for start in range(0, len(chosen), self.batch_size):
             part = chosen[start : start + self.batch_size]
-            yield self._batch(part, np.stack([self._crop(row, None) for row in part]), None)
+            yield self._batch(part, np.stack([self._crop(row)[0] for row in part]))
 
     def epoch(
-        self, seed: int, epoch: int, *, equalize_scenes: bool, jitter: Jitter | None, crop_reach: float = 1.0
+        self,
+        seed: int,
+        epoch: int,
+        *,
+        equalize_scenes: bool,
+        jitter: Jitter | None,
+        crop_reach: float = 1.0,
+        crop_label: str = "kept",
     ) -> Iterator[Batch]:
         """The batches of one training epoch; without `jitter`, centre crops without any random change.
 
-        `crop_reach` is the share of the crop's places, around the centre, that random crops are drawn from.
+        `crop_reach` is the share of the crop's places, around the centre, that random crops are drawn from. The label
+        of such a crop is `kept` (MS-Transformer, ActMST) or `turned`: its orientation is then that of a camera which
+        looks at the crop's centre. Raises MsposeError for `turned` where a focal length is unknown.
         """
         order = epoch_order(self.scene, seed=seed, epoch=epoch, equalize_scenes=equalize_scenes)
         copy = occurrence(order)
+        focal_N = self._focal_lengths() if jitter is not None and crop_label == "turned" else None
         for start in range(0, len(order), self.batch_size):
             part = order[start : start + self.batch_size]
             if jitter is None:
-                yield self._batch(part, np.stack([self._crop(row, None) for row in part]), None)
+                yield self._batch(part, np.stack([self._crop(row)[0] for row in part]))
                 continue
             generators = [
                 np.random.default_rng((seed, epoch, int(self._name[row]), int(again)))
                 for row, again in zip(part, copy[start : start + self.batch_size], strict=True)
             ]
-            pairs = zip(part, generators, strict=True)
-            crops = np.stack([self._crop(row, generator, crop_reach) for row, generator in pairs])
-            yield self._batch(part, crops, [jitter.draw(generator) for generator in generators])
+            crops = [self._crop(row, generator, crop_reach) for row, generator in zip(part, generators, strict=True)]
+            batch = self._batch(
+                part, np.stack([crop for crop, _ in crops]), [jitter.draw(generator) for generator in generators]
+            )
+            if focal_N is not None:
+                right, down = np.array([offset for _, offset in crops]).T
+                turned_B4 = torch.from_numpy(turn_towards(batch.orientation_B4, right, down, focal_N[part]))
+                batch = replace(batch, orientation_B4=turned_B4.to(batch.orientation_B4))
+            yield batch
 
     def epoch_length(self, equalize_scenes: bool) -> int:
         """Batches in an epoch."""
@@ -99,16 +116,31 @@ class Batches:
         frames = int((counts > 0).sum() * counts.max()) if equalize_scenes else len(self.scene)
         return -(-frames // self.batch_size)
 
-    def _crop(self, row: int, generator: np.random.Generator | None, reach: float = 1.0) -> NDArray[np.uint8]:
+    def _crop(
+        self, row: int, generator: np.random.Generator | None = None, reach: float = 1.0
+    ) -> tuple[NDArray[np.uint8], tuple[float, float]]:
+        """A crop, and how far (right, down) its centre lies from the frame's, in pixels."""
         image_HW3 = self.cache[self._cache_row[row]]
         height, width = image_HW3.shape[:2]
         if generator is None:
             top, left = centre_crop(height, width, self.crop)
         else:
             top, left = random_crop(height, width, self.crop, generator, reach)
-        return image_HW3[top : top + self.crop, left : left + self.crop]
+        offset = (left + (self.crop - width) / 2, top + (self.crop - height) / 2)
+        return image_HW3[top : top + self.crop, left : left + self.crop], offset
 
-    def _batch(self, rows: NDArray[np.int64], crop_BHW3: NDArray[np.uint8], draws: list | None) -> Batch:
+    def _focal_lengths(self) -> NDArray[np.float64]:
+        """(N,) in pixels of the cached frames."""
+        focal_N = self.frames["focal_px"].to_numpy(np.float64)
+        if not np.isfinite(focal_N).all():
+            image = self.frames["image"].iloc[int(np.flatnonzero(~np.isfinite(focal_N))[0])]
+            raise MsposeError(
+                f"augmentation.crop_label turned needs the focal length of {image}: "
+                "give focal_px in the data set's card"
+            )
+        return focal_N * np.array([self.cache.scale(row) for row in self._cache_row])
+
+    def _batch(self, rows: NDArray[np.int64], crop_BHW3: NDArray[np.uint8], draws: list | None = None) -> Batch:
         image_B3HW = torch.from_numpy(crop_BHW3).to(self.device).permute(0, 3, 1, 2).float().div_(255)
         if draws is not None:
             image_B3HW = jitter_batch(

@@ -1,8 +1,9 @@
 """The frame cache: every frame decoded and resized once, then read through a memory map.
 
 A cache folder belongs to one list of images and one size. It holds `frames.u8` (the resized RGB images one after
-another), `index.npy` (offset, height, width of each; height 0 where the image could not be read) and `about.json` (what
-it was made from, with a stamp of the size and time of every source file, so that a changed source is noticed).
+another), `index.npy` (offset, height, width and source's short side of each; height 0 where the image was not readable)
+and `about.json` (what it was made from, with a stamp of the size and time of every source file, so that a changed
+source is noticed).
 `index.npy` is written last: a cache without it is unfinished and is continued where it stopped.
 """
 
@@ -26,7 +27,7 @@ from mspose.data.cards import Card, data_root, load_frames
 from mspose.data.images import find_image, read_image, resize_short_side
 from mspose.errors import MsposeError
 
-RESIZING = "pillow-bilinear-1"  # changes when the same source would give other pixels
+FORMAT = "pillow-bilinear-2"  # changes when the same source would give other pixels or another index
 log = logging.getLogger("mspose")
 
 
@@ -44,7 +45,7 @@ class FrameCache:
         return len(self._index)
 
     def __getitem__(self, row: int | np.integer) -> NDArray[np.uint8]:
-        offset, height, width = self._index[row]
+        offset, height, width, _ = self._index[row]
         if height == 0:
             raise MsposeError(self.problems.get(int(row), f"frame {row} of {self.folder} could not be read"))
         return self._bytes[offset : offset + height * width * 3].reshape(height, width, 3)
@@ -53,6 +54,10 @@ class FrameCache:
     def readable(self) -> NDArray[np.bool_]:
         """(N,) whether each frame could be read."""
         return self._index[:, 1] > 0
+
+    def scale(self, row: int | np.integer) -> float:
+        """Pixels of a cached frame per pixel of its source."""
+        return float(min(self.shape(row)) / self._index[row, 3])
 
     def shape(self, row: int | np.integer) -> tuple[int, int]:
         """(height, width) of a frame."""
@@ -105,9 +110,9 @@ def open_cache(
     Two processes that start at once build it once: the second waits.
     """
     images = frames["image"].tolist()
-    identity = hashlib.sha256(
-        "\n".join([str(root.resolve()), str(short_side), RESIZING, *images]).encode()
-    ).hexdigest()[:12]
+    identity = hashlib.sha256("\n".join([str(root.resolve()), str(short_side), FORMAT, *images]).encode()).hexdigest()[
+        :12
+    ]
     name = "-".join([*dict.fromkeys(frames["dataset"]), *dict.fromkeys(frames["split"]), str(short_side), identity])
     target = folder / name
     sources = [_locate(root, image) for image in images]
@@ -184,7 +189,7 @@ def _is_whole(target: Path, count: int) -> bool:
     try:
         index = np.load(target / "index.npy", allow_pickle=False)
         expected = int((index[:, 1] * index[:, 2]).sum()) * 3
-        return len(index) == count and (target / "frames.u8").stat().st_size == expected
+        return index.shape == (count, 4) and (target / "frames.u8").stat().st_size == expected
     except (OSError, ValueError, IndexError):
         return False
 
@@ -194,14 +199,15 @@ def _build(
 ) -> None:
     """Append decoded frames to `frames.part` and their sizes to `sizes.part`, then give both their final names."""
     sizes = _sizes_so_far(target)
-    done = int(sum(height * width for height, width in sizes)) * 3
+    done = int(sum(height * width for height, width, _ in sizes)) * 3
     about = _about(target)
     problems: dict[str, str] = about.get("problems", {}) if sizes else {}
 
-    def decode(row: int) -> NDArray[np.uint8] | str:
+    def decode(row: int) -> tuple[NDArray[np.uint8], int] | str:
         try:
             find_image(sources[row].parent, sources[row].name)
-            return resize_short_side(read_image(sources[row]), short_side)
+            image_HW3 = read_image(sources[row])
+            return resize_short_side(image_HW3, short_side), min(image_HW3.shape[:2])
         except MsposeError as error:
             return str(error)
 
@@ -216,37 +222,38 @@ def _build(
                     total=len(images), initial=len(sizes), desc="decoding frames", unit="frame", disable=not progress
                 ) as bar,
             ):
-                for row, frame in zip(rows, _in_order(pool, decode, rows), strict=True):
-                    if isinstance(frame, str):
+                for row, decoded in zip(rows, _in_order(pool, decode, rows), strict=True):
+                    if isinstance(decoded, str):
                         if on_bad_frame == "stop":
-                            raise MsposeError(f"{frame}; mend it, or leave such frames out with --on-bad-frame skip")
-                        problems[str(row)] = frame
+                            raise MsposeError(f"{decoded}; mend it, or leave such frames out with --on-bad-frame skip")
+                        problems[str(row)] = decoded
                         _write_about(target, {**about, "problems": problems})
-                        frame = np.zeros((0, 0, 3), np.uint8)
+                        decoded = np.zeros((0, 0, 3), np.uint8), 0
+                    frame, source_side = decoded
                     data.write(frame.tobytes())
                     data.flush()
-                    journal.write(f"{frame.shape[0]} {frame.shape[1]}\n")
+                    sizes.append((frame.shape[0], frame.shape[1], source_side))
+                    journal.write(" ".join(map(str, sizes[-1])) + "\n")
                     journal.flush()
-                    sizes.append((frame.shape[0], frame.shape[1]))
                     bar.update()
     except OSError as error:
         raise MsposeError(
             f"cannot write the frame cache {target}: {error.strerror}; free space, or choose --data.cache"
         ) from error
-    size_N2 = np.array(sizes, np.int64).reshape(-1, 2)
-    lengths = size_N2.prod(axis=1) * 3
+    size_N3 = np.array(sizes, np.int64).reshape(-1, 3)
+    lengths = size_N3[:, :2].prod(axis=1) * 3
     (target / "frames.part").replace(target / "frames.u8")
     with whole_file(target / "index.npy", "wb") as file:
-        np.save(file, np.column_stack([np.cumsum(lengths) - lengths, size_N2]), allow_pickle=False)
+        np.save(file, np.column_stack([np.cumsum(lengths) - lengths, size_N3]), allow_pickle=False)
     (target / "sizes.part").unlink()
 
 
-def _sizes_so_far(target: Path) -> list[tuple[int, int]]:
-    """The sizes of the frames that an interrupted build wrote whole."""
+def _sizes_so_far(target: Path) -> list[tuple[int, int, int]]:
+    """Height, width and source's short side of the frames that an interrupted build wrote whole."""
     try:
         lines = (target / "sizes.part").read_text().split("\n")[:-1]
-        sizes = [(int(height), int(width)) for height, width in (line.split() for line in lines)]
-        if (target / "frames.part").stat().st_size >= sum(height * width for height, width in sizes) * 3:
+        sizes = [(int(height), int(width), int(side)) for height, width, side in (line.split() for line in lines)]
+        if (target / "frames.part").stat().st_size >= sum(height * width for height, width, _ in sizes) * 3:
             return sizes
     except (OSError, ValueError):
         pass

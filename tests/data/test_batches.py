@@ -10,6 +10,7 @@ from mspose.data.batches import Batches, epoch_order, evenly, holdout_rows, occu
 from mspose.data.cache import open_cache
 from mspose.data.cards import data_root, load_frames, read_card
 from mspose.errors import MsposeError
+from mspose.poses import quaternion_to_rotation
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -129,3 +130,30 @@ def test_evenly_spread_numbers():
     assert evenly(10, 3).tolist() == [0, 4, 9]
     assert evenly(2, 5).tolist() == [0, 1]
     assert evenly(0, 5).tolist() == []
+
+
+def test_a_turned_label_is_the_pose_of_a_camera_that_looks_at_the_crop(small_data, tmp_path):
+    jitter = Jitter(0, 0, 0, 0)
+    batches = make(small_data, tmp_path, batch_size=24)
+    batches.frames = batches.frames.assign(focal_px=70.0)  # of the 80x60 source, so 56 of the 64x48 frame
+    kept = next(batches.epoch(0, 0, equalize_scenes=False, jitter=jitter))
+    turned = next(batches.epoch(0, 0, equalize_scenes=False, jitter=jitter, crop_label="turned"))
+    assert torch.equal(kept.image_B3HW, turned.image_B3HW)
+    expected = batches.orientation[torch.from_numpy(kept.row)]
+    torch.testing.assert_close(kept.orientation_B4, expected)
+    for row, image, orientation, before in zip(
+        turned.row, turned.image_B3HW, turned.orientation_B4, expected, strict=True
+    ):
+        pixels = (image.permute(1, 2, 0).numpy() * STD + MEAN) * 255
+        frame = batches.cache[row].astype(float)
+        left, top = next(
+            (left, top)
+            for top in range(9)
+            for left in range(25)
+            if np.abs(frame[top : top + 40, left : left + 40] - pixels).max() < 0.01
+        )
+        ray = quaternion_to_rotation(before)[0] @ [left + 20 - 32, top + 20 - 24, 56.0]
+        np.testing.assert_allclose(quaternion_to_rotation(orientation)[0][:, 2], ray / np.linalg.norm(ray), atol=1e-5)
+    without = make(small_data, tmp_path)
+    with pytest.raises(MsposeError, match=r"needs the focal length of attic/train-01/frame-000.png"):
+        next(without.epoch(0, 0, equalize_scenes=False, jitter=jitter, crop_label="turned"))
