@@ -63,8 +63,8 @@ eval: $(READY)  ## evaluate a run on its test split: RUN=runs/7scenes/all/seed-0
 baselines: $(READY)  ## evaluate the mean-pose and retrieval baselines: DATASET= SCENE=
 	$(BIN)/mspose baselines --config $(EXPERIMENT) --runs $(RUNS) $(SCENES) $(ARGS)
 
-table: $(READY)  ## print the paper-style table of all finished runs: DATASET= ARGS="--format latex"
-	$(BIN)/mspose table $(or $(RUN),$(RUNS)) $(if $(RUN),,--dataset $(DATASET)) $(ARGS)
+table: $(READY)  ## print the paper-style table of all finished runs, or of those on DATASET=: ARGS="--format latex"
+	$(BIN)/mspose table $(or $(RUN),$(RUNS)) $(if $(filter command line,$(origin DATASET)),--dataset $(DATASET)) $(ARGS)
 
 tensorboard: $(READY)  ## show all runs in TensorBoard on http://localhost:6006
 	$(BIN)/tensorboard --logdir $(RUNS) $(ARGS)
