@@ -421,7 +421,7 @@ def test_scenes_that_are_not_known(refused, own_run, seven_scenes, tmp_path):
     refused("scene chess is unknown to the model of .*, which knows: attic, cellar", *words, *other)
 
 
-def test_a_broken_run_is_one_line(refused, own_run):
+def test_a_broken_run_is_one_line(refused, own_run, small_data):
     weights = (own_run / "model.safetensors").read_bytes()
     (own_run / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     refused("model.safetensors is broken", "evaluate", own_run)
@@ -430,7 +430,8 @@ def test_a_broken_run_is_one_line(refused, own_run):
     (own_run / "metrics.json").write_text("{}")
     refused("metrics.json is not a metrics file", "table", own_run)
     (own_run / "config.yaml").write_text("model: [\n")
-    refused("parsing", "train", "--runs", own_run.parents[2], "--experiment=small", "--seed=5")
+    card = f"--data.dataset={small_data}"
+    refused("parsing", "train", "--runs", own_run.parents[2], "--experiment=small", "--seed=5", card)
 
 
 # real processes, and disks that are full

@@ -105,7 +105,7 @@ def test_attention_figures_are_the_means_over_the_frames_that_are_looked_at(netw
         gap = np.linalg.norm(query.mean(axis=2) - key.mean(axis=2), axis=-1)
         expected[f"query_key_gap/{branch}_layer_{layer + 1}"] = gap.mean()
 
-    image = np.stack([batches._crop(row, None) for row in rows])
+    image = np.stack([batches._crop(row)[0] for row in rows])
     image = (image / 255 - np.array(network.mean)) / np.array(network.std)
     with torch.inference_mode():
         network(torch.from_numpy(image).permute(0, 3, 1, 2).float(), observer=watch)
@@ -146,7 +146,7 @@ def test_samples_are_shown_without_the_normalisation(batches, tmp_path):
     (event,) = read_events(tmp_path).Images("inputs/after_augmentation")
     (tmp_path / "shown.png").write_bytes(event.encoded_image_string)
     shown = np.asarray(Image.open(tmp_path / "shown.png")).astype(int)
-    side_by_side = np.concatenate([batches._crop(row, None) for row in (4, 0, 7)], axis=1)
+    side_by_side = np.concatenate([batches._crop(row)[0] for row in (4, 0, 7)], axis=1)
     np.testing.assert_allclose(shown, side_by_side, atol=1)
 
 
