@@ -172,10 +172,7 @@ def open_data_and_network(
         card, "train", **data.source(), short_side=data.resize, on_bad_frame=settings.on_bad_frame, progress=progress
     )
     scenes = sorted(frames["scene"].unique())
-    try:
-        network = MSTransformer(scenes=scenes, **vars(settings.model))
-    except ValueError as error:
-        raise MsposeError(f"the settings under model do not fit together: {error}") from error
+    network = MSTransformer(scenes=scenes, **vars(settings.model))
     held = holdout_rows(frames, data.holdout)
     if held.all():
         raise MsposeError(f"data.holdout {data.holdout:g} leaves no frame to train on")
