@@ -7,8 +7,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mspose.models.kernels import Linear, attend, dropout, linear
 
 
 def expect_shape(name: str, tensor: Tensor, expected: Sequence[int | str]) -> None:
@@ -51,16 +52,67 @@ class Attention(nn.Module):
         self.dropout = dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
-        self.out_proj = nn.Linear(dim, dim)
+        self.out_proj = Linear(dim, dim)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, query_BQC: Tensor, key_BKC: Tensor, value_BKC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _split_heads(self, tokens_BNC: Tensor) -> Tensor:
+        return tokens_BNC.unflatten(-1, (self.heads, self.dim // self.heads)).transpose(1, 2)
+
+
+class SelfAttention(Attention):
+    """Attention of tokens to each other, with their positions added to queries and keys, never to values.
+
+    Attributes:
+        remembers_positions: keep the projected positions while the same tensor of positions comes in: for a network
+            whose weights no longer change.
+    """
+
+    def __init__(self, dim: int, heads: int, *, dropout: float = 0.0) -> None:
+        super().__init__(dim, heads, dropout=dropout)
+        self.remembers_positions = False
+        self._remembered: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, tokens_BNC: Tensor, position_NC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Attend, and hand out what was attended with.
 
         Returns:
-            tokens_BQC: the attended values, after the output projection.
-            query_BHQD, key_BHKD: queries and keys after the in-projection with bias, before the scaling by 1/sqrt(D).
+            tokens_BNC: the attended values, after the output projection.
+            query_BHND, key_BHND: queries and keys after the in-projection with bias, before the scaling by 1/sqrt(D).
+
+        Raises:
+            ValueError: a tensor has another shape than its name says.
+        """
+        expect_shape("tokens_BNC", tokens_BNC, ("batch", "tokens", self.dim))
+        expect_shape("position_NC", position_NC, (tokens_BNC.shape[1], self.dim))
+        # W (x + p) = W x + W p: the positions, the same in every image, are projected once
+        projected_BN3C = linear(tokens_BNC, self.in_proj_weight, self.in_proj_bias)
+        query_key_BN2C, value_BNC = projected_BN3C.split((2 * self.dim, self.dim), dim=-1)
+        position_N2C = self._project_positions(position_NC).to(query_key_BN2C.dtype)
+        query_BNC, key_BNC = (query_key_BN2C + position_N2C).chunk(2, dim=-1)
+        query_BHND, key_BHND, value_BHND = map(self._split_heads, (query_BNC, key_BNC, value_BNC))
+        attended_BHND = attend(query_BHND, key_BHND, value_BHND, dropout=self.dropout if self.training else 0.0)
+        return self.out_proj(attended_BHND.transpose(1, 2).flatten(2)), query_BHND, key_BHND
+
+    def _project_positions(self, position_NC: Tensor) -> Tensor:
+        if self._remembered is not None and self._remembered[0] is position_NC:
+            return self._remembered[1]
+        position_N2C = linear(position_NC.to(self.in_proj_weight.dtype), self.in_proj_weight[: 2 * self.dim])
+        if self.remembers_positions and position_N2C.dtype == position_NC.dtype:  # not what autocast made
+            self._remembered = (position_NC, position_N2C)
+        return position_N2C
+
+
+class CrossAttention(Attention):
+    """Attention of a few queries to many keys: the key and value projections are applied to the queries and to what
+    they attended, in place of all keys and values. It is cheaper where heads times queries are fewer than `dim`.
+
+    With q a projected query, q . (W_k x + b_k) = (W_k^T q) . x + q . b_k, whose last term is the same for every key and
+    leaves the softmax as it is; and sum_j A_j (W_v x_j + b_v) = W_v (sum_j A_j x_j) + b_v sum_j A_j.
+    """
+
+    def forward(self, query_BQC: Tensor, key_BKC: Tensor, value_BKC: Tensor) -> Tensor:
+        """Returns tokens_BQC: the attended values, after the output projection.
 
         Raises:
             ValueError: a tensor has another shape than its name says.
@@ -70,24 +122,17 @@ class Attention(nn.Module):
         expect_shape("key_BKC", key_BKC, (batch, "keys", self.dim))
         expect_shape("value_BKC", value_BKC, (batch, key_BKC.shape[1], self.dim))
 
-        weight, bias, dim = self.in_proj_weight, self.in_proj_bias, self.dim
-        if query_BQC is key_BKC:
-            projected_BN2C = F.linear(query_BQC, weight[: 2 * dim], bias[: 2 * dim])
-            query_BQC, key_BKC = projected_BN2C.chunk(2, dim=-1)
-        else:
-            query_BQC = F.linear(query_BQC, weight[:dim], bias[:dim])
-            key_BKC = F.linear(key_BKC, weight[dim : 2 * dim], bias[dim : 2 * dim])
-        value_BKC = F.linear(value_BKC, weight[2 * dim :], bias[2 * dim :])
-
-        query_BHQD, key_BHKD, value_BHKD = map(self._split_heads, (query_BQC, key_BKC, value_BKC))
-        attended_BHQD = F.scaled_dot_product_attention(
-            query_BHQD, key_BHKD, value_BHKD, dropout_p=self.dropout if self.training else 0.0
-        )
-        tokens_BQC = self.out_proj(attended_BHQD.transpose(1, 2).flatten(2))
-        return tokens_BQC, query_BHQD, key_BHKD
-
-    def _split_heads(self, tokens_BNC: Tensor) -> Tensor:
-        return tokens_BNC.unflatten(-1, (self.heads, self.dim // self.heads)).transpose(1, 2)
+        query_weight_CC, key_weight_CC, value_weight_CC = self.in_proj_weight.chunk(3)
+        query_bias_C, _, value_bias_C = self.in_proj_bias.chunk(3)
+        head = (self.heads, self.dim // self.heads)
+        query_BHQD = self._split_heads(linear(query_BQC, query_weight_CC, query_bias_C)) * head[1] ** -0.5
+        absorbed_BHQC = torch.einsum("bhqd,hdc->bhqc", query_BHQD, key_weight_CC.unflatten(0, head))
+        score_BHQK = (absorbed_BHQC.flatten(1, 2) @ key_BKC.mT).unflatten(1, (self.heads, -1))
+        weight_BHQK = dropout(score_BHQK.softmax(dim=-1), self.dropout, training=self.training)
+        memory_BHQC = (weight_BHQK.flatten(1, 2) @ value_BKC).unflatten(1, (self.heads, -1))
+        bias_BHQD = weight_BHQK.sum(dim=-1, keepdim=True) * value_bias_C.view(*head)[:, None]
+        attended_BHQD = torch.einsum("bhqc,hdc->bhqd", memory_BHQC, value_weight_CC.unflatten(0, head)) + bias_BHQD
+        return self.out_proj(attended_BHQD.transpose(1, 2).flatten(2))
 
 
 def query_key_gap(query_BHQD: Tensor, key_BHKD: Tensor) -> Tensor:

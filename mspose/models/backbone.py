@@ -36,12 +36,14 @@ class Backbone(nn.Module):
         position_channels: channels of the stride-16 map.
         orientation_channels: channels of the stride-8 map.
         mean, std: how its input image, RGB in 0..1, is to be normalised.
+        probe_size: (height, width) of an image on which it is known to run.
     """
 
     position_channels: int
     orientation_channels: int
     mean: Triple
     std: Triple
+    probe_size: tuple[int, int] = (64, 64)
 
     def forward(self, image_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         """Returns position_map_BCHW (stride 16) and orientation_map_BCHW (stride 8) of a normalised image."""
@@ -163,6 +165,7 @@ def _remove_unread(backbone: TimmBackbone, own_size: tuple[int, int]) -> None:
     try:
         with torch.enable_grad():
             probe_13HW, maps = _probe(backbone, own_size)
+            backbone.probe_size = (probe_13HW.shape[2], probe_13HW.shape[3])
     except Exception as error:  # whatever a model's own code raises
         raise MsposeError(
             f"--model.backbone: timm's {name} does not run as a backbone ({_first_line(error)})"

@@ -5,19 +5,23 @@ QKA term of `mspose.losses`. B images, S scenes, N tokens, C channels, L encoder
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mspose.errors import MsposeError
-from mspose.models.attention import expect_shape
+from mspose.models.attention import SelfAttention, expect_shape
 from mspose.models.backbone import make_backbone
-from mspose.models.position_encoding import POSITION_ENCODINGS, make_position_encoding
+from mspose.models.fusion import fold_batch_norms
+from mspose.models.kernels import Linear
+from mspose.models.position_encoding import POSITION_ENCODINGS, RememberedEncoding, make_position_encoding
 from mspose.models.transformer import Decoder, Encoder, LayerObserver, initialize_matrices
 
 Observer = Callable[[str, int, Tensor, Tensor], None]
@@ -68,7 +72,7 @@ class Branch(nn.Module):
     ) -> None:
         super().__init__()
         dropouts = {"dropout": dropout, "attention_dropout": attention_dropout}
-        self.project = nn.Linear(channels, dim)  # a 1x1 convolution, on tokens
+        self.project = Linear(channels, dim)  # a 1x1 convolution, on tokens
         self.encoder = Encoder(encoder_layers, dim, heads, feedforward, **dropouts)
         self.decoder = Decoder(decoder_layers, dim, heads, feedforward, **dropouts)
         self.scene_query = nn.Parameter(torch.randn(scenes, dim))
@@ -91,7 +95,7 @@ class Head(nn.Sequential):
     """The regressor of one pose component: linear, GELU, linear."""
 
     def __init__(self, dim: int, hidden: int, out: int) -> None:
-        super().__init__(OrderedDict(hidden=nn.Linear(dim, hidden), activation=nn.GELU(), out=nn.Linear(hidden, out)))
+        super().__init__(OrderedDict(hidden=Linear(dim, hidden), activation=nn.GELU(), out=Linear(hidden, out)))
         initialize_matrices(self)
 
 
@@ -101,6 +105,8 @@ class MSTransformer(nn.Module):
     Attributes:
         scenes: the scenes' names; a scene's index in the output is its place here.
         architecture: what rebuilds this network: `MSTransformer(**architecture, pretrained=False)`.
+        recompute_backbone: forget the backbone's activations and compute them again in the backward pass (Chen et al.,
+            arXiv 1604.06174): a third of the memory of a training step for one more forward pass of the backbone.
         mean, std: how the input image, RGB in 0..1, is to be normalised.
     """
 
@@ -143,6 +149,8 @@ class MSTransformer(nn.Module):
                 weights that cannot be had.
         """
         super().__init__()
+        self.fused = False
+        self.recompute_backbone = False
         self.scenes = tuple(scenes)
         self.architecture: dict[str, Any] = {
             "scenes": list(self.scenes),
@@ -184,7 +192,7 @@ class MSTransformer(nn.Module):
             decoder_layers=orientation_decoder_layers,
             **sizes,
         )
-        self.scene = nn.Linear(2 * dim, 1)
+        self.scene = Linear(2 * dim, 1)
         self.position_head = Head(dim, head_hidden, 3)
         self.orientation_head = Head(dim, head_hidden, 4)
 
@@ -205,7 +213,7 @@ class MSTransformer(nn.Module):
         self._check_input(image_B3HW, scene_B)
         if image_B3HW.device.type == "cpu":  # half the time of a CPU's convolutions, and tokens without a copy
             image_B3HW = image_B3HW.contiguous(memory_format=torch.channels_last)
-        position_map_BCHW, orientation_map_BCHW = self.backbone(image_B3HW)
+        position_map_BCHW, orientation_map_BCHW = self._feature_maps(image_B3HW)
         position_BSC, position_gap_BLH = self.position(
             position_map_BCHW, self.position_encoding, observer=partial(observer, "position") if observer else None
         )
@@ -230,6 +238,36 @@ class MSTransformer(nn.Module):
                 scene_B=scene_B,
                 query_key_gap={"position": position_gap_BLH, "orientation": orientation_gap_BLH},
             )
+
+    def fuse(self) -> Self:
+        """Make this network ready for prediction alone, in place: the backbone's batch norms are folded into its
+        convolutions, and the projections of positions are computed once. Its answers stay the same up to rounding.
+
+        Raises:
+            ValueError: the network is in training mode.
+        """
+        noise = torch.randn(1, 3, *self.backbone.probe_size, generator=torch.Generator().manual_seed(0))
+        fold_batch_norms(self.backbone, partial(self.backbone, noise.to(self.scene.weight)))
+        self.requires_grad_(False)
+        if not isinstance(self.position_encoding, RememberedEncoding):
+            self.position_encoding = RememberedEncoding(self.position_encoding)
+        for module in self.modules():
+            if isinstance(module, SelfAttention):
+                module.remembers_positions = True
+        self.fused = True
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`. Raises ValueError for a fused network."""
+        if mode and self.fused:
+            raise ValueError("a fused network cannot be trained: load it with fuse=False")
+        return super().train(mode)
+
+    def _feature_maps(self, image_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        if not (self.recompute_backbone and self.training and torch.is_grad_enabled()):
+            return self.backbone(image_B3HW)
+        again = partial(_statistics_kept, self.backbone)
+        return checkpoint(self.backbone, image_B3HW, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
 
     def _check_input(self, image_B3HW: Tensor, scene_B: Tensor | None) -> None:
         expect_shape("image_B3HW", image_B3HW, ("batch", 3, "height", "width"))
@@ -280,3 +318,14 @@ def _check_architecture(architecture: dict[str, Any]) -> None:
     for name in ("dropout", "attention_dropout"):
         if not 0 <= architecture[name] < 1:
             raise MsposeError(f"{name}: expected a probability of at least 0 and below 1, found {architecture[name]}")
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Leave the running statistics of batch norms as they are when a forward pass is computed a second time."""
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    try:
+        yield
+    finally:  # the second pass ends with an exception, as soon as it has all that the backward pass asks for
+        for name, buffer in module.named_buffers():
+            buffer.copy_(buffers[name])

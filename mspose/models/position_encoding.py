@@ -28,9 +28,9 @@ def make_position_encoding(name: str, dim: int) -> nn.Module:
     if name == "learned":
         return LearnedEncoding(dim)
     if name == "sine":
-        return SineEncoding(dim, normalized=False)
+        return RememberedEncoding(SineEncoding(dim, normalized=False))
     if name == "sine-normalized":
-        return SineEncoding(dim, normalized=True)
+        return RememberedEncoding(SineEncoding(dim, normalized=True))
     raise ValueError(f"position_encoding: expected one of {', '.join(POSITION_ENCODINGS)}, found {name!r}")
 
 
@@ -75,7 +75,7 @@ def sine_encoding(
 
 
 class SineEncoding(nn.Module):
-    """`sine_encoding` with its answers remembered per map size, dtype and device. No parameters, no buffers.
+    """`sine_encoding` as a module. No parameters, no buffers.
 
     A buffer would keep the rounding of a `.half()` followed by a `.float()`; these are made from float32 each time.
     """
@@ -85,15 +85,27 @@ class SineEncoding(nn.Module):
         self.dim = dim
         self.normalized = normalized
         sine_encoding(1, 1, dim, normalized=normalized)  # refuses odd channels at once
-        self._remembered: dict[tuple[int, int, torch.dtype, torch.device], Tensor] = {}
 
     def forward(self, height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """position_NC of a map of `height` times `width` tokens."""
+        return sine_encoding(height, width, self.dim, normalized=self.normalized, dtype=dtype, device=device)
+
+
+class RememberedEncoding(nn.Module):
+    """An encoding that no longer changes, with its answers remembered per map size, dtype and device."""
+
+    def __init__(self, encoding: nn.Module) -> None:
+        super().__init__()
+        self.encoding = encoding
+        self._remembered: dict[tuple[int, int, torch.dtype, torch.device], Tensor] = {}
+
+    def forward(self, height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """position_NC of a map of `height` times `width` tokens: the same tensor each time."""
         key = (height, width, dtype, device)
         if key in self._remembered:
             return self._remembered[key]
-        with torch.inference_mode(False):  # what is remembered must serve training as well
-            position_NC = sine_encoding(height, width, self.dim, normalized=self.normalized, dtype=dtype, device=device)
+        with torch.inference_mode(False), torch.no_grad():  # what is remembered must serve training as well
+            position_NC = self.encoding(height, width, dtype, device)
         if not torch.compiler.is_compiling():
             if len(self._remembered) >= 16:
                 self._remembered.clear()

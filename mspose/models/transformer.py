@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mspose.models.attention import Attention, query_key_gap
+from mspose.models.attention import CrossAttention, SelfAttention, query_key_gap
+from mspose.models.kernels import Dropout, Linear
 
 LayerObserver = Callable[[int, Tensor, Tensor], None]
 """Called with (layer, query_BHND, key_BHND) of every encoder layer's self-attention."""
@@ -21,9 +22,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden: int, *, dropout: float) -> None:
         super().__init__()
-        self.linear1 = nn.Linear(dim, hidden)
-        self.linear2 = nn.Linear(hidden, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.linear1 = Linear(dim, hidden)
+        self.linear2 = Linear(hidden, dim)
+        self.dropout = Dropout(dropout)
 
     def forward(self, tokens_BNC: Tensor) -> Tensor:
         return self.linear2(self.dropout(F.gelu(self.linear1(tokens_BNC))))
@@ -36,17 +37,15 @@ class EncoderLayer(nn.Module):
         self, dim: int, heads: int, feedforward: int, *, dropout: float = 0.0, attention_dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.self_attention = Attention(dim, heads, dropout=attention_dropout)
+        self.self_attention = SelfAttention(dim, heads, dropout=attention_dropout)
         self.feedforward = FeedForward(dim, feedforward, dropout=dropout)
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, tokens_BNC: Tensor, position_NC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns tokens_BNC, and query_BHND and key_BHND of the self-attention."""
-        normed_BNC = self.norm1(tokens_BNC)
-        query_key_BNC = normed_BNC + position_NC
-        attended_BNC, query_BHND, key_BHND = self.self_attention(query_key_BNC, query_key_BNC, normed_BNC)
+        attended_BNC, query_BHND, key_BHND = self.self_attention(self.norm1(tokens_BNC), position_NC)
         tokens_BNC = tokens_BNC + self.dropout(attended_BNC)
         tokens_BNC = tokens_BNC + self.dropout(self.feedforward(self.norm2(tokens_BNC)))
         return tokens_BNC, query_BHND, key_BHND
@@ -94,21 +93,19 @@ class DecoderLayer(nn.Module):
         self, dim: int, heads: int, feedforward: int, *, dropout: float = 0.0, attention_dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.self_attention = Attention(dim, heads, dropout=attention_dropout)
-        self.cross_attention = Attention(dim, heads, dropout=attention_dropout)
+        self.self_attention = SelfAttention(dim, heads, dropout=attention_dropout)
+        self.cross_attention = CrossAttention(dim, heads, dropout=attention_dropout)
         self.feedforward = FeedForward(dim, feedforward, dropout=dropout)
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, scene_BSC: Tensor, query_SC: Tensor, memory_BNC: Tensor, memory_key_BNC: Tensor) -> Tensor:
         """Returns scene_BSC. `memory_key_BNC` is the memory with its positions added."""
-        normed_BSC = self.norm1(scene_BSC)
-        query_key_BSC = normed_BSC + query_SC
-        scene_BSC = scene_BSC + self.dropout(self.self_attention(query_key_BSC, query_key_BSC, normed_BSC)[0])
+        scene_BSC = scene_BSC + self.dropout(self.self_attention(self.norm1(scene_BSC), query_SC)[0])
         query_BSC = self.norm2(scene_BSC) + query_SC
-        scene_BSC = scene_BSC + self.dropout(self.cross_attention(query_BSC, memory_key_BNC, memory_BNC)[0])
+        scene_BSC = scene_BSC + self.dropout(self.cross_attention(query_BSC, memory_key_BNC, memory_BNC))
         return scene_BSC + self.dropout(self.feedforward(self.norm3(scene_BSC)))
 
 

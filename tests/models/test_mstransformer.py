@@ -278,3 +278,40 @@ def test_training_needs_the_scenes():
 def test_refuses_settings_that_make_no_network(changes, words):
     with pytest.raises(MsposeError, match=words):
         build(**changes)
+
+
+def held_by_autograd(network, pixels, scene):
+    """Outputs, gradients by name, running statistics, and how many numbers autograd held for the backward pass."""
+    held = {}
+
+    def hold(tensor):
+        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    network.zero_grad()
+    torch.manual_seed(4)
+    with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+        output = network(pixels, scene)
+    (output.position_B3.sum() + output.orientation_B4.sum()).backward()
+    gradients = {name: weight.grad for name, weight in network.named_parameters() if weight.grad is not None}
+    statistics = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    return output.position_B3.detach(), gradients, statistics, sum(held.values())
+
+
+@pytest.mark.parametrize("backbone", ["efficientnet_b0", "efficientnet_lite0"])
+def test_a_recomputed_backbone_changes_memory_alone(backbone):
+    """Dropout of whole blocks (torchvision's B0 has it) falls alike, and running statistics move once."""
+    torch.manual_seed(0)
+    network = build(backbone=backbone).train()
+    pixels, scene = image(), torch.tensor([0, 1])
+    start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    position, gradients, statistics, plain = held_by_autograd(network, pixels, scene)
+    network.load_state_dict(start)
+    network.recompute_backbone = True
+    again_position, again_gradients, again_statistics, less = held_by_autograd(network, pixels, scene)
+    torch.testing.assert_close(again_position, position)
+    for found, expected in ((again_gradients, gradients), (again_statistics, statistics)):
+        assert found.keys() == expected.keys()
+        for name in found:
+            torch.testing.assert_close(found[name], expected[name], msg=name)
+    assert less < 0.5 * plain

@@ -1,0 +1,234 @@
+"""The three operations in which a transformer's step spends its time, as fast as a CPU allows; elsewhere PyTorch's own.
+
+On a CPU, PyTorch draws a dropout mask number by number on one thread (a quarter of a training step of the full model),
+attends with dropout only through whole attention maps, and multiplies float32 matrices through MKL, which some
+processors run at half of oneDNN's rate. Here masks come from a faster generator and are drawn again in the backward
+pass rather than kept, attention goes over the map in chunks that fit a cache (exact, as Dao et al., FlashAttention,
+NeurIPS 2022, and Rabe and Staats, arXiv 2112.05682), and matrices go to oneDNN.
+
+B images, H heads, Q queries, K keys, D channels per head, C channels.
+"""
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+CHUNK = 2**20  # attention weights worked on at a time, at most: 4 MiB of float32
+JOINED = 2**18  # attention weights up to which the heads of small maps are joined
+RESOLUTION = 2**16  # dropout probabilities are rounded to multiples of 1 / RESOLUTION
+
+
+def _plain(tensor: Tensor) -> bool:
+    """Whether PyTorch's own operation is the right one: off the CPU, or where a compiler makes the code."""
+    return tensor.device.type != "cpu" or torch.compiler.is_compiling()
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` through `linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`; float32 on a CPU through oneDNN."""
+    through_onednn = (
+        not _plain(input) and input.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    )
+    return _OneDnnLinear.apply(input, weight, bias) if through_onednn else F.linear(input, weight, bias)
+
+
+def _multiply(left_MK: Tensor, right_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
+    """left right^T + bias. In float32 by the operation that PyTorch's compiler calls for a linear layer on a CPU; it is
+    fast where `right_NK` or its transpose is contiguous.
+    """
+    if left_MK.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        return torch.ops.mkldnn._linear_pointwise(left_MK, right_NK, bias_N, "none", [], "")
+    return F.linear(left_MK, right_NK, bias_N)
+
+
+class _OneDnnLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return _multiply(input.contiguous(), weight.contiguous(), bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        input, weight, bias = inputs
+        ctx.save_for_backward(input, weight)
+        ctx.has_bias = bias is not None
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        needs_input, needs_weight, needs_bias = ctx.needs_input_grad
+        gradient = gradient.contiguous()
+        gradient_MN, input_MC = gradient.flatten(0, -2), input.flatten(0, -2)
+        return (
+            _multiply(gradient, weight.contiguous().t()) if needs_input else None,
+            _multiply(gradient_MN.t(), input_MC.contiguous().t()) if needs_weight else None,
+            gradient_MN.sum(dim=0) if ctx.has_bias and needs_bias else None,
+        )
+
+
+class Masks:
+    """Dropout masks of a seed: 0 where an element is dropped, 1 where it stays; the same seed draws the same again.
+
+    Attributes:
+        kept: the share of elements that stay, by which what stays is divided.
+    """
+
+    def __init__(self, probability: float, seed: int) -> None:
+        self.dropped = min(round(probability * RESOLUTION), RESOLUTION - 1)
+        self.kept = 1 - self.dropped / RESOLUTION
+        self.generator = np.random.SFC64(seed)
+
+    def next(self, like: Tensor) -> Tensor:
+        """The next mask, of the shape and dtype of `like`."""
+        count = like.numel()
+        bits = torch.from_numpy(self.generator.random_raw(-(-count // 4)).view(np.int16))[:count].view(like.shape)
+        # compared as float32, which holds 16 bits exactly and is many times faster than comparing to booleans
+        drawn = bits.to(torch.float32)
+        return torch.ge(drawn, self.dropped - RESOLUTION // 2, out=drawn).to(like.dtype)
+
+
+def _new_seed() -> int:
+    """From PyTorch's generator, so that `torch.manual_seed` decides about every mask."""
+    return int(torch.randint(2**62, ()))
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout` through `dropout`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return dropout(input, self.p, training=self.training)
+
+
+def dropout(input: Tensor, probability: float, *, training: bool) -> Tensor:
+    """`F.dropout`, with `Masks` on a CPU."""
+    if _plain(input) or not training or probability == 0:
+        return F.dropout(input, probability, training)
+    return _MaskedDropout.apply(input, probability, _new_seed())
+
+
+class _MaskedDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(input: Tensor, probability: float, seed: int) -> Tensor:
+        masks = Masks(probability, seed)
+        return masks.next(input).mul_(input).div_(masks.kept)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        _, ctx.probability, ctx.seed = inputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        masks = Masks(ctx.probability, ctx.seed)
+        return masks.next(gradient).mul_(gradient).div_(masks.kept), None, None
+
+
+def attend(query_BHQD: Tensor, key_BHKD: Tensor, value_BHKD: Tensor, *, dropout: float = 0.0) -> Tensor:
+    """Softmax(q k^T / sqrt(D)) v, each attention weight dropped with probability `dropout`.
+
+    Returns:
+        attended_BHQD.
+    """
+    if _plain(query_BHQD):
+        return F.scaled_dot_product_attention(query_BHQD, key_BHKD, value_BHKD, dropout_p=dropout)
+    seed = _new_seed() if dropout else 0
+    return _ChunkedAttention.apply(query_BHQD, key_BHKD, value_BHKD, dropout, seed)
+
+
+class _ChunkedAttention(torch.autograd.Function):
+    """Forward and backward over chunks of the attention map; the backward computes each chunk's weights anew.
+
+    G is the heads of all images, R the queries of a chunk.
+    """
+
+    @staticmethod
+    def forward(query_BHQD: Tensor, key_BHKD: Tensor, value_BHKD: Tensor, dropout: float, seed: int) -> Tensor:
+        masks = Masks(dropout, seed)
+        scaled_GQD, key_GKD = _heads(query_BHQD) * _scale(query_BHQD), _heads(key_BHKD)
+        value_GKD = _heads(value_BHKD) / masks.kept
+        attended_GQD = value_GKD.new_empty(len(value_GKD), scaled_GQD.shape[1], value_GKD.shape[2])
+        for heads, rows, weight_GRK, mask_GRK in _chunks(scaled_GQD, key_GKD, masks):
+            kept_GRK = weight_GRK if mask_GRK is None else weight_GRK.mul_(mask_GRK)
+            attended_GQD[heads, rows] = _multiply_each(kept_GRK.to(value_GKD.dtype), value_GKD[heads].mT)
+        # heads side by side in memory, so that joining them is a view
+        return attended_GQD.unflatten(0, query_BHQD.shape[:2]).transpose(1, 2).contiguous().transpose(1, 2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        query_BHQD, key_BHKD, value_BHKD, ctx.dropout, ctx.seed = inputs
+        ctx.save_for_backward(query_BHQD, key_BHKD, value_BHKD, output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_BHQD: Tensor) -> tuple[Tensor | None, ...]:
+        query_BHQD, key_BHKD, value_BHKD, attended_BHQD = ctx.saved_tensors
+        scale, dtype = _scale(query_BHQD), query_BHQD.dtype
+        scaled_GQD, key_GKD, value_GKD = _heads(query_BHQD) * scale, _heads(key_BHKD), _heads(value_BHKD)
+        masks = Masks(ctx.dropout, ctx.seed)
+        gradient_GQD = _heads(gradient_BHQD) / masks.kept
+        query_gradient = torch.empty_like(scaled_GQD)
+        key_gradient_GDK, value_gradient_GDK = (
+            torch.zeros(tensor.mT.shape, dtype=dtype) for tensor in (key_GKD, value_GKD)
+        )
+        # The softmax's gradient takes from each row its mean under the attention: a product with the output.
+        mean_BHQ1 = (gradient_BHQD * attended_BHQD).sum(dim=-1, keepdim=True, dtype=_at_least_float32(dtype))
+        minus_mean_GQ1 = _heads(mean_BHQ1).neg()
+        for heads, rows, weight_GRK, mask_GRK in _chunks(scaled_GQD, key_GKD, masks):
+            gradient_GRD = gradient_GQD[heads, rows]
+            kept_GRK = weight_GRK if mask_GRK is None else mask_GRK.mul_(weight_GRK)
+            value_gradient_GDK[heads] += _multiply_each(gradient_GRD.mT.contiguous(), kept_GRK.to(dtype).mT)
+            score_GRK = _multiply_each(gradient_GRD, value_GKD[heads]).to(weight_GRK.dtype).mul_(kept_GRK)
+            score_GRK = score_GRK.addcmul_(weight_GRK, minus_mean_GQ1[heads, rows]).to(dtype)
+            query_gradient[heads, rows] = _multiply_each(score_GRK, key_GKD[heads].mT)
+            key_gradient_GDK[heads] += _multiply_each(scaled_GQD[heads, rows].mT.contiguous(), score_GRK.mT)
+        return (
+            query_gradient.mul_(scale).view_as(query_BHQD),
+            key_gradient_GDK.mT.unflatten(0, key_BHKD.shape[:2]),
+            value_gradient_GDK.mT.unflatten(0, value_BHKD.shape[:2]),
+            None,
+            None,
+        )
+
+
+def _chunks(scaled_GQD: Tensor, key_GKD: Tensor, masks: Masks) -> Iterator[tuple[slice, slice, Tensor, Tensor | None]]:
+    """Chunks of the attention map: their heads, their queries, their attention weights in at least float32 and their
+    dropout mask, if any is dropped. Of small maps several heads make a chunk, of large ones part of a head does.
+    """
+    (count, queries, _), keys = scaled_GQD.shape, key_GKD.shape[1]
+    heads_each, rows_each = max(1, JOINED // (queries * keys)), max(1, CHUNK // keys)
+    for head, row in product(range(0, count, heads_each), range(0, queries, rows_each)):
+        heads, rows = slice(head, head + heads_each), slice(row, row + rows_each)
+        score_GRK = _multiply_each(scaled_GQD[heads, rows], key_GKD[heads]).to(_at_least_float32(scaled_GQD.dtype))
+        weight_GRK = torch.softmax(score_GRK, dim=-1, out=score_GRK)
+        yield heads, rows, weight_GRK, masks.next(weight_GRK) if masks.dropped else None
+
+
+def _multiply_each(left_GMK: Tensor, right_GNK: Tensor) -> Tensor:
+    """left right^T of each of G pairs of matrices."""
+    if len(left_GMK) == 1:
+        return _multiply(left_GMK[0], right_GNK[0])[None]
+    return torch.bmm(left_GMK, right_GNK.mT)
+
+
+def _heads(tensor_BHND: Tensor) -> Tensor:
+    return tensor_BHND.flatten(0, 1).contiguous()
+
+
+def _scale(query_BHQD: Tensor) -> float:
+    return query_BHQD.shape[-1] ** -0.5
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

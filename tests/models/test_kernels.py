@@ -1,0 +1,193 @@
+"""The fast kernels against plain PyTorch: the same outputs and gradients, the same distribution of dropout."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mspose.models import kernels
+from mspose.models.kernels import Dropout, Linear, attend, dropout, linear
+
+
+def random(*shape, dtype=torch.float64, seed=0):
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+def relative_error(found, expected):
+    return float(((found - expected).abs().max() / expected.abs().max()).detach())
+
+
+def assert_same(found, expected, tensors, limit):
+    """Outputs and gradients agree within `limit` of their largest entry."""
+    assert relative_error(found, expected) < limit
+    pull = torch.randn(found.shape, generator=torch.Generator().manual_seed(9)).to(found.dtype)
+    for one, other in zip(
+        torch.autograd.grad(found, tensors, pull), torch.autograd.grad(expected, tensors, pull), strict=True
+    ):
+        assert one.shape == other.shape
+        assert relative_error(one, other) < limit
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("shape", [(3, 40, 24), (5, 24), (1, 1, 24), (300, 24)])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_linear_is_that_of_pytorch(dtype, limit, shape, has_bias):
+    input, weight = random(*shape, dtype=dtype), random(17, 24, dtype=dtype, seed=1)
+    tensors = [input, weight] + ([random(17, dtype=dtype, seed=2)] if has_bias else [])
+    assert_same(linear(*tensors), F.linear(*tensors), tensors, limit)
+
+
+def test_linear_takes_tensors_that_are_not_contiguous():
+    input, weight = random(24, 3, 40, dtype=torch.float32), random(24, 17, dtype=torch.float32, seed=1)
+    tensors = [input, weight]
+    assert_same(linear(input.permute(1, 2, 0), weight.T), F.linear(input.permute(1, 2, 0), weight.T), tensors, 1e-5)
+
+
+def test_linear_leaves_out_gradients_that_nobody_asks_for():
+    layer = Linear(4, 3).requires_grad_(False)
+    input = random(2, 4, dtype=torch.float32)
+    layer(input).sum().backward()
+    assert layer.weight.grad is None
+    assert layer.bias.grad is None
+    torch.testing.assert_close(input.grad, layer.weight.sum(0).expand(2, 4))
+
+
+def test_linear_follows_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Linear(4, 3)(torch.ones(2, 4)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.37, 0.8])
+def test_dropout_has_the_distribution_of_pytorchs(probability):
+    torch.manual_seed(0)
+    count = 200_000
+    dropped = dropout(torch.ones(count), probability, training=True)
+    stays = dropped > 0
+    kept = 1 - round(probability * 65536) / 65536
+    torch.testing.assert_close(dropped[stays], torch.full((int(stays.sum()),), 1 / kept))
+    sigma = math.sqrt(kept * (1 - kept) / count)
+    assert abs(float(stays.float().mean()) - (1 - probability)) < 5 * sigma
+    # elements are independent of their neighbours, also of those that share a 64-bit draw, and of the next mask
+    centred = stays.double() - kept
+    for step in (1, 2, 3, 4, 64):
+        assert abs(float((centred[step:] * centred[:-step]).mean())) < 5 * kept * (1 - kept) / math.sqrt(count)
+    other = (dropout(torch.ones(count), probability, training=True) > 0).double() - kept
+    assert abs(float((centred * other).mean())) < 5 * kept * (1 - kept) / math.sqrt(count)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_dropout_sends_gradients_through_the_same_mask(dtype):
+    input = torch.ones(7, 33, dtype=dtype, requires_grad=True)
+    output = dropout(input, 0.3, training=True)
+    output.sum().backward()
+    assert output.dtype == dtype
+    assert torch.equal(input.grad, output.detach())
+
+
+def test_dropout_follows_the_seed_and_the_mode():
+    layer, ones = Dropout(0.5), torch.ones(50)
+    torch.manual_seed(3)
+    first, second = layer(ones), layer(ones)
+    torch.manual_seed(3)
+    assert torch.equal(layer(ones), first)
+    assert not torch.equal(first, second)
+    assert torch.equal(layer.eval()(ones), ones)
+    assert torch.equal(dropout(ones, 0.0, training=True), ones)
+
+
+def test_dropout_of_nearly_everything_stays_finite():
+    assert dropout(torch.ones(1000), 1 - 1e-9, training=True).isfinite().all()
+
+
+def explicit(query, key, value, weight_factor=1.0):
+    score = query @ key.mT / math.sqrt(query.shape[-1])
+    return (torch.softmax(score, dim=-1) * weight_factor) @ value
+
+
+def inputs(images=2, heads=3, queries=10, keys=14, channels=8, dtype=torch.float64):
+    shapes = ((queries, 0), (keys, 1), (keys, 2))
+    return [random(images, heads, count, channels, dtype=dtype, seed=seed) for count, seed in shapes]
+
+
+@pytest.fixture(params=["joined heads", "a head each", "parts of heads"])
+def chunks(request, monkeypatch):
+    """All ways in which the attention map is cut."""
+    joined, chunk = {"joined heads": (2 * 140, 2**20), "a head each": (1, 2**20), "parts of heads": (1, 4 * 14)}[
+        request.param
+    ]
+    monkeypatch.setattr(kernels, "JOINED", joined)
+    monkeypatch.setattr(kernels, "CHUNK", chunk)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_attention_is_exact(chunks, dtype, limit):
+    tensors = inputs(dtype=dtype)
+    assert_same(attend(*tensors), explicit(*tensors), tensors, limit)
+
+
+def test_attention_takes_heads_that_lie_side_by_side():
+    tokens = random(2, 10, 3 * 24, dtype=torch.float32)
+    query, key, value = (part.unflatten(-1, (3, 8)).transpose(1, 2) for part in tokens.chunk(3, dim=-1))
+    assert_same(attend(query, key, value), explicit(query, key, value), [tokens], 1e-5)
+
+
+def test_attention_stays_finite_for_large_scores():
+    query, key, value = (tensor * 1e4 for tensor in inputs(dtype=torch.float32))
+    assert attend(query, key, value).isfinite().all()
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_attention_dropout_is_exact_for_the_weights_that_it_dropped(chunks, dtype, limit):
+    query, key, value = inputs(dtype=dtype)
+    kept = 1 - round(0.4 * 65536) / 65536
+    torch.manual_seed(5)
+    shown = attend(query, key, torch.eye(14, dtype=dtype).expand(2, 3, 14, 14), dropout=0.4)  # the weights themselves
+    mask = (shown > 0).to(dtype)
+    assert 0.3 < float(1 - mask.mean()) < 0.5
+    torch.manual_seed(5)
+    found = attend(query, key, value, dropout=0.4)
+    assert_same(found, explicit(query, key, value, mask / kept), (query, key, value), limit)
+
+
+def test_attention_dropout_has_the_distribution_of_pytorchs():
+    """Mean and variance of every output over many draws, ours against scaled_dot_product_attention's."""
+    tensors = [tensor.detach() for tensor in inputs(images=1, heads=1, queries=3, keys=6, channels=4)]
+    draws = 4000
+    repeated = [tensor.expand(draws, -1, -1, -1) for tensor in tensors]
+    torch.manual_seed(0)
+    ours = attend(*repeated, dropout=0.3)
+    theirs = F.scaled_dot_product_attention(*repeated, dropout_p=0.3)
+    spread = theirs.std(dim=0)
+    assert (((ours.mean(0) - theirs.mean(0)) / spread).abs() < 6 / math.sqrt(draws)).all()
+    assert ((ours.std(dim=0) / spread - 1).abs() < 0.1).all()
+    assert (((ours.mean(0) - explicit(*tensors)[0]) / spread).abs() < 5 / math.sqrt(draws)).all()
+
+
+def test_attention_keeps_no_map_for_the_backward_pass():
+    """What autograd holds grows with the tokens, not with their square."""
+    tensors = inputs(images=1, heads=2, queries=300, keys=300, dtype=torch.float32)
+    held = {}
+
+    def hold(tensor):
+        held[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+        output = attend(*tensors, dropout=0.1)
+    assert sum(held.values()) <= 4 * 2 * 300 * 8
+    output.sum().backward()
+
+
+def test_attention_in_bfloat16_is_as_good_as_pytorchs():
+    tensors = inputs(queries=40, keys=40, dtype=torch.float32)
+    halves = [tensor.detach().bfloat16().requires_grad_() for tensor in tensors]
+    exact = explicit(*[tensor.double() for tensor in halves])
+    ours, theirs = attend(*halves), F.scaled_dot_product_attention(*halves)
+    assert ours.dtype == torch.bfloat16
+    assert relative_error(ours.double(), exact) < max(2 * relative_error(theirs.double(), exact), 1e-2)
+    pull = torch.ones_like(exact)
+    for found, expected in zip(
+        torch.autograd.grad(ours, halves, pull.bfloat16()), torch.autograd.grad(exact, halves, pull), strict=True
+    ):
+        assert relative_error(found.double(), expected.double()) < 5e-2
