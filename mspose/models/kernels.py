@@ -21,6 +21,8 @@ from torch.autograd.function import once_differentiable
 
 CHUNK = 2**20  # attention weights worked on at a time, at most: 4 MiB of float32
 JOINED = 2**18  # attention weights up to which the heads of small maps are joined
+STRETCH = 2**17  # random 32-bit numbers made at a time, at most
+SHIFT = 64  # between stretches of a table; whole cache lines
 RESOLUTION = 2**16  # dropout probabilities are rounded to multiples of 1 / RESOLUTION
 
 
@@ -81,22 +83,45 @@ class _OneDnnLinear(torch.autograd.Function):
 class Masks:
     """Dropout masks of a seed: 0 where an element is dropped, 1 where it stays; the same seed draws the same again.
 
+    Random bits are stretches of one table of fresh random numbers combined with stretches of another, by exclusive or:
+    a memory access each, on all threads, in place of a draw. Any three elements are dropped independently of each other
+    (simple tabulation; Patrascu and Thorup, The Power of Simple Tabulation Hashing, J. ACM 2012).
+
     Attributes:
         kept: the share of elements that stay, by which what stays is divided.
     """
 
-    def __init__(self, probability: float, seed: int) -> None:
+    def __init__(self, probability: float, seed: int, count: int = 1) -> None:
+        """`count` masks will be drawn, none larger than the first."""
         self.dropped = min(round(probability * RESOLUTION), RESOLUTION - 1)
         self.kept = 1 - self.dropped / RESOLUTION
-        self.generator = np.random.SFC64(seed)
+        self.seed, self.count, self.used = seed, count, 0
 
     def next(self, like: Tensor) -> Tensor:
         """The next mask, of the shape and dtype of `like`."""
-        count = like.numel()
-        bits = torch.from_numpy(self.generator.random_raw(-(-count // 4)).view(np.int16))[:count].view(like.shape)
+        bits = self._bits(-(-like.numel() // 2)).view(torch.int16)[: like.numel()].view(like.shape)
         # compared as float32, which holds 16 bits exactly and is many times faster than comparing to booleans
         drawn = bits.to(torch.float32)
         return torch.ge(drawn, self.dropped - RESOLUTION // 2, out=drawn).to(like.dtype)
+
+    def _bits(self, words: int) -> Tensor:
+        """Random int32 numbers, at least `words` of them."""
+        if self.used == 0:
+            self.stretch = min(words, STRETCH)
+            self.stretches = -(-words // self.stretch) * self.count
+            table = np.random.SFC64(self.seed).random_raw(self.stretch + SHIFT * self.stretches)
+            self.table_2W = torch.from_numpy(table.view(np.int32)).view(2, -1)
+        drawn = torch.empty(-(-words // self.stretch), self.stretch, dtype=torch.int32)
+        for part in drawn:
+            # no two stretches take their numbers at the same distance, so that no pair of numbers meets twice
+            first, second = SHIFT * self.used, SHIFT * (self.stretches - self.used)
+            self.used += 1
+            torch.bitwise_xor(
+                self.table_2W[0, first : first + self.stretch],
+                self.table_2W[1, second : second + self.stretch],
+                out=part,
+            )
+        return drawn.view(-1)
 
 
 def _new_seed() -> int:
@@ -155,7 +180,7 @@ class _ChunkedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(query_BHQD: Tensor, key_BHKD: Tensor, value_BHKD: Tensor, dropout: float, seed: int) -> Tensor:
-        masks = Masks(dropout, seed)
+        masks = _masks(query_BHQD, key_BHKD, dropout, seed)
         scaled_GQD, key_GKD = _heads(query_BHQD) * _scale(query_BHQD), _heads(key_BHKD)
         value_GKD = _heads(value_BHKD) / masks.kept
         attended_GQD = value_GKD.new_empty(len(value_GKD), scaled_GQD.shape[1], value_GKD.shape[2])
@@ -176,7 +201,7 @@ class _ChunkedAttention(torch.autograd.Function):
         query_BHQD, key_BHKD, value_BHKD, attended_BHQD = ctx.saved_tensors
         scale, dtype = _scale(query_BHQD), query_BHQD.dtype
         scaled_GQD, key_GKD, value_GKD = _heads(query_BHQD) * scale, _heads(key_BHKD), _heads(value_BHKD)
-        masks = Masks(ctx.dropout, ctx.seed)
+        masks = _masks(query_BHQD, key_BHKD, ctx.dropout, ctx.seed)
         gradient_GQD = _heads(gradient_BHQD) / masks.kept
         query_gradient = torch.empty_like(scaled_GQD)
         key_gradient_GDK, value_gradient_GDK = (
@@ -206,13 +231,24 @@ def _chunks(scaled_GQD: Tensor, key_GKD: Tensor, masks: Masks) -> Iterator[tuple
     """Chunks of the attention map: their heads, their queries, their attention weights in at least float32 and their
     dropout mask, if any is dropped. Of small maps several heads make a chunk, of large ones part of a head does.
     """
-    (count, queries, _), keys = scaled_GQD.shape, key_GKD.shape[1]
-    heads_each, rows_each = max(1, JOINED // (queries * keys)), max(1, CHUNK // keys)
+    count, queries, _ = scaled_GQD.shape
+    heads_each, rows_each = _chunk_size(queries, key_GKD.shape[1])
     for head, row in product(range(0, count, heads_each), range(0, queries, rows_each)):
         heads, rows = slice(head, head + heads_each), slice(row, row + rows_each)
         score_GRK = _multiply_each(scaled_GQD[heads, rows], key_GKD[heads]).to(_at_least_float32(scaled_GQD.dtype))
         weight_GRK = torch.softmax(score_GRK, dim=-1, out=score_GRK)
         yield heads, rows, weight_GRK, masks.next(weight_GRK) if masks.dropped else None
+
+
+def _chunk_size(queries: int, keys: int) -> tuple[int, int]:
+    """Heads and queries of a chunk."""
+    return max(1, JOINED // (queries * keys)), max(1, CHUNK // keys)
+
+
+def _masks(query_BHQD: Tensor, key_BHKD: Tensor, dropout: float, seed: int) -> Masks:
+    images, heads, queries, _ = query_BHQD.shape
+    heads_each, rows_each = _chunk_size(queries, key_BHKD.shape[2])
+    return Masks(dropout, seed, count=-(-images * heads // heads_each) * -(-queries // rows_each))
 
 
 def _multiply_each(left_GMK: Tensor, right_GNK: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The fast kernels against plain PyTorch: the same outputs and gradients, the same distribution of dropout."""
 
+import itertools
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from mspose.models import kernels
-from mspose.models.kernels import Dropout, Linear, attend, dropout, linear
+from mspose.models.kernels import Dropout, Linear, Masks, attend, dropout, linear
 
 
 def random(*shape, dtype=torch.float64, seed=0):
@@ -148,6 +149,31 @@ def test_attention_dropout_is_exact_for_the_weights_that_it_dropped(chunks, dtyp
     torch.manual_seed(5)
     found = attend(query, key, value, dropout=0.4)
     assert_same(found, explicit(query, key, value, mask / kept), (query, key, value), limit)
+
+
+def test_masks_of_one_seed_are_independent_of_each_other():
+    """All pairs and triples of masks, at one place and at places a stretch apart, agree as often as chance says."""
+    masks, kept = Masks(0.25, seed=3, count=12), 0.75
+    drawn = [(masks.next(torch.empty(40_000)).double() - kept).view(-1) for _ in range(12)]
+    deviation = kept * (1 - kept)
+    for shift in (0, 1, 2, 128):
+        pairs = torch.stack([(a[shift:] * b[: len(b) - shift]).mean() for a, b in itertools.combinations(drawn, 2)])
+        assert (pairs.abs() < 5 * deviation / math.sqrt(40_000)).all()
+    triples = torch.stack([(a * b * c).mean() for a, b, c in itertools.combinations(drawn, 3)])
+    assert (triples.abs() < 5 * deviation**1.5 / math.sqrt(40_000)).all()
+    shares = torch.stack([mask.mean() for mask in drawn])
+    assert (shares.abs() < 5 * math.sqrt(deviation / 40_000)).all()
+
+
+def test_masks_of_many_stretches_and_of_a_smaller_last_size_are_drawn_again_alike(monkeypatch):
+    monkeypatch.setattr(kernels, "STRETCH", 100)
+    first, again = Masks(0.5, seed=1, count=3), Masks(0.5, seed=1, count=3)
+    for size in (1001, 1001, 40):
+        mask = first.next(torch.empty(size, dtype=torch.float64))
+        assert torch.equal(mask, again.next(torch.empty(size, dtype=torch.float64)))
+        assert set(mask.unique().tolist()) == {0.0, 1.0}
+    halves = Masks(0.5, seed=1).next(torch.empty(10_000)).view(2, -1)
+    assert 0.4 < float((halves[0] == halves[1]).float().mean()) < 0.6
 
 
 def test_attention_dropout_has_the_distribution_of_pytorchs():
