@@ -9,8 +9,7 @@ NeurIPS 2022, and Rabe and Staats, arXiv 2112.05682), and matrices go to oneDNN.
 B images, H heads, Q queries, K keys, D channels per head, C channels.
 """
 
-from collections.abc import Iterator
-from itertools import product
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from mspose.models.threads import in_threads
 
 CHUNK = 2**20  # attention weights worked on at a time, at most: 4 MiB of float32
 JOINED = 2**18  # attention weights up to which the heads of small maps are joined
@@ -91,37 +92,32 @@ class Masks:
         kept: the share of elements that stay, by which what stays is divided.
     """
 
-    def __init__(self, probability: float, seed: int, count: int = 1) -> None:
-        """`count` masks will be drawn, none larger than the first."""
+    def __init__(self, probability: float, seed: int, elements: int, count: int = 1) -> None:
+        """For `count` masks of at most `elements` each."""
         self.dropped = min(round(probability * RESOLUTION), RESOLUTION - 1)
         self.kept = 1 - self.dropped / RESOLUTION
-        self.seed, self.count, self.used = seed, count, 0
-
-    def next(self, like: Tensor) -> Tensor:
-        """The next mask, of the shape and dtype of `like`."""
-        bits = self._bits(-(-like.numel() // 2)).view(torch.int16)[: like.numel()].view(like.shape)
-        # compared as float32, which holds 16 bits exactly and is many times faster than comparing to booleans
-        drawn = bits.to(torch.float32)
-        return torch.ge(drawn, self.dropped - RESOLUTION // 2, out=drawn).to(like.dtype)
-
-    def _bits(self, words: int) -> Tensor:
-        """Random int32 numbers, at least `words` of them."""
-        if self.used == 0:
-            self.stretch = min(words, STRETCH)
-            self.stretches = -(-words // self.stretch) * self.count
-            table = np.random.SFC64(self.seed).random_raw(self.stretch + SHIFT * self.stretches)
+        words = -(-elements // 2)
+        self.stretch = min(words, STRETCH)
+        self.each = -(-words // self.stretch)
+        self.stretches = self.each * count
+        if self.dropped:
+            table = np.random.SFC64(seed).random_raw(self.stretch + SHIFT * self.stretches)
             self.table_2W = torch.from_numpy(table.view(np.int32)).view(2, -1)
-        drawn = torch.empty(-(-words // self.stretch), self.stretch, dtype=torch.int32)
-        for part in drawn:
+
+    def draw(self, number: int, like: Tensor) -> Tensor:
+        """Mask `number`, of the shape and dtype of `like`."""
+        words_PW = torch.empty(self.each, self.stretch, dtype=torch.int32)
+        for part, words_W in enumerate(words_PW, start=number * self.each):
             # no two stretches take their numbers at the same distance, so that no pair of numbers meets twice
-            first, second = SHIFT * self.used, SHIFT * (self.stretches - self.used)
-            self.used += 1
+            first, second = SHIFT * part, SHIFT * (self.stretches - part)
             torch.bitwise_xor(
                 self.table_2W[0, first : first + self.stretch],
                 self.table_2W[1, second : second + self.stretch],
-                out=part,
+                out=words_W,
             )
-        return drawn.view(-1)
+        # compared as float32, which holds 16 bits exactly and is many times faster than comparing to booleans
+        drawn = words_PW.view(-1).view(torch.int16)[: like.numel()].view(like.shape).to(torch.float32)
+        return torch.ge(drawn, self.dropped - RESOLUTION // 2, out=drawn).to(like.dtype)
 
 
 def _new_seed() -> int:
@@ -146,8 +142,8 @@ def dropout(input: Tensor, probability: float, *, training: bool) -> Tensor:
 class _MaskedDropout(torch.autograd.Function):
     @staticmethod
     def forward(input: Tensor, probability: float, seed: int) -> Tensor:
-        masks = Masks(probability, seed)
-        return masks.next(input).mul_(input).div_(masks.kept)
+        masks = Masks(probability, seed, input.numel())
+        return masks.draw(0, input).mul_(input).div_(masks.kept)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
@@ -156,8 +152,8 @@ class _MaskedDropout(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        masks = Masks(ctx.probability, ctx.seed)
-        return masks.next(gradient).mul_(gradient).div_(masks.kept), None, None
+        masks = Masks(ctx.probability, ctx.seed, gradient.numel())
+        return masks.draw(0, gradient).mul_(gradient).div_(masks.kept), None, None
 
 
 def attend(query_BHQD: Tensor, key_BHKD: Tensor, value_BHKD: Tensor, *, dropout: float = 0.0) -> Tensor:
@@ -173,20 +169,20 @@ def attend(query_BHQD: Tensor, key_BHKD: Tensor, value_BHKD: Tensor, *, dropout:
 
 
 class _ChunkedAttention(torch.autograd.Function):
-    """Forward and backward over chunks of the attention map; the backward computes each chunk's weights anew.
-
-    G is the heads of all images, R the queries of a chunk.
-    """
+    """Forward and backward over chunks of the attention map; the backward computes each chunk's weights anew."""
 
     @staticmethod
     def forward(query_BHQD: Tensor, key_BHKD: Tensor, value_BHKD: Tensor, dropout: float, seed: int) -> Tensor:
-        masks = _masks(query_BHQD, key_BHKD, dropout, seed)
-        scaled_GQD, key_GKD = _heads(query_BHQD) * _scale(query_BHQD), _heads(key_BHKD)
-        value_GKD = _heads(value_BHKD) / masks.kept
-        attended_GQD = value_GKD.new_empty(len(value_GKD), scaled_GQD.shape[1], value_GKD.shape[2])
-        for heads, rows, weight_GRK, mask_GRK in _chunks(scaled_GQD, key_GKD, masks):
-            kept_GRK = weight_GRK if mask_GRK is None else weight_GRK.mul_(mask_GRK)
+        chunks = _Chunks(query_BHQD, key_BHKD, dropout, seed)
+        value_GKD = _heads(value_BHKD) / chunks.masks.kept
+        attended_GQD = value_GKD.new_empty(len(value_GKD), query_BHQD.shape[2], value_GKD.shape[2])
+
+        def attend_chunk(number: int, heads: slice, rows: slice) -> None:
+            weight_GRK = chunks.weights(heads, rows)
+            kept_GRK = weight_GRK.mul_(chunks.masks.draw(number, weight_GRK)) if dropout else weight_GRK
             attended_GQD[heads, rows] = _multiply_each(kept_GRK.to(value_GKD.dtype), value_GKD[heads].mT)
+
+        chunks.run(attend_chunk)
         # heads side by side in memory, so that joining them is a view
         return attended_GQD.unflatten(0, query_BHQD.shape[:2]).transpose(1, 2).contiguous().transpose(1, 2)
 
@@ -199,27 +195,29 @@ class _ChunkedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient_BHQD: Tensor) -> tuple[Tensor | None, ...]:
         query_BHQD, key_BHKD, value_BHKD, attended_BHQD = ctx.saved_tensors
-        scale, dtype = _scale(query_BHQD), query_BHQD.dtype
-        scaled_GQD, key_GKD, value_GKD = _heads(query_BHQD) * scale, _heads(key_BHKD), _heads(value_BHKD)
-        masks = _masks(query_BHQD, key_BHKD, ctx.dropout, ctx.seed)
-        gradient_GQD = _heads(gradient_BHQD) / masks.kept
-        query_gradient = torch.empty_like(scaled_GQD)
+        dtype = query_BHQD.dtype
+        chunks = _Chunks(query_BHQD, key_BHKD, ctx.dropout, ctx.seed)
+        value_GKD, gradient_GQD = _heads(value_BHKD), _heads(gradient_BHQD) / chunks.masks.kept
+        query_gradient = torch.empty_like(chunks.scaled_GQD)
         key_gradient_GDK, value_gradient_GDK = (
-            torch.zeros(tensor.mT.shape, dtype=dtype) for tensor in (key_GKD, value_GKD)
+            torch.zeros(tensor.mT.shape, dtype=dtype) for tensor in (chunks.key_GKD, value_GKD)
         )
         # The softmax's gradient takes from each row its mean under the attention: a product with the output.
         mean_BHQ1 = (gradient_BHQD * attended_BHQD).sum(dim=-1, keepdim=True, dtype=_at_least_float32(dtype))
         minus_mean_GQ1 = _heads(mean_BHQ1).neg()
-        for heads, rows, weight_GRK, mask_GRK in _chunks(scaled_GQD, key_GKD, masks):
-            gradient_GRD = gradient_GQD[heads, rows]
-            kept_GRK = weight_GRK if mask_GRK is None else mask_GRK.mul_(weight_GRK)
+
+        def differentiate_chunk(number: int, heads: slice, rows: slice) -> None:
+            gradient_GRD, weight_GRK = gradient_GQD[heads, rows], chunks.weights(heads, rows)
+            kept_GRK = chunks.masks.draw(number, weight_GRK).mul_(weight_GRK) if ctx.dropout else weight_GRK
             value_gradient_GDK[heads] += _multiply_each(gradient_GRD.mT.contiguous(), kept_GRK.to(dtype).mT)
             score_GRK = _multiply_each(gradient_GRD, value_GKD[heads]).to(weight_GRK.dtype).mul_(kept_GRK)
             score_GRK = score_GRK.addcmul_(weight_GRK, minus_mean_GQ1[heads, rows]).to(dtype)
-            query_gradient[heads, rows] = _multiply_each(score_GRK, key_GKD[heads].mT)
-            key_gradient_GDK[heads] += _multiply_each(scaled_GQD[heads, rows].mT.contiguous(), score_GRK.mT)
+            query_gradient[heads, rows] = _multiply_each(score_GRK, chunks.key_GKD[heads].mT)
+            key_gradient_GDK[heads] += _multiply_each(chunks.scaled_GQD[heads, rows].mT.contiguous(), score_GRK.mT)
+
+        chunks.run(differentiate_chunk)
         return (
-            query_gradient.mul_(scale).view_as(query_BHQD),
+            query_gradient.mul_(chunks.scale).view_as(query_BHQD),
             key_gradient_GDK.mT.unflatten(0, key_BHKD.shape[:2]),
             value_gradient_GDK.mT.unflatten(0, value_BHKD.shape[:2]),
             None,
@@ -227,28 +225,36 @@ class _ChunkedAttention(torch.autograd.Function):
         )
 
 
-def _chunks(scaled_GQD: Tensor, key_GKD: Tensor, masks: Masks) -> Iterator[tuple[slice, slice, Tensor, Tensor | None]]:
-    """Chunks of the attention map: their heads, their queries, their attention weights in at least float32 and their
-    dropout mask, if any is dropped. Of small maps several heads make a chunk, of large ones part of a head does.
+class _Chunks:
+    """The attention map cut into chunks of G heads (of all images) and R queries: of small maps several heads make a
+    chunk, of large ones part of a head does. A head's chunks are worked on in order, one after the other.
     """
-    count, queries, _ = scaled_GQD.shape
-    heads_each, rows_each = _chunk_size(queries, key_GKD.shape[1])
-    for head, row in product(range(0, count, heads_each), range(0, queries, rows_each)):
-        heads, rows = slice(head, head + heads_each), slice(row, row + rows_each)
-        score_GRK = _multiply_each(scaled_GQD[heads, rows], key_GKD[heads]).to(_at_least_float32(scaled_GQD.dtype))
-        weight_GRK = torch.softmax(score_GRK, dim=-1, out=score_GRK)
-        yield heads, rows, weight_GRK, masks.next(weight_GRK) if masks.dropped else None
 
+    def __init__(self, query_BHQD: Tensor, key_BHKD: Tensor, dropout: float, seed: int) -> None:
+        images, heads, queries, channels = query_BHQD.shape
+        keys = key_BHKD.shape[2]
+        self.scale = channels**-0.5
+        self.scaled_GQD, self.key_GKD = _heads(query_BHQD) * self.scale, _heads(key_BHKD)
+        count, row_count = max(1, JOINED // (queries * keys)), max(1, CHUNK // keys)
+        self.heads = [slice(head, head + count) for head in range(0, images * heads, count)]
+        self.rows = [slice(row, row + row_count) for row in range(0, queries, row_count)]
+        largest = count * min(row_count, queries) * keys
+        self.masks = Masks(dropout, seed, largest, count=len(self.heads) * len(self.rows))
 
-def _chunk_size(queries: int, keys: int) -> tuple[int, int]:
-    """Heads and queries of a chunk."""
-    return max(1, JOINED // (queries * keys)), max(1, CHUNK // keys)
+    def weights(self, heads: slice, rows: slice) -> Tensor:
+        """weight_GRK of a chunk, in at least float32."""
+        score_GRK = _multiply_each(self.scaled_GQD[heads, rows], self.key_GKD[heads])
+        score_GRK = score_GRK.to(_at_least_float32(score_GRK.dtype))
+        return torch.softmax(score_GRK, dim=-1, out=score_GRK)
 
+    def run(self, work: Callable[[int, slice, slice], None]) -> None:
+        """Call `work` with the number, heads and rows of every chunk."""
 
-def _masks(query_BHQD: Tensor, key_BHKD: Tensor, dropout: float, seed: int) -> Masks:
-    images, heads, queries, _ = query_BHQD.shape
-    heads_each, rows_each = _chunk_size(queries, key_BHKD.shape[2])
-    return Masks(dropout, seed, count=-(-images * heads // heads_each) * -(-queries // rows_each))
+        def work_on_heads(number: int, heads: slice) -> None:
+            for part, rows in enumerate(self.rows):
+                work(number * len(self.rows) + part, heads, rows)
+
+        in_threads(work_on_heads, list(enumerate(self.heads)))
 
 
 def _multiply_each(left_GMK: Tensor, right_GNK: Tensor) -> Tensor:
@@ -260,10 +266,6 @@ def _multiply_each(left_GMK: Tensor, right_GNK: Tensor) -> Tensor:
 
 def _heads(tensor_BHND: Tensor) -> Tensor:
     return tensor_BHND.flatten(0, 1).contiguous()
-
-
-def _scale(query_BHQD: Tensor) -> float:
-    return query_BHQD.shape[-1] ** -0.5
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -153,8 +153,8 @@ def test_attention_dropout_is_exact_for_the_weights_that_it_dropped(chunks, dtyp
 
 def test_masks_of_one_seed_are_independent_of_each_other():
     """All pairs and triples of masks, at one place and at places a stretch apart, agree as often as chance says."""
-    masks, kept = Masks(0.25, seed=3, count=12), 0.75
-    drawn = [(masks.next(torch.empty(40_000)).double() - kept).view(-1) for _ in range(12)]
+    masks, kept = Masks(0.25, seed=3, elements=40_000, count=12), 0.75
+    drawn = [masks.draw(number, torch.empty(40_000)).double() - kept for number in range(12)]
     deviation = kept * (1 - kept)
     for shift in (0, 1, 2, 128):
         pairs = torch.stack([(a[shift:] * b[: len(b) - shift]).mean() for a, b in itertools.combinations(drawn, 2)])
@@ -167,12 +167,14 @@ def test_masks_of_one_seed_are_independent_of_each_other():
 
 def test_masks_of_many_stretches_and_of_a_smaller_last_size_are_drawn_again_alike(monkeypatch):
     monkeypatch.setattr(kernels, "STRETCH", 100)
-    first, again = Masks(0.5, seed=1, count=3), Masks(0.5, seed=1, count=3)
-    for size in (1001, 1001, 40):
-        mask = first.next(torch.empty(size, dtype=torch.float64))
-        assert torch.equal(mask, again.next(torch.empty(size, dtype=torch.float64)))
-        assert set(mask.unique().tolist()) == {0.0, 1.0}
-    halves = Masks(0.5, seed=1).next(torch.empty(10_000)).view(2, -1)
+    first, again = Masks(0.5, seed=1, elements=1001, count=3), Masks(0.5, seed=1, elements=1001, count=3)
+    drawn = {}
+    for number, size in ((0, 1001), (1, 1001), (2, 40)):
+        drawn[number] = first.draw(number, torch.empty(size, dtype=torch.float64))
+        assert set(drawn[number].unique().tolist()) == {0.0, 1.0}
+    for number in (2, 0, 1):  # in any order
+        assert torch.equal(drawn[number], again.draw(number, drawn[number]))
+    halves = Masks(0.5, seed=1, elements=10_000).draw(0, torch.empty(10_000)).view(2, -1)
     assert 0.4 < float((halves[0] == halves[1]).float().mean()) < 0.6
 
 
