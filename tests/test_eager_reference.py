@@ -82,6 +82,25 @@ def test_outputs_and_gradients_are_those_of_the_network(changes, training):
         torch.testing.assert_close(gradients[name], judge, **EXACT, msg=lambda text, name=name: f"{name}: {text}")
 
 
+def test_in_float32_outputs_and_gradients_are_within_rounding_of_the_reference():
+    """To 1e-5 of the largest number of each output and gradient, plus what rounding alone does to the reference."""
+    network = build(backbone="efficientnet_lite0").float()
+    reference, exact = EagerReference(network), EagerReference(network).double()
+    image_B3HW, *truth = batch()
+    sides = []
+    for side, dtype in ((network, torch.float32), (reference, torch.float32), (exact, torch.float64)):
+        output = side(image_B3HW.to(dtype), truth[-1])
+        PoseLoss(qka_weight=0.1).to(dtype)(output, *truth).total.backward()
+        gradients = {name: parameter.grad.double() for name, parameter in side.named_parameters()}
+        sides.append(
+            {"position": output.position_B3.double(), "orientation": output.orientation_B4.double()} | gradients
+        )
+    for name, judge in sides[2].items():
+        ours, theirs = (float((side[name] - judge).detach().abs().max()) for side in sides[:2])
+        limit = 1e-4 if name.startswith("backbone") else 1e-5  # convolutions round otherwise with channels last
+        assert ours <= 3 * theirs + limit * float(judge.detach().abs().max()) + 1e-7, name
+
+
 @VARIANTS
 def test_the_predicted_scene_is_the_same(changes):
     network = build(**changes).eval()

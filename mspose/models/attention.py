@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mspose.models.kernels import Linear, attend, dropout, linear
@@ -87,20 +88,21 @@ class SelfAttention(Attention):
         expect_shape("position_NC", position_NC, (tokens_BNC.shape[1], self.dim))
         # W (x + p) = W x + W p: the positions, the same in every image, are projected once
         projected_BN3C = linear(tokens_BNC, self.in_proj_weight, self.in_proj_bias)
-        query_key_BN2C, value_BNC = projected_BN3C.split((2 * self.dim, self.dim), dim=-1)
-        position_N2C = self._project_positions(position_NC).to(query_key_BN2C.dtype)
-        query_BNC, key_BNC = (query_key_BN2C + position_N2C).chunk(2, dim=-1)
+        projected_BN3C = projected_BN3C + self._project_positions(position_NC).to(projected_BN3C.dtype)
+        query_BNC, key_BNC, value_BNC = projected_BN3C.chunk(3, dim=-1)
         query_BHND, key_BHND, value_BHND = map(self._split_heads, (query_BNC, key_BNC, value_BNC))
         attended_BHND = attend(query_BHND, key_BHND, value_BHND, dropout=self.dropout if self.training else 0.0)
         return self.out_proj(attended_BHND.transpose(1, 2).flatten(2)), query_BHND, key_BHND
 
     def _project_positions(self, position_NC: Tensor) -> Tensor:
+        """What positions add to queries, keys and values; to values, nothing."""
         if self._remembered is not None and self._remembered[0] is position_NC:
             return self._remembered[1]
         position_N2C = linear(position_NC.to(self.in_proj_weight.dtype), self.in_proj_weight[: 2 * self.dim])
+        position_N3C = F.pad(position_N2C, (0, self.dim))
         if self.remembers_positions and position_N2C.dtype == position_NC.dtype:  # not what autocast made
-            self._remembered = (position_NC, position_N2C)
-        return position_N2C
+            self._remembered = (position_NC, position_N3C)
+        return position_N3C
 
 
 class CrossAttention(Attention):
