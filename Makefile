@@ -11,13 +11,15 @@ SEED ?= 0
 ARGS ?=
 RUN ?=
 RUNS ?= runs
+NPROC ?= 1
 DEMO_RUN := $(RUNS)/virtual/all/seed-$(SEED)
 
 SCENES := $(if $(strip $(SCENE)),--scenes $(SCENE))
 EXPERIMENT := experiments/$(DATASET).yaml
+MSPOSE := $(BIN)/$(if $(filter-out 1,$(NPROC)),torchrun --standalone --nproc-per-node $(NPROC) -m )mspose
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint train eval baselines table tensorboard data clean
+.PHONY: help setup demo test lint train eval baselines table tensorboard data cache bench clean
 
 help:  ## this list
 	@echo "usage: make TARGET [NAME=value ...]"
@@ -26,6 +28,7 @@ help:  ## this list
 	@echo
 	@echo "  DATASET=7scenes|cambridge|virtual|redkitchen (an experiment in experiments/), default 7scenes"
 	@echo "  SCENE=chess or SCENE=\"chess fire\", default all scenes of the data set; SEED=0; RUNS=runs"
+	@echo "  NPROC=4: train or evaluate with four processes as one, each on a GPU of its own where there are GPUs"
 	@echo "  ARGS=\"--model.position_encoding learned --training.epochs 10\": any setting of mspose train --help"
 
 $(READY): setup.cfg pyproject.toml constraints.txt
@@ -53,12 +56,12 @@ lint: $(READY)  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-train: $(READY)  ## train, or continue: DATASET= SCENE= SEED= ARGS=
-	$(BIN)/mspose train --config $(EXPERIMENT) --runs $(RUNS) --seed $(SEED) $(SCENES) $(ARGS)
+train: $(READY)  ## train, or continue: DATASET= SCENE= SEED= NPROC= ARGS=
+	$(MSPOSE) train --config $(EXPERIMENT) --runs $(RUNS) --seed $(SEED) $(SCENES) $(ARGS)
 
 eval: $(READY)  ## evaluate a run on its test split: RUN=runs/7scenes/all/seed-0
 	@test -n "$(RUN)" || { echo "make eval needs RUN=, the folder of a run, such as RUN=runs/7scenes/all/seed-0"; exit 2; }
-	$(BIN)/mspose evaluate $(RUN) $(SCENES) $(ARGS)
+	$(MSPOSE) evaluate $(RUN) $(SCENES) $(ARGS)
 
 baselines: $(READY)  ## evaluate the mean-pose and retrieval baselines: DATASET= SCENE=
 	$(BIN)/mspose baselines --config $(EXPERIMENT) --runs $(RUNS) $(SCENES) $(ARGS)
@@ -71,6 +74,12 @@ tensorboard: $(READY)  ## show all runs in TensorBoard on http://localhost:6006
 
 data: $(READY)  ## download, verify and unpack a data set (or render the virtual one): DATASET= SCENE= ARGS="--archive zips/"
 	$(BIN)/mspose data get --dataset $(DATASET) $(SCENES) $(ARGS)
+
+cache: $(READY)  ## decode and resize every frame now, not on first use: DATASET= SCENE=
+	$(BIN)/mspose data cache --config $(EXPERIMENT) $(SCENES) $(ARGS)
+
+bench: $(READY)  ## measure speed and memory against a plain reference: ARGS="train --device cuda --json FILE"
+	$(BIN)/mspose bench $(ARGS)
 
 clean:  ## remove the environment and tool caches (runs and data stay)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -13,7 +13,8 @@ def keep_freed_memory(keep: bool = True) -> bool:
 
     A training step frees and asks for the same large tensors again and again; given back, each of their pages costs a
     page fault when it is next touched. The price: the kernel gets memory back at the end of the process only.
-    `keep=False` gives back what is free and sets the thresholds at which glibc itself arrives after a few large tensors.
+    `keep=False` gives back what is free and sets the thresholds at which glibc itself arrives after a few large
+    tensors.
 
     Returns:
         whether the settings were taken: False on a C library without glibc's `mallopt`.

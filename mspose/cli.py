@@ -3,8 +3,10 @@
 import dataclasses
 import logging
 import os
+import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -13,8 +15,9 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
-from mspose.config import Parser, Settings, settings_parser, to_settings
-from mspose.errors import MsposeError
+from mspose.config import DataSettings, Parser, Settings, read_settings, settings_parser, to_settings
+from mspose.distributed import is_main
+from mspose.errors import MsposeError, Preempted
 
 log = logging.getLogger("mspose")
 Verb = tuple[ArgumentParser, Callable[[Namespace], None]]
@@ -31,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "data": _data,
         "baselines": _baselines,
         "convert": _convert,
+        "bench": _bench,
     }
     try:
         name = arguments[0] if arguments else ""
@@ -42,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
     except MsposeError as error:
         _stop(error)
+    except Preempted as stopped:
+        log.info("%s", stopped)
+        sys.exit(os.EX_TEMPFAIL)
     except (MemoryError, torch.OutOfMemoryError) as error:
         reason = next(iter(str(error).splitlines()), "")
         _stop(f"out of memory: a smaller --training.batch_size (evaluate: --batch_size) needs less; {reason}")
@@ -51,13 +58,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:  # a full disk, a folder that may not be written: what went wrong is in the machine
         _stop(error)
     except KeyboardInterrupt:
-        print("mspose: interrupted", file=sys.stderr)
+        log.info("interrupted")
         sys.exit(130)
 
 
 def _stop(reason: object) -> NoReturn:
+    if not is_main():  # what stopped all processes alike the main one says, and torchrun ends the others meanwhile
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(2)
     print(f"mspose: error: {reason}", file=sys.stderr)
     sys.exit(2)
+
+
+def _print(text: str) -> None:
+    if is_main():
+        print(text)
+
+
+def _shown(parsed: Namespace) -> bool:
+    """Whether there are progress bars."""
+    return is_main() and not parsed.quiet
 
 
 def _speak_for_ourselves() -> None:
@@ -65,7 +85,7 @@ def _speak_for_ourselves() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("mspose: %(message)s"))
     log.handlers[:] = [handler]
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if is_main() else logging.ERROR)
     if not logging.getLogger().handlers:
         logging.getLogger().addHandler(logging.NullHandler())  # else Python prints warnings that no handler takes
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
@@ -124,14 +144,12 @@ def _train() -> Verb:
     parser = _experiment_parser("Train a model, or continue a run where it stopped.")
 
     def run(parsed: Namespace) -> None:
-        from mspose.data.preparation import render_if_virtual
+        from mspose.allocator import keep_freed_memory
         from mspose.training import train
 
-        settings = _settings(parsed, parser)
-        data = settings.data
-        render_if_virtual(data.dataset, data.root, data.scenes, progress=not parsed.quiet)
-        folder = train(settings, progress=not parsed.quiet)
-        print(f"{folder}\nevaluate it with: mspose evaluate {folder}")
+        keep_freed_memory()
+        folder = train(_settings(parsed, parser), progress=_shown(parsed))
+        _print(f"{folder}\nevaluate it with: mspose evaluate {folder}")
 
     return parser, run
 
@@ -150,6 +168,7 @@ def _evaluate() -> Verb:
     )
     parser.add_argument("--batch_size", type=PositiveInt, default=32, help="images at a time")
     parser.add_argument("--device", default="auto", type=str, help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--compile", action="store_true", help="compile the network first: for long splits on a GPU")
     parser.add_argument("--on_bad_frame", type=Literal["stop", "skip"], default="stop", help="broken or missing images")
     parser.add_argument("--method", type=str, help="with --predictions: a name for tables")
     parser.add_argument("--dataset", type=str, help="another data set than the run's; with --predictions: its name")
@@ -161,11 +180,14 @@ def _evaluate() -> Verb:
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
     def run(parsed: Namespace) -> None:
+        from mspose.allocator import keep_freed_memory
         from mspose.evaluation import evaluate_predictions, evaluate_run, summary
 
+        keep_freed_memory()
         if (parsed.run is None) == (parsed.predictions is None):
             raise MsposeError("evaluate takes the folder of a run, or --predictions FILE: give one of them")
-        alone = ("method",) if parsed.predictions is None else ("given_scene", "scenes", "root", "labels", "cache")
+        of_run = ("given_scene", "scenes", "root", "labels", "cache", "compile")
+        alone = ("method",) if parsed.predictions is None else of_run
         if idle := [f"--{name}" for name in alone if parsed[name]]:
             raise MsposeError(f"{', '.join(idle)}: without effect on {parsed.run or parsed.predictions}, leave it out")
         if parsed.predictions is not None:
@@ -182,10 +204,11 @@ def _evaluate() -> Verb:
                 thresholds=parsed.thresholds,
                 batch_size=parsed.batch_size,
                 device=parsed.device,
+                compile=parsed.compile,
                 on_bad_frame=parsed.on_bad_frame,
-                progress=not parsed.quiet,
+                progress=_shown(parsed),
             )
-        print(f"{summary(metrics)}\n{path}")
+        _print(f"{summary(metrics)}\n{path}")
 
     return parser, run
 
@@ -245,20 +268,57 @@ def _table() -> Verb:
 
 def _data() -> Verb:
     parser = Parser(description="Get data sets: download and unpack published ones, render the virtual ones.")
-    parser.add_argument("action", type=Literal["get", "list"], help="get: download or render; list: what there is")
-    parser.add_argument("--dataset", type=str, default="7scenes", help="name or path of a card (default: 7scenes)")
+    parser.add_argument(
+        "action",
+        type=Literal["get", "cache", "list"],
+        help="get: download or render; cache: decode and resize every frame now, not on first use; list: what there is",
+    )
+    parser.add_argument("--dataset", type=str, help="name or path of a card (default: 7scenes)")
     parser.add_argument("--scenes", nargs="+", type=str, default=[], help="some scenes only")
     parser.add_argument("--root", type=str, help="folder to hold the scenes, in place of the card's")
     parser.add_argument("--archive", type=str, help="a local zip, or a folder of <scene>.zip, in place of the download")
+    parser.add_argument(
+        "--config", type=str, help="cache: experiment file whose data settings count where none follows"
+    )
+    parser.add_argument("--resize", type=PositiveInt, help="cache: short side of the frames in pixels (default: 256)")
+    parser.add_argument("--split", type=str, help="cache: one split only (default: train and test)")
+    parser.add_argument("--ground_truth", type=str, help="cache: which poses, where a data set has several")
+    parser.add_argument("--labels", nargs="+", type=str, help="cache: label files in place of the data set's own")
+    parser.add_argument("--cache", type=str, help="cache: folder of the frame cache (default: datasets/.cache)")
+    parser.add_argument("--on_bad_frame", type=Literal["stop", "skip"], help="cache: broken or missing images")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    of_action = {
+        "get": ("archive",),
+        "cache": ("config", "resize", "split", "ground_truth", "labels", "cache", "on_bad_frame"),
+    }
 
     def run(parsed: Namespace) -> None:
-        from mspose.data.preparation import get_data, list_data
+        from mspose.data.preparation import cache_data, get_data, list_data
 
+        others = [name for action, names in of_action.items() if action != parsed.action for name in names]
+        if idle := [f"--{name}" for name in others if parsed[name]]:
+            raise MsposeError(f"{', '.join(idle)}: without effect on mspose data {parsed.action}, leave it out")
+        dataset, progress = parsed.dataset or "7scenes", not parsed.quiet
         if parsed.action == "list":
             print(list_data())
+        elif parsed.action == "get":
+            get_data(dataset, parsed.scenes, parsed.root, parsed.archive, progress=progress)
         else:
-            get_data(parsed.dataset, parsed.scenes, parsed.root, parsed.archive, progress=not parsed.quiet)
+            settings = read_settings(Path(parsed.config)) if parsed.config else Settings(data=DataSettings(dataset))
+            names = ("dataset", "scenes", "root", "ground_truth", "labels", "resize", "cache")
+            data = dataclasses.replace(settings.data, **{name: parsed[name] for name in names if parsed[name]})
+            splits = [parsed.split] if parsed.split else ["train", "test"]
+            on_bad_frame = parsed.on_bad_frame or settings.on_bad_frame
+            print(
+                cache_data(
+                    data.dataset,
+                    splits,
+                    short_side=data.resize,
+                    on_bad_frame=on_bad_frame,
+                    progress=progress,
+                    **data.source(),
+                )
+            )
 
     return parser, run
 
@@ -276,5 +336,28 @@ def _convert() -> Verb:
         print(
             convert_checkpoint(Path(parsed.checkpoint), Path(parsed.out), scenes=parsed.scenes, dataset=parsed.dataset)
         )
+
+    return parser, run
+
+
+def _bench() -> Verb:
+    parser = Parser(description="Measure speed and memory against the plain reference in tests/, and print a table.")
+    parser.add_argument(
+        "part", nargs="?", type=Literal["train", "predict", "load", "all"], default="all", help="what to measure"
+    )
+    parser.add_argument("--device", default="auto", type=str, help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--repeat", type=PositiveInt, default=7, help="samples of each figure, whose median is taken")
+    parser.add_argument("--compile", action="store_true", help="measure our side through torch.compile as well")
+    parser.add_argument("--quick", action="store_true", help="toy sizes, to see that everything runs")
+    parser.add_argument("--json", type=str, help="file for all figures: experiments/results/bench-<machine>.json")
+    parser.add_argument("--markdown", type=str, help="file for the table, beside printing it")
+
+    def run(parsed: Namespace) -> None:
+        from mspose.bench.measure import benchmark
+        from mspose.bench.report import write
+
+        names = ("device", "repeat", "compile", "quick")
+        results = benchmark(parsed.part, **{name: parsed[name] for name in names})
+        write(results, parsed.json, parsed.markdown)
 
     return parser, run

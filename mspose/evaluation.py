@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from mspose import distributed
 from mspose.checkpoint import whole_file
 from mspose.config import DataSettings, config_hash, read_settings
 from mspose.data.batches import Batches
@@ -40,6 +41,7 @@ def evaluate_run(
     thresholds: Sequence[tuple[float, float]] = (),
     batch_size: int = 32,
     device: str = "auto",
+    compile: bool = False,
     on_bad_frame: str = "stop",
     progress: bool = True,
 ) -> tuple[dict[str, Any], Path]:
@@ -47,7 +49,7 @@ def evaluate_run(
 
     `data` overrides fields of the run's data settings (`root`, `scenes`, `dataset`, ...); of another data set only they
     and the cache's folder count. The scene is predicted unless `given_scene`. On another data set or ground truth than
-    the run's own, both stand in the names of the two files.
+    the run's own, both stand in the names of the two files. `compile` compiles the network first: for GPUs.
     """
     estimator = load(run, device)
     settings = read_settings(run / "config.yaml")
@@ -59,50 +61,51 @@ def evaluate_run(
     if unknown := [name for name in scenes if name not in estimator.scenes]:
         known = ", ".join(estimator.scenes)
         raise MsposeError(f"scene {', '.join(unknown)} is unknown to the model of {run}, which knows: {known}")
-    frames, cache, bad_frames = open_split(
-        card,
-        split,
-        **replace(chosen, scenes=scenes).source(),
-        short_side=estimator.preprocessing.resize,
-        on_bad_frame=on_bad_frame,
-        progress=progress,
-    )
-    parameter = next(estimator.network.parameters())
-    batches = Batches(
-        frames,
-        cache,
-        scenes=estimator.scenes,
-        crop=estimator.preprocessing.crop,
-        mean=estimator.preprocessing.mean,
-        std=estimator.preprocessing.std,
-        batch_size=batch_size,
-        device=parameter.device,
-    )
-    table = predict_frames(estimator.network, batches, given_scene=given_scene, progress=progress)
+    device_used = next(estimator.fused.parameters()).device
+    with distributed.joined(device_used):
+        with distributed.one_per_machine_first():
+            frames, cache, bad_frames = open_split(
+                card,
+                split,
+                **replace(chosen, scenes=scenes).source(),
+                short_side=estimator.preprocessing.resize,
+                on_bad_frame=on_bad_frame,
+                progress=progress,
+            )
+        batches = Batches(
+            frames,
+            cache,
+            scenes=estimator.scenes,
+            crop=estimator.preprocessing.crop,
+            mean=estimator.preprocessing.mean,
+            std=estimator.preprocessing.std,
+            batch_size=batch_size,
+            device=device_used,
+        )
+        table = predict_frames(estimator.fused, batches, given_scene=given_scene, compile=compile, progress=progress)
 
-    ground_truth = str(frames["ground_truth"].iloc[0])
-    trained_on = estimator.description.get("trained_on") or {}
-    same = (card.name, ground_truth) == (trained_on.get("dataset"), trained_on.get("ground_truth"))
-    name = split if same else f"{card.name}-{ground_truth}-{split}"
-    if config_hash(settings) != estimator.description.get("config_hash"):
-        log.warning("%s: config.yaml was changed since the model was made, or made by another version of mspose", run)
-    path = store_predictions(
-        run,
-        name,
-        table,
-        dataset=card.name,
-        ground_truth=ground_truth,
-        split=split,
-        scene_selection="given" if given_scene else "predicted",
-        experiment=settings.experiment,
-        variant=settings.variant or run.resolve().parent.name,
-        seed=settings.seed,
-        bad_frames=bad_frames,
-        thresholds=list(thresholds or card.thresholds),
-        model={"config_hash": estimator.description.get("config_hash"), **trained_on},
-        device=str(parameter.device),
-    )
-    return evaluate_predictions(path)
+        ground_truth = str(frames["ground_truth"].iloc[0])
+        trained_on = estimator.description.get("trained_on") or {}
+        same = (card.name, ground_truth) == (trained_on.get("dataset"), trained_on.get("ground_truth"))
+        name = split if same else f"{card.name}-{ground_truth}-{split}"
+        if config_hash(settings) != estimator.description.get("config_hash"):
+            log.warning(
+                "%s: config.yaml was changed since the model was made, or made by another version of mspose", run
+            )
+        about = {
+            "dataset": card.name,
+            "ground_truth": ground_truth,
+            "split": split,
+            "scene_selection": "given" if given_scene else "predicted",
+            "experiment": settings.experiment,
+            "variant": settings.variant or run.resolve().parent.name,
+            "seed": settings.seed,
+            "bad_frames": bad_frames,
+            "thresholds": list(thresholds or card.thresholds),
+            "model": {"config_hash": estimator.description.get("config_hash"), **trained_on},
+            "device": str(device_used),
+        }
+        return distributed.from_main(lambda: evaluate_predictions(store_predictions(run, name, table, **about)))
 
 
 def store_predictions(run: Path, name: str, table: pd.DataFrame, **about: Any) -> Path:

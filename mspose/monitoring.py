@@ -8,16 +8,16 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from mspose import distributed
 from mspose.data.batches import Batch, Batches, evenly
 from mspose.errors import MsposeError
 from mspose.metrics import compute_metrics
@@ -25,28 +25,39 @@ from mspose.models.attention import attention_entropy
 from mspose.models.mstransformer import MSTransformer
 from mspose.prediction import predict_frames
 
-matplotlib.use("Agg")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 ATTENTION_FRAMES = 8
 SAMPLE_IMAGES = 8
 BLUE, ORANGE = "#0072B2", "#D55E00"  # from the colour-blind safe palette of Okabe and Ito
 
 
 class Monitor:
-    """Writes one run's TensorBoard events; they supersede what an interrupted process wrote from `first_step` on."""
+    """Writes one run's TensorBoard events; they supersede what an interrupted process wrote from `first_step` on.
+
+    Of several processes the main one writes; all look, sharing the frames out.
+    """
 
     def __init__(self, folder: Path, *, first_step: int, frames: int):
         self.folder, self.frames = folder, frames
-        with self._writing():
-            self.writer = SummaryWriter(str(folder), purge_step=first_step, flush_secs=30)
+        self.writer: SummaryWriter | None = None
+        if distributed.is_main():
+            with self._writing():
+                self.writer = SummaryWriter(str(folder), purge_step=first_step, flush_secs=30)
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """Scalars of one optimisation step."""
+        if self.writer is None:
+            return
         with self._writing():
             for name, value in values.items():
                 self.writer.add_scalar(name, value, step)
 
     def samples(self, step: int, batch: Batch, batches: Batches) -> None:
         """The first images of a batch as the network sees them, with the normalisation undone."""
+        if self.writer is None:
+            return
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (batches.mean, batches.std))
         image_B3HW = batch.image_B3HW[:SAMPLE_IMAGES].float().cpu() * std + mean
         with self._writing():
@@ -56,18 +67,22 @@ class Monitor:
         """Medians, scene accuracy, attention and a trajectory plot of each part (`train`, `held_out`), as logged.
 
         `step` counts the steps done. The look stands beside the last of them, so that a run that continues with step
-        number `step`, and purges from there on, keeps it.
+        number `step`, and purges from there on, keeps it. A process that does not write gets no values.
         """
         step -= 1
         values: dict[str, float] = {}
         for name, batches in parts.items():
             table = predict_frames(network, batches, evenly(len(batches.frames), self.frames))
+            if self.writer is None:
+                continue
             average = compute_metrics(table, thresholds=[])["average"]
             values[f"median_position_m/{name}"] = average["median_position_error_m"]
             values[f"median_orientation_deg/{name}"] = average["median_orientation_error_deg"]
             values[f"scene_accuracy/{name}"] = average["scene_accuracy"]
             with self._writing():
                 self.writer.add_figure(f"trajectory/{name}", trajectory_figure(table), step)
+        if self.writer is None:
+            return {}
         values |= attention_figures(network, list(parts.values())[-1])
         self.step(step, values)
         with self._writing():
@@ -76,8 +91,9 @@ class Monitor:
 
     def close(self) -> None:
         """Flush and close the event file."""
-        with self._writing():
-            self.writer.close()
+        if self.writer is not None:
+            with self._writing():
+                self.writer.close()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -86,7 +102,7 @@ class Monitor:
         except OSError as error:
             raise MsposeError(
                 f"cannot write TensorBoard events to {self.folder}: {error.strerror or error}; "
-                "the checkpoint of the last whole epoch is kept"
+                "the last checkpoint is kept"
             ) from error
 
 
@@ -112,8 +128,12 @@ def attention_figures(network: MSTransformer, batches: Batches) -> dict[str, flo
     return {name: float(torch.cat(values).mean()) for name, values in (entropy | gap).items()}
 
 
-def trajectory_figure(table: pd.DataFrame) -> Figure:
+def trajectory_figure(table: pd.DataFrame) -> "Figure":
     """True and estimated camera positions of every scene, seen along the axis in which the truth varies least."""
+    import matplotlib  # here, since it takes longer to load than the whole frame table and no first step needs it
+    from matplotlib.figure import Figure
+
+    matplotlib.use("Agg")
     scenes = sorted(table["scene"].unique())
     columns = min(len(scenes), 4)
     rows = -(-len(scenes) // columns)

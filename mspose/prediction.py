@@ -1,7 +1,10 @@
 """From a run folder to poses: `mspose.load(run)(image)`, and whole tables of predictions."""
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +15,18 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
+from mspose import distributed
 from mspose.checkpoint import load_model
+from mspose.compilation import Compiled
 from mspose.data.augmentation import centre_crop, normalize
 from mspose.data.batches import Batch, Batches
 from mspose.data.images import resize_short_side, to_rgb8
 from mspose.errors import MsposeError
 from mspose.metrics import PREDICTION_COLUMNS, with_errors
-from mspose.models.mstransformer import MSTransformer
+from mspose.models.mstransformer import MSTransformer, PoseOutput
 from mspose.poses import normalize_quaternion
+
+SMALL_BATCH = 8  # images; a GPU is done with them before the kernels of the next batch have been launched one by one
 
 
 @dataclass(frozen=True)
@@ -57,12 +64,21 @@ class Estimate:
 
 
 class PoseEstimator:
-    """A trained network with its preprocessing: `estimator(image_HW3) -> Estimate`."""
+    """A trained network with its preprocessing: `estimator(image_HW3) -> Estimate`.
+
+    Attributes:
+        network: the network as it was trained.
+    """
 
     def __init__(self, network: MSTransformer, preprocessing: Preprocessing, description: dict[str, Any]):
         self.network = network
         self.preprocessing = preprocessing
         self.description = description
+
+    @cached_property
+    def fused(self) -> MSTransformer:
+        """A copy of the network that is made ready for prediction alone: what estimates come from."""
+        return copy.deepcopy(self.network).eval().fuse()
 
     @property
     def scenes(self) -> tuple[str, ...]:
@@ -76,11 +92,11 @@ class PoseEstimator:
         """
         if scene is not None and scene not in self.scenes:
             raise MsposeError(f"scene {scene} is unknown to the model, which knows: {', '.join(self.scenes)}")
-        parameter = next(self.network.parameters())
+        parameter = next(self.fused.parameters())
         image = self.preprocessing(image_HW3).to(parameter.device, parameter.dtype)
         given = None if scene is None else torch.tensor([self.scenes.index(scene)], device=parameter.device)
         with torch.inference_mode():
-            output = self.network(image, given)
+            output = self.fused(image, given)
         index = int(output.scene_B[0])
         return Estimate(
             position=output.position_B3[0].double().cpu().numpy(),
@@ -132,53 +148,64 @@ def load_weights(network: nn.Module, weights: dict[str, torch.Tensor], source: P
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is a GPU where there is one. Raises MsposeError for a device that is not there."""
+    """`auto` is a GPU where there is one; each of several processes has its own.
+
+    Raises MsposeError for a device that is not there.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(1, device=name).cpu()  # fails on `meta` too, where nothing could be computed
-        return torch.device(name)
+        device = torch.device(distributed.own_device(name))
+        torch.empty(1, device=device).cpu()  # fails on `meta` too, where nothing could be computed
     except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), "")
         raise MsposeError(f"device {name} cannot be used here ({reason}): choose --device cpu or auto") from error
+    return device
 
 
 def predict_batches(
-    network: MSTransformer, frames: pd.DataFrame, batches: Iterable[Batch], *, given_scene: bool = False
+    network: MSTransformer,
+    frames: pd.DataFrame,
+    batches: Iterable[Batch],
+    *,
+    given_scene: bool = False,
+    forward: Callable[..., PoseOutput] | None = None,
 ) -> pd.DataFrame:
-    """Predictions, with the columns of a predictions file, for the rows of `frames` that `batches` brings."""
-    parts = []
+    """Predictions, with the columns of a predictions file, for the rows of `frames` that `batches` brings.
+
+    Of several processes, number p brings the batches p, p + processes, ..., and all get the whole table. `forward` is
+    the network's own, compiled; by default it is not.
+    """
+    rows: list[NDArray[np.int64]] = []
+    answers_B9: list[torch.Tensor] = []  # on the device until all are there: reading one makes a GPU wait
     dtype = next(network.parameters()).dtype
     training = network.training
     network.eval()
     try:
         with torch.inference_mode():
             for batch in batches:
-                output = network(batch.image_B3HW.to(dtype), batch.scene_B if given_scene else None)
-                finite_B = torch.cat([output.position_B3, output.orientation_B4], dim=1).isfinite().all(dim=1)
-                if not bool(finite_B.all()):
-                    image = frames["image"].iloc[batch.row[int(finite_B.int().argmin())]]
-                    raise MsposeError(f"the model's estimate for {image} is not finite: its weights are unusable")
-                best_B = output.scene_log_probability_BS.argmax(dim=1)
-                chosen = output.scene_log_probability_BS.gather(1, best_B[:, None])[:, 0].exp()
-                parts.append(
-                    (
-                        batch.row,
-                        best_B.cpu().numpy(),
-                        chosen.float().cpu().numpy(),
-                        output.position_B3.double().cpu().numpy(),
-                        normalize_quaternion(output.orientation_B4),
-                    )
-                )
+                output = (forward or network)(batch.image_B3HW.to(dtype), batch.scene_B if given_scene else None)
+                chosen_B, best_B = output.scene_log_probability_BS.max(dim=1)
+                columns = (best_B[:, None], chosen_B.exp()[:, None], output.position_B3, output.orientation_B4)
+                answers_B9.append(torch.cat([column.double() for column in columns], dim=1))
+                rows.append(batch.row)
     finally:
         network.train(training)
-    rows, best, probability, position, orientation = (np.concatenate(column) for column in zip(*parts, strict=True))
-    labels = frames.iloc[rows][["image", "scene", "tx", "ty", "tz", "qw", "qx", "qy", "qz"]].reset_index(drop=True)
+    mine = torch.cat(answers_B9).cpu().split([len(row) for row in rows]) if rows else ()
+    rounds = zip_longest(*distributed.gather(list(zip(rows, mine, strict=True))))
+    parts = [part for of_a_round in rounds for part in of_a_round if part is not None]
+    row_N = np.concatenate([row for row, _ in parts])
+    answer_N9 = torch.cat([answer_B9 for _, answer_B9 in parts]).numpy()
+    if not (finite_N := np.isfinite(answer_N9[:, 2:]).all(axis=1)).all():
+        image = frames["image"].iloc[row_N[int(finite_N.argmin())]]
+        raise MsposeError(f"the model's estimate for {image} is not finite: its weights are unusable")
+    orientation_N4 = normalize_quaternion(answer_N9[:, 5:])
+    labels = frames.iloc[row_N][["image", "scene", "tx", "ty", "tz", "qw", "qx", "qy", "qz"]].reset_index(drop=True)
     table = labels.assign(
-        predicted_scene=np.array(network.scenes, dtype=object)[best],
-        scene_probability=probability,
-        **{f"{axis}_est": position[:, index] for index, axis in enumerate(("tx", "ty", "tz"))},
-        **{f"{part}_est": orientation[:, index] for index, part in enumerate(("qw", "qx", "qy", "qz"))},
+        predicted_scene=np.array(network.scenes, dtype=object)[answer_N9[:, 0].astype(np.int64)],
+        scene_probability=answer_N9[:, 1],
+        **{f"{axis}_est": answer_N9[:, 2 + index] for index, axis in enumerate(("tx", "ty", "tz"))},
+        **{f"{part}_est": orientation_N4[:, index] for index, part in enumerate(("qw", "qx", "qy", "qz"))},
     )
     return with_errors(table)[list(PREDICTION_COLUMNS)]
 
@@ -189,10 +216,24 @@ def predict_frames(
     rows: NDArray[np.int64] | None = None,
     *,
     given_scene: bool = False,
+    compile: bool = False,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """`predict_batches` over the centre crops of the given rows (default: all) of a frame table."""
-    count = len(batches.frames) if rows is None else len(rows)
-    total = -(-count // batches.batch_size)
-    bar = tqdm(batches.in_order(rows), total=total, desc="predicting", unit="batch", disable=not progress)
-    return predict_batches(network, batches.frames, bar, given_scene=given_scene)
+    """`predict_batches` over the centre crops of the given rows (default: all) of a frame table.
+
+    Several processes share the batches out, and all get the whole table. `compile` compiles the network first.
+    """
+    chosen = np.arange(len(batches.frames)) if rows is None else rows
+    process, processes = distributed.share()
+    starts = range(0, len(chosen), batches.batch_size)[process::processes]
+    mine = [chosen[start : start + batches.batch_size] for start in starts]
+    bar = tqdm(
+        batches.in_order(np.concatenate(mine) if mine else chosen[:0]),
+        total=len(mine),
+        desc="predicting",
+        unit="batch",
+        disable=not progress,
+    )
+    small = batches.device.type == "cuda" and batches.batch_size <= SMALL_BATCH
+    forward = Compiled(network.forward, small=small) if compile else None
+    return predict_batches(network, batches.frames, bar, given_scene=given_scene, forward=forward)

@@ -154,6 +154,23 @@ def test_a_virtual_data_set_is_rendered_before_it_is_trained_on(call, experiment
     assert call("evaluate", tmp_path / "runs/small/library/seed-0", "--quiet")[0] == 0
 
 
+def test_frames_are_cached_for_training_and_evaluation(call, experiment, tmp_path):
+    status, out, lines = call("data", "cache", "--config", experiment, "--quiet")
+    assert (status, lines) == (0, [])
+    folders = [Path(line.split("|")[-2].strip()) for line in out.splitlines()[2:]]
+    assert sorted(folders) == sorted((tmp_path / "cache").iterdir())
+    made = {folder: (folder / "index.npy").stat().st_mtime_ns for folder in folders}
+    train = ("train", "--config", experiment, "--quiet", "--training.epochs=1", "--data.cache_on_device=true")
+    assert call(*train)[0] == 0
+    assert call("evaluate", tmp_path / "runs/small/all/seed-0", "--quiet")[0] == 0
+    assert {folder: (folder / "index.npy").stat().st_mtime_ns for folder in (tmp_path / "cache").iterdir()} == made
+    words = ("--config", experiment, "--resize=24", "--scenes", "attic", "--split=test", "--cache", tmp_path / "other")
+    status, out, lines = call("data", "cache", *words, "--quiet")
+    assert (status, lines) == (0, [])
+    (folder,) = (tmp_path / "other").iterdir()
+    assert (folder / "frames.u8").stat().st_size == 5 * 24 * 32 * 3
+
+
 # help
 
 
@@ -222,7 +239,12 @@ def test_the_help_of_train_has_every_setting(call, small_settings):
         ("table --format html", "format.*markdown.*html"),
         ("table --digits -1", "digits.*-1"),
         ("data", "required: .*action"),
-        ("data got", "action.*get.*list.*got"),
+        ("data got", "action.*get.*cache.*list.*got"),
+        ("data get --resize 3", "--resize: without effect on mspose data get"),
+        ("data cache --archive a.zip", "--archive: without effect on mspose data cache"),
+        ("data cache --resize 0", "resize.*0"),
+        ("data cache --config nowhere.yaml", "no such settings file: nowhere.yaml"),
+        ("data cache --dataset nowhere", "no data set 'nowhere'"),
         ("data get --dataset nowhere", "no data set 'nowhere'"),
         ("data get --scenes attic", "7scenes has no scene 'attic'; its scenes: chess"),
         ("convert nowhere.pth", "required: .*out"),

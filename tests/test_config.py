@@ -89,7 +89,9 @@ def test_resolved_settings_come_back(tmp_path):
 
 def test_the_hash_stands_for_mathematics_not_for_places():
     settings = Settings()
-    elsewhere = parse("--runs=/elsewhere", "--device=cpu", "--data.root=/data", "--data.cache=/cache")
+    elsewhere = parse(
+        "--runs=/elsewhere", "--device=cpu", "--data.root=/data", "--data.cache=/cache", "--data.cache_on_device=true"
+    )
     other = parse("--model.position_encoding=learned")
     assert config_hash(settings) == config_hash(elsewhere)
     assert config_hash(settings) != config_hash(other)

@@ -1,6 +1,8 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 import mspose
 from mspose.checkpoint import load_model, save_model
@@ -36,6 +38,22 @@ def test_one_image_gives_the_pose_that_the_whole_split_gives(small_run, small_da
         assert estimate.scene_probability == pytest.approx(row["scene_probability"], abs=1e-5)
         assert np.linalg.norm(estimate.orientation) == pytest.approx(1)
         assert estimate.orientation[0] >= 0
+
+
+def test_a_compiled_network_predicts_the_same(small_run, small_data, tmp_path, monkeypatch):
+    seen = []
+    real = torch.compile
+
+    def compiler(function, **options):
+        seen.append(options)
+        return real(function, backend="aot_eager", **options)  # everything but machine code
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    estimator = mspose.load(small_run)
+    batches = batches_for(small_data, estimator, tmp_path)
+    plain, compiled = (predict_frames(estimator.network, batches, compile=choice) for choice in (False, True))
+    assert seen == [{"dynamic": False, "mode": None}]
+    pd.testing.assert_frame_equal(plain, compiled, rtol=1e-5, atol=1e-6)
 
 
 def test_a_given_scene_takes_that_scenes_pose(small_run, small_data, tmp_path):
@@ -119,3 +137,19 @@ def test_a_float64_model_keeps_its_precision(small_run, small_data, tmp_path):
     table = predict_frames(estimator.network, batches_for(small_data, estimator, tmp_path))
     image = read_image(data_root(read_card(small_data)) / table["image"][0])
     np.testing.assert_allclose(estimator(image).position, table.loc[0, ["tx_est", "ty_est", "tz_est"]].astype(float))
+
+
+def test_estimates_come_from_a_fused_copy_and_the_network_stays_as_it_was_trained(small_run):
+    estimator = mspose.load(small_run)
+    image = np.random.default_rng(0).integers(0, 255, (60, 80, 3)).astype(np.uint8)
+    found = estimator(image)
+    norms = [
+        sum(isinstance(layer, nn.BatchNorm2d) for layer in network.modules())
+        for network in (estimator.fused, estimator.network)
+    ]
+    assert norms[0] == 0 < norms[1]
+    estimator.network.train().eval()
+    with torch.inference_mode():
+        output = estimator.network(estimator.preprocessing(image))
+    np.testing.assert_allclose(found.position, output.position_B3[0], atol=1e-5)
+    assert found.scene_probability == pytest.approx(float(output.scene_log_probability_BS.exp().max()), abs=1e-5)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mspose import training
+from mspose import distributed, training
 from mspose.checkpoint import load_checkpoint, load_model, save_checkpoint
 from mspose.config import Settings, TrainingSettings, read_settings, write_settings
 from mspose.data.cards import read_card
 from mspose.errors import MsposeError
-from mspose.training import learning_rate, open_data_and_network, train
+from mspose.training import Unchecked, learning_rate, open_data_and_network, train
 
 
 def vary(settings: Settings, **changes) -> Settings:
@@ -69,7 +69,55 @@ def test_a_killed_run_goes_on_and_ends_bit_identical(small_settings, tmp_path):
     assert_same_state(load_model(whole)[0], load_model(killed)[0])
 
 
-def test_the_last_epoch_is_kept_and_a_finished_run_stays(small_settings, caplog):
+INTERRUPTED = """
+import os, sys
+from mspose.cli import main
+from mspose.data.batches import Batches
+
+number, at = int(sys.argv[1]), (int(sys.argv[2]), int(sys.argv[3]))
+real = Batches.epoch
+
+def epoch(self, seed, epoch, **options):
+    for step, batch in enumerate(real(self, seed, epoch, **options), start=options["first"]):
+        if (epoch, step) == at:
+            os.kill(os.getpid(), number)
+        yield batch
+
+Batches.epoch = epoch
+main(sys.argv[4:])
+"""
+
+
+@pytest.mark.parametrize(("number", "at", "left"), [("SIGTERM", (1, 2), (1, 3)), ("SIGUSR1", (0, 4), (0, 5))])
+def test_a_preempted_run_goes_on_from_that_very_step(small_settings, tmp_path, number, at, left):
+    settings = vary(small_settings, training__epochs=3)
+    assert settings.model.dropout > 0
+    assert settings.model.attention_dropout > 0
+    whole = train(settings, progress=False)
+
+    again = vary(settings, runs=str(tmp_path / "preempted"))
+    write_settings(tmp_path / "experiment.yaml", again)
+    words = ["train", "--config", str(tmp_path / "experiment.yaml"), "--quiet"]
+    interrupted = [sys.executable, "-c", INTERRUPTED, str(int(signal.Signals[number])), *map(str, at)]
+    preempted = subprocess.run([*interrupted, *words], capture_output=True, text=True, check=False)
+    run = again.run_folder("made-up")
+    (line,) = preempted.stderr.splitlines()
+    place = f"step {left[1]} of epoch {left[0] + 1}/3"
+    assert line == f"mspose: {number}: saved in {run} after {place}; the same command goes on from there"
+    assert preempted.returncode == 75
+    state = load_checkpoint(run)
+    assert state is not None
+    assert (state["epoch"], state["step"]) == left
+
+    train(again, progress=False)
+    assert_same_state(load_checkpoint(whole), load_checkpoint(run))
+    assert_same_state(load_model(whole)[0], load_model(run)[0])
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss/total")] == [0, 10]
+
+
+def test_the_last_epoch_is_kept_and_a_finished_run_stays(small_settings, caplog, monkeypatch):
     run = train(small_settings, progress=False)
     state = load_checkpoint(run)
     weights, description = load_model(run)
@@ -78,6 +126,7 @@ def test_the_last_epoch_is_kept_and_a_finished_run_stays(small_settings, caplog)
     assert_same_state(weights, dict(state["network"]))
     before = (run / "checkpoint.pt").stat().st_mtime_ns
     caplog.set_level("INFO")
+    monkeypatch.setattr(training, "open_data_and_network", None)  # a finished run needs neither
     assert train(small_settings, progress=False) == run
     assert "trained already" in caplog.text
     assert (run / "checkpoint.pt").stat().st_mtime_ns == before
@@ -95,11 +144,17 @@ def test_a_broken_checkpoint_is_one_clear_line(small_settings):
     run = train(small_settings, progress=False)
     state = load_checkpoint(run)
     assert state is not None
-    save_checkpoint(run, {**state, "network": {"a": torch.zeros(1)}})
+    save_checkpoint(run, {**state, "epoch": 1, "network": {"a": torch.zeros(1)}})
     with pytest.raises(MsposeError, match="another architecture.*is missing"):
         train(small_settings, progress=False)
-    save_checkpoint(run, {"epoch": 1})
+    save_checkpoint(run, {**state, "epoch": 1, "optimizer": {}})
     with pytest.raises(MsposeError, match="not a checkpoint of this version"):
+        train(small_settings, progress=False)
+    save_checkpoint(run, {"epoch": 1})
+    with pytest.raises(MsposeError, match="not a checkpoint of this version: it has no config_hash"):
+        train(small_settings, progress=False)
+    save_checkpoint(run, {**state, "config_hash": "0"})
+    with pytest.raises(MsposeError, match="made with other settings than its config.yaml"):
         train(small_settings, progress=False)
 
 
@@ -122,6 +177,43 @@ def test_a_loss_that_is_not_finite_names_its_images_and_keeps_the_checkpoint(sma
     state = load_checkpoint(small_settings.run_folder("made-up"))
     assert state is not None
     assert state["epoch"] == 1
+
+
+def test_a_gradient_that_is_not_finite_is_never_saved(small_settings, monkeypatch):
+    class Steep(training.PoseLoss):
+        calls = 0
+
+        def forward(self, *arguments):
+            loss = super().forward(*arguments)
+            Steep.calls += 1
+            if Steep.calls == 5:  # the last step of the first epoch: no later loss would show it
+                loss.terms["position"] = loss.terms["position"] + (0 * self.s_position).sqrt()
+            return loss
+
+    monkeypatch.setattr(training, "PoseLoss", Steep)
+    with pytest.raises(MsposeError, match=r"the gradient is not finite in epoch 1, step 5 \(total \d.*its images: "):
+        train(small_settings, progress=False)
+    run = small_settings.run_folder("made-up")
+    assert load_checkpoint(run) is None
+    assert not (run / "model.safetensors").exists()
+
+
+def test_the_step_that_is_named_is_the_first_of_all_processes(small_settings, monkeypatch):
+    card = read_card(small_settings.data.dataset)
+    parts, _ = open_data_and_network(small_settings, card, torch.device("cpu"), progress=False)
+    unchecked = Unchecked(parts["train"])
+    batch = next(iter(parts["train"].in_order(np.array([3, 4]))))
+    for number, loss in enumerate([1.0, 2.0, np.nan]):
+        readings = {"loss/total": torch.tensor(loss), "error/scene": torch.tensor(0.0)}
+        unchecked.add(0, number, batch, readings, torch.tensor(1.0 if number < 1 else np.nan))
+    theirs = (1, False, "the loss is not finite in step 2 of process 1")
+    monkeypatch.setattr(distributed, "largest", lambda mine: max(mine, -1))
+    monkeypatch.setattr(distributed, "gather", lambda mine: [mine, theirs])
+    with pytest.raises(MsposeError, match="the loss is not finite in step 2 of process 1"):
+        unchecked.check()
+    monkeypatch.setattr(distributed, "gather", lambda mine: [(3, False, ""), mine])
+    with pytest.raises(MsposeError, match="the gradient is not finite in epoch 1, step 2 .*total 2.; its images: "):
+        unchecked.check()
 
 
 def test_tensorboard_shows_the_run(small_run):
@@ -168,6 +260,20 @@ def test_other_precisions_train(small_settings, precision):
     weights, _ = load_model(run)
     assert all(tensor.isfinite().all() for tensor in weights.values() if tensor.is_floating_point())
     assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in weights.values())
+
+
+def test_training_goes_on_where_nothing_can_be_compiled(small_settings, small_run, monkeypatch, caplog):
+    def compiler(function, **_):
+        def no_compiler(*_):
+            raise RuntimeError("no C++ compiler\nand a long story")
+
+        return no_compiler
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    run = train(vary(small_settings, seed=5, training__compile=True), progress=False)
+    (message,) = [record.message for record in caplog.records if "torch.compile" in record.message]
+    assert message == "torch.compile cannot be used here, going on without it (no C++ compiler)"
+    assert_same_state(load_checkpoint(small_run), load_checkpoint(run))
 
 
 def test_two_stages_train_the_position_head_alone(small_settings, small_run):

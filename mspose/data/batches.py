@@ -1,11 +1,13 @@
 """Batches: from the frame cache to normalised images on the device.
 
-Everything random is drawn from (seed, epoch, frame), so an epoch is the same whatever came before it.
+Everything random is drawn from (seed, epoch, frame), so an epoch is the same whatever came before it, whatever the size
+of a batch and however many processes share it. While a batch is in use a thread reads the next one.
 """
 
-import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -18,6 +20,10 @@ from mspose.data.cache import FrameCache
 from mspose.errors import MsposeError
 from mspose.poses import turn_towards
 
+T = TypeVar("T")
+Places = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Top and left of the crops of a batch, (B,) each."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -28,6 +34,22 @@ class Batch:
     orientation_B4: Tensor
     scene_B: Tensor
     row: NDArray[np.int64]
+    whole: int
+    """Images of the whole batch, of which another process may have a part."""
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """What the thread makes of a batch: everything that needs no device."""
+
+    row: NDArray[np.int64]
+    whole: int
+    place_2B: Places
+    crop_BHW3: Tensor | None
+    """The crops, uint8; None where the frames are on the device."""
+    orientation_B4: Tensor
+    jitter: tuple[NDArray[np.float64], NDArray[np.int64]] | None
+    """Values and order of the operations."""
 
 
 class Batches:
@@ -58,8 +80,10 @@ class Batches:
         self.position = torch.tensor(frames[["tx", "ty", "tz"]].to_numpy(), dtype=torch.float32)
         self.orientation = torch.tensor(frames[["qw", "qx", "qy", "qz"]].to_numpy(), dtype=torch.float32)
         self._cache_row = frames["cache_row"].to_numpy(np.int64)
-        self._name = np.array([zlib.crc32(name.encode()) for name in frames["image"]], np.uint32)
-        height, width = min((cache.shape(row) for row in self._cache_row), key=min)
+        self._height, self._width = cache.sizes[self._cache_row].T
+        self._normalization = tuple(torch.tensor(values, device=self.device) for values in (self.mean, self.std))
+        smallest = int(np.minimum(self._height, self._width).argmin())
+        height, width = self._height[smallest], self._width[smallest]
         if min(height, width) < crop:
             raise MsposeError(
                 f"data.crop {crop} does not fit into a frame of {width}x{height} pixels: set data.resize >= data.crop"
@@ -68,9 +92,9 @@ class Batches:
     def in_order(self, rows: Sequence[int] | NDArray[np.int64] | None = None) -> Iterator[Batch]:
         """Centre crops of the given rows (default: all), in their order."""
         chosen = np.arange(len(self.frames)) if rows is None else np.asarray(rows, np.int64)
-        for start in range(0, len(chosen), self.batch_size):
-            part = chosen[start : start + self.batch_size]
-            yield self._batch(part, np.stack([self._crop(row)[0] for row in part]))
+        parts = (chosen[start : start + self.batch_size] for start in range(0, len(chosen), self.batch_size))
+        for draft in ahead(self._centred(part, len(part)) for part in parts):
+            yield self._batch(draft)
 
     def epoch(
         self,
@@ -81,34 +105,39 @@ class Batches:
         jitter: Jitter | None,
         crop_reach: float = 1.0,
         crop_label: str = "kept",
+        first: int = 0,
+        share: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
-        """The batches of one training epoch; without `jitter`, centre crops without any random change.
+        """The batches of one training epoch from number `first` on; without `jitter`, centre crops, nothing random.
+
+        `share` is (process, processes): of every batch, process number 0, 1, ... has its `share_of`.
 
         `crop_reach` is the share of the crop's places, around the centre, that random crops are drawn from. The label
         of such a crop is `kept` (MS-Transformer, ActMST) or `turned`: its orientation is then that of a camera which
         looks at the crop's centre. Raises MsposeError for `turned` where a focal length is unknown.
         """
         order = epoch_order(self.scene, seed=seed, epoch=epoch, equalize_scenes=equalize_scenes)
-        copy = occurrence(order)
+        uniform_M7 = np.random.default_rng((seed, epoch, 0xC105)).random((len(order), 7))
         focal_N = self._focal_lengths() if jitter is not None and crop_label == "turned" else None
-        for start in range(0, len(order), self.batch_size):
-            part = order[start : start + self.batch_size]
-            if jitter is None:
-                yield self._batch(part, np.stack([self._crop(row)[0] for row in part]))
-                continue
-            generators = [
-                np.random.default_rng((seed, epoch, int(self._name[row]), int(again)))
-                for row, again in zip(part, copy[start : start + self.batch_size], strict=True)
-            ]
-            crops = [self._crop(row, generator, crop_reach) for row, generator in zip(part, generators, strict=True)]
-            batch = self._batch(
-                part, np.stack([crop for crop, _ in crops]), [jitter.draw(generator) for generator in generators]
-            )
-            if focal_N is not None:
-                right, down = np.array([offset for _, offset in crops]).T
-                turned_B4 = torch.from_numpy(turn_towards(batch.orientation_B4, right, down, focal_N[part]))
-                batch = replace(batch, orientation_B4=turned_B4.to(batch.orientation_B4))
-            yield batch
+
+        def drafts() -> Iterator[_Draft]:
+            for start in range(first * self.batch_size, len(order), self.batch_size):
+                whole = min(self.batch_size, len(order) - start)
+                mine = share_of(whole, share)
+                row = order[start : start + whole][mine]
+                if jitter is None:
+                    yield self._centred(row, whole)
+                    continue
+                uniform_B7 = uniform_M7[start : start + whole][mine]
+                place_2B = random_crop(self._height[row], self._width[row], self.crop, uniform_B7[:, :2], crop_reach)
+                orientation_B4 = self.orientation[row]
+                if focal_N is not None:
+                    orientation_B4 = self._turned(row, place_2B, focal_N[row])
+                crop_BHW3 = self._crops_ahead(row, place_2B)
+                yield _Draft(row, whole, place_2B, crop_BHW3, orientation_B4, jitter.parameters(uniform_B7[:, 2:]))
+
+        for draft in ahead(drafts()):
+            yield self._batch(draft)
 
     def epoch_length(self, equalize_scenes: bool) -> int:
         """Batches in an epoch."""
@@ -116,18 +145,20 @@ class Batches:
         frames = int((counts > 0).sum() * counts.max()) if equalize_scenes else len(self.scene)
         return -(-frames // self.batch_size)
 
-    def _crop(
-        self, row: int, generator: np.random.Generator | None = None, reach: float = 1.0
-    ) -> tuple[NDArray[np.uint8], tuple[float, float]]:
-        """A crop, and how far (right, down) its centre lies from the frame's, in pixels."""
-        image_HW3 = self.cache[self._cache_row[row]]
-        height, width = image_HW3.shape[:2]
-        if generator is None:
-            top, left = centre_crop(height, width, self.crop)
-        else:
-            top, left = random_crop(height, width, self.crop, generator, reach)
-        offset = (left + (self.crop - width) / 2, top + (self.crop - height) / 2)
-        return image_HW3[top : top + self.crop, left : left + self.crop], offset
+    def _centred(self, row: NDArray[np.int64], whole: int) -> _Draft:
+        place_2B = centre_crop(self._height[row], self._width[row], self.crop)
+        return _Draft(row, whole, place_2B, self._crops_ahead(row, place_2B), self.orientation[row], None)
+
+    def _crops_ahead(self, row: NDArray[np.int64], place_2B: Places) -> Tensor | None:
+        if self.cache.device is not None:
+            return None  # the device has its own work in order: only the main thread gives it more
+        return self.cache.crops(self._cache_row[row], *place_2B, self.crop, pin=self.device.type == "cuda")
+
+    def _turned(self, row: NDArray[np.int64], place_2B: Places, focal_B: NDArray[np.float64]) -> Tensor:
+        """Orientations of cameras that look at the crops' centres."""
+        top_B, left_B = place_2B
+        right_B, down_B = left_B + (self.crop - self._width[row]) / 2, top_B + (self.crop - self._height[row]) / 2
+        return torch.from_numpy(turn_towards(self.orientation[row], right_B, down_B, focal_B)).float()
 
     def _focal_lengths(self) -> NDArray[np.float64]:
         """(N,) in pixels of the cached frames."""
@@ -138,22 +169,48 @@ class Batches:
                 f"augmentation.crop_label turned needs the focal length of {image}: "
                 "give focal_px in the data set's card"
             )
-        return focal_N * np.array([self.cache.scale(row) for row in self._cache_row])
+        return focal_N * self.cache.scales[self._cache_row]
 
-    def _batch(self, rows: NDArray[np.int64], crop_BHW3: NDArray[np.uint8], draws: list | None = None) -> Batch:
-        image_B3HW = torch.from_numpy(crop_BHW3).to(self.device).permute(0, 3, 1, 2).float().div_(255)
-        if draws is not None:
-            image_B3HW = jitter_batch(
-                image_B3HW, np.stack([draw[0] for draw in draws]), np.stack([draw[1] for draw in draws])
-            )
-        index = torch.from_numpy(rows)
+    def _batch(self, draft: _Draft) -> Batch:
+        """The batch on the device; nothing here waits for what the device still has to do."""
+        crop_BHW3 = draft.crop_BHW3
+        if crop_BHW3 is None:
+            crop_BHW3 = self.cache.crops(self._cache_row[draft.row], *draft.place_2B, self.crop)
+        crop_B3HW = self._moved(crop_BHW3).permute(0, 3, 1, 2)
+        image_B3HW = crop_B3HW.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+        if draft.jitter is not None:
+            image_B3HW = jitter_batch(image_B3HW, *draft.jitter)
         return Batch(
-            image_B3HW=normalize(image_B3HW, self.mean, self.std),
-            position_B3=self.position[index].to(self.device),
-            orientation_B4=self.orientation[index].to(self.device),
-            scene_B=torch.from_numpy(self.scene[rows]).to(self.device),
-            row=rows,
+            image_B3HW=normalize(image_B3HW, *self._normalization),
+            position_B3=self._moved(self.position[draft.row]),
+            orientation_B4=self._moved(draft.orientation_B4),
+            scene_B=self._moved(torch.from_numpy(self.scene[draft.row])),
+            row=draft.row,
+            whole=draft.whole,
         )
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+
+def ahead(pieces: Iterator[T]) -> Iterator[T]:
+    """The same pieces, each made in a thread while the one before it is in use."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, pieces, None)
+        while (piece := coming.result()) is not None:
+            coming = thread.submit(next, pieces, None)
+            yield piece
+
+
+def share_of(count: int, share: tuple[int, int]) -> slice:
+    """The part of `count` things of process number `share[0]` of `share[1]`: consecutive, equal but for one.
+
+    Where there are fewer things than processes, every process has them all.
+    """
+    number, processes = share
+    if count < processes:
+        return slice(0, count)
+    return slice(count * number // processes, count * (number + 1) // processes)
 
 
 def epoch_order(scene_N: NDArray[np.int64], *, seed: int, epoch: int, equalize_scenes: bool) -> NDArray[np.int64]:
@@ -172,11 +229,6 @@ def epoch_order(scene_N: NDArray[np.int64], *, seed: int, epoch: int, equalize_s
         whole, rest = divmod(int(most), len(rows))
         parts += [np.tile(rows, whole), generator.permutation(rows)[:rest]]
     return generator.permutation(np.concatenate(parts)).astype(np.int64)
-
-
-def occurrence(order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each place of `order`, how often its row has appeared before."""
-    return np.asarray(pd.Series(order).groupby(order).cumcount(), np.int64)
 
 
 def holdout_rows(frames: pd.DataFrame, share: float) -> NDArray[np.bool_]:

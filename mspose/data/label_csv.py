@@ -9,8 +9,8 @@ import csv
 import math
 import posixpath
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,8 +22,7 @@ POSE_COLUMNS = ("t1", "t2", "t3", "q1", "q2", "q3", "q4")
 CSV_COLUMNS = ("scene", "split", "seq", "img_path", *POSE_COLUMNS)
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
+class _Row(NamedTuple):
     file: Path
     line: int
     scene: str

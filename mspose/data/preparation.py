@@ -1,13 +1,15 @@
-"""What has to be on disk before frames can be read: published scenes downloaded, virtual ones rendered."""
+"""What has to be on disk before frames can be read: published scenes downloaded, virtual ones rendered.
+
+The modules that do it are loaded where they are called: a training run that needs neither starts sooner.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from mspose.data.cache import open_split
 from mspose.data.cards import REPOSITORY, Card, data_root, read_card
-from mspose.data.download import download_scenes
-from mspose.data.virtual import render_virtual
 from mspose.errors import MsposeError
 
 RENDER_SETTINGS = ("frames_per_sequence", "width", "height", "focal_px", "seed", "image_format")
@@ -23,6 +25,8 @@ def get_data(
     progress: bool = True,
 ) -> None:
     """Download and unpack the scenes of a published data set, or render those of a virtual one; what is whole stays."""
+    from mspose.data.download import download_scenes
+
     card = read_card(dataset)
     if card.format != "virtual":
         download_scenes(card, scenes, root, archive, progress)
@@ -41,6 +45,8 @@ def render_if_virtual(dataset: str, root: str | None, scenes: Sequence[str] = ()
 
 def render_card(card: Card, root: str | None, scenes: Sequence[str] = (), *, progress: bool) -> None:
     """Render scenes (default: all) of a card of format `virtual`, as its `render` says."""
+    from mspose.data.virtual import render_virtual
+
     if unknown := [scene for scene in scenes if scene not in card.known_scenes]:
         raise MsposeError(f"{card.name} has no scene {unknown[0]!r}; its scenes: {', '.join(card.known_scenes)}")
     frames = {}
@@ -57,6 +63,41 @@ def render_card(card: Card, root: str | None, scenes: Sequence[str] = (), *, pro
         if not isinstance(value, int | float | str):
             raise MsposeError(f"{card.path}: render.{name} is a number or a word, not {value!r}")
     render_virtual(data_root(card, root), frames=frames, **card.render, progress=progress)
+
+
+def cache_data(
+    dataset: str,
+    splits: Sequence[str],
+    *,
+    short_side: int,
+    folder: str,
+    root: str | None = None,
+    scenes: Sequence[str] = (),
+    ground_truth: str | None = None,
+    labels: Sequence[str] = (),
+    on_bad_frame: str = "stop",
+    progress: bool = True,
+) -> str:
+    """Build the frame caches of some splits, or continue them; a Markdown table of where they are and how large."""
+    card = read_card(dataset)
+    render_if_virtual(dataset, root, scenes, progress=progress)
+    rows = []
+    for split in splits:
+        frames, cache, left_out = open_split(
+            card,
+            split,
+            root=root,
+            scenes=scenes,
+            ground_truth=ground_truth,
+            labels=labels,
+            short_side=short_side,
+            folder=folder,
+            on_bad_frame=on_bad_frame,
+            progress=progress,
+        )
+        figures = {"frames": len(frames), "left out": left_out, "GB": f"{cache.nbytes / 1e9:.3f}"}
+        rows.append({"split": split, **figures, "folder": str(cache.folder)})
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
 def list_data() -> str:

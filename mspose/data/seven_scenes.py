@@ -50,24 +50,25 @@ def read_seven_scenes(
     scene_names: list[str] = []
     sequences: list[str] = []
     images: list[str] = []
-    pose_files: list[Path] = []
+    pose_files: list[str] = []
     focals: list[float] = []
     values: list[list[float]] = []
     faults: dict[int, str] = {}
     for scene in scenes:
         focal = _read_focal(root / scene / INTRINSICS, focal_px)
         for folder in split_sequences(root / scene, split):
+            sequence, place = folder.name, f"{folder}{os.sep}"
             for pose_name, image_name in _list_frames(folder):
-                matrix, fault = _read_matrix(folder / pose_name)
+                matrix, fault = _read_matrix(place + pose_name)
                 if image_name is None:
                     fault = "there is no image beside it (.color.png or .color.jpg)"
                 if fault:
                     faults[len(values)] = fault
                 values.append(matrix)
-                pose_files.append(folder / pose_name)
+                pose_files.append(place + pose_name)
                 scene_names.append(scene)
-                sequences.append(folder.name)
-                images.append(f"{scene}/{folder.name}/{image_name or pose_name}")
+                sequences.append(sequence)
+                images.append(f"{scene}/{sequence}/{image_name or pose_name}")
                 focals.append(focal)
     pose_B44 = np.array(values, dtype=np.float64).reshape(-1, 4, 4)
     for row in np.flatnonzero(np.abs(pose_B44[:, 3] - [0, 0, 0, 1]).max(1, initial=0) > 1e-6):
@@ -82,7 +83,7 @@ def read_seven_scenes(
         position_B3=pose_B44[:, :3, 3],
         orientation=pose_B44[:, :3, :3],
         convention=CAMERA_TO_WORLD,
-        where=lambda row: str(pose_files[row]),
+        where=pose_files.__getitem__,
         source=str(root),
         focal_px=focals,
         faults=faults,
@@ -187,11 +188,12 @@ def _list_frames(folder: Path) -> list[tuple[str, str | None]]:
     return listed
 
 
-def _read_matrix(path: Path) -> tuple[list[float], str]:
+def _read_matrix(path: str) -> tuple[list[float], str]:
     """(the 16 numbers of a pose file, ""), or (NaNs, what is wrong)."""
     nothing = [math.nan] * 16
     try:
-        values = path.read_bytes().split()
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - Path objects take as long as reading does
+            values = file.read().split()
     except FileNotFoundError:
         return nothing, "the pose file is missing"
     except OSError as error:

@@ -260,7 +260,7 @@ class MSTransformer(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """As `nn.Module.train`. Raises ValueError for a fused network."""
         if mode and self.fused:
-            raise ValueError("a fused network cannot be trained: load it with fuse=False")
+            raise ValueError("a fused network cannot be trained: train the one that it was made of")
         return super().train(mode)
 
     def _feature_maps(self, image_B3HW: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,3 +1,6 @@
+import math
+
+import kornia.enhance as enhance
 import numpy as np
 import pytest
 import torch
@@ -9,8 +12,7 @@ TORCHVISION = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.ad
 
 
 def draws(count: int, jitter: Jitter, seed: int = 0):
-    pairs = [jitter.draw(np.random.default_rng((seed, row))) for row in range(count)]
-    return np.stack([value for value, _ in pairs]), np.stack([order for _, order in pairs])
+    return jitter.parameters(np.random.default_rng(seed).random((count, 5)))
 
 
 def test_each_image_is_jittered_as_torchvision_does_in_its_own_order():
@@ -22,8 +24,7 @@ def test_each_image_is_jittered_as_torchvision_does_in_its_own_order():
             image = TORCHVISION[operation](image, float(value[operation]))
         expected.append(image)
     result = jitter_batch(image_B3HW, values, orders)
-    # the two libraries round the weights of grey differently (0.299 and 0.2989)
-    torch.testing.assert_close(result, torch.stack(expected), atol=1e-3, rtol=0)
+    torch.testing.assert_close(result, torch.stack(expected), atol=1e-5, rtol=0)
     assert len({tuple(order) for order in orders}) > 8
 
 
@@ -34,6 +35,40 @@ def test_an_image_does_not_depend_on_its_neighbours():
     for row in range(6):
         alone = jitter_batch(image_B3HW[row : row + 1], values[row : row + 1], orders[row : row + 1])
         torch.testing.assert_close(alone[0], whole[row], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("turns", [-0.5, -0.2, 0.03, 0.5])
+def test_the_hue_of_every_colour_is_turned_as_torchvision_does(turns):
+    levels = torch.linspace(0, 1, 6)
+    image_13HW = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, 12, 18)  # greys and pure colours too
+    values, orders = np.array([[1, 1, 1, turns]]), np.array([[3, 0, 1, 2]])
+    expected = F.adjust_hue(image_13HW, turns)
+    torch.testing.assert_close(jitter_batch(image_13HW, values, orders), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("operation", "judge", "unit"),
+    [
+        (0, enhance.adjust_brightness_accumulative, 1.0),
+        (2, enhance.adjust_saturation_with_gray_subtraction, 1.0),
+        (3, enhance.adjust_hue, 2 * math.pi),
+    ],
+)
+def test_kornia_agrees(operation, judge, unit):
+    """But for contrast, which kornia takes from the mean of the colours, torchvision from that of the grey image."""
+    image_B3HW = torch.rand(5, 3, 9, 9, generator=torch.Generator().manual_seed(4))
+    values = np.tile(IDENTITY, (5, 1))
+    values[:, operation] = np.array([0.8, 1.3, 0.5, 1.0, 1.5]) - (operation == 3)
+    expected = judge(image_B3HW, torch.from_numpy(values[:, operation] * unit).float())
+    found = jitter_batch(image_B3HW, values, np.tile(np.arange(4), (5, 1)))
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+
+
+def test_the_batch_that_is_given_stays_as_it_is():
+    image_B3HW = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    before = image_B3HW.clone()
+    jitter_batch(image_B3HW, *draws(4, Jitter()))
+    assert torch.equal(image_B3HW, before)
 
 
 def test_no_range_changes_nothing():
@@ -57,17 +92,20 @@ def test_the_centre_crop_is_torchvisions(size):
     assert torch.equal(image[:, top : top + 224, left : left + 224], F.center_crop(image, [224, 224]))
 
 
-def test_random_crops_reach_every_place():
-    generator = np.random.default_rng(0)
-    places = {random_crop(12, 11, 10, generator) for _ in range(200)}
-    assert places == {(top, left) for top in range(3) for left in range(2)}
+def test_random_crops_reach_every_place_of_every_image():
+    height, width = np.array([12, 11] * 300), np.array([11, 13] * 300)
+    top, left = random_crop(height, width, 10, np.random.default_rng(0).random((600, 2)))
+    first, second = (set(zip(top[start::2].tolist(), left[start::2].tolist(), strict=True)) for start in (0, 1))
+    assert first == {(top, left) for top in range(3) for left in range(2)}
+    assert second == {(top, left) for top in range(2) for left in range(4)}
 
 
 def test_random_crops_stay_within_their_reach():
-    generator = np.random.default_rng(0)
-    places = np.array([random_crop(30, 50, 10, generator, 0.2) for _ in range(300)])
-    assert (places.min(axis=0).tolist(), places.max(axis=0).tolist()) == ([8, 16], [12, 24])
-    assert {random_crop(31, 50, 10, generator, 0.0) for _ in range(9)} == {centre_crop(31, 50, 10)}
+    uniform = np.random.default_rng(0).random((300, 2))
+    places = np.array(random_crop(30, 50, 10, uniform, 0.2))
+    assert (places.min(axis=1).tolist(), places.max(axis=1).tolist()) == ([8, 16], [12, 24])
+    top, left = random_crop(31, 50, 10, uniform, 0.0)
+    assert {(top, left) for top, left in zip(top, left, strict=True)} == {centre_crop(31, 50, 10)}
 
 
 def test_normalize_is_torchvisions():

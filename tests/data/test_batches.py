@@ -1,12 +1,15 @@
+import threading
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
+from mspose.data import cache as cache_module
 from mspose.data.augmentation import Jitter
-from mspose.data.batches import Batches, epoch_order, evenly, holdout_rows, occurrence
+from mspose.data.batches import Batches, epoch_order, evenly, holdout_rows
 from mspose.data.cache import open_cache
 from mspose.data.cards import data_root, load_frames, read_card
 from mspose.errors import MsposeError
@@ -15,13 +18,25 @@ from mspose.poses import quaternion_to_rotation
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 
-def make(card_path: Path, folder: Path, *, scenes=("attic", "cellar"), crop=40, batch_size=5, rows=None) -> Batches:
+def make(
+    card_path: Path,
+    folder: Path,
+    *,
+    scenes=("attic", "cellar"),
+    crop=40,
+    batch_size=5,
+    rows=None,
+    device="cpu",
+    hold=False,
+) -> Batches:
     card = read_card(card_path)
     frames, cache = open_cache(
         load_frames(card, split="train"), data_root(card), short_side=48, folder=folder, progress=False
     )
     frames = frames if rows is None else frames.iloc[rows].reset_index(drop=True)
-    return Batches(frames, cache, scenes=scenes, crop=crop, mean=MEAN, std=STD, batch_size=batch_size)
+    if hold:
+        cache.hold_on(torch.device(device))
+    return Batches(frames, cache, scenes=scenes, crop=crop, mean=MEAN, std=STD, batch_size=batch_size, device=device)
 
 
 def epoch(batches: Batches, seed=0, number=0, equalize=False, jitter=None):
@@ -75,6 +90,84 @@ def test_a_frames_augmentation_does_not_depend_on_its_batch(small_data, tmp_path
         torch.testing.assert_close(image, seven[row], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("jitter", [None, Jitter()])
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_processes_share_the_batches_of_one_from_any_number_on(small_data, tmp_path, processes, jitter):
+    batches = make(small_data, tmp_path)  # five of five frames, but the last of four
+    options = {"equalize_scenes": False, "jitter": jitter}
+    whole = list(batches.epoch(3, 4, **options))[2:]
+    parts = [list(batches.epoch(3, 4, **options, first=2, share=(one, processes))) for one in range(processes)]
+    assert [len(part) for part in parts] == [len(whole)] * processes
+    for number, batch in enumerate(whole):
+        mine = [part[number] for part in parts]
+        assert {part.whole for part in mine} == {len(batch.row)}
+        if len(batch.row) < processes:  # everyone has all
+            assert all(torch.equal(part.image_B3HW, batch.image_B3HW) for part in mine)
+            continue
+        sizes = [len(part.row) for part in mine]
+        assert max(sizes) - min(sizes) <= 1
+        assert np.concatenate([part.row for part in mine]).tolist() == batch.row.tolist()
+        for name in ("position_B3", "orientation_B4", "scene_B"):
+            assert torch.equal(torch.cat([getattr(part, name) for part in mine]), getattr(batch, name))
+        image_B3HW = torch.cat([part.image_B3HW for part in mine])
+        torch.testing.assert_close(image_B3HW, batch.image_B3HW, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", ["one", "many"])
+def test_frames_held_by_the_device_give_the_same_batches(own_data, tmp_path, monkeypatch, sizes):
+    monkeypatch.setattr(cache_module, "PIECE", 10_000)  # larger than a frame, smaller than the cache
+    if sizes == "many":
+        folder = own_data.parent / "attic" / "train-01"
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 61, 3), np.uint8)).save(folder / "frame-003.png")
+        Image.fromarray(np.random.default_rng(1).integers(0, 255, (48, 90, 3), np.uint8)).save(folder / "frame-011.png")
+    mapped, held = (make(own_data, tmp_path / "cache", hold=hold) for hold in (False, True))
+    assert mapped.cache.device is None
+    assert held.cache.device == torch.device("cpu")
+    for jitter in (None, Jitter()):
+        for one, two in zip(epoch(mapped, jitter=jitter), epoch(held, jitter=jitter), strict=True):
+            assert one.row.tolist() == two.row.tolist()
+            assert torch.equal(one.image_B3HW, two.image_B3HW)
+    for one, two in zip(mapped.in_order(), held.in_order(), strict=True):
+        assert torch.equal(one.image_B3HW, two.image_B3HW)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("hold", [False, True])
+def test_a_gpu_has_the_same_batches(small_data, tmp_path, hold):
+    here, there = (make(small_data, tmp_path, device=device, hold=hold) for device in ("cpu", "cuda"))
+    assert there.cache.device == (torch.device("cuda", 0) if hold else None)
+    for jitter in (None, Jitter()):
+        for one, two in zip(epoch(here, jitter=jitter), epoch(there, jitter=jitter), strict=True):
+            assert two.image_B3HW.device.type == two.position_B3.device.type == two.scene_B.device.type == "cuda"
+            torch.testing.assert_close(two.image_B3HW.cpu(), one.image_B3HW, atol=1e-4, rtol=0)
+            assert torch.equal(two.orientation_B4.cpu(), one.orientation_B4)
+
+
+def test_the_next_batch_is_read_while_one_is_in_use(small_data, tmp_path):
+    batches = make(small_data, tmp_path)
+    crops, read = batches.cache.crops, threading.Semaphore(0)
+
+    def and_say_so(*arguments, **options):
+        result = crops(*arguments, **options)
+        read.release()
+        return result
+
+    batches.cache.crops = and_say_so
+    threads = threading.active_count()
+    coming = batches.in_order()
+    next(coming)
+    assert all(read.acquire(timeout=60) for _ in range(2))
+    coming.close()
+    assert threading.active_count() == threads  # the thread ends with the batches
+
+
+def test_what_goes_wrong_in_the_thread_is_raised(small_data, tmp_path):
+    batches = make(small_data, tmp_path)
+    batches.cache._index[7, 1] = 0
+    with pytest.raises(MsposeError, match="frame 7 of .* could not be read"):
+        list(batches.in_order())
+
+
 def test_augmentation_moves_and_colours_images_and_without_it_nothing_does(small_data, tmp_path):
     batches = make(small_data, tmp_path, batch_size=24)
     plain = next(batches.in_order()).image_B3HW
@@ -113,10 +206,6 @@ def test_order_is_a_permutation_that_the_seed_changes():
     orders = {seed: epoch_order(scene, seed=seed, epoch=0, equalize_scenes=False) for seed in range(3)}
     assert all(sorted(order) == list(range(50)) for order in orders.values())
     assert orders[0].tolist() != orders[1].tolist()
-
-
-def test_occurrence_counts_earlier_draws():
-    assert occurrence(np.array([4, 2, 4, 4, 2, 0])).tolist() == [0, 0, 1, 2, 1, 0]
 
 
 def test_holdout_is_one_block_of_every_sequence():

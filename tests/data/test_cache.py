@@ -1,10 +1,14 @@
+import logging
 import multiprocessing
 import os
+import signal
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mspose.data import cache as cache_module
@@ -125,15 +129,54 @@ def test_an_interrupted_build_goes_on_where_it_stopped(small_data, tmp_path, mon
         np.testing.assert_array_equal(cache[row], resize_short_side(read_image(root / frames["image"][row]), 32))
 
 
-@pytest.mark.parametrize("damaged", ["frames.u8", "index.npy", "about.json"])
-def test_a_damaged_cache_is_rebuilt(small_data, tmp_path, damaged):
+def test_what_a_machine_lost_when_it_went_down_is_decoded_again(small_data, tmp_path, monkeypatch):
+    frames, root = frames_of(small_data)
+
+    def read_then_stop(path: Path):
+        if path == root / frames["image"][15]:
+            raise KeyboardInterrupt
+        return read_image(path)
+
+    monkeypatch.setattr(cache_module, "read_image", read_then_stop)
+    with pytest.raises(KeyboardInterrupt):
+        open_small(frames, root, tmp_path)
+    data, journal = (next(tmp_path.glob(f"*/{name}.part")) for name in ("frames", "facts"))
+    size = 32 * 42 * 3
+    assert data.stat().st_size >= 15 * size
+    with data.open("r+b") as file:  # a block of frame 6 was never written, and the last line only half
+        file.seek(6 * size + 100)
+        file.write(bytes(512))
+    with journal.open("ab") as file:
+        file.write(b"half a")
+    read = count_reads(monkeypatch)
+    kept, cache = open_small(frames, root, tmp_path)
+    assert sorted(read) == sorted(root / image for image in frames["image"][6:])
+    assert len(kept) == len(frames)
+    for row in range(len(frames)):
+        np.testing.assert_array_equal(cache[row], resize_short_side(read_image(root / frames["image"][row]), 32))
+
+
+@pytest.mark.parametrize("file", ["frames.u8", "index.npy", "about.json"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_a_damaged_cache_is_rebuilt(small_data, tmp_path, caplog, file, damage):
+    caplog.set_level(logging.INFO, "mspose")
     frames, root = frames_of(small_data)
     _, cache = open_small(frames, root, tmp_path)
     expected = np.array(cache[5])
-    path = next(tmp_path.glob(f"*/{damaged}"))
-    path.write_bytes(path.read_bytes()[:40])
+    path = next(tmp_path.glob(f"*/{file}"))
+    whole = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(whole[:40])
+    else:
+        place = whole.index(b'"stamp": ') + 12 if file == "about.json" else len(whole) // 2
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
     _, cache = open_small(frames, root, tmp_path)
     np.testing.assert_array_equal(cache[5], expected)
+    assert path.read_bytes() == whole
+    if damage == "flipped":
+        assert "is built anew" in caplog.text
 
 
 def _open_and_count(card_path: Path, folder: Path, queue) -> None:
@@ -156,6 +199,64 @@ def test_two_processes_build_it_once(small_data, tmp_path):
     frames, _ = frames_of(small_data)
     assert sorted(reads for reads, _ in results) == [0, len(frames)]
     assert len({total for _, total in results}) == 1
+
+
+def _hang_at(card_path: Path, folder: Path, row: int, queue) -> None:
+    frames, root = frames_of(card_path)
+
+    def read_then_hang(path: Path):
+        if path == root / frames["image"][row]:
+            queue.put("hangs")
+            time.sleep(600)
+        return read_image(path)
+
+    cache_module.read_image = read_then_hang
+    open_small(frames, root, folder)
+
+
+def test_a_process_that_waits_goes_on_where_a_killed_one_stopped(small_data, tmp_path):
+    context = multiprocessing.get_context("fork")
+    hanging, done = context.Queue(), context.Queue()
+    builder = context.Process(target=_hang_at, args=(small_data, tmp_path, 15, hanging))
+    builder.start()
+    assert hanging.get(timeout=60) == "hangs"
+    journal = next(tmp_path.glob("*/facts.part"))
+    deadline = time.monotonic() + 60
+    while journal.stat().st_size < 15 * 32 and time.monotonic() < deadline:  # the frames before it are on their way
+        time.sleep(0.01)
+    waiter = context.Process(target=_open_and_count, args=(small_data, tmp_path, done))
+    waiter.start()
+    waiter.join(0.5)
+    assert waiter.is_alive()
+    assert done.empty()
+    os.kill(builder.pid, signal.SIGKILL)
+    reads, total = done.get(timeout=60)
+    waiter.join()
+    frames, root = frames_of(small_data)
+    assert reads == len(frames) - 15
+    assert total == int(resize_short_side(read_image(root / frames["image"][3]), 32).sum())
+
+
+def test_who_waits_says_so(small_data, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "mspose")
+    frames, root = frames_of(small_data)
+    open_small(frames, root, tmp_path)
+    other = threading.Thread(target=open_small, args=(frames, root, tmp_path))
+    with cache_module._alone(next(tmp_path.iterdir())):
+        other.start()
+        deadline = time.monotonic() + 60
+        while "waiting for another process" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.01)
+    other.join()
+    assert "waiting for another process" in caplog.text
+
+
+def test_frames_that_do_not_fit_into_the_memory_are_one_line(small_data, tmp_path):
+    frames, root = frames_of(small_data)
+    _, cache = open_small(frames, root, tmp_path)
+    cache._bytes = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (2**50,), (0,))
+    with pytest.raises(MsposeError, match=r"\(1125899.9 GB\) do not fit .* cpu: leave out --data.cache_on_device"):
+        cache.hold_on(torch.device("cpu"))
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(small_data, tmp_path):

@@ -8,7 +8,7 @@ import yaml
 
 from mspose.data.cards import load_frames, read_card
 from mspose.data.images import read_image
-from mspose.data.preparation import get_data, list_data, render_if_virtual
+from mspose.data.preparation import cache_data, get_data, list_data, render_if_virtual
 from mspose.errors import MsposeError
 
 FRAMES = {"train": 2, "test": 1}
@@ -144,3 +144,22 @@ def test_the_list_of_data_sets_says_what_is_on_disk(tmp_path, monkeypatch):
     (tmp_path / "datasets" / "rooms.yaml").rename(tmp_path / "datasets" / "cambridge.yaml")
     assert "| rooms " in list_data()
     assert "KingsCollege" not in list_data()  # the card here goes before the repository's, as everywhere
+
+
+def test_caches_of_a_virtual_data_set_are_built_once_for_every_split_and_size(tmp_path, monkeypatch):
+    card, folder = write_card(tmp_path), tmp_path / "cache"
+    table = cache_data(card, ["train", "test"], short_side=24, folder=str(folder), progress=False)
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    assert [row[:4] for row in cells] == [["train", "2", "0", "0.000"], ["test", "1", "0", "0.000"]]
+    built = files_below(folder)
+    for row, frames in zip(cells, (2, 1), strict=True):
+        assert (Path(row[4]) / "frames.u8").stat().st_size == frames * 24 * 32 * 3
+    monkeypatch.setattr("mspose.data.cache.read_image", lambda path: pytest.fail("it is there already"))
+    assert cache_data(card, ["train", "test"], short_side=24, folder=str(folder), progress=False) == table
+    assert files_below(folder) == {
+        **built,
+        **{path: files_below(folder)[path] for path in built if path.name == "lock"},
+    }
+    monkeypatch.undo()
+    cache_data(card, ["test"], short_side=30, folder=str(folder), progress=False)
+    assert len(list(folder.iterdir())) == 3

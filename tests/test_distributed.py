@@ -1,0 +1,209 @@
+"""Two real processes, started as a user starts them: they train and evaluate as one."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mspose import cli, distributed
+from mspose.checkpoint import load_checkpoint, load_model
+from mspose.config import Settings, write_settings
+from mspose.errors import MsposeError
+from mspose.evaluation import evaluate_run
+from mspose.metrics import read_metrics
+from mspose.training import train
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def torchrun(*words: object, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    command = [*TORCHRUN, *options, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def settings_below(folder: Path, small_settings: Settings) -> Settings:
+    """Twelve steps of a pretrained network without dropout: of 22 frames in batches of 7, 7, 7 and 1.
+
+    Rounding does not grow in them: the network is not random, the steps are small, and no weight whose gradient is all
+    rounding makes a step of full length.
+    """
+    return replace(
+        small_settings,
+        runs=str(folder / "runs"),
+        data=replace(small_settings.data, holdout=0.08),
+        model=replace(small_settings.model, pretrained=True, dropout=0.0, attention_dropout=0.0),
+        loss=replace(small_settings.loss, scene_weight=0.0),  # leaves weights without a gradient
+        training=replace(
+            small_settings.training, epochs=3, batch_size=7, learning_rate=1e-5, adam_eps=1e-3, evaluate_every=3
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(small_data, tmp_path_factory):
+    """(one, two, settings): finished runs of one process and of two, and the settings file of the second."""
+    from conftest import settings_for
+
+    folder = tmp_path_factory.mktemp("distributed")
+    settings = settings_below(folder, settings_for(small_data, folder))
+    one = train(settings, progress=False)
+    file = folder / "experiment.yaml"
+    write_settings(file, replace(settings, runs=str(folder / "two")))
+    done = torchrun("-m", "mspose", "train", "--config", file)
+    assert done.returncode == 0, done.stderr
+    two = folder / "two" / "small" / "all" / "seed-0"
+    assert done.stdout.splitlines()[-2:] == [str(two), f"evaluate it with: mspose evaluate {two}"]
+    assert done.stdout.count("evaluate it with") == 1
+    assert done.stderr.count("training:   0%") == 1  # of one progress bar
+    assert "Warning" not in done.stderr
+    return one, two, file
+
+
+def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def test_two_processes_take_the_steps_of_one(runs):
+    one, two, _ = runs
+    ours, theirs = scalars(one), scalars(two)
+    assert ours.keys() == theirs.keys()
+    names = [name for name in ours if name.startswith(("loss", "error", "query_key_gap", "median"))]
+    assert {"loss/total", "loss_weight/s_q", "median_position_m/train", "query_key_gap/position"} <= set(names)
+    for name in names:
+        assert [step for step, _ in theirs[name]] == [step for step, _ in ours[name]]
+        values = [value for _, value in ours[name]]
+        assert [value for _, value in theirs[name]] == pytest.approx(values, rel=2e-5, abs=1e-6), name
+    assert [step for step, _ in ours["loss/total"]] == [0, 10]
+    assert len(list(two.glob("events*"))) == 1
+
+    (weights, about), (others, other_about) = load_model(one), load_model(two)
+    assert about == other_about
+    for name, tensor in weights.items():
+        scale = tensor
+        if name.endswith("running_mean"):  # some are zero but for rounding
+            scale = weights[name.replace("running_mean", "running_var")].sqrt()
+        difference = torch.linalg.vector_norm((others[name] - tensor).double())
+        assert difference <= 1e-6 + 1e-5 * torch.linalg.vector_norm(scale.double()), name
+    states = [load_checkpoint(run) for run in (one, two)]
+    assert states[0]["optimizer"]["state"].keys() == states[1]["optimizer"]["state"].keys()
+
+
+def test_evaluation_is_shared_out_and_merged(runs, tmp_path):
+    one, _, _ = runs
+    shutil.copytree(one, run := tmp_path / "seed-0")
+    words = ("-m", "mspose", "evaluate", run, "--batch-size=4", "--quiet")  # of ten frames: 4 and 2, and 4
+    done = torchrun(*words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| average |") == 1
+    alone, _ = evaluate_run(one, batch_size=4, progress=False)
+    both = read_metrics(run / "metrics.json")
+    for name in ("scenes", "average", "thresholds"):
+        assert both[name] == alone[name]
+    table = "predictions/test.csv"
+    assert (run / table).read_bytes() == (one / table).read_bytes()
+
+
+HARMED = """
+import os, signal, sys
+from mspose.cli import main
+from mspose.data.batches import Batches
+
+# the first time one process is told to stop, the second time it is killed
+again = os.environ["TORCHELASTIC_RESTART_COUNT"] == "1"
+number, at = (signal.SIGKILL, (2, 1)) if again else (signal.SIGUSR1, (1, 1))
+real = Batches.epoch
+
+def epoch(self, seed, epoch, **options):
+    for step, batch in enumerate(real(self, seed, epoch, **options), start=options["first"]):
+        if os.environ["RANK"] == "1" and (epoch, step) == at:
+            os.kill(os.getpid(), number)
+        yield batch
+
+Batches.epoch = epoch
+main(sys.argv[1:])
+"""
+
+
+def test_preempted_then_killed_a_run_goes_on_and_ends_bit_identical(runs, tmp_path):
+    _, two, file = runs
+    (tmp_path / "harmed.py").write_text(HARMED)
+    run = tmp_path / "small" / "all" / "seed-0"
+    words = ("train", "--config", file, "--runs", tmp_path, "--quiet")
+    harmed = torchrun(tmp_path / "harmed.py", *words, options=("--max-restarts=1",))
+    said = [line for line in harmed.stderr.splitlines() if line.startswith("mspose: ")]
+    assert said == [
+        f"mspose: SIGUSR1: saved in {run} after step 2 of epoch 2/3; the same command goes on from there",
+        f"mspose: continuing {run} after step 2 of epoch 2/3",
+        "mspose: error: process 0 lost another process of this run, which was killed or stopped with an error of its "
+        "own; the same command goes on from the last checkpoint",
+    ]
+    assert harmed.returncode == 1
+    assert re.search(r"exitcode *: -9.*SIGKILL", harmed.stderr)
+    state = load_checkpoint(run)
+    assert state is not None
+    assert (state["epoch"], state["step"]) == (2, 0)
+
+    done = torchrun("-m", "mspose", *words)
+    assert done.returncode == 0, done.stderr
+    assert f"continuing {run} after epoch 2/3" in done.stderr
+    weights, others = load_model(two)[0], load_model(run)[0]
+    assert all(torch.equal(tensor, others[name]) for name, tensor in weights.items())
+
+
+@pytest.fixture
+def second_of_two(monkeypatch):
+    """The environment that torchrun gives to the second of two processes."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "a", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("second_of_two")
+def test_each_process_has_the_gpu_of_its_number():
+    assert distributed.own_device("cuda") == "cuda:1"
+    assert distributed.own_device("cpu") == "cpu"
+    with pytest.raises(MsposeError, match="device cuda:0 cannot be shared by 2 processes: say --device cuda"):
+        distributed.own_device("cuda:0")
+
+
+@pytest.mark.usefixtures("second_of_two")
+def test_a_process_that_is_not_the_main_one_says_errors_alone_and_late(capsys, monkeypatch):
+    slept = []
+    monkeypatch.setattr(cli.time, "sleep", slept.append)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", "--training.epochs", "none"])
+    assert (stopped.value.code, slept) == (2, [2])
+    assert capsys.readouterr().err.startswith("mspose: error: ")
+    cli.log.info("not for everyone")
+    cli._print("nor this")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_process_on_its_own_is_the_main_one_and_pays_nothing(monkeypatch):
+    monkeypatch.setenv("RANK", "3")  # of something else than torchrun
+    assert distributed.is_main()
+    assert distributed.share() == (0, 1)
+    assert distributed.own_device("cuda:1") == "cuda:1"
+    with distributed.joined(torch.device("cpu")), distributed.one_per_machine_first():
+        assert not torch.distributed.is_initialized()
+        assert distributed.from_main(lambda: 4) == 4
+        assert distributed.gather("a") == ["a"]
+        assert distributed.largest(-3) == -3
+        assert distributed.average({"a": 0.1}) == {"a": 0.1}
+
+
+def test_a_signal_is_noted_only_while_that_is_asked_for():
+    before = [distributed.signal.getsignal(number) for number in distributed.SIGNALS]
+    with distributed.Preemption() as preemption:
+        assert not preemption.asked()
+        os.kill(os.getpid(), distributed.signal.SIGUSR1)
+        assert preemption.asked() == distributed.signal.SIGUSR1
+    assert [distributed.signal.getsignal(number) for number in distributed.SIGNALS] == before
