@@ -45,13 +45,13 @@ def in_another_thread(call):
     return found[0]
 
 
-def test_one_thread_or_one_part_stays_in_the_calling_thread(two_threads):
+def test_one_thread_or_few_parts_stay_in_the_calling_thread(two_threads):
     seen = []
-    in_threads(lambda: seen.append(threading.get_ident()), [()])
+    in_threads(lambda: seen.append((threading.get_ident(), torch.get_num_threads())), [()] * 15)
     torch.set_num_threads(1)
-    in_threads(lambda: seen.append(threading.get_ident()), [(), ()])
+    in_threads(lambda: seen.append((threading.get_ident(), torch.get_num_threads())), [()] * 50)
     in_threads(lambda: seen.append(None), [])
-    assert seen == [threading.get_ident()] * 3
+    assert seen == [(threading.get_ident(), 2)] * 15 + [(threading.get_ident(), 1)] * 50
 
 
 def test_an_error_in_a_part_reaches_the_caller(two_threads):
@@ -60,19 +60,19 @@ def test_an_error_in_a_part_reaches_the_caller(two_threads):
             raise ValueError("part 3")
 
     with pytest.raises(ValueError, match="part 3"):
-        in_threads(work, [(number,) for number in range(10)])
+        in_threads(work, [(number,) for number in range(20)])
 
 
 @pytest.mark.parametrize("inference", [True, False])
 def test_parts_may_write_to_tensors_of_inference_mode(two_threads, inference):
     with torch.inference_mode(inference):
-        sums = torch.zeros(8)
-        in_threads(lambda number: sums[number].add_(number), [(number,) for number in range(8)])
-    assert sums.tolist() == list(range(8))
+        sums = torch.zeros(16)
+        in_threads(lambda number: sums[number].add_(number), [(number,) for number in range(16)])
+    assert sums.tolist() == list(range(16))
 
 
 def test_attention_is_the_same_on_any_number_of_threads(two_threads):
-    tensors = [torch.randn(3, 2, 300, 8, requires_grad=True) for _ in range(3)]
+    tensors = [torch.randn(10, 2, 520, 8, requires_grad=True) for _ in range(3)]
 
     def run():
         torch.manual_seed(1)
@@ -91,10 +91,10 @@ def test_a_forked_process_starts_threads_of_its_own(two_threads):
         done.append(number)
 
     done = []
-    in_threads(work, [(0,), (1,)])
+    in_threads(work, [(number,) for number in range(16)])
     child = os.fork()
     if child == 0:
         signal.alarm(30)  # a process that waits for threads which it does not have would wait for ever
-        in_threads(work, [(2,), (3,)])
-        os._exit(0 if sorted(done) == [0, 1, 2, 3] else 1)
+        in_threads(work, [(number,) for number in range(16, 32)])
+        os._exit(0 if sorted(done) == list(range(32)) else 1)
     assert os.waitpid(child, 0)[1] == 0
