@@ -147,8 +147,9 @@ def _train() -> Verb:
         from mspose.allocator import keep_freed_memory
         from mspose.training import train
 
-        keep_freed_memory()
-        folder = train(_settings(parsed, parser), progress=_shown(parsed))
+        settings = _settings(parsed, parser)
+        keep_freed_memory(not settings.training.recompute_backbone)  # which says that memory is short
+        folder = train(settings, progress=_shown(parsed))
         _print(f"{folder}\nevaluate it with: mspose evaluate {folder}")
 
     return parser, run

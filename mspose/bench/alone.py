@@ -105,7 +105,8 @@ def measure_memory(
     """
 
     def run(*batches: int) -> list[Finished]:
-        return run_alone(Task(side, batches, str(device), quick, side == "ours", recompute_backbone))
+        keep = side == "ours" and not recompute_backbone  # as our command line does
+        return run_alone(Task(side, batches, str(device), quick, keep, recompute_backbone))
 
     most = WORKLOADS[quick].memory_per_image * batch
     if (free := free_memory(device)) < most:
