@@ -164,6 +164,9 @@ def second_of_two(monkeypatch):
     """The environment that torchrun gives to the second of two processes."""
     for name, value in {"TORCHELASTIC_RUN_ID": "a", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
+    level = cli.log.level
+    yield
+    cli.log.setLevel(level)  # which such a process raises
 
 
 @pytest.mark.usefixtures("second_of_two")
