@@ -74,6 +74,7 @@ def joined(device: torch.device) -> Iterator[None]:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
         yield
+        dist.barrier()  # taken down before its threads are done with the last message, gloo hangs in torch 2.6
     except RuntimeError as error:
         if re.search(LOST, str(error)) is None:
             raise
@@ -82,6 +83,7 @@ def joined(device: torch.device) -> Iterator[None]:
             "of its own; the same command goes on from the last checkpoint"
         ) from error
     except Preempted:  # by all alike
+        dist.barrier()
         dist.destroy_process_group()
         raise
     dist.destroy_process_group()
