@@ -36,7 +36,8 @@ ABOUT = {
     "*_jitter: with random crop and colour jitter on both sides; *_held: the GPU holds all frames",
     "memory": "peak of a float32 training step in a process of its own: on a CPU the resident memory of the whole "
     "process (VmHWM), on a GPU the memory of PyTorch's tensors; memory_b32 divides these peaks, ours with "
-    "training.recompute_backbone (its time is ours_train_b8_float32_recomputed), memory_b32_not_recomputed without; "
+    "training.recompute_backbone and the allocator's defaults, as the command line sets them "
+    "then (its time is ours_train_b8_float32_recomputed), memory_b32_not_recomputed without; "
     "memory_b32_increment divides what they add to the memory before the step",
     "share_of_matrix_rate": "the reference's operations (matrix products and convolutions of the forward pass, three "
     "times that for training) per second, by the machine's own measured rate in that precision",

@@ -2,9 +2,9 @@
 
 On a CPU, PyTorch draws a dropout mask number by number on one thread (a quarter of a training step of the full model),
 attends with dropout only through whole attention maps, and multiplies float32 matrices through MKL, which some
-processors run at half of oneDNN's rate. Here masks come from a faster generator and are drawn again in the backward
-pass rather than kept, attention goes over the map in chunks that fit a cache (exact, as Dao et al., FlashAttention,
-NeurIPS 2022, and Rabe and Staats, arXiv 2112.05682), and matrices go to oneDNN.
+processors run at half of oneDNN's rate. Here masks come from tables of random numbers and are made again in the
+backward pass rather than kept, attention goes over the map in chunks that fit a cache (exact, as Dao et al.,
+FlashAttention, NeurIPS 2022, and Rabe and Staats, arXiv 2112.05682), and matrices go to oneDNN.
 
 B images, H heads, Q queries, K keys, D channels per head, C channels.
 """

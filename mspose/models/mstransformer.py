@@ -105,6 +105,7 @@ class MSTransformer(nn.Module):
     Attributes:
         scenes: the scenes' names; a scene's index in the output is its place here.
         architecture: what rebuilds this network: `MSTransformer(**architecture, pretrained=False)`.
+        fused: whether the network is for prediction alone, see `fuse`.
         recompute_backbone: forget the backbone's activations and compute them again in the backward pass (Chen et al.,
             arXiv 1604.06174): a third of the memory of a training step for one more forward pass of the backbone.
         mean, std: how the input image, RGB in 0..1, is to be normalised.
