@@ -46,6 +46,8 @@ class DataSettings:
     """Folder that holds the scenes; by default the one that the card names."""
     scenes: list[str] = field(default_factory=list)
     """Scenes to use; empty: all of the data set."""
+    frames_per_scene: NonNegativeInt = 0
+    """Frames of each scene and split to use, evenly spread; 0: all."""
     ground_truth: str | None = None
     """Which poses, where a data set has several (7Scenes: `original` or `sfm`); by default the card's first."""
     labels: list[str] = field(default_factory=list)
@@ -63,14 +65,17 @@ class DataSettings:
 
     def source(self) -> dict[str, Any]:
         """Where frames and labels come from, as the arguments of `mspose.data.cache.open_split`."""
-        names = ("root", "scenes", "ground_truth", "labels")
+        names = ("root", "scenes", "frames_per_scene", "ground_truth", "labels")
         return {"folder": self.cache, **{name: getattr(self, name) for name in names}}
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The network (MS-Transformer; Shavit et al., ICCV 2021)."""
+    """The network (MS-Transformer; Shavit et al., ICCV 2021), and what may be changed in its attention."""
 
+    kind: Literal["ms-transformer", "mspn"] = "ms-transformer"
+    """`ms-transformer`, or the baseline `mspn`: backbone, scene classifier, a linear pose head per scene (MSPN; Blanton
+    et al., CVPR Workshops 2020), which has none of the transformers' settings."""
     backbone: str = "efficientnet_b0"
     """`efficientnet_b0` (torchvision, downloads its weights), `efficientnet_lite0` (weights from an installed package),
     or any timm model with feature maps of stride 8 and 16, such as `tf_efficientnet_b0`."""
@@ -94,8 +99,17 @@ class ModelSettings:
     """Encoder layers of the orientation branch; 0 removes its encoder self-attention."""
     orientation_decoder_layers: PositiveInt = 6
     """Decoder layers of the orientation branch."""
-    position_encoding: Literal["learned", "sine", "sine-normalized"] = "sine"
-    """Encoding of token positions: MST's learned tables, ActMST's fixed sine, or DETR's sine normalised to 2 pi."""
+    position_encoding: Literal["learned", "sine", "sine-normalized", "rotary", "relative-bias", "none"] = "sine"
+    """Encoding of token positions: MST's learned tables, ActMST's fixed sine, or DETR's sine normalised to 2 pi; or, in
+    the encoders alone (the decoders' keys then have the fixed sine): 2-D axial rotary, T5's relative bias, or none."""
+    query_key_weights: Literal["plain", "spectral-norm", "sigma-reparam"] = "plain"
+    """Weights of the encoders' query and key projections: as they are, or under ViTGAN's improved spectral
+    normalisation or sigmaReparam."""
+    attention_scale: Literal["head-dim", "tokens"] = "head-dim"
+    """Scores of the encoders' self-attention are divided by the root of a head's channels, or of the number of
+    tokens."""
+    query_initialisation: Literal["normal", "orthogonal"] = "normal"
+    """Start of the decoders' scene queries."""
     head_hidden: PositiveInt = 1024
     """Hidden width of the two regressor heads."""
 
@@ -118,6 +132,12 @@ class LossSettings:
     """Weight of the scene classification term."""
     qka_weight: NonNegativeFloat = 0.1
     """Weight of query-key alignment (ActMST's lambda); 0: the term is not computed."""
+    entropy_weight: float = 0.0
+    """Weight of the encoders' attention entropy, as a share of its limit log(tokens); above 0 it holds attention
+    together, below 0 it spreads it; 0: the term is not computed."""
+    diversity_weight: NonNegativeFloat = 0.0
+    """Weight of the mean cosine similarity of different queries' attention in the encoders; 0: the term is not
+    computed."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +160,8 @@ class AugmentationSettings:
     """Saturation factor drawn from 1 - s to 1 + s."""
     hue: HalfTurn = 0.2
     """Hue shift drawn from -h to h, in turns (0.5 is the opposite colour)."""
+    cutout: ClosedUnitInterval = 0.0
+    """Side, as a share of the crop's, of a square that is blanked at a random place (cut-out); 0: none."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +222,8 @@ class Settings:
     """Folder of all runs."""
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, ..."""
+    quick: bool = False
+    """Marks a try at toy size, whose results share no table with real ones (set by `mspose ablate --quick`)."""
     on_bad_frame: Literal["stop", "skip"] = "stop"
     """A missing or broken image or pose file: stop and name it, or leave it out and report how many."""
     data: DataSettings = field(default_factory=DataSettings)

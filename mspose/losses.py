@@ -60,6 +60,8 @@ class PoseLoss(nn.Module):
         orientation_weight: float = 1.0,
         scene_weight: float = 1.0,
         qka_weight: float = 0.1,
+        entropy_weight: float = 0.0,
+        diversity_weight: float = 0.0,
     ) -> None:
         """A term of weight 0 is not part of the loss.
 

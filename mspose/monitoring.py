@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from mspose import distributed
-from mspose.data.batches import Batch, Batches, evenly
+from mspose.data.batches import Batch, Batches
+from mspose.data.frames import evenly
 from mspose.errors import MsposeError
 from mspose.metrics import compute_metrics
-from mspose.models.attention import attention_entropy
-from mspose.models.mstransformer import MSTransformer
+from mspose.models.attention_map import AttentionMap, attention_entropy
+from mspose.models.mstransformer import MSTransformer, Observer
 from mspose.prediction import predict_frames
 
 if TYPE_CHECKING:
@@ -106,16 +107,21 @@ class Monitor:
             ) from error
 
 
+class _Entropy(Observer):
+    """The attention entropy of every encoder layer, per image."""
+
+    def __init__(self) -> None:
+        self.entropy: dict[str, list[Tensor]] = defaultdict(list)
+
+    def encoder(self, branch: str, layer: int, attention: AttentionMap) -> None:
+        entropy_B = attention_entropy(attention).mean(dim=1)
+        self.entropy[f"attention_entropy/{branch}_layer_{layer + 1}"].append(entropy_B)
+
+
 def attention_figures(network: MSTransformer, batches: Batches) -> dict[str, float]:
     """`attention_entropy/<branch>_layer_<n>` (nats) and `query_key_gap/<branch>_layer_<n>`, means over a few frames."""
-    entropy: dict[str, list[Tensor]] = defaultdict(list)
+    watch = _Entropy()
     gap: dict[str, list[Tensor]] = defaultdict(list)
-
-    def watch(branch: str, layer: int, query_BHND: Tensor, key_BHND: Tensor) -> None:
-        entropy[f"attention_entropy/{branch}_layer_{layer + 1}"].append(
-            attention_entropy(query_BHND, key_BHND).mean(dim=1)
-        )
-
     training = network.training
     network.eval()
     with torch.inference_mode():
@@ -125,7 +131,7 @@ def attention_figures(network: MSTransformer, batches: Batches) -> dict[str, flo
                 for layer, gap_B in enumerate(gap_BLH.float().mean(dim=2).T):
                     gap[f"query_key_gap/{branch}_layer_{layer + 1}"].append(gap_B)
     network.train(training)
-    return {name: float(torch.cat(values).mean()) for name, values in (entropy | gap).items()}
+    return {name: float(torch.cat(values).mean()) for name, values in (watch.entropy | gap).items()}
 
 
 def trajectory_figure(table: pd.DataFrame) -> "Figure":

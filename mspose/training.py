@@ -275,7 +275,7 @@ def open_data_and_network(
     if data.cache_on_device:
         cache.hold_on(device)
     scenes = sorted(frames["scene"].unique())
-    network = MSTransformer(scenes=scenes, **vars(settings.model))
+    network = MSTransformer(scenes=scenes, **{k: v for k, v in vars(settings.model).items() if k != "kind"})
     held = holdout_rows(frames, data.holdout)
     if held.all():
         raise MsposeError(f"data.holdout {data.holdout:g} leaves no frame to train on")

@@ -8,9 +8,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import mspose
-from mspose.data.batches import Batches, evenly
+from mspose.data.batches import Batches
 from mspose.data.cache import open_cache
 from mspose.data.cards import data_root, load_frames, read_card
+from mspose.data.frames import evenly
 from mspose.errors import MsposeError
 from mspose.metrics import compute_metrics
 from mspose.monitoring import ATTENTION_FRAMES, Monitor, attention_figures, trajectory_figure

@@ -242,12 +242,3 @@ def holdout_rows(frames: pd.DataFrame, share: float) -> NDArray[np.bool_]:
         start = (len(rows) - count) // 2
         held[rows[start : start + count]] = True
     return held
-
-
-def evenly(count: int, most: int) -> NDArray[np.int64]:
-    """At most `most` of the numbers 0 .. count-1, evenly spread."""
-    return (
-        np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
-        if count
-        else np.zeros(0, np.int64)
-    )

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from mspose.checkpoint import whole_file
 from mspose.data.cards import Card, data_root, load_frames
+from mspose.data.frames import evenly
 from mspose.data.images import find_image, read_image, resize_short_side
 from mspose.errors import MsposeError
 
@@ -139,10 +140,14 @@ def open_split(
     labels: Sequence[str],
     short_side: int,
     folder: str,
+    frames_per_scene: int = 0,
     on_bad_frame: str = "stop",
     progress: bool = True,
 ) -> tuple[pd.DataFrame, FrameCache, int]:
-    """One split of a data set with its cache: (frames with `cache_row`, cache, number of frames left out as bad)."""
+    """One split of a data set with its cache: (frames with `cache_row`, cache, number of frames left out as bad).
+
+    Above 0, `frames_per_scene` takes that many of each scene, evenly spread.
+    """
     place = data_root(card, root)
     frames = load_frames(
         card,
@@ -153,10 +158,14 @@ def open_split(
         labels=labels,
         on_bad_frame=on_bad_frame,
     )
+    bad_frames = frames.attrs.get("bad_frames", 0)
+    if frames_per_scene:
+        chosen = [rows[evenly(len(rows), frames_per_scene)] for rows in frames.groupby("scene").indices.values()]
+        frames = frames.iloc[np.sort(np.concatenate(chosen))].reset_index(drop=True)
     kept, cache = open_cache(
         frames, place, short_side=short_side, folder=Path(folder), on_bad_frame=on_bad_frame, progress=progress
     )
-    return kept, cache, len(frames) - len(kept) + frames.attrs.get("bad_frames", 0)
+    return kept, cache, len(frames) - len(kept) + bad_frames
 
 
 def open_cache(

@@ -205,3 +205,12 @@ def _to_house_convention(
     if convention == WORLD_TO_CAMERA_POSITION:
         return poses.invert_quaternion(quaternion_B4), position_B3
     return poses.normalize_quaternion(quaternion_B4), position_B3
+
+
+def evenly(count: int, most: int) -> NDArray[np.int64]:
+    """At most `most` of the numbers 0 .. count-1, evenly spread."""
+    return (
+        np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
+        if count
+        else np.zeros(0, np.int64)
+    )

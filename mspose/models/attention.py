@@ -1,15 +1,15 @@
-"""Multi-head attention, written once, and what is measured on its queries and keys.
+"""Multi-head attention, written once.
 
 Shapes: B images, Q queries, K keys, C channels, H heads, D channels per head (C = H * D).
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mspose.models.attention_map import AttentionMap
 from mspose.models.kernels import Linear, attend, dropout, linear
 
 
@@ -74,12 +74,12 @@ class SelfAttention(Attention):
         self.remembers_positions = False
         self._remembered: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, tokens_BNC: Tensor, position_NC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, tokens_BNC: Tensor, position_NC: Tensor) -> tuple[Tensor, AttentionMap]:
         """Attend, and hand out what was attended with.
 
         Returns:
             tokens_BNC: the attended values, after the output projection.
-            query_BHND, key_BHND: queries and keys after the in-projection with bias, before the scaling by 1/sqrt(D).
+            the attention map: queries and keys after the in-projection with bias, before the scaling by 1/sqrt(D).
 
         Raises:
             ValueError: a tensor has another shape than its name says.
@@ -92,7 +92,8 @@ class SelfAttention(Attention):
         query_BNC, key_BNC, value_BNC = projected_BN3C.chunk(3, dim=-1)
         query_BHND, key_BHND, value_BHND = map(self._split_heads, (query_BNC, key_BNC, value_BNC))
         attended_BHND = attend(query_BHND, key_BHND, value_BHND, dropout=self.dropout if self.training else 0.0)
-        return self.out_proj(attended_BHND.transpose(1, 2).flatten(2)), query_BHND, key_BHND
+        attention = AttentionMap(query_BHND, key_BHND, scale=query_BHND.shape[-1] ** -0.5)
+        return self.out_proj(attended_BHND.transpose(1, 2).flatten(2)), attention
 
     def _project_positions(self, position_NC: Tensor) -> Tensor:
         """What positions add to queries, keys and values; to values, nothing."""
@@ -113,8 +114,9 @@ class CrossAttention(Attention):
     leaves the softmax as it is; and sum_j A_j (W_v x_j + b_v) = W_v (sum_j A_j x_j) + b_v sum_j A_j.
     """
 
-    def forward(self, query_BQC: Tensor, key_BKC: Tensor, value_BKC: Tensor) -> Tensor:
-        """Returns tokens_BQC: the attended values, after the output projection.
+    def forward(self, query_BQC: Tensor, key_BKC: Tensor, value_BKC: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns tokens_BQC, the attended values after the output projection, and weight_BHQK, the attention map
+        before dropout.
 
         Raises:
             ValueError: a tensor has another shape than its name says.
@@ -130,45 +132,9 @@ class CrossAttention(Attention):
         query_BHQD = self._split_heads(linear(query_BQC, query_weight_CC, query_bias_C)) * head[1] ** -0.5
         absorbed_BHQC = torch.einsum("bhqd,hdc->bhqc", query_BHQD, key_weight_CC.unflatten(0, head))
         score_BHQK = (absorbed_BHQC.flatten(1, 2) @ key_BKC.mT).unflatten(1, (self.heads, -1))
-        weight_BHQK = dropout(score_BHQK.softmax(dim=-1), self.dropout, training=self.training)
-        memory_BHQC = (weight_BHQK.flatten(1, 2) @ value_BKC).unflatten(1, (self.heads, -1))
-        bias_BHQD = weight_BHQK.sum(dim=-1, keepdim=True) * value_bias_C.view(*head)[:, None]
+        weight_BHQK = score_BHQK.softmax(dim=-1)
+        kept_BHQK = dropout(weight_BHQK, self.dropout, training=self.training)
+        memory_BHQC = (kept_BHQK.flatten(1, 2) @ value_BKC).unflatten(1, (self.heads, -1))
+        bias_BHQD = kept_BHQK.sum(dim=-1, keepdim=True) * value_bias_C.view(*head)[:, None]
         attended_BHQD = torch.einsum("bhqc,hdc->bhqd", memory_BHQC, value_weight_CC.unflatten(0, head)) + bias_BHQD
-        return self.out_proj(attended_BHQD.transpose(1, 2).flatten(2))
-
-
-def query_key_gap(query_BHQD: Tensor, key_BHKD: Tensor) -> Tensor:
-    """Distance between the mean query and the mean key of every head: the norm that the QKA loss averages (ActMST).
-
-    Computed in at least float32. Gradients reach both queries and keys; at a gap of zero they are zero.
-
-    Returns:
-        gap_BH: L2 norm, not squared, in the units of q and k.
-    """
-    dtype = torch.promote_types(query_BHQD.dtype, torch.float32)
-    difference_BHD = query_BHQD.mean(dim=2, dtype=dtype) - key_BHKD.mean(dim=2, dtype=dtype)
-    return torch.linalg.vector_norm(difference_BHD, dim=-1)
-
-
-def attention_entropy(query_BHQD: Tensor, key_BHKD: Tensor, *, chunk: int = 256) -> Tensor:
-    """Mean over queries of -sum_j A_ij log A_ij, A the softmax of q k^T / sqrt(D) (Zhai et al., ICML 2023).
-
-    Computed in at least float32; between 0 (every query attends to one key) and log K (to all keys alike).
-
-    Args:
-        chunk: queries whose attention weights are held at once; bounds the memory to B * H * chunk * K numbers.
-
-    Returns:
-        entropy_BH: in nats.
-    """
-    if chunk < 1:
-        raise ValueError(f"chunk: expected at least 1 query at a time, found {chunk}")
-    dtype = torch.promote_types(query_BHQD.dtype, torch.float32)
-    with torch.autocast(query_BHQD.device.type, enabled=False):
-        scaled_BHQD = query_BHQD.to(dtype) / math.sqrt(query_BHQD.shape[-1])
-        key_BHDK = key_BHKD.to(dtype).transpose(-1, -2)
-        sums_BH = []
-        for chunk_BHQD in scaled_BHQD.split(chunk, dim=2):
-            log_weight_BHQK = torch.log_softmax(chunk_BHQD @ key_BHDK, dim=-1)
-            sums_BH.append(-(log_weight_BHQK.exp() * log_weight_BHQK).sum(dim=(-1, -2)))
-        return torch.stack(sums_BH).sum(dim=0) / query_BHQD.shape[2]
+        return self.out_proj(attended_BHQD.transpose(1, 2).flatten(2)), weight_BHQK

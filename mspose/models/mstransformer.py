@@ -5,7 +5,7 @@ QKA term of `mspose.losses`. B images, S scenes, N tokens, C channels, L encoder
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,14 +18,26 @@ from torch.utils.checkpoint import checkpoint
 
 from mspose.errors import MsposeError
 from mspose.models.attention import SelfAttention, expect_shape
+from mspose.models.attention_map import AttentionMap
 from mspose.models.backbone import make_backbone
 from mspose.models.fusion import fold_batch_norms
 from mspose.models.kernels import Linear
 from mspose.models.position_encoding import POSITION_ENCODINGS, RememberedEncoding, make_position_encoding
-from mspose.models.transformer import Decoder, Encoder, LayerObserver, initialize_matrices
+from mspose.models.transformer import Decoder, Encoder, initialize_matrices
 
-Observer = Callable[[str, int, Tensor, Tensor], None]
-"""Called with ("position" or "orientation", layer, query_BHND, key_BHND) of every encoder layer's self-attention."""
+
+class Observer:
+    """Sees the attention of a forward pass, layer by layer; this one does nothing with it.
+
+    `branch` is "position" or "orientation"; `layer` counts from 0.
+    """
+
+    def encoder(self, branch: str, layer: int, attention: AttentionMap) -> None:
+        """Called with the self-attention of every encoder layer."""
+
+    def decoder(self, branch: str, layer: int, weight_BHSN: Tensor) -> None:
+        """Called with what every scene's query attends to in the image, of every decoder layer."""
+
 
 SMALLEST_IMAGE = 32
 
@@ -59,6 +71,7 @@ class Branch(nn.Module):
 
     def __init__(
         self,
+        name: str,
         channels: int,
         scenes: int,
         *,
@@ -71,6 +84,7 @@ class Branch(nn.Module):
         decoder_layers: int,
     ) -> None:
         super().__init__()
+        self.name = name
         dropouts = {"dropout": dropout, "attention_dropout": attention_dropout}
         self.project = Linear(channels, dim)  # a 1x1 convolution, on tokens
         self.encoder = Encoder(encoder_layers, dim, heads, feedforward, **dropouts)
@@ -80,15 +94,17 @@ class Branch(nn.Module):
         initialize_matrices(self.decoder)
 
     def forward(
-        self, map_BCHW: Tensor, position_encoding: nn.Module, *, observer: LayerObserver | None = None
+        self, map_BCHW: Tensor, position_encoding: nn.Module, *, observer: Observer | None = None
     ) -> tuple[Tensor, Tensor]:
         """Returns scene_BSC and query_key_gap_BLH."""
         height, width = map_BCHW.shape[2:]
         # In the parameters' dtype, so that the residual stream keeps its precision under autocast.
         tokens_BNC = self.project(map_BCHW.flatten(2).transpose(1, 2)).to(self.scene_query.dtype)
         position_NC = position_encoding(height, width, tokens_BNC.dtype, tokens_BNC.device)
-        memory_BNC, gap_BLH = self.encoder(tokens_BNC, position_NC, observer=observer)
-        return self.decoder(self.scene_query, memory_BNC, position_NC), gap_BLH
+        see_encoder = partial(observer.encoder, self.name) if observer else None
+        see_decoder = partial(observer.decoder, self.name) if observer else None
+        memory_BNC, gap_BLH = self.encoder(tokens_BNC, position_NC, observer=see_encoder)
+        return self.decoder(self.scene_query, memory_BNC, position_NC, observer=see_decoder), gap_BLH
 
 
 class Head(nn.Sequential):
@@ -127,6 +143,9 @@ class MSTransformer(nn.Module):
         orientation_encoder_layers: int = 6,
         orientation_decoder_layers: int = 6,
         position_encoding: str = "sine",
+        query_key_weights: str = "plain",
+        attention_scale: str = "head-dim",
+        query_initialisation: str = "normal",
         head_hidden: int = 1024,
     ) -> None:
         """Build the network; its transformers and heads start at random.
@@ -166,6 +185,9 @@ class MSTransformer(nn.Module):
             "orientation_encoder_layers": orientation_encoder_layers,
             "orientation_decoder_layers": orientation_decoder_layers,
             "position_encoding": position_encoding,
+            "query_key_weights": query_key_weights,
+            "attention_scale": attention_scale,
+            "query_initialisation": query_initialisation,
             "head_hidden": head_hidden,
         }
         _check_architecture(self.architecture)
@@ -180,6 +202,7 @@ class MSTransformer(nn.Module):
         self.backbone = make_backbone(backbone, pretrained=pretrained)
         self.mean, self.std = self.backbone.mean, self.backbone.std
         self.position = Branch(
+            "position",
             self.backbone.position_channels,
             len(self.scenes),
             encoder_layers=position_encoder_layers,
@@ -187,6 +210,7 @@ class MSTransformer(nn.Module):
             **sizes,
         )
         self.orientation = Branch(
+            "orientation",
             self.backbone.orientation_channels,
             len(self.scenes),
             encoder_layers=orientation_encoder_layers,
@@ -206,7 +230,7 @@ class MSTransformer(nn.Module):
             image_B3HW: RGB, normalised by `mean` and `std`, at least 32 pixels on each side.
             scene_B: index of each image's scene, int64; needed in training. Without it the most probable scene's
                 pose is returned.
-            observer: called with the branch, layer, queries and keys of each encoder layer.
+            observer: called with the attention of each layer.
 
         Raises:
             ValueError: a tensor of a wrong shape, kind or range, or no scenes in training.
@@ -215,13 +239,9 @@ class MSTransformer(nn.Module):
         if image_B3HW.device.type == "cpu":  # half the time of a CPU's convolutions, and tokens without a copy
             image_B3HW = image_B3HW.contiguous(memory_format=torch.channels_last)
         position_map_BCHW, orientation_map_BCHW = self._feature_maps(image_B3HW)
-        position_BSC, position_gap_BLH = self.position(
-            position_map_BCHW, self.position_encoding, observer=partial(observer, "position") if observer else None
-        )
+        position_BSC, position_gap_BLH = self.position(position_map_BCHW, self.position_encoding, observer=observer)
         orientation_BSC, orientation_gap_BLH = self.orientation(
-            orientation_map_BCHW,
-            self.position_encoding,
-            observer=partial(observer, "orientation") if observer else None,
+            orientation_map_BCHW, self.position_encoding, observer=observer
         )
         # Positions in half precision would be rounded to centimetres, so the heads never compute in it under autocast.
         with torch.autocast(image_B3HW.device.type, enabled=False):

@@ -10,11 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mspose.models.attention import CrossAttention, SelfAttention, query_key_gap
+from mspose.models.attention import CrossAttention, SelfAttention
+from mspose.models.attention_map import AttentionMap, query_key_gap
 from mspose.models.kernels import Dropout, Linear
 
-LayerObserver = Callable[[int, Tensor, Tensor], None]
-"""Called with (layer, query_BHND, key_BHND) of every encoder layer's self-attention."""
+EncoderObserver = Callable[[int, AttentionMap], None]
+"""Called with the layer and the self-attention of every encoder layer."""
+DecoderObserver = Callable[[int, Tensor], None]
+"""Called with the layer and weight_BHSN, what every scene's query attends to in the image, of every decoder layer."""
 
 
 class FeedForward(nn.Module):
@@ -43,12 +46,12 @@ class EncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.dropout = Dropout(dropout)
 
-    def forward(self, tokens_BNC: Tensor, position_NC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns tokens_BNC, and query_BHND and key_BHND of the self-attention."""
-        attended_BNC, query_BHND, key_BHND = self.self_attention(self.norm1(tokens_BNC), position_NC)
+    def forward(self, tokens_BNC: Tensor, position_NC: Tensor) -> tuple[Tensor, AttentionMap]:
+        """Returns tokens_BNC, and what the self-attention was."""
+        attended_BNC, attention = self.self_attention(self.norm1(tokens_BNC), position_NC)
         tokens_BNC = tokens_BNC + self.dropout(attended_BNC)
         tokens_BNC = tokens_BNC + self.dropout(self.feedforward(self.norm2(tokens_BNC)))
-        return tokens_BNC, query_BHND, key_BHND
+        return tokens_BNC, attention
 
 
 class Encoder(nn.Module):
@@ -73,15 +76,15 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(
-        self, tokens_BNC: Tensor, position_NC: Tensor, *, observer: LayerObserver | None = None
+        self, tokens_BNC: Tensor, position_NC: Tensor, *, observer: EncoderObserver | None = None
     ) -> tuple[Tensor, Tensor]:
         """Returns tokens_BNC and query_key_gap_BLH: per layer and head, the distance from mean query to mean key."""
         gaps_BH = []
         for index, layer in enumerate(self.layers):
-            tokens_BNC, query_BHND, key_BHND = layer(tokens_BNC, position_NC)
-            gaps_BH.append(query_key_gap(query_BHND, key_BHND))
+            tokens_BNC, attention = layer(tokens_BNC, position_NC)
+            gaps_BH.append(query_key_gap(attention.query_BHQD, attention.key_BHKD))
             if observer is not None:
-                observer(index, query_BHND, key_BHND)
+                observer(index, attention)
         gap_BLH = torch.stack(gaps_BH, dim=1) if gaps_BH else tokens_BNC.new_zeros(len(tokens_BNC), 0, self.heads)
         return self.norm(tokens_BNC), gap_BLH
 
@@ -101,12 +104,18 @@ class DecoderLayer(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
         self.dropout = Dropout(dropout)
 
-    def forward(self, scene_BSC: Tensor, query_SC: Tensor, memory_BNC: Tensor, memory_key_BNC: Tensor) -> Tensor:
-        """Returns scene_BSC. `memory_key_BNC` is the memory with its positions added."""
+    def forward(
+        self, scene_BSC: Tensor, query_SC: Tensor, memory_BNC: Tensor, memory_key_BNC: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns scene_BSC, and weight_BHSN of the cross-attention.
+
+        `memory_key_BNC` is the memory with its positions added.
+        """
         scene_BSC = scene_BSC + self.dropout(self.self_attention(self.norm1(scene_BSC), query_SC)[0])
         query_BSC = self.norm2(scene_BSC) + query_SC
-        scene_BSC = scene_BSC + self.dropout(self.cross_attention(query_BSC, memory_key_BNC, memory_BNC))
-        return scene_BSC + self.dropout(self.feedforward(self.norm3(scene_BSC)))
+        attended_BSC, weight_BHSN = self.cross_attention(query_BSC, memory_key_BNC, memory_BNC)
+        scene_BSC = scene_BSC + self.dropout(attended_BSC)
+        return scene_BSC + self.dropout(self.feedforward(self.norm3(scene_BSC))), weight_BHSN
 
 
 class Decoder(nn.Module):
@@ -129,12 +138,21 @@ class Decoder(nn.Module):
         )
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, query_SC: Tensor, memory_BNC: Tensor, position_NC: Tensor) -> Tensor:
+    def forward(
+        self,
+        query_SC: Tensor,
+        memory_BNC: Tensor,
+        position_NC: Tensor,
+        *,
+        observer: DecoderObserver | None = None,
+    ) -> Tensor:
         """Returns scene_BSC: one vector per image and scene."""
         memory_key_BNC = memory_BNC + position_NC
         scene_BSC = torch.zeros_like(query_SC).expand(len(memory_BNC), -1, -1)
-        for layer in self.layers:
-            scene_BSC = layer(scene_BSC, query_SC, memory_BNC, memory_key_BNC)
+        for index, layer in enumerate(self.layers):
+            scene_BSC, weight_BHSN = layer(scene_BSC, query_SC, memory_BNC, memory_key_BNC)
+            if observer is not None:
+                observer(index, weight_BHSN)
         return self.norm(scene_BSC)
 
 

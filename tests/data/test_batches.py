@@ -9,9 +9,10 @@ from PIL import Image
 
 from mspose.data import cache as cache_module
 from mspose.data.augmentation import Jitter
-from mspose.data.batches import Batches, epoch_order, evenly, holdout_rows
+from mspose.data.batches import Batches, epoch_order, holdout_rows
 from mspose.data.cache import open_cache
 from mspose.data.cards import data_root, load_frames, read_card
+from mspose.data.frames import evenly
 from mspose.errors import MsposeError
 from mspose.poses import quaternion_to_rotation
 

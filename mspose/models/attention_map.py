@@ -1,0 +1,110 @@
+"""What an attention map is made of, and what is measured on it, a stretch of queries at a time.
+
+B images, H heads, Q queries, K keys, R queries of a stretch, D channels per head.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+HEALTHY, UNIFORM, COLLAPSED = "healthy", "uniform", "collapsed"
+SIMILAR = 0.9
+"""Mean cosine similarity of different queries' attention from which on they all attend alike."""
+SPREAD = 0.9
+"""Attention entropy, as a share of its limit log K, from which on attention is spread over everything."""
+
+
+class AttentionMap(NamedTuple):
+    """The attention map softmax(scale q k^T + bias), over keys, without being computed."""
+
+    query_BHQD: Tensor
+    key_BHKD: Tensor
+    scale: float
+    bias: Tensor | None = None
+    """Added to the scores, of a shape that broadcasts to (B, H, Q, K); -inf hides a key."""
+
+    def log_weights(self, stretch: int = 256) -> Iterator[Tensor]:
+        """log_weight_BHRK of one stretch of at most `stretch` queries after the other, in at least float32.
+
+        The memory is bounded to a few times B * H * stretch * K numbers.
+
+        Raises:
+            ValueError: `stretch` is below 1.
+        """
+        if stretch < 1:
+            raise ValueError(f"stretch: expected at least 1 query at a time, found {stretch}")
+        dtype = torch.promote_types(self.query_BHQD.dtype, torch.float32)
+        with torch.autocast(self.query_BHQD.device.type, enabled=False):
+            key_BHDK = self.key_BHKD.to(dtype).mT
+            for start in range(0, self.query_BHQD.shape[2], stretch):
+                queries = slice(start, start + stretch)
+                score_BHRK = self.scale * self.query_BHQD[:, :, queries].to(dtype) @ key_BHDK
+                if self.bias is not None:
+                    bias = self.bias if self.bias.shape[-2] == 1 else self.bias[..., queries, :]
+                    score_BHRK = score_BHRK + bias
+                yield torch.log_softmax(score_BHRK, dim=-1)
+
+
+def query_key_gap(query_BHQD: Tensor, key_BHKD: Tensor) -> Tensor:
+    """Distance between the mean query and the mean key of every head: the norm that the QKA loss averages (ActMST).
+
+    Computed in at least float32. Gradients reach both queries and keys; at a gap of zero they are zero.
+
+    Returns:
+        gap_BH: L2 norm, not squared, in the units of q and k.
+    """
+    dtype = torch.promote_types(query_BHQD.dtype, torch.float32)
+    difference_BHD = query_BHQD.mean(dim=2, dtype=dtype) - key_BHKD.mean(dim=2, dtype=dtype)
+    return torch.linalg.vector_norm(difference_BHD, dim=-1)
+
+
+def attention_entropy(attention: AttentionMap, *, stretch: int = 256) -> Tensor:
+    """Mean over queries of -sum_j A_ij log A_ij (Zhai et al., ICML 2023).
+
+    Between 0 (every query attends to one key) and log K (to all keys alike).
+
+    Returns:
+        entropy_BH: in nats.
+    """
+    sums_BH = []
+    for log_weight_BHRK in attention.log_weights(stretch):
+        weight_BHRK = log_weight_BHRK.exp()
+        # a hidden key has the weight 0, and adds nothing
+        sums_BH.append(-(weight_BHRK * log_weight_BHRK.masked_fill(weight_BHRK == 0, 0)).sum(dim=(-1, -2)))
+    return torch.stack(sums_BH).sum(dim=0) / attention.query_BHQD.shape[2]
+
+
+def attention_similarity(attention: AttentionMap, *, stretch: int = 256) -> Tensor:
+    """Mean cosine similarity of the attention of two different queries (the patch-wise cosine of Gong et al., Vision
+    Transformers with Patch Diversification, arXiv 2104.12753, taken of the rows of the attention map).
+
+    With rows a_i of unit length, sum_{i != j} a_i . a_j = |sum_i a_i|^2 - Q: the pairs are never formed.
+
+    Returns:
+        similarity_BH: between 0 (no two queries share a key) and 1 (all attend alike). A single query gives 1.
+    """
+    queries = attention.query_BHQD.shape[2]
+    if queries == 1:
+        return attention.query_BHQD.new_ones(attention.query_BHQD.shape[:2])
+    sums_BHK = []
+    for log_weight_BHRK in attention.log_weights(stretch):
+        # norms of rows from their logarithms, so that no weight underflows
+        log_norm_BHR1 = torch.logsumexp(2 * log_weight_BHRK, dim=-1, keepdim=True) / 2
+        sums_BHK.append((log_weight_BHRK - log_norm_BHR1).exp().sum(dim=2))
+    total_BHK = torch.stack(sums_BHK).sum(dim=0)
+    return (total_BHK.square().sum(dim=-1) - queries) / (queries * (queries - 1))
+
+
+def verdict(entropy: float, similarity: float, keys: int) -> str:
+    """What an attention map is, in a word: `healthy`, `uniform` (all queries spread over everything) or `collapsed`
+    (all queries on the same few keys).
+
+    Queries that attend alike (similarity of at least `SIMILAR`) do so over everything, where the entropy in nats is at
+    least `SPREAD` of its limit log `keys`, or over a few keys.
+    """
+    if similarity < SIMILAR:
+        return HEALTHY
+    return UNIFORM if keys == 1 or entropy >= SPREAD * math.log(keys) else COLLAPSED
