@@ -14,6 +14,7 @@ from mspose.data.cards import data_root, load_frames, read_card
 from mspose.data.frames import evenly
 from mspose.errors import MsposeError
 from mspose.metrics import compute_metrics
+from mspose.models.mstransformer import Observer
 from mspose.monitoring import ATTENTION_FRAMES, Monitor, attention_figures, trajectory_figure
 from mspose.prediction import predict_frames
 
@@ -101,19 +102,20 @@ def test_attention_figures_are_the_means_over_the_frames_that_are_looked_at(netw
     assert len(rows) == 8  # in batches of three, three and two: a mean of batch means would differ
     expected = {}
 
-    def watch(branch, layer, query_BHND, key_BHND):
-        query, key = query_BHND.double().numpy(), key_BHND.double().numpy()
-        score = np.einsum("bhqd,bhkd->bhqk", query, key) / np.sqrt(query.shape[-1])
-        weight = np.exp(score - score.max(axis=-1, keepdims=True))
-        weight /= weight.sum(axis=-1, keepdims=True)
-        expected[f"attention_entropy/{branch}_layer_{layer + 1}"] = -(weight * np.log(weight)).sum(axis=-1).mean()
-        gap = np.linalg.norm(query.mean(axis=2) - key.mean(axis=2), axis=-1)
-        expected[f"query_key_gap/{branch}_layer_{layer + 1}"] = gap.mean()
+    class Watch(Observer):
+        def encoder(self, branch, layer, attention):
+            query, key = attention.query_BHQD.double().numpy(), attention.key_BHKD.double().numpy()
+            score = np.einsum("bhqd,bhkd->bhqk", query, key) / np.sqrt(query.shape[-1])
+            weight = np.exp(score - score.max(axis=-1, keepdims=True))
+            weight /= weight.sum(axis=-1, keepdims=True)
+            expected[f"attention_entropy/{branch}_layer_{layer + 1}"] = -(weight * np.log(weight)).sum(axis=-1).mean()
+            gap = np.linalg.norm(query.mean(axis=2) - key.mean(axis=2), axis=-1)
+            expected[f"query_key_gap/{branch}_layer_{layer + 1}"] = gap.mean()
 
     image = centre_crops(batches, rows)
     image = (image / 255 - np.array(network.mean)) / np.array(network.std)
     with torch.inference_mode():
-        network(torch.from_numpy(image).permute(0, 3, 1, 2).float(), observer=watch)
+        network(torch.from_numpy(image).permute(0, 3, 1, 2).float(), observer=Watch())
     layers = ("position_layer_1", "orientation_layer_1", "orientation_layer_2")
     assert found.keys() == {f"{what}/{layer}" for what in ("attention_entropy", "query_key_gap") for layer in layers}
     assert found == pytest.approx(expected, rel=1e-4)
