@@ -75,6 +75,7 @@ def cache_data(
     scenes: Sequence[str] = (),
     ground_truth: str | None = None,
     labels: Sequence[str] = (),
+    frames_per_scene: int = 0,
     on_bad_frame: str = "stop",
     progress: bool = True,
 ) -> str:
@@ -90,6 +91,7 @@ def cache_data(
             scenes=scenes,
             ground_truth=ground_truth,
             labels=labels,
+            frames_per_scene=frames_per_scene,
             short_side=short_side,
             folder=folder,
             on_bad_frame=on_bad_frame,

@@ -273,3 +273,16 @@ def test_open_split_counts_what_it_left_out(own_data, tmp_path):
     options = {"root": None, "scenes": [], "ground_truth": None, "labels": [], "short_side": 32, "progress": False}
     kept, _, bad = open_split(card, "test", folder=str(tmp_path), on_bad_frame="skip", **options)
     assert (len(kept), bad) == (len(frames) - 1, 1)
+
+
+def test_open_split_takes_some_frames_of_every_scene_evenly_spread(small_data, tmp_path):
+    options = {"root": None, "scenes": (), "ground_truth": None, "labels": (), "short_side": 32, "progress": False}
+    every, _, _ = open_split(read_card(small_data), "train", folder=str(tmp_path), **options)
+    some, cache, bad = open_split(read_card(small_data), "train", folder=str(tmp_path), frames_per_scene=3, **options)
+    assert bad == 0
+    assert len(cache) == len(some) == 6
+    for scene, rows in every.groupby("scene").indices.items():
+        chosen = every["image"].iloc[rows[[0, round((len(rows) - 1) / 2), len(rows) - 1]]]
+        assert some.loc[some["scene"] == scene, "image"].tolist() == chosen.tolist()
+    plenty, _, _ = open_split(read_card(small_data), "train", folder=str(tmp_path), frames_per_scene=99, **options)
+    assert plenty["image"].tolist() == every["image"].tolist()
