@@ -10,8 +10,9 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -75,7 +76,7 @@ class ModelSettings:
 
     kind: Literal["ms-transformer", "mspn"] = "ms-transformer"
     """`ms-transformer`, or the baseline `mspn`: backbone, scene classifier, a linear pose head per scene (MSPN; Blanton
-    et al., CVPR Workshops 2020), which has none of the transformers' settings."""
+    et al., CVPR Workshops 2020), which has no attention and leaves the transformers' settings aside."""
     backbone: str = "efficientnet_b0"
     """`efficientnet_b0` (torchvision, downloads its weights), `efficientnet_lite0` (weights from an installed package),
     or any timm model with feature maps of stride 8 and 16, such as `tf_efficientnet_b0`."""
@@ -88,7 +89,7 @@ class ModelSettings:
     feedforward: PositiveInt = 256
     """Width of the feed-forward layers."""
     dropout: ClosedUnitInterval = 0.1
-    """Dropout of the residual branches and feed-forward layers."""
+    """Dropout of the residual branches and feed-forward layers; in `mspn`, of the hidden layer."""
     attention_dropout: ClosedUnitInterval = 0.1
     """Dropout of the attention weights."""
     position_encoder_layers: NonNegativeInt = 6
@@ -111,7 +112,7 @@ class ModelSettings:
     query_initialisation: Literal["normal", "orthogonal"] = "normal"
     """Start of the decoders' scene queries."""
     head_hidden: PositiveInt = 1024
-    """Hidden width of the two regressor heads."""
+    """Hidden width of the two regressor heads; in `mspn`, of the layer before all heads."""
 
 
 @dataclass(frozen=True)
@@ -373,3 +374,23 @@ def read_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
         raise MsposeError(f"no such settings file: {path}")
     parser = settings_parser(prog="mspose")
     return to_settings(parser.parse_args([f"--config={path}", *overrides]), parser)
+
+
+@cache
+def _parser_of_changes() -> ArgumentParser:
+    return settings_parser(prog="mspose")
+
+
+def changed_settings(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """Settings with some changed, by dotted name as `flatten` gives them.
+
+    Raises MsposeError for a name that does not exist (with those that do) or a value of the wrong kind.
+    """
+    parser = _parser_of_changes()
+    tree, known = asdict(settings), flatten(settings)
+    for name, value in changes.items():
+        if name not in known:
+            parser.error(f"Option '{name}' is not accepted")
+        group, _, leaf = name.rpartition(".")
+        (tree[group] if group else tree)[leaf] = value
+    return to_settings(parser.parse_object(tree), parser)

@@ -42,7 +42,7 @@ def convert_checkpoint(
         loss=LossSettings(qka_weight=0.0 if architecture["position_encoding"] == "learned" else 0.1),
     )
     description = {
-        "kind": "ms-transformer",
+        "kind": network.kind,
         "architecture": architecture,
         "preprocessing": {"resize": PAPER_RESIZE, "crop": PAPER_CROP, "mean": network.mean, "std": network.std},
         "trained_on": {

@@ -3,9 +3,20 @@
     L = L_x exp(-s_x) + s_x  +  L_q exp(-s_q) + s_q  +  NLL(scene)  +  lambda (QKA_position + QKA_orientation)
 
 with s_x and s_q learned (Kendall and Cipolla, CVPR 2017) and the query-key alignment QKA of ActMST (Lee, Kim and Heo,
-NeurIPS 2024, arXiv 2411.01443).
+NeurIPS 2024, arXiv 2411.01443). Two regularisers of the encoders' self-attention can join them, each with its weight:
+
+    entropy      mean of H / log N, with H the entropy in nats of a query's attention to N tokens (Zhai et al., ICML
+                 2023). A negative weight rewards spread attention, as the entropy-based attention regularisation of
+                 Attanasio et al. (Findings of ACL 2022) does; a positive one holds it together.
+    diversity    mean cosine similarity of the attention of two different queries: the patch-wise cosine of Gong et al.
+                 (arXiv 2104.12753), of rows of the attention map in place of tokens.
+
+Both are means over images, heads and layers, and then over the two branches.
 """
 
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +25,8 @@ from torch import Tensor, nn
 
 from mspose.errors import MsposeError
 from mspose.models.attention import expect_shape
-from mspose.models.mstransformer import PoseOutput
+from mspose.models.attention_map import AttentionMap, attention_entropy, attention_similarity
+from mspose.models.network import Observer, PoseOutput
 
 
 @dataclass(eq=False)
@@ -24,7 +36,8 @@ class LossTerms:
     Attributes:
         terms: weighted terms, by name; the loss is their sum.
         raw: the same quantities unweighted and without gradients, for the log: `position` in metres, `orientation`
-            (norm of a quaternion difference, 0..2), `scene` (nats), `qka_position` and `qka_orientation`.
+            (norm of a quaternion difference, 0..2), `scene` (nats), `qka_position` and `qka_orientation`; where they
+            are terms, `entropy_...` (share of its limit, 0..1) and `diversity_...` (cosine, 0..1) of both branches.
     """
 
     terms: dict[str, Tensor]
@@ -45,6 +58,31 @@ def orientation_loss(estimate_B4: Tensor, truth_B4: Tensor) -> Tensor:
     """Batch mean of the L2 norm of the difference of the two normalised quaternions; sensitive to their sign."""
     difference_B4 = F.normalize(estimate_B4, dim=-1) - F.normalize(truth_B4, dim=-1)
     return torch.linalg.vector_norm(difference_B4, dim=-1).mean()
+
+
+def entropy_share(attention: AttentionMap) -> Tensor:
+    """Mean over images, heads and queries of the attention entropy, as a share of its limit log K: 0 to 1."""
+    keys = attention.key_BHKD.shape[2]
+    return attention_entropy(attention).mean() / math.log(max(keys, 2))  # of one key, it is 0
+
+
+def diversity_loss(attention: AttentionMap) -> Tensor:
+    """Mean over images and heads of `attention_similarity`: 0 (all queries differ) to 1 (all attend alike)."""
+    return attention_similarity(attention).mean()
+
+
+class EncoderAttention(Observer):
+    """Keeps the encoders' attention maps of one forward pass (before dropout; what makes them, not the weights).
+
+    Attributes:
+        maps: of every branch that has an encoder, by the number of the layer.
+    """
+
+    def __init__(self) -> None:
+        self.maps: dict[str, dict[int, AttentionMap]] = defaultdict(dict)
+
+    def encoder(self, branch: str, layer: int, attention: AttentionMap) -> None:
+        self.maps[branch][layer] = attention
 
 
 class PoseLoss(nn.Module):
@@ -71,9 +109,11 @@ class PoseLoss(nn.Module):
             position_weight, orientation_weight: of `fixed` weighting.
             scene_weight: of the scene's negative log-likelihood.
             qka_weight: lambda of the query-key alignment.
+            entropy_weight: of the encoders' attention entropy; may be negative.
+            diversity_weight: of the similarity of different queries' attention in the encoders.
 
         Raises:
-            MsposeError: unknown weighting, a negative weight, or a loss without any term.
+            MsposeError: unknown weighting, a weight out of its range, or a loss without any term.
         """
         super().__init__()
         if weighting not in ("learned", "fixed"):
@@ -83,22 +123,39 @@ class PoseLoss(nn.Module):
             "orientation_weight": orientation_weight,
             "scene_weight": scene_weight,
             "qka_weight": qka_weight,
+            "diversity_weight": diversity_weight,
         }
         for name, weight in weights.items():
             if not 0 <= weight < float("inf"):
                 raise MsposeError(f"{name}: expected a weight of at least 0, found {weight}")
+        if not math.isfinite(entropy_weight):
+            raise MsposeError(f"entropy_weight: expected a finite weight, found {entropy_weight}")
         self.weighting = weighting
         self.position_weight = position_weight
         self.orientation_weight = orientation_weight
         self.scene_weight = scene_weight
         self.qka_weight = qka_weight
+        self.entropy_weight = entropy_weight
+        self.diversity_weight = diversity_weight
         if weighting == "learned":
             self.s_position = nn.Parameter(torch.tensor(float(s_position)))
             self.s_orientation = nn.Parameter(torch.tensor(float(s_orientation)))
         elif not (position_weight or orientation_weight or scene_weight):
             raise MsposeError("position_weight, orientation_weight, scene_weight: expected one above 0, found none")
 
-    def forward(self, output: PoseOutput, position_B3: Tensor, orientation_B4: Tensor, scene_B: Tensor) -> LossTerms:
+    @property
+    def needs_attention(self) -> bool:
+        """Whether there is a term of the encoders' attention maps."""
+        return bool(self.entropy_weight or self.diversity_weight)
+
+    def forward(
+        self,
+        output: PoseOutput,
+        position_B3: Tensor,
+        orientation_B4: Tensor,
+        scene_B: Tensor,
+        attention: Mapping[str, Mapping[int, AttentionMap]] | None = None,
+    ) -> LossTerms:
         """Compare the network's output with the labels.
 
         Args:
@@ -106,9 +163,10 @@ class PoseLoss(nn.Module):
             position_B3: true camera centres in metres.
             orientation_B4: true quaternions w x y z; any norm.
             scene_B: true scene indices, int64.
+            attention: the encoders' attention maps, as `EncoderAttention` has them; read if `needs_attention`.
 
         Raises:
-            ValueError: a tensor of another shape than its name says.
+            ValueError: a tensor of another shape than its name says, or no attention where it is needed.
         """
         _check_shapes(output, position_B3, orientation_B4, scene_B)
         position = position_loss(output.position_B3, position_B3.to(output.position_B3.dtype))
@@ -117,7 +175,9 @@ class PoseLoss(nn.Module):
         qka = {
             f"qka_{branch}": gap_BLH.mean() for branch, gap_BLH in output.query_key_gap.items() if gap_BLH.shape[1] > 0
         }
-        raw = {"position": position, "orientation": orientation, "scene": scene, **qka}
+        entropy = self._of_attention("entropy", self.entropy_weight, entropy_share, attention)
+        diversity = self._of_attention("diversity", self.diversity_weight, diversity_loss, attention)
+        raw = {"position": position, "orientation": orientation, "scene": scene, **qka, **entropy, **diversity}
 
         terms = {}
         if self.weighting == "learned":
@@ -132,7 +192,28 @@ class PoseLoss(nn.Module):
             terms["scene"] = self.scene_weight * scene
         if self.qka_weight and qka:
             terms["qka"] = self.qka_weight * torch.stack(list(qka.values())).sum()
+        if entropy:
+            terms["entropy"] = self.entropy_weight * torch.stack(list(entropy.values())).mean()
+        if diversity:
+            terms["diversity"] = self.diversity_weight * torch.stack(list(diversity.values())).mean()
         return LossTerms(terms, {name: value.detach() for name, value in raw.items()})
+
+    @staticmethod
+    def _of_attention(
+        name: str,
+        weight: float,
+        measure: Callable[[AttentionMap], Tensor],
+        attention: Mapping[str, Mapping[int, AttentionMap]] | None,
+    ) -> dict[str, Tensor]:
+        """`<name>_<branch>`, means over the branch's layers; nothing where the weight is 0."""
+        if not weight:
+            return {}
+        if attention is None:
+            raise ValueError(f"attention: expected the encoders' attention maps, of which {name} is a term, found none")
+        return {
+            f"{name}_{branch}": torch.stack([measure(layer) for layer in layers.values()]).mean()
+            for branch, layers in attention.items()
+        }
 
     def weights(self) -> dict[str, float]:
         """The learned weights `s_x` and `s_q` as they stand, for the log; empty where weights are fixed."""

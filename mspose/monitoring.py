@@ -1,12 +1,16 @@
 """What TensorBoard shows of a training run: loss terms step by step, and a closer look after an epoch.
 
 A look reports, on a fixed choice of training frames and of held-out frames, median errors and scene accuracy, and on a
-few of them the attention entropy (Zhai et al., ICML 2023) and the query-key gap of every encoder layer.
+few of them the attention entropy (Zhai et al., ICML 2023), the similarity of different queries' attention and the
+query-key gap of every encoder layer. A layer whose attention collapsed raises a line in the log.
 """
 
+import logging
+import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,13 +26,23 @@ from mspose.data.batches import Batch, Batches
 from mspose.data.frames import evenly
 from mspose.errors import MsposeError
 from mspose.metrics import compute_metrics
-from mspose.models.attention_map import AttentionMap, attention_entropy
-from mspose.models.mstransformer import MSTransformer, Observer
+from mspose.models.attention_map import (
+    COLLAPSED,
+    HEALTHY,
+    UNIFORM,
+    AttentionMap,
+    attention_entropy,
+    attention_similarity,
+    query_key_gap,
+    verdict,
+)
+from mspose.models.network import Observer, PoseNetwork
 from mspose.prediction import predict_frames
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+log = logging.getLogger("mspose")
 ATTENTION_FRAMES = 8
 SAMPLE_IMAGES = 8
 BLUE, ORANGE = "#0072B2", "#D55E00"  # from the colour-blind safe palette of Okabe and Ito
@@ -42,6 +56,7 @@ class Monitor:
 
     def __init__(self, folder: Path, *, first_step: int, frames: int):
         self.folder, self.frames = folder, frames
+        self.alarm = Alarm()
         self.writer: SummaryWriter | None = None
         if distributed.is_main():
             with self._writing():
@@ -64,7 +79,7 @@ class Monitor:
         with self._writing():
             self.writer.add_images("inputs/after_augmentation", image_B3HW.clamp(0, 1), step)
 
-    def look(self, step: int, network: MSTransformer, parts: Mapping[str, Batches]) -> dict[str, float]:
+    def look(self, step: int, network: PoseNetwork, parts: Mapping[str, Batches]) -> dict[str, float]:
         """Medians, scene accuracy, attention and a trajectory plot of each part (`train`, `held_out`), as logged.
 
         `step` counts the steps done. The look stands beside the last of them, so that a run that continues with step
@@ -84,7 +99,10 @@ class Monitor:
                 self.writer.add_figure(f"trajectory/{name}", trajectory_figure(table), step)
         if self.writer is None:
             return {}
-        values |= attention_figures(network, list(parts.values())[-1])
+        layers = attention_of_layers(network, list(parts.values())[-1])
+        self.alarm.hear(layers)
+        for layer in layers:
+            values |= layer.figures()
         self.step(step, values)
         with self._writing():
             self.writer.flush()
@@ -107,31 +125,95 @@ class Monitor:
             ) from error
 
 
-class _Entropy(Observer):
-    """The attention entropy of every encoder layer, per image."""
+@dataclass(frozen=True)
+class LayerAttention:
+    """The self-attention of one encoder layer in figures: means over images and heads."""
+
+    branch: str
+    layer: int
+    """Counts from 1."""
+    tokens: int
+    entropy: float
+    """In nats; at most log(tokens)."""
+    similarity: float
+    """Mean cosine of different queries' attention, 0 to 1."""
+    gap: float
+    """Distance between mean query and mean key."""
+
+    @property
+    def name(self) -> str:
+        """`<branch>_layer_<n>`."""
+        return f"{self.branch}_layer_{self.layer}"
+
+    @property
+    def verdict(self) -> str:
+        """`healthy`, `uniform` or `collapsed`, see `mspose.models.attention_map.verdict`."""
+        return verdict(self.entropy, self.similarity, self.tokens)
+
+    def figures(self) -> dict[str, float]:
+        """As they are logged: `attention_entropy/<name>`, `attention_similarity/<name>`, `query_key_gap/<name>`."""
+        return {
+            f"attention_entropy/{self.name}": self.entropy,
+            f"attention_similarity/{self.name}": self.similarity,
+            f"query_key_gap/{self.name}": self.gap,
+        }
+
+
+class _Figures(Observer):
+    """Entropy, similarity and gap of every encoder layer, figure_B3 of one batch after the other; and the tokens."""
 
     def __init__(self) -> None:
-        self.entropy: dict[str, list[Tensor]] = defaultdict(list)
+        self.figures: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
+        self.tokens: dict[tuple[str, int], int] = {}
 
     def encoder(self, branch: str, layer: int, attention: AttentionMap) -> None:
-        entropy_B = attention_entropy(attention).mean(dim=1)
-        self.entropy[f"attention_entropy/{branch}_layer_{layer + 1}"].append(entropy_B)
+        gap_BH = query_key_gap(attention.query_BHQD, attention.key_BHKD)
+        figures = (attention_entropy(attention), attention_similarity(attention), gap_BH)
+        self.figures[branch, layer].append(torch.stack([figure_BH.mean(dim=1) for figure_BH in figures], dim=1))
+        self.tokens[branch, layer] = attention.key_BHKD.shape[2]
 
 
-def attention_figures(network: MSTransformer, batches: Batches) -> dict[str, float]:
-    """`attention_entropy/<branch>_layer_<n>` (nats) and `query_key_gap/<branch>_layer_<n>`, means over a few frames."""
-    watch = _Entropy()
-    gap: dict[str, list[Tensor]] = defaultdict(list)
+def attention_of_layers(network: PoseNetwork, batches: Batches) -> list[LayerAttention]:
+    """What the encoders' self-attention is on a few frames, layer by layer; of a network that has none, nothing."""
+    if not network.has_attention:
+        return []
+    watch = _Figures()
     training = network.training
     network.eval()
     with torch.inference_mode():
         for batch in batches.in_order(evenly(len(batches.frames), ATTENTION_FRAMES)):
-            output = network(batch.image_B3HW, observer=watch)
-            for branch, gap_BLH in output.query_key_gap.items():
-                for layer, gap_B in enumerate(gap_BLH.float().mean(dim=2).T):
-                    gap[f"query_key_gap/{branch}_layer_{layer + 1}"].append(gap_B)
+            network(batch.image_B3HW, observer=watch)
     network.train(training)
-    return {name: float(torch.cat(values).mean()) for name, values in (watch.entropy | gap).items()}
+    return [
+        LayerAttention(branch, layer + 1, watch.tokens[branch, layer], *torch.cat(figures_B3).mean(dim=0).tolist())
+        for (branch, layer), figures_B3 in watch.figures.items()
+    ]
+
+
+class Alarm:
+    """Says in the log when a layer's attention collapses, and when it is uniform.
+
+    A layer is said once, until it has been something else: a collapse as a warning, uniform attention as information,
+    and that not at the first look, since attention starts out spread over everything. A run that was continued begins
+    anew.
+    """
+
+    def __init__(self) -> None:
+        self._said: dict[str, str] = {}
+        self._looks = 0
+
+    def hear(self, layers: Sequence[LayerAttention]) -> None:
+        """Take note of one look."""
+        self._looks += 1
+        for layer in layers:
+            found = HEALTHY if layer.verdict == UNIFORM and self._looks == 1 else layer.verdict
+            if found not in (HEALTHY, self._said.get(layer.name)):
+                log.log(
+                    logging.WARNING if found == COLLAPSED else logging.INFO,
+                    "attention of %s encoder layer %d is %s: entropy %.2f of at most %.2f nats, similarity %.2f",
+                    *(layer.branch, layer.layer, found, layer.entropy, math.log(layer.tokens), layer.similarity),
+                )
+            self._said[layer.name] = found
 
 
 def trajectory_figure(table: pd.DataFrame) -> "Figure":

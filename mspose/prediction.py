@@ -23,7 +23,8 @@ from mspose.data.batches import Batch, Batches
 from mspose.data.images import resize_short_side, to_rgb8
 from mspose.errors import MsposeError
 from mspose.metrics import PREDICTION_COLUMNS, with_errors
-from mspose.models.mstransformer import MSTransformer, PoseOutput
+from mspose.models.kinds import network_class
+from mspose.models.network import PoseNetwork, PoseOutput
 from mspose.poses import normalize_quaternion
 
 SMALL_BATCH = 8  # images; a GPU is done with them before the kernels of the next batch have been launched one by one
@@ -70,13 +71,13 @@ class PoseEstimator:
         network: the network as it was trained.
     """
 
-    def __init__(self, network: MSTransformer, preprocessing: Preprocessing, description: dict[str, Any]):
+    def __init__(self, network: PoseNetwork, preprocessing: Preprocessing, description: dict[str, Any]):
         self.network = network
         self.preprocessing = preprocessing
         self.description = description
 
     @cached_property
-    def fused(self) -> MSTransformer:
+    def fused(self) -> PoseNetwork:
         """A copy of the network that is made ready for prediction alone: what estimates come from."""
         return copy.deepcopy(self.network).eval().fuse()
 
@@ -113,11 +114,8 @@ def load(run: Path | str, device: str = "auto") -> PoseEstimator:
     """
     run = Path(run)
     weights, description = load_model(run)
-    kind = description.get("kind")
-    if kind != "ms-transformer":
-        raise MsposeError(f"{run}: a model of kind {kind!r} is not known to this version")
     try:
-        network = MSTransformer(**description["architecture"], pretrained=False)
+        network = network_class(description["kind"])(**description["architecture"], pretrained=False)
         stored = description["preprocessing"]
         mean, std = (tuple(float(value) for value in stored[name]) for name in ("mean", "std"))
         if len(mean) != 3 or len(std) != 3 or not isinstance(description.get("trained_on", {}), dict):
@@ -164,7 +162,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def predict_batches(
-    network: MSTransformer,
+    network: PoseNetwork,
     frames: pd.DataFrame,
     batches: Iterable[Batch],
     *,
@@ -211,7 +209,7 @@ def predict_batches(
 
 
 def predict_frames(
-    network: MSTransformer,
+    network: PoseNetwork,
     batches: Batches,
     rows: NDArray[np.int64] | None = None,
     *,

@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from mspose import distributed
 from mspose.checkpoint import CHECKPOINT, WEIGHTS, load_checkpoint, load_model, save_checkpoint, save_model
-from mspose.compilation import Compiled
 from mspose.config import Settings, config_hash, differences, read_settings, write_settings
 from mspose.data.augmentation import Jitter
 from mspose.data.batches import Batch, Batches, holdout_rows
@@ -34,13 +33,14 @@ from mspose.data.preparation import render_if_virtual
 from mspose.errors import MsposeError, Preempted
 from mspose.losses import PoseLoss
 from mspose.models.batch_norm import SharedStatistics
-from mspose.models.mstransformer import SMALLEST_IMAGE, MSTransformer
+from mspose.models.kinds import make_network
+from mspose.models.network import SMALLEST_IMAGE, PoseNetwork
 from mspose.monitoring import Monitor
+from mspose.objective import Objective, check_attention_terms
 from mspose.prediction import load_weights, resolve_device
 
 log = logging.getLogger("mspose")
 LOG_EVERY = 10  # steps
-PRECISION = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def train(settings: Settings, *, progress: bool = True) -> Path:
@@ -66,10 +66,16 @@ def train_from(
     state: dict[str, Any], run: Path, settings: Settings, card: Card, device: torch.device, *, progress: bool
 ) -> None:
     """Train to the end from the state of a checkpoint, or from the beginning where it holds epoch 0, step 0 alone."""
-    options, augmentation = settings.training, settings.augmentation
+    options, augmentation, weighing = settings.training, settings.augmentation, settings.loss
+    check_attention_terms(
+        settings.model.kind,
+        qka_weight=weighing.qka_weight,
+        entropy_weight=weighing.entropy_weight,
+        diversity_weight=weighing.diversity_weight,
+    )
     torch.manual_seed(settings.seed)
     parts, network = open_data_and_network(settings, card, device, progress=progress)
-    loss_of = PoseLoss(**vars(settings.loss)).to(device)
+    loss_of = PoseLoss(**vars(weighing)).to(device)
     if options.start_from is not None:
         start_from(network, Path(options.start_from))
     network.recompute_backbone = options.recompute_backbone
@@ -123,6 +129,7 @@ def train_from(
                 jitter=jitter if augmentation.enabled else None,
                 crop_reach=augmentation.crop_reach,
                 crop_label=augmentation.crop_label,
+                cutout=augmentation.cutout,
                 first=first,
                 share=(process, processes),
             )
@@ -181,32 +188,6 @@ def train_from(
             save(done, 0)
 
 
-class Objective(nn.Module):
-    """Network and loss as one module, which has every weight that can learn."""
-
-    def __init__(self, network: MSTransformer, loss_of: PoseLoss, precision: str, *, compile: bool) -> None:
-        """`precision` is one of `PRECISION`; `compile` compiles the network's forward pass."""
-        super().__init__()
-        self.network, self.loss_of, self.precision = network, loss_of, PRECISION[precision]
-        self.estimate = Compiled(network.forward) if compile else network.forward
-
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the loss, and without gradients what the log says of the batch: means over its images, by name."""
-        device = batch.image_B3HW.device.type
-        with torch.autocast(device, self.precision, enabled=self.precision != torch.float32):
-            output = self.estimate(batch.image_B3HW, batch.scene_B)
-        loss = self.loss_of(output, batch.position_B3, batch.orientation_B4, batch.scene_B)
-        total = loss.total
-        gaps = {name: gap_BLH.float() for name, gap_BLH in output.query_key_gap.items() if gap_BLH.numel()}
-        readings = {
-            "loss/total": total,
-            **{f"loss/{name}": value for name, value in loss.terms.items()},
-            **{f"error/{name}": value for name, value in loss.raw.items()},
-            **{f"query_key_gap/{branch}": gap_BLH.mean() for branch, gap_BLH in gaps.items()},
-        }
-        return total, {name: value.detach() for name, value in readings.items()}
-
-
 class Unchecked:
     """The steps whose loss has not been looked at; a look makes a GPU wait, so that it is taken at several at once."""
 
@@ -257,7 +238,7 @@ def check_folder(run: Path, settings: Settings) -> None:
 
 def open_data_and_network(
     settings: Settings, card: Card, device: torch.device, *, progress: bool
-) -> tuple[dict[str, Batches], MSTransformer]:
+) -> tuple[dict[str, Batches], PoseNetwork]:
     """The batches of `train` and, where something is held out, of `held_out`; and a fresh network for their scenes."""
     data = settings.data
     if data.crop < SMALLEST_IMAGE:
@@ -275,7 +256,7 @@ def open_data_and_network(
     if data.cache_on_device:
         cache.hold_on(device)
     scenes = sorted(frames["scene"].unique())
-    network = MSTransformer(scenes=scenes, **{k: v for k, v in vars(settings.model).items() if k != "kind"})
+    network = make_network(scenes=scenes, **vars(settings.model))
     held = holdout_rows(frames, data.holdout)
     if held.all():
         raise MsposeError(f"data.holdout {data.holdout:g} leaves no frame to train on")
@@ -288,18 +269,20 @@ def open_data_and_network(
     )
 
 
-def start_from(network: MSTransformer, source: Path) -> None:
+def start_from(network: PoseNetwork, source: Path) -> None:
     """Take the weights of another run's model. Raises MsposeError where its scenes or architecture differ."""
     weights, description = load_model(source)
-    old, new = description["architecture"], network.architecture
-    shaping = [name for name in new if name not in ("dropout", "attention_dropout")]
-    changed = [f"{name} {old.get(name)} there, {new[name]} here" for name in shaping if old.get(name) != new[name]]
+    # what the architecture of an older run does not name has the default
+    old = {"kind": description.get("kind"), **network.settings(), **description["architecture"]}
+    new = {"kind": network.kind, **network.architecture}
+    shaping = [name for name in new if name not in ("dropout", "attention_dropout", "query_initialisation")]
+    changed = [f"{name} {old[name]} there, {new[name]} here" for name in shaping if old[name] != new[name]]
     if changed:
         raise MsposeError(f"training.start_from {source} holds another architecture: {'; '.join(changed)}")
     load_weights(network, weights, source)
 
 
-def freeze(network: MSTransformer, trains: str) -> nn.Module:
+def freeze(network: PoseNetwork, trains: str) -> nn.Module:
     """Let only part of the network learn, and return that part: what is switched to training mode each epoch."""
     if trains == "all":
         return network
@@ -332,11 +315,11 @@ def restore(state: Mapping[str, Any], kept: Mapping[str, Any], run: Path) -> Non
         raise MsposeError(f"{run}/checkpoint.pt is not a checkpoint of this version: {error}") from error
 
 
-def describe(network: MSTransformer, settings: Settings, card: Card, batches: Batches) -> dict:
+def describe(network: PoseNetwork, settings: Settings, card: Card, batches: Batches) -> dict:
     """What `model.json` says: how to build the network, how to feed it, and what it learned from."""
     frames = batches.frames
     return {
-        "kind": "ms-transformer",
+        "kind": network.kind,
         "architecture": network.architecture,
         "preprocessing": {
             "resize": settings.data.resize,

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torchvision import transforms
 from torchvision.models import efficientnet_b0
 
-from mspose.models.mstransformer import MSTransformer, PoseOutput
+from mspose.models.mstransformer import MSTransformer
+from mspose.models.network import PoseOutput
 
 
 class EagerReference(nn.Module):

@@ -11,8 +11,9 @@ from torch import nn
 from mspose.compilation import Compiled
 from mspose.data.batches import Batch
 from mspose.losses import PoseLoss
-from mspose.models.mstransformer import MSTransformer, Observer
-from mspose.training import Objective
+from mspose.models.mstransformer import MSTransformer
+from mspose.models.network import Observer
+from mspose.objective import Objective
 
 
 @pytest.fixture(autouse=True)

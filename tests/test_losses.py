@@ -7,8 +7,16 @@ import pytest
 import torch
 
 from mspose.errors import MsposeError
-from mspose.losses import PoseLoss, orientation_loss, position_loss
-from mspose.models.mstransformer import PoseOutput
+from mspose.losses import (
+    EncoderAttention,
+    PoseLoss,
+    diversity_loss,
+    entropy_share,
+    orientation_loss,
+    position_loss,
+)
+from mspose.models.attention_map import AttentionMap
+from mspose.models.network import PoseOutput
 
 
 def random(*shape, seed):
@@ -194,6 +202,8 @@ def test_refuses_outputs_of_another_shape():
         ({"weighting": "adaptive"}, "weighting: expected learned or fixed, found 'adaptive'"),
         ({"qka_weight": -0.1}, "qka_weight: expected a weight of at least 0, found -0.1"),
         ({"position_weight": math.nan}, "position_weight: .*found nan"),
+        ({"diversity_weight": -0.1}, "diversity_weight: expected a weight of at least 0, found -0.1"),
+        ({"entropy_weight": -math.inf}, "entropy_weight: expected a finite weight, found -inf"),
         (
             {"weighting": "fixed", "position_weight": 0, "orientation_weight": 0, "scene_weight": 0},
             "expected one above 0",
@@ -203,3 +213,110 @@ def test_refuses_outputs_of_another_shape():
 def test_refuses_settings_in_words(settings, words):
     with pytest.raises(MsposeError, match=words):
         PoseLoss(**settings)
+
+
+# of the attention
+
+
+def make_attention(layers=(1, 2), tokens=(4, 6), dtype=torch.float64):
+    """Maps of 3 images, 2 heads, and as many layers and tokens as the two branches have."""
+    seen = EncoderAttention()
+    for branch, count, length, seed in zip(("position", "orientation"), layers, tokens, (20, 40), strict=True):
+        for layer in range(count):
+            query, key = (random(3, 2, length, 5, seed=seed + 2 * layer + one).to(dtype) for one in (0, 1))
+            seen.encoder(branch, layer, AttentionMap((2 * query).requires_grad_(), key.requires_grad_(), 5**-0.5))
+    return seen.maps
+
+
+def attention_oracle(attention):
+    """Mean entropy as a share of its limit, and mean cosine of two rows, pair by pair; of one layer."""
+    query, key = (tensor.detach().double().numpy() for tensor in attention[:2])
+    weight = np.exp(attention.scale * np.einsum("bhqd,bhkd->bhqk", query, key))
+    weight /= weight.sum(axis=-1, keepdims=True)
+    entropy = -(weight * np.log(weight)).sum(axis=-1).mean() / np.log(weight.shape[-1])
+    cosines = []
+    for rows in weight.reshape(-1, *weight.shape[2:]):
+        unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        cosines.append([unit[i] @ unit[j] for i in range(len(unit)) for j in range(len(unit)) if i != j])
+    return np.array([entropy, np.mean(cosines)])
+
+
+@pytest.mark.parametrize("weights", [(0.3, 0.7), (-0.2, 0.0), (0.0, 0.5)])
+def test_terms_of_the_attention_agree_with_numpy(weights):
+    entropy_weight, diversity_weight = weights
+    attention = make_attention()
+    loss = PoseLoss(entropy_weight=entropy_weight, diversity_weight=diversity_weight).double()
+    assert loss.needs_attention
+    found = loss(make_output(), *LABELS, attention)
+    plain = PoseLoss().double()(make_output(), *LABELS)
+    branches = {
+        branch: np.mean([attention_oracle(one) for one in layers.values()], axis=0)
+        for branch, layers in attention.items()
+    }
+    raw = values(plain.raw)
+    terms = values(plain.terms)
+    for place, (name, weight) in enumerate(zip(("entropy", "diversity"), weights, strict=True)):
+        if weight:
+            raw |= {f"{name}_{branch}": figures[place] for branch, figures in branches.items()}
+            terms[name] = weight * np.mean([figures[place] for figures in branches.values()])
+    assert values(found.raw) == pytest.approx(raw, rel=1e-12)
+    assert values(found.terms) == pytest.approx(terms, rel=1e-12)
+    assert found.total.item() == pytest.approx(sum(terms.values()), rel=1e-12)
+
+
+@pytest.mark.parametrize("measure", [entropy_share, diversity_loss])
+def test_the_terms_of_the_attention_have_exact_gradients(measure):
+    attention = make_attention(layers=(1, 0))["position"][0]
+    for learned in (attention.query_BHQD, attention.key_BHKD):
+        learned.grad = None
+    assert torch.autograd.gradcheck(lambda q, k: measure(attention._replace(query_BHQD=q, key_BHKD=k)), attention[:2])
+
+
+def test_spread_and_different_attention_lower_their_terms():
+    """The entropy is 1 at most, of attention spread over everything; the similarity 1 where all attend alike."""
+    alike = AttentionMap(torch.ones(1, 1, 6, 4), torch.arange(24.0).view(1, 1, 6, 4), 1.0)  # all on the last key
+    spread = alike._replace(key_BHKD=torch.ones(1, 1, 6, 4))
+    apart = AttentionMap(50 * torch.eye(6)[None, None], torch.eye(6)[None, None], 1.0)
+    entropies = [float(entropy_share(one)) for one in (alike, spread, apart)]
+    assert entropies == pytest.approx([0, 1, 0], abs=1e-5)
+    assert [float(diversity_loss(one)) for one in (alike, spread, apart)] == pytest.approx([1, 1, 0], abs=1e-6)
+
+
+def test_networks_without_encoders_have_no_term_of_attention():
+    found = PoseLoss(entropy_weight=0.1, diversity_weight=0.1).double()(make_output(), *LABELS, {})
+    assert set(found.terms) == {"position", "orientation", "scene", "qka"}
+    one = make_attention(layers=(0, 2))
+    found = PoseLoss(diversity_weight=1.0).double()(make_output(), *LABELS, one)
+    expected = np.mean([attention_oracle(layer)[1] for layer in one["orientation"].values()])
+    assert found.terms["diversity"].item() == pytest.approx(expected)
+
+
+def test_attention_that_is_needed_and_not_given_is_an_error():
+    assert not PoseLoss().needs_attention
+    with pytest.raises(ValueError, match="attention: expected the encoders' attention maps, of which diversity is a"):
+        PoseLoss(diversity_weight=0.1)(make_output(), *LABELS)
+
+
+def test_a_forward_pass_that_is_begun_anew_is_seen_once():
+    """As one whose compiled form fails late is."""
+    seen = EncoderAttention()
+    first, again = make_attention(layers=(2, 0))["position"].values()
+    for attention in (first, again):
+        seen.encoder("position", 0, attention)
+    assert {branch: list(layers) for branch, layers in seen.maps.items()} == {"position": [0]}
+    assert seen.maps["position"][0] is again
+
+
+def test_no_attention_map_is_held_for_the_backward_pass():
+    """What autograd holds of 600 tokens is a share of one map, though there are two layers and two terms."""
+    attention = make_attention(layers=(2, 0), tokens=(600, 1), dtype=torch.float32)
+    loss = PoseLoss(entropy_weight=0.1, diversity_weight=0.1)
+    held = {}
+
+    def hold(tensor):
+        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+        loss(make_output(), *(label.float() if label.is_floating_point() else label for label in LABELS), attention)
+    assert sum(held.values()) < 0.1 * 3 * 2 * 600 * 600 * 4

@@ -14,8 +14,17 @@ from mspose.data.cards import data_root, load_frames, read_card
 from mspose.data.frames import evenly
 from mspose.errors import MsposeError
 from mspose.metrics import compute_metrics
-from mspose.models.mstransformer import Observer
-from mspose.monitoring import ATTENTION_FRAMES, Monitor, attention_figures, trajectory_figure
+from mspose.models.attention_map import COLLAPSED, HEALTHY, UNIFORM
+from mspose.models.kinds import make_network
+from mspose.models.network import Observer
+from mspose.monitoring import (
+    ATTENTION_FRAMES,
+    Alarm,
+    LayerAttention,
+    Monitor,
+    attention_of_layers,
+    trajectory_figure,
+)
 from mspose.prediction import predict_frames
 
 POSITION, ESTIMATE = ["tx", "ty", "tz"], ["tx_est", "ty_est", "tz_est"]
@@ -96,8 +105,15 @@ def test_a_trajectory_has_a_panel_for_every_scene(count):
 # attention
 
 
+WHAT = ("attention_entropy", "attention_similarity", "query_key_gap")
+
+
+def figures_of(network, batches) -> dict[str, float]:
+    return {name: value for layer in attention_of_layers(network, batches) for name, value in layer.figures().items()}
+
+
 def test_attention_figures_are_the_means_over_the_frames_that_are_looked_at(network, batches):
-    found = attention_figures(network, batches)
+    found = figures_of(network, batches)
     rows = evenly(10, ATTENTION_FRAMES)
     assert len(rows) == 8  # in batches of three, three and two: a mean of batch means would differ
     expected = {}
@@ -109,6 +125,10 @@ def test_attention_figures_are_the_means_over_the_frames_that_are_looked_at(netw
             weight = np.exp(score - score.max(axis=-1, keepdims=True))
             weight /= weight.sum(axis=-1, keepdims=True)
             expected[f"attention_entropy/{branch}_layer_{layer + 1}"] = -(weight * np.log(weight)).sum(axis=-1).mean()
+            unit = weight / np.linalg.norm(weight, axis=-1, keepdims=True)
+            others = ~np.eye(unit.shape[2], dtype=bool)
+            cosine = (unit @ unit.swapaxes(2, 3))[:, :, others]
+            expected[f"attention_similarity/{branch}_layer_{layer + 1}"] = cosine.mean()
             gap = np.linalg.norm(query.mean(axis=2) - key.mean(axis=2), axis=-1)
             expected[f"query_key_gap/{branch}_layer_{layer + 1}"] = gap.mean()
 
@@ -117,30 +137,105 @@ def test_attention_figures_are_the_means_over_the_frames_that_are_looked_at(netw
     with torch.inference_mode():
         network(torch.from_numpy(image).permute(0, 3, 1, 2).float(), observer=Watch())
     layers = ("position_layer_1", "orientation_layer_1", "orientation_layer_2")
-    assert found.keys() == {f"{what}/{layer}" for what in ("attention_entropy", "query_key_gap") for layer in layers}
+    assert found.keys() == {f"{what}/{layer}" for what in WHAT for layer in layers}
     assert found == pytest.approx(expected, rel=1e-4)
+    assert [layer.tokens for layer in attention_of_layers(network, batches)] == [9, 25, 25]
 
 
 def test_looking_at_attention_leaves_the_network_in_its_mode(network, batches):
     network.train()
     try:
-        attention_figures(network, batches)
+        attention_of_layers(network, batches)
         assert network.training
     finally:
         network.eval()
 
 
-def test_a_branch_without_encoder_has_no_attention_to_look_at(batches):
-    from mspose.models.mstransformer import MSTransformer
-
+def fresh(kind="ms-transformer"):
+    """A network without an encoder in its position branch."""
     sizes = {"dim": 16, "heads": 2, "feedforward": 16, "head_hidden": 16, "backbone": "efficientnet_lite0"}
     layers = {"position_encoder_layers": 0, "position_decoder_layers": 1}
     layers |= {"orientation_encoder_layers": 1, "orientation_decoder_layers": 1}
-    network = MSTransformer(scenes=["attic", "cellar"], pretrained=False, **sizes, **layers)
-    assert attention_figures(network, batches).keys() == {
-        "attention_entropy/orientation_layer_1",
-        "query_key_gap/orientation_layer_1",
+    return make_network(kind, scenes=["attic", "cellar"], pretrained=False, **sizes, **layers)
+
+
+def test_a_branch_without_encoder_has_no_attention_to_look_at(batches):
+    assert figures_of(fresh(), batches).keys() == {f"{what}/orientation_layer_1" for what in WHAT}
+
+
+def test_a_network_without_attention_is_looked_at_all_the_same(batches, tmp_path):
+    monitor = Monitor(tmp_path, first_step=0, frames=4)
+    values = monitor.look(6, fresh("mspn"), {"train": batches})
+    monitor.close()
+    assert values.keys() == {
+        f"{name}/train" for name in ("median_position_m", "median_orientation_deg", "scene_accuracy")
     }
+
+
+# the alarm
+
+ENTROPY = {HEALTHY: 2.0, UNIFORM: 3.2, COLLAPSED: 0.7}
+SIMILARITY = {HEALTHY: 0.3, UNIFORM: 0.99, COLLAPSED: 0.95}
+
+
+def hear(alarm, caplog, **verdicts):
+    """What is logged of a look at the first layers of branches, as (level, message)."""
+    caplog.clear()
+    caplog.set_level("INFO", logger="mspose")
+    layers = [
+        LayerAttention(branch, 1, 25, ENTROPY[found], SIMILARITY[found], 0.5) for branch, found in verdicts.items()
+    ]
+    assert [layer.verdict for layer in layers] == list(verdicts.values())
+    alarm.hear(layers)
+    return [(record.levelname, record.message) for record in caplog.records]
+
+
+def test_a_collapse_is_said_once_until_the_layer_recovered(caplog):
+    alarm = Alarm()
+    collapsed = (
+        "WARNING",
+        "attention of position encoder layer 1 is collapsed: entropy 0.70 of at most 3.22 nats, similarity 0.95",
+    )
+    assert hear(alarm, caplog, position=HEALTHY, orientation=HEALTHY) == []
+    assert hear(alarm, caplog, position=COLLAPSED, orientation=HEALTHY) == [collapsed]
+    assert hear(alarm, caplog, position=COLLAPSED, orientation=HEALTHY) == []
+    ((_, message),) = hear(alarm, caplog, position=COLLAPSED, orientation=COLLAPSED)
+    assert "orientation encoder layer 1" in message
+    assert hear(alarm, caplog, position=HEALTHY, orientation=COLLAPSED) == []
+    assert hear(alarm, caplog, position=COLLAPSED, orientation=COLLAPSED) == [collapsed]
+    assert hear(Alarm(), caplog, position=COLLAPSED) == [collapsed]  # of the very first look too
+
+
+def test_uniform_attention_is_information_and_expected_at_the_first_look(caplog):
+    alarm = Alarm()
+    assert hear(alarm, caplog, position=UNIFORM, orientation=HEALTHY) == []
+    ((level, message),) = hear(alarm, caplog, position=UNIFORM, orientation=HEALTHY)
+    assert level == "INFO"
+    assert message.startswith("attention of position encoder layer 1 is uniform: entropy 3.20 of at most 3.22 nats")
+    assert hear(alarm, caplog, position=UNIFORM, orientation=HEALTHY) == []
+    ((level, _),) = hear(alarm, caplog, position=COLLAPSED, orientation=HEALTHY)
+    assert level == "WARNING"
+    ((level, _),) = hear(alarm, caplog, position=UNIFORM, orientation=HEALTHY)
+    assert level == "INFO"
+
+
+def test_a_look_raises_the_alarm_where_a_layer_has_collapsed(batches, tmp_path, caplog):
+    """All queries alike, and one key to which they all attend."""
+    torch.manual_seed(0)
+    network = fresh().eval()
+    attention = network.orientation.encoder.layers[0].self_attention
+    with torch.no_grad():
+        attention.in_proj_weight[:16] = 0
+        attention.in_proj_bias[:16] = 30
+        attention.in_proj_weight[16:32] = 3 * torch.randn(16, 16, generator=torch.Generator().manual_seed(1))
+    monitor = Monitor(tmp_path, first_step=0, frames=4)
+    for step in (3, 6):
+        values = monitor.look(step, network, {"train": batches})
+    monitor.close()
+    assert values["attention_similarity/orientation_layer_1"] > 0.9
+    (record,) = [record for record in caplog.records if record.name == "mspose"]
+    assert record.levelname == "WARNING"
+    assert "orientation encoder layer 1 is collapsed" in record.message
 
 
 # what is written
@@ -166,7 +261,7 @@ def test_a_look_has_the_figures_of_the_frames_it_looks_at(network, batches, tmp_
     assert values["median_position_m/train"] == average["median_position_error_m"]
     assert values["median_orientation_deg/train"] == average["median_orientation_error_deg"]
     assert values["scene_accuracy/train"] == average["scene_accuracy"]
-    assert attention_figures(network, batches).items() <= values.items()
+    assert figures_of(network, batches).items() <= values.items()
     events = read_events(tmp_path)
     for name, value in values.items():
         (event,) = events.Scalars(name)

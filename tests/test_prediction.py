@@ -99,7 +99,9 @@ def copy_of(run, folder, **changes):
 
 def test_models_that_do_not_fit_are_named(small_run, tmp_path):
     weights, description = load_model(small_run)
-    with pytest.raises(MsposeError, match="kind 'mspn' is not known"):
+    with pytest.raises(MsposeError, match=r"model.json does not .* kind: expected one of .*mspn, found 'posenet'"):
+        mspose.load(copy_of(small_run, tmp_path, kind="posenet"))
+    with pytest.raises(MsposeError, match=r"does not describe a model.*unexpected keyword argument"):
         mspose.load(copy_of(small_run, tmp_path, kind="mspn"))
     wider = {**description["architecture"], "head_hidden": 20}
     with pytest.raises(MsposeError, match=r"another architecture: position_head.*\(16,.*expected \(20,"):
@@ -111,6 +113,15 @@ def test_models_that_do_not_fit_are_named(small_run, tmp_path):
         mspose.load(copy_of(small_run, tmp_path, weights={k: v for k, v in weights.items() if k != first}))
     with pytest.raises(MsposeError, match="holds no model"):
         mspose.load(tmp_path / "nowhere")
+
+
+def test_models_from_before_a_setting_are_those_of_its_default(small_run, tmp_path):
+    _, description = load_model(small_run)
+    added = ("query_key_weights", "attention_scale", "query_initialisation")
+    older = {name: value for name, value in description["architecture"].items() if name not in added}
+    assert len(older) == len(description["architecture"]) - 3
+    again = mspose.load(copy_of(small_run, tmp_path, architecture=older))
+    assert again.network.architecture == description["architecture"]
 
 
 def test_weights_that_give_no_finite_pose_are_named(small_run, small_data, tmp_path):

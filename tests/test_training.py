@@ -10,11 +10,14 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import mspose
 from mspose import distributed, training
-from mspose.checkpoint import load_checkpoint, load_model, save_checkpoint
+from mspose.checkpoint import load_checkpoint, load_model, save_checkpoint, save_model
 from mspose.config import Settings, TrainingSettings, read_settings, write_settings
+from mspose.data.batches import Batches
 from mspose.data.cards import read_card
 from mspose.errors import MsposeError
+from mspose.evaluation import evaluate_run
 from mspose.training import Unchecked, learning_rate, open_data_and_network, train
 
 
@@ -115,6 +118,99 @@ def test_a_preempted_run_goes_on_from_that_very_step(small_settings, tmp_path, n
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
     assert [event.step for event in events.Scalars("loss/total")] == [0, 10]
+
+
+KINDS = {
+    "mspn": {"model__kind": "mspn"},
+    "regularisers": {
+        "loss__entropy_weight": -0.1,
+        "loss__diversity_weight": 0.1,
+        "augmentation__cutout": 0.3,
+    },
+}
+
+
+@pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
+def test_other_networks_and_terms_go_on_bit_identical_too(small_settings, tmp_path, monkeypatch, changes):
+    settings = vary(small_settings, **changes)
+    whole = train(settings, progress=False)
+
+    again = vary(settings, runs=str(tmp_path / "stopped"))
+    real = Batches.epoch
+
+    def stopped(self, seed, epoch, **options):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return real(self, seed, epoch, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "epoch", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train(again, progress=False)
+    run = train(again, progress=False)
+    assert_same_state(load_checkpoint(whole), load_checkpoint(run))
+    assert_same_state(load_model(whole)[0], load_model(run)[0])
+
+
+def test_an_mspn_run_trains_evaluates_loads_and_starts_another(small_settings, caplog, monkeypatch):
+    caplog.set_level("INFO", logger="mspose")
+    recompute = {"training__recompute_backbone": True}  # of either kind
+    run = train(vary(small_settings, model__kind="mspn", **recompute), progress=False)
+    (line,) = [record.message for record in caplog.records if "qka_weight" in record.message]
+    assert line == "a model of kind mspn has no queries and keys: loss.qka_weight 0.1 is no term of its loss"
+    weights, description = load_model(run)
+    assert description["kind"] == "mspn"
+    assert description["architecture"] == {
+        "scenes": ["attic", "cellar"], "backbone": "efficientnet_lite0", "head_hidden": 16, "dropout": 0.1,
+    }  # fmt: skip
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert {"loss/position", "loss/scene", "median_position_m/train"} <= scalars
+    assert not [name for name in scalars if "attention" in name or "query_key_gap" in name or "qka" in name]
+
+    metrics, _ = evaluate_run(run, progress=False)
+    assert metrics["average"]["frames"] == 10
+    estimator = mspose.load(run)
+    assert sum(isinstance(layer, torch.nn.BatchNorm2d) for layer in estimator.fused.modules()) == 0
+    estimate = estimator(np.zeros((60, 80, 3), np.uint8), "cellar")
+    assert estimate.scene == "cellar"
+    assert np.isfinite(estimate.position).all()
+
+    changes = {"training__trains": "position-head", "loss__weighting": "fixed", "loss__orientation_weight": 0.0}
+    second = vary(small_settings, experiment="second", model__kind="mspn", training__start_from=str(run), **changes)
+    after, _ = load_model(train(second, progress=False))
+    changed = {name for name in weights if not torch.equal(weights[name], after[name])}
+    assert changed
+    assert all(name.startswith("position_head.") for name in changed)
+    with pytest.raises(MsposeError, match="holds another architecture: kind mspn there, ms-transformer here"):
+        train(vary(small_settings, experiment="third", training__start_from=str(run)), progress=False)
+
+
+def test_terms_of_attention_that_a_network_cannot_have_are_one_line(small_settings, monkeypatch):
+    monkeypatch.setattr(training, "open_data_and_network", None)  # before any data is read
+    settings = vary(small_settings, model__kind="mspn", loss__diversity_weight=0.5)
+    with pytest.raises(MsposeError, match="loss.diversity_weight 0.5: a model of kind mspn has no attention to weigh"):
+        train(settings, progress=False)
+
+
+def test_a_start_from_before_a_setting_had_its_default_value(small_settings, small_run, tmp_path):
+    weights, description = load_model(small_run)
+    description.pop("format")
+    added = ("query_key_weights", "attention_scale", "query_initialisation")
+    older = {name: value for name, value in description["architecture"].items() if name not in added}
+    save_model(tmp_path / "old", weights, {**description, "architecture": older})
+    new = vary(
+        small_settings,
+        experiment="second",
+        training__epochs=1,
+        training__start_from=str(tmp_path / "old"),
+        model__query_initialisation="orthogonal",  # of fresh weights
+    )
+    train(new, progress=False)
+    other = vary(new, experiment="third", model__attention_scale="tokens")
+    with pytest.raises(MsposeError, match="another architecture: attention_scale head-dim there, tokens here"):
+        train(other, progress=False)
 
 
 def test_the_last_epoch_is_kept_and_a_finished_run_stays(small_settings, caplog, monkeypatch):
@@ -226,7 +322,7 @@ def test_tensorboard_shows_the_run(small_run):
         names = ("median_position_m", "median_orientation_deg", "scene_accuracy")
         assert {f"{name}/{part}" for name in names} <= scalars
     for layer in ("position_layer_1", "orientation_layer_1", "orientation_layer_2"):
-        assert {f"attention_entropy/{layer}", f"query_key_gap/{layer}"} <= scalars
+        assert {f"{name}/{layer}" for name in ("attention_entropy", "attention_similarity", "query_key_gap")} <= scalars
     assert {"trajectory/train", "trajectory/held_out", "inputs/after_augmentation"} <= set(events.Tags()["images"])
     entropy = events.Scalars("attention_entropy/orientation_layer_1")
     assert len(entropy) == 2
@@ -264,7 +360,7 @@ def test_other_precisions_train(small_settings, precision):
 
 def test_training_goes_on_where_nothing_can_be_compiled(small_settings, small_run, monkeypatch, caplog):
     def compiler(function, **_):
-        def no_compiler(*_):
+        def no_compiler(*_, **__):
             raise RuntimeError("no C++ compiler\nand a long story")
 
         return no_compiler

@@ -22,7 +22,7 @@ from mspose.bench.sides import (
 )
 from mspose.bench.timing import interleaved
 from mspose.compilation import Compiled
-from mspose.models.mstransformer import PoseOutput
+from mspose.models.network import PoseOutput
 from mspose.prediction import resolve_device
 
 log = logging.getLogger("mspose")

@@ -16,7 +16,7 @@ import torch
 from mspose.bench.machine import copy_rate, describe_machine, matrix_rate
 from mspose.bench.sides import WORKLOADS, Workload, operations_per_image
 from mspose.checkpoint import whole_file
-from mspose.training import PRECISION
+from mspose.objective import PRECISION
 
 log = logging.getLogger("mspose")
 FORMAT = 1

@@ -18,9 +18,10 @@ from mspose.compilation import Compiled
 from mspose.data.batches import Batch
 from mspose.errors import MsposeError
 from mspose.losses import PoseLoss
-from mspose.models.mstransformer import MSTransformer, PoseOutput
+from mspose.models.mstransformer import MSTransformer
+from mspose.models.network import PoseOutput
+from mspose.objective import PRECISION, Objective
 from mspose.prediction import SMALL_BATCH
-from mspose.training import PRECISION, Objective
 
 QKA_WEIGHT = 0.1
 SCENES = ("chess", "fire", "heads", "office", "pumpkin", "redkitchen", "stairs")

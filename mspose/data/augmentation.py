@@ -1,4 +1,4 @@
-"""Crops, and the colour jitter of a batch with parameters and an order of its own for every image.
+"""Crops, cut-out, and the colour jitter of a batch with parameters and an order of its own for every image.
 
 The four operations of the jitter, their ranges and their mathematics are torchvision's ColorJitter (METHOD of
 MS-Transformer: brightness, contrast, saturation 0.5, hue 0.2), computed for the whole batch at once.
@@ -106,6 +106,25 @@ def random_crop(
         span = np.rint(reach * room).astype(np.int64)
         places.append((room - span) // 2 + _choice(uniform_B, span + 1))
     return places[0], places[1]
+
+
+def random_hole(size: int, side: int, uniform_B2: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(top_B, left_B) of squares of `side` pixels about a random pixel of an image of `size` x `size`, from random
+    numbers in [0, 1): such a square may reach over the border (DeVries and Taylor, arXiv 1708.04552).
+    """
+    top_B, left_B = (_choice(uniform_B, size) - side // 2 for uniform_B in uniform_B2.T)
+    return top_B, left_B
+
+
+def cut_out(image_B3HW: Tensor, top_B: NDArray[np.int64], left_B: NDArray[np.int64], side: int) -> Tensor:
+    """In place: zero, the mean colour of normalised images, in a square of `side` pixels of each image (cut-out)."""
+    place_2B = torch.from_numpy(np.stack([top_B, left_B])).to(image_B3HW.device, non_blocking=True)
+    inside = []
+    for start_B, size in zip(place_2B, image_B3HW.shape[2:], strict=True):
+        away_BS = torch.arange(size, device=image_B3HW.device) - start_B[:, None]
+        inside.append((away_BS >= 0) & (away_BS < side))
+    row_BH, column_BW = inside
+    return image_B3HW.masked_fill_((row_BH[:, :, None] & column_BW[:, None])[:, None], 0)
 
 
 def _choice(uniform_B: NDArray[np.float64], count: int | NDArray[np.int64]) -> NDArray[np.int64]:

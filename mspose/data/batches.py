@@ -15,14 +15,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mspose.data.augmentation import Jitter, centre_crop, jitter_batch, normalize, random_crop
+from mspose.data.augmentation import (
+    Jitter,
+    centre_crop,
+    cut_out,
+    jitter_batch,
+    normalize,
+    random_crop,
+    random_hole,
+)
 from mspose.data.cache import FrameCache
 from mspose.errors import MsposeError
 from mspose.poses import turn_towards
 
 T = TypeVar("T")
 Places = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""Top and left of the crops of a batch, (B,) each."""
+"""Top and left of the crops of a batch, or of the squares cut out of them, (B,) each."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,8 @@ class _Draft:
     orientation_B4: Tensor
     jitter: tuple[NDArray[np.float64], NDArray[np.int64]] | None
     """Values and order of the operations."""
+    hole: tuple[NDArray[np.int64], NDArray[np.int64], int] | None = None
+    """Top, left and side of the squares that are cut out."""
 
 
 class Batches:
@@ -105,6 +115,7 @@ class Batches:
         jitter: Jitter | None,
         crop_reach: float = 1.0,
         crop_label: str = "kept",
+        cutout: float = 0.0,
         first: int = 0,
         share: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
@@ -114,10 +125,14 @@ class Batches:
 
         `crop_reach` is the share of the crop's places, around the centre, that random crops are drawn from. The label
         of such a crop is `kept` (MS-Transformer, ActMST) or `turned`: its orientation is then that of a camera which
-        looks at the crop's centre. Raises MsposeError for `turned` where a focal length is unknown.
+        looks at the crop's centre. `cutout` is the side, as a share of the crop's, of a square that is set to the mean
+        colour at a random place. Raises MsposeError for `turned` where a focal length is unknown.
         """
         order = epoch_order(self.scene, seed=seed, epoch=epoch, equalize_scenes=equalize_scenes)
         uniform_M7 = np.random.default_rng((seed, epoch, 0xC105)).random((len(order), 7))
+        side = round(cutout * self.crop) if jitter is not None else 0
+        # from numbers of its own: crops and jitter are the same with it and without
+        hole_M2 = np.random.default_rng((seed, epoch, 0xC070)).random((len(order), 2)) if side else None
         focal_N = self._focal_lengths() if jitter is not None and crop_label == "turned" else None
 
         def drafts() -> Iterator[_Draft]:
@@ -133,8 +148,12 @@ class Batches:
                 orientation_B4 = self.orientation[row]
                 if focal_N is not None:
                     orientation_B4 = self._turned(row, place_2B, focal_N[row])
+                hole = None
+                if hole_M2 is not None:
+                    hole = (*random_hole(self.crop, side, hole_M2[start : start + whole][mine]), side)
                 crop_BHW3 = self._crops_ahead(row, place_2B)
-                yield _Draft(row, whole, place_2B, crop_BHW3, orientation_B4, jitter.parameters(uniform_B7[:, 2:]))
+                colours = jitter.parameters(uniform_B7[:, 2:])
+                yield _Draft(row, whole, place_2B, crop_BHW3, orientation_B4, colours, hole)
 
         for draft in ahead(drafts()):
             yield self._batch(draft)
@@ -180,8 +199,11 @@ class Batches:
         image_B3HW = crop_B3HW.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
         if draft.jitter is not None:
             image_B3HW = jitter_batch(image_B3HW, *draft.jitter)
+        image_B3HW = normalize(image_B3HW, *self._normalization)
+        if draft.hole is not None:
+            image_B3HW = cut_out(image_B3HW, *draft.hole)
         return Batch(
-            image_B3HW=normalize(image_B3HW, *self._normalization),
+            image_B3HW=image_B3HW,
             position_B3=self._moved(self.position[draft.row]),
             orientation_B4=self._moved(draft.orientation_B4),
             scene_B=self._moved(torch.from_numpy(self.scene[draft.row])),

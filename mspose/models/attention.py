@@ -11,6 +11,10 @@ from torch import Tensor, nn
 
 from mspose.models.attention_map import AttentionMap
 from mspose.models.kernels import Linear, attend, dropout, linear
+from mspose.models.query_key_weights import NormalizedWeights, make_query_key_weights
+from mspose.models.relative_position import TokenPositions, rotate
+
+ATTENTION_SCALES = ("head-dim", "tokens")
 
 
 def expect_shape(name: str, tensor: Tensor, expected: Sequence[int | str]) -> None:
@@ -65,41 +69,83 @@ class SelfAttention(Attention):
     """Attention of tokens to each other, with their positions added to queries and keys, never to values.
 
     Attributes:
+        query_key_weights: what the weights of queries and keys go through before they are used; None: nothing.
         remembers_positions: keep the projected positions while the same tensor of positions comes in: for a network
             whose weights no longer change.
     """
 
-    def __init__(self, dim: int, heads: int, *, dropout: float = 0.0) -> None:
+    def __init__(self, dim: int, heads: int, *, dropout: float = 0.0, attention_scale: str = "head-dim") -> None:
+        """As `Attention`; scores are divided by sqrt(D) (`head-dim`) or by sqrt(N), N the number of `tokens`."""
         super().__init__(dim, heads, dropout=dropout)
+        self.attention_scale = attention_scale
+        self.query_key_weights: NormalizedWeights | None = None
         self.remembers_positions = False
         self._remembered: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, tokens_BNC: Tensor, position_NC: Tensor) -> tuple[Tensor, AttentionMap]:
+    def forward(self, tokens_BNC: Tensor, positions: TokenPositions) -> tuple[Tensor, AttentionMap]:
         """Attend, and hand out what was attended with.
 
         Returns:
             tokens_BNC: the attended values, after the output projection.
-            the attention map: queries and keys after the in-projection with bias, before the scaling by 1/sqrt(D).
+            the attention map: queries and keys after the in-projection with bias and after a rotation, before the
+                scaling.
 
         Raises:
             ValueError: a tensor has another shape than its name says.
         """
         expect_shape("tokens_BNC", tokens_BNC, ("batch", "tokens", self.dim))
-        expect_shape("position_NC", position_NC, (tokens_BNC.shape[1], self.dim))
-        # W (x + p) = W x + W p: the positions, the same in every image, are projected once
-        projected_BN3C = linear(tokens_BNC, self.in_proj_weight, self.in_proj_bias)
-        projected_BN3C = projected_BN3C + self._project_positions(position_NC).to(projected_BN3C.dtype)
+        tokens = tokens_BNC.shape[1]
+        weight_3CC = self._weights()
+        projected_BN3C = linear(tokens_BNC, weight_3CC, self.in_proj_bias)
+        if positions.added_NC is not None:
+            expect_shape("position_NC", positions.added_NC, (tokens, self.dim))
+            # W (x + p) = W x + W p: the positions, the same in every image, are projected once
+            position_N3C = self._project_positions(positions.added_NC, weight_3CC)
+            projected_BN3C = projected_BN3C + position_N3C.to(projected_BN3C.dtype)
         query_BNC, key_BNC, value_BNC = projected_BN3C.chunk(3, dim=-1)
         query_BHND, key_BHND, value_BHND = map(self._split_heads, (query_BNC, key_BNC, value_BNC))
-        attended_BHND = attend(query_BHND, key_BHND, value_BHND, dropout=self.dropout if self.training else 0.0)
-        attention = AttentionMap(query_BHND, key_BHND, scale=query_BHND.shape[-1] ** -0.5)
+        if positions.rotation_2NP is not None:
+            query_BHND, key_BHND = (rotate(part, positions.rotation_2NP) for part in (query_BHND, key_BHND))
+        scale = (tokens if self.attention_scale == "tokens" else query_BHND.shape[-1]) ** -0.5
+        attended_BHND = attend(
+            query_BHND,
+            key_BHND,
+            value_BHND,
+            scale=scale,
+            bias_HQK=positions.bias_HNN,
+            dropout=self.dropout if self.training else 0.0,
+        )
+        attention = AttentionMap(query_BHND, key_BHND, scale=scale, bias=positions.bias_HNN)
         return self.out_proj(attended_BHND.transpose(1, 2).flatten(2)), attention
 
-    def _project_positions(self, position_NC: Tensor) -> Tensor:
+    def normalize_query_key_weights(self, name: str) -> None:
+        """From now on use the weights of queries and of keys, as they are now, under the parametrisation `name` (see
+        `make_query_key_weights`).
+        """
+        self.query_key_weights = make_query_key_weights(name, self._query_key_matrices())
+
+    def fuse(self) -> None:
+        """For a network whose weights no longer change: what they make is made once."""
+        with torch.no_grad():
+            self.in_proj_weight.copy_(self._weights())
+        self.query_key_weights = None
+        self.remembers_positions = True
+
+    def _query_key_matrices(self) -> Tensor:
+        return self.in_proj_weight[: 2 * self.dim].unflatten(0, (2, self.dim))
+
+    def _weights(self) -> Tensor:
+        """The weights of queries, keys and values as they are used."""
+        if self.query_key_weights is None:
+            return self.in_proj_weight
+        query_key_2CC = self.query_key_weights(self._query_key_matrices())
+        return torch.cat((query_key_2CC.flatten(0, 1), self.in_proj_weight[2 * self.dim :]))
+
+    def _project_positions(self, position_NC: Tensor, weight_3CC: Tensor) -> Tensor:
         """What positions add to queries, keys and values; to values, nothing."""
         if self._remembered is not None and self._remembered[0] is position_NC:
             return self._remembered[1]
-        position_N2C = linear(position_NC.to(self.in_proj_weight.dtype), self.in_proj_weight[: 2 * self.dim])
+        position_N2C = linear(position_NC.to(weight_3CC.dtype), weight_3CC[: 2 * self.dim])
         position_N3C = F.pad(position_N2C, (0, self.dim))
         if self.remembers_positions and position_N2C.dtype == position_NC.dtype:  # not what autocast made
             self._remembered = (position_NC, position_N3C)

@@ -4,11 +4,13 @@ B images, H heads, Q queries, K keys, R queries of a stretch, D channels per hea
 """
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 HEALTHY, UNIFORM, COLLAPSED = "healthy", "uniform", "collapsed"
 SIMILAR = 0.9
@@ -26,6 +28,28 @@ class AttentionMap(NamedTuple):
     bias: Tensor | None = None
     """Added to the scores, of a shape that broadcasts to (B, H, Q, K); -inf hides a key."""
 
+    def log_weight(self) -> Tensor:
+        """log_weight_BHQK of the whole map, in at least float32."""
+        dtype = torch.promote_types(self.query_BHQD.dtype, torch.float32)
+        with torch.autocast(self.query_BHQD.device.type, enabled=False):
+            score_BHQK = self.scale * self.query_BHQD.to(dtype) @ self.key_BHKD.to(dtype).mT
+            return torch.log_softmax(score_BHQK if self.bias is None else score_BHQK + self.bias, dim=-1)
+
+    def stretches(self, stretch: int = 256) -> Iterator["AttentionMap"]:
+        """The same map of one stretch of at most `stretch` queries after the other.
+
+        Raises:
+            ValueError: `stretch` is below 1.
+        """
+        if stretch < 1:
+            raise ValueError(f"stretch: expected at least 1 query at a time, found {stretch}")
+        for start in range(0, self.query_BHQD.shape[2], stretch):
+            queries = slice(start, start + stretch)
+            bias = self.bias
+            if bias is not None and bias.shape[-2] != 1:
+                bias = bias[..., queries, :]
+            yield AttentionMap(self.query_BHQD[:, :, queries], self.key_BHKD, self.scale, bias)
+
     def log_weights(self, stretch: int = 256) -> Iterator[Tensor]:
         """log_weight_BHRK of one stretch of at most `stretch` queries after the other, in at least float32.
 
@@ -34,18 +58,8 @@ class AttentionMap(NamedTuple):
         Raises:
             ValueError: `stretch` is below 1.
         """
-        if stretch < 1:
-            raise ValueError(f"stretch: expected at least 1 query at a time, found {stretch}")
-        dtype = torch.promote_types(self.query_BHQD.dtype, torch.float32)
-        with torch.autocast(self.query_BHQD.device.type, enabled=False):
-            key_BHDK = self.key_BHKD.to(dtype).mT
-            for start in range(0, self.query_BHQD.shape[2], stretch):
-                queries = slice(start, start + stretch)
-                score_BHRK = self.scale * self.query_BHQD[:, :, queries].to(dtype) @ key_BHDK
-                if self.bias is not None:
-                    bias = self.bias if self.bias.shape[-2] == 1 else self.bias[..., queries, :]
-                    score_BHRK = score_BHRK + bias
-                yield torch.log_softmax(score_BHRK, dim=-1)
+        for part in self.stretches(stretch):
+            yield part.log_weight()
 
 
 def query_key_gap(query_BHQD: Tensor, key_BHKD: Tensor) -> Tensor:
@@ -69,12 +83,13 @@ def attention_entropy(attention: AttentionMap, *, stretch: int = 256) -> Tensor:
     Returns:
         entropy_BH: in nats.
     """
-    sums_BH = []
-    for log_weight_BHRK in attention.log_weights(stretch):
+
+    def of_queries(log_weight_BHRK: Tensor) -> Tensor:
         weight_BHRK = log_weight_BHRK.exp()
         # a hidden key has the weight 0, and adds nothing
-        sums_BH.append(-(weight_BHRK * log_weight_BHRK.masked_fill(weight_BHRK == 0, 0)).sum(dim=(-1, -2)))
-    return torch.stack(sums_BH).sum(dim=0) / attention.query_BHQD.shape[2]
+        return -(weight_BHRK * log_weight_BHRK.masked_fill(weight_BHRK == 0, 0)).sum(dim=(-1, -2))
+
+    return _summed(of_queries, attention, stretch) / attention.query_BHQD.shape[2]
 
 
 def attention_similarity(attention: AttentionMap, *, stretch: int = 256) -> Tensor:
@@ -89,16 +104,33 @@ def attention_similarity(attention: AttentionMap, *, stretch: int = 256) -> Tens
     queries = attention.query_BHQD.shape[2]
     if queries == 1:
         return attention.query_BHQD.new_ones(attention.query_BHQD.shape[:2])
-    sums_BHK = []
-    for log_weight_BHRK in attention.log_weights(stretch):
+
+    def of_queries(log_weight_BHRK: Tensor) -> Tensor:
         # norms of rows from their logarithms, so that no weight underflows
         log_norm_BHR1 = torch.logsumexp(2 * log_weight_BHRK, dim=-1, keepdim=True) / 2
-        sums_BHK.append((log_weight_BHRK - log_norm_BHR1).exp().sum(dim=2))
-    total_BHK = torch.stack(sums_BHK).sum(dim=0)
+        return (log_weight_BHRK - log_norm_BHR1).exp().sum(dim=2)
+
+    total_BHK = _summed(of_queries, attention, stretch)
     return (total_BHK.square().sum(dim=-1) - queries) / (queries * (queries - 1))
 
 
-def verdict(entropy: float, similarity: float, keys: int) -> str:
+def _summed(of_queries: Callable[[Tensor], Tensor], attention: AttentionMap, stretch: int) -> Tensor:
+    """The sum over stretches of what `of_queries` makes of their log_weight_BHRK.
+
+    Where gradients are asked for, the weights are forgotten and computed again in the backward pass (Chen et al., arXiv
+    1604.06174), so that no more than one stretch of them is held at any time.
+    """
+
+    def of_stretch(*part: Any) -> Tensor:
+        return of_queries(AttentionMap(*part).log_weight())
+
+    learns = torch.is_grad_enabled() and any(isinstance(item, Tensor) and item.requires_grad for item in attention)
+    if learns:
+        of_stretch = partial(checkpoint, of_stretch, use_reentrant=False, preserve_rng_state=False)
+    return torch.stack([of_stretch(*part) for part in attention.stretches(stretch)]).sum(dim=0)
+
+
+def verdict(entropy: float, similarity: float, keys: float) -> str:
     """What an attention map is, in a word: `healthy`, `uniform` (all queries spread over everything) or `collapsed`
     (all queries on the same few keys).
 

@@ -156,24 +156,51 @@ class _MaskedDropout(torch.autograd.Function):
         return masks.draw(0, gradient).mul_(gradient).div_(masks.kept), None, None
 
 
-def attend(query_BHQD: Tensor, key_BHKD: Tensor, value_BHKD: Tensor, *, dropout: float = 0.0) -> Tensor:
-    """Softmax(q k^T / sqrt(D)) v, each attention weight dropped with probability `dropout`.
+def attend(
+    query_BHQD: Tensor,
+    key_BHKD: Tensor,
+    value_BHKD: Tensor,
+    *,
+    scale: float | None = None,
+    bias_HQK: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Softmax(scale q k^T + bias) v, each attention weight dropped with probability `dropout`.
+
+    Args:
+        query_BHQD, key_BHKD, value_BHKD: any float dtype, the same for all.
+        scale: 1/sqrt(D) unless given.
+        bias_HQK: added to the scores of every image; gradients reach it, for which a backward pass holds a tensor of
+            its size.
+        dropout: a probability.
 
     Returns:
         attended_BHQD.
     """
+    scale = query_BHQD.shape[-1] ** -0.5 if scale is None else scale
     if _plain(query_BHQD):
-        return F.scaled_dot_product_attention(query_BHQD, key_BHKD, value_BHKD, dropout_p=dropout)
+        bias_1HQK = None if bias_HQK is None else bias_HQK[None].to(query_BHQD.dtype)
+        return F.scaled_dot_product_attention(
+            query_BHQD, key_BHKD, value_BHKD, attn_mask=bias_1HQK, dropout_p=dropout, scale=scale
+        )
     seed = _new_seed() if dropout else 0
-    return _ChunkedAttention.apply(query_BHQD, key_BHKD, value_BHKD, dropout, seed)
+    return _ChunkedAttention.apply(query_BHQD, key_BHKD, value_BHKD, bias_HQK, scale, dropout, seed)
 
 
 class _ChunkedAttention(torch.autograd.Function):
     """Forward and backward over chunks of the attention map; the backward computes each chunk's weights anew."""
 
     @staticmethod
-    def forward(query_BHQD: Tensor, key_BHKD: Tensor, value_BHKD: Tensor, dropout: float, seed: int) -> Tensor:
-        chunks = _Chunks(query_BHQD, key_BHKD, dropout, seed)
+    def forward(
+        query_BHQD: Tensor,
+        key_BHKD: Tensor,
+        value_BHKD: Tensor,
+        bias_HQK: Tensor | None,
+        scale: float,
+        dropout: float,
+        seed: int,
+    ) -> Tensor:
+        chunks = _Chunks(query_BHQD, key_BHKD, bias_HQK, scale, dropout, seed)
         value_GKD = _heads(value_BHKD) / chunks.masks.kept
         attended_GQD = value_GKD.new_empty(len(value_GKD), query_BHQD.shape[2], value_GKD.shape[2])
 
@@ -188,20 +215,21 @@ class _ChunkedAttention(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        query_BHQD, key_BHKD, value_BHKD, ctx.dropout, ctx.seed = inputs
-        ctx.save_for_backward(query_BHQD, key_BHKD, value_BHKD, output)
+        query_BHQD, key_BHKD, value_BHKD, bias_HQK, ctx.scale, ctx.dropout, ctx.seed = inputs
+        ctx.save_for_backward(query_BHQD, key_BHKD, value_BHKD, bias_HQK, output)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_BHQD: Tensor) -> tuple[Tensor | None, ...]:
-        query_BHQD, key_BHKD, value_BHKD, attended_BHQD = ctx.saved_tensors
+        query_BHQD, key_BHKD, value_BHKD, bias_HQK, attended_BHQD = ctx.saved_tensors
         dtype = query_BHQD.dtype
-        chunks = _Chunks(query_BHQD, key_BHKD, ctx.dropout, ctx.seed)
+        chunks = _Chunks(query_BHQD, key_BHKD, bias_HQK, ctx.scale, ctx.dropout, ctx.seed)
         value_GKD, gradient_GQD = _heads(value_BHKD), _heads(gradient_BHQD) / chunks.masks.kept
         query_gradient = torch.empty_like(chunks.scaled_GQD)
         key_gradient_GDK, value_gradient_GDK = (
             torch.zeros(tensor.mT.shape, dtype=dtype) for tensor in (chunks.key_GKD, value_GKD)
         )
+        bias_gradient_HQK = torch.zeros_like(bias_HQK) if ctx.needs_input_grad[3] else None
         # The softmax's gradient takes from each row its mean under the attention: a product with the output.
         mean_BHQ1 = (gradient_BHQD * attended_BHQD).sum(dim=-1, keepdim=True, dtype=_at_least_float32(dtype))
         minus_mean_GQ1 = _heads(mean_BHQ1).neg()
@@ -211,7 +239,10 @@ class _ChunkedAttention(torch.autograd.Function):
             kept_GRK = chunks.masks.draw(number, weight_GRK).mul_(weight_GRK) if ctx.dropout else weight_GRK
             value_gradient_GDK[heads] += _multiply_each(gradient_GRD.mT.contiguous(), kept_GRK.to(dtype).mT)
             score_GRK = _multiply_each(gradient_GRD, value_GKD[heads]).to(weight_GRK.dtype).mul_(kept_GRK)
-            score_GRK = score_GRK.addcmul_(weight_GRK, minus_mean_GQ1[heads, rows]).to(dtype)
+            score_GRK = score_GRK.addcmul_(weight_GRK, minus_mean_GQ1[heads, rows])
+            if bias_gradient_HQK is not None:
+                bias_gradient_HQK[chunks.within_image(heads), rows] += score_GRK
+            score_GRK = score_GRK.to(dtype)
             query_gradient[heads, rows] = _multiply_each(score_GRK, chunks.key_GKD[heads].mT)
             key_gradient_GDK[heads] += _multiply_each(chunks.scaled_GQD[heads, rows].mT.contiguous(), score_GRK.mT)
 
@@ -220,6 +251,8 @@ class _ChunkedAttention(torch.autograd.Function):
             query_gradient.mul_(chunks.scale).view_as(query_BHQD),
             key_gradient_GDK.mT.unflatten(0, key_BHKD.shape[:2]),
             value_gradient_GDK.mT.unflatten(0, value_BHKD.shape[:2]),
+            bias_gradient_HQK,
+            None,
             None,
             None,
         )
@@ -227,17 +260,24 @@ class _ChunkedAttention(torch.autograd.Function):
 
 class _Chunks:
     """The attention map cut into chunks of G heads (of all images) and R queries: of small maps several heads make a
-    chunk, of large ones part of a head does. A head's chunks are worked on in order, one after the other.
+    chunk, of large ones part of a head does. A head's chunks are worked on in order, one after the other; with a bias,
+    whose chunks are of one image each, so are those of the same heads in all images, which share its gradient.
     """
 
-    def __init__(self, query_BHQD: Tensor, key_BHKD: Tensor, dropout: float, seed: int) -> None:
-        images, heads, queries, channels = query_BHQD.shape
+    def __init__(
+        self, query_BHQD: Tensor, key_BHKD: Tensor, bias_HQK: Tensor | None, scale: float, dropout: float, seed: int
+    ) -> None:
+        images, self.heads_per_image, queries, _ = query_BHQD.shape
         keys = key_BHKD.shape[2]
-        self.scale = channels**-0.5
+        self.scale, self.bias_HQK = scale, bias_HQK
         self.scaled_GQD, self.key_GKD = _heads(query_BHQD) * self.scale, _heads(key_BHKD)
         count, row_count = max(1, JOINED // (queries * keys)), max(1, CHUNK // keys)
-        self.heads = [slice(head, head + count) for head in range(0, images * heads, count)]
+        if bias_HQK is not None:
+            most = min(count, self.heads_per_image)
+            count = max(divisor for divisor in range(1, most + 1) if self.heads_per_image % divisor == 0)
+        self.heads = [slice(head, head + count) for head in range(0, images * self.heads_per_image, count)]
         self.rows = [slice(row, row + row_count) for row in range(0, queries, row_count)]
+        self.apart = len(self.heads) if bias_HQK is None else self.heads_per_image // count
         largest = count * min(row_count, queries) * keys
         self.masks = Masks(dropout, seed, largest, count=len(self.heads) * len(self.rows))
 
@@ -245,16 +285,24 @@ class _Chunks:
         """weight_GRK of a chunk, in at least float32."""
         score_GRK = _multiply_each(self.scaled_GQD[heads, rows], self.key_GKD[heads])
         score_GRK = score_GRK.to(_at_least_float32(score_GRK.dtype))
+        if self.bias_HQK is not None:
+            score_GRK += self.bias_HQK[self.within_image(heads), rows]
         return torch.softmax(score_GRK, dim=-1, out=score_GRK)
+
+    def within_image(self, heads: slice) -> slice:
+        """The place of a chunk's heads among those of their image, where there is a bias."""
+        first = heads.start % self.heads_per_image
+        return slice(first, first + heads.stop - heads.start)
 
     def run(self, work: Callable[[int, slice, slice], None]) -> None:
         """Call `work` with the number, heads and rows of every chunk."""
 
-        def work_on_heads(number: int, heads: slice) -> None:
-            for part, rows in enumerate(self.rows):
-                work(number * len(self.rows) + part, heads, rows)
+        def work_in_order(first: int) -> None:
+            for number in range(first, len(self.heads), self.apart):
+                for part, rows in enumerate(self.rows):
+                    work(number * len(self.rows) + part, self.heads[number], rows)
 
-        in_threads(work_on_heads, list(enumerate(self.heads)))
+        in_threads(work_in_order, [(first,) for first in range(self.apart)])
 
 
 def _multiply_each(left_GMK: Tensor, right_GNK: Tensor) -> Tensor:

@@ -1,23 +1,30 @@
 """Where a token lies on its feature map, as a vector added to queries and keys.
 
 Three encodings: `learned` (MS-Transformer: a row and a column table), `sine` (ActMST: fixed, 2-D, not normalised)
-and `sine-normalized` (DETR's: the same, positions scaled to 2 pi). Another one is added in `make_position_encoding`.
+and `sine-normalized` (DETR's: the same, positions scaled to 2 pi). Another one is added in `make_position_encoding`;
+`mspose.models.relative_position` has those that are not added to tokens.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mspose.errors import MsposeError
 
-POSITION_ENCODINGS = ("learned", "sine", "sine-normalized")
+ADDED_ENCODINGS = ("learned", "sine", "sine-normalized")
+POSITION_ENCODINGS = (*ADDED_ENCODINGS, "rotary", "relative-bias", "none")
 TABLE_SIZE = 50  # rows and columns of the learned tables
 TEMPERATURE = 10000.0
 
 
 def make_position_encoding(name: str, dim: int) -> nn.Module:
-    """The encoding called `name` (one of `POSITION_ENCODINGS`) with `dim` channels.
+    """The encoding called `name` (one of `POSITION_ENCODINGS`), with `dim` channels, that is added to tokens.
+
+    `rotary`, `relative-bias` and `none` concern encoders, whose tokens have places relative to each other. A scene's
+    query has none, and a decoder without any encoding could not tell where in the image it reads, so that under these
+    three the keys of the decoders have the fixed `sine` encoding: rows that compare them differ in the encoders alone.
 
     Its forward takes a map's height and width and the dtype and device of its tokens, and returns position_NC, the
     encoding of the map's tokens in row-major order.
@@ -27,10 +34,10 @@ def make_position_encoding(name: str, dim: int) -> nn.Module:
     """
     if name == "learned":
         return LearnedEncoding(dim)
-    if name == "sine":
-        return RememberedEncoding(SineEncoding(dim, normalized=False))
     if name == "sine-normalized":
         return RememberedEncoding(SineEncoding(dim, normalized=True))
+    if name in POSITION_ENCODINGS:
+        return RememberedEncoding(SineEncoding(dim, normalized=False))
     raise ValueError(f"position_encoding: expected one of {', '.join(POSITION_ENCODINGS)}, found {name!r}")
 
 
@@ -97,20 +104,20 @@ class RememberedEncoding(nn.Module):
     def __init__(self, encoding: nn.Module) -> None:
         super().__init__()
         self.encoding = encoding
-        self._remembered: dict[tuple[int, int, torch.dtype, torch.device], Tensor] = {}
+        self._remembered: dict[tuple[int, int, torch.dtype, torch.device], Any] = {}
 
-    def forward(self, height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """position_NC of a map of `height` times `width` tokens: the same tensor each time."""
+    def forward(self, height: int, width: int, dtype: torch.dtype, device: torch.device) -> Any:
+        """The encoding of a map of `height` times `width` tokens: the same tensors each time."""
         key = (height, width, dtype, device)
         if key in self._remembered:
             return self._remembered[key]
         with torch.inference_mode(False), torch.no_grad():  # what is remembered must serve training as well
-            position_NC = self.encoding(height, width, dtype, device)
+            encoded = self.encoding(height, width, dtype, device)
         if not torch.compiler.is_compiling():
             if len(self._remembered) >= 16:
                 self._remembered.clear()
-            self._remembered[key] = position_NC
-        return position_NC
+            self._remembered[key] = encoded
+        return encoded
 
 
 class LearnedEncoding(nn.Module):

@@ -1,6 +1,6 @@
 """Pre-norm transformer encoder and decoder, batch first.
 
-Positions are added to queries and keys after the pre-norm, never to values.
+Positions reach queries and keys after the pre-norm, never values.
 B images, N image tokens, S scenes, C channels, L layers, H heads, D channels per head.
 """
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mspose.models.attention import CrossAttention, SelfAttention
 from mspose.models.attention_map import AttentionMap, query_key_gap
 from mspose.models.kernels import Dropout, Linear
+from mspose.models.relative_position import TokenPositions
 
 EncoderObserver = Callable[[int, AttentionMap], None]
 """Called with the layer and the self-attention of every encoder layer."""
@@ -37,18 +38,25 @@ class EncoderLayer(nn.Module):
     """Self-attention, then feed-forward, each on the normalised tokens and added to them."""
 
     def __init__(
-        self, dim: int, heads: int, feedforward: int, *, dropout: float = 0.0, attention_dropout: float = 0.0
+        self,
+        dim: int,
+        heads: int,
+        feedforward: int,
+        *,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        attention_scale: str = "head-dim",
     ) -> None:
         super().__init__()
-        self.self_attention = SelfAttention(dim, heads, dropout=attention_dropout)
+        self.self_attention = SelfAttention(dim, heads, dropout=attention_dropout, attention_scale=attention_scale)
         self.feedforward = FeedForward(dim, feedforward, dropout=dropout)
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
         self.dropout = Dropout(dropout)
 
-    def forward(self, tokens_BNC: Tensor, position_NC: Tensor) -> tuple[Tensor, AttentionMap]:
+    def forward(self, tokens_BNC: Tensor, positions: TokenPositions) -> tuple[Tensor, AttentionMap]:
         """Returns tokens_BNC, and what the self-attention was."""
-        attended_BNC, attention = self.self_attention(self.norm1(tokens_BNC), position_NC)
+        attended_BNC, attention = self.self_attention(self.norm1(tokens_BNC), positions)
         tokens_BNC = tokens_BNC + self.dropout(attended_BNC)
         tokens_BNC = tokens_BNC + self.dropout(self.feedforward(self.norm2(tokens_BNC)))
         return tokens_BNC, attention
@@ -66,22 +74,36 @@ class Encoder(nn.Module):
         *,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
+        attention_scale: str = "head-dim",
     ) -> None:
         super().__init__()
         self.heads = heads
         self.layers = nn.ModuleList(
-            EncoderLayer(dim, heads, feedforward, dropout=dropout, attention_dropout=attention_dropout)
+            EncoderLayer(
+                dim,
+                heads,
+                feedforward,
+                dropout=dropout,
+                attention_dropout=attention_dropout,
+                attention_scale=attention_scale,
+            )
             for _ in range(layers)
         )
         self.norm = nn.LayerNorm(dim)
 
+    def normalize_query_key_weights(self, name: str) -> None:
+        """As `SelfAttention.normalize_query_key_weights`, in every layer."""
+        for module in self.modules():
+            if isinstance(module, SelfAttention):
+                module.normalize_query_key_weights(name)
+
     def forward(
-        self, tokens_BNC: Tensor, position_NC: Tensor, *, observer: EncoderObserver | None = None
+        self, tokens_BNC: Tensor, positions: TokenPositions, *, observer: EncoderObserver | None = None
     ) -> tuple[Tensor, Tensor]:
         """Returns tokens_BNC and query_key_gap_BLH: per layer and head, the distance from mean query to mean key."""
         gaps_BH = []
         for index, layer in enumerate(self.layers):
-            tokens_BNC, attention = layer(tokens_BNC, position_NC)
+            tokens_BNC, attention = layer(tokens_BNC, positions)
             gaps_BH.append(query_key_gap(attention.query_BHQD, attention.key_BHKD))
             if observer is not None:
                 observer(index, attention)
@@ -111,7 +133,7 @@ class DecoderLayer(nn.Module):
 
         `memory_key_BNC` is the memory with its positions added.
         """
-        scene_BSC = scene_BSC + self.dropout(self.self_attention(self.norm1(scene_BSC), query_SC)[0])
+        scene_BSC = scene_BSC + self.dropout(self.self_attention(self.norm1(scene_BSC), TokenPositions(query_SC))[0])
         query_BSC = self.norm2(scene_BSC) + query_SC
         attended_BSC, weight_BHSN = self.cross_attention(query_BSC, memory_key_BNC, memory_BNC)
         scene_BSC = scene_BSC + self.dropout(attended_BSC)

@@ -6,7 +6,16 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as F
 
-from mspose.data.augmentation import IDENTITY, Jitter, centre_crop, jitter_batch, normalize, random_crop
+from mspose.data.augmentation import (
+    IDENTITY,
+    Jitter,
+    centre_crop,
+    cut_out,
+    jitter_batch,
+    normalize,
+    random_crop,
+    random_hole,
+)
 
 TORCHVISION = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
 
@@ -112,3 +121,24 @@ def test_normalize_is_torchvisions():
     image_B3HW = torch.rand(2, 3, 4, 5)
     mean, std = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
     torch.testing.assert_close(normalize(image_B3HW, mean, std), F.normalize(image_B3HW, list(mean), list(std)))
+
+
+@pytest.mark.parametrize("side", [1, 4, 5, 9, 20])
+def test_a_square_is_cut_out_of_every_image_pixel_by_pixel(side):
+    image_B3HW = torch.rand(6, 3, 9, 9, generator=torch.Generator().manual_seed(1)) + 1
+    top_B, left_B = np.array([-2, 0, 3, 8, 2, -9]), np.array([4, 0, -1, 8, 2, 3])
+    expected = image_B3HW.numpy().copy()
+    for image, top, left in zip(expected, top_B, left_B, strict=True):
+        for row in range(9):
+            for column in range(9):
+                if top <= row < top + side and left <= column < left + side:
+                    image[:, row, column] = 0
+    np.testing.assert_array_equal(cut_out(image_B3HW, top_B, left_B, side), expected)
+
+
+@pytest.mark.parametrize("side", [4, 5])
+def test_the_square_lies_about_a_pixel_of_the_image_and_may_reach_over_its_border(side):
+    top, left = random_hole(10, side, np.random.default_rng(0).random((3000, 2)))
+    for start in (top, left):
+        assert set((start + side // 2).tolist()) == set(range(10))
+    assert abs(np.corrcoef(top, left)[0, 1]) < 0.1

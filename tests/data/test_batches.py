@@ -180,6 +180,39 @@ def test_augmentation_moves_and_colours_images_and_without_it_nothing_does(small
     assert not torch.equal(moved.image_B3HW[np.argsort(moved.row)], plain)
 
 
+def test_cut_out_leaves_crops_and_colours_as_they_are_without_it(small_data, tmp_path):
+    batches = make(small_data, tmp_path)
+    options = {"equalize_scenes": False, "jitter": Jitter()}
+    plain, cut = (list(batches.epoch(3, 4, **options, cutout=share)) for share in (0.0, 0.4))
+    places = []
+    for one, two in zip(plain, cut, strict=True):
+        assert one.row.tolist() == two.row.tolist()
+        for before, after in zip(one.image_B3HW, two.image_B3HW, strict=True):
+            hole = (after == 0).all(dim=0)
+            assert torch.equal(after[:, ~hole], before[:, ~hole])
+            rows, columns = np.flatnonzero(hole.any(dim=1)), np.flatnonzero(hole.any(dim=0))
+            assert hole[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+            assert max(len(rows), len(columns)) <= 16  # 0.4 of 40 pixels
+            places.append((rows[0], columns[0], len(rows), len(columns)))
+    assert len(set(places)) > 15
+    assert (16, 16) in {place[2:] for place in places}
+    assert any(place[2] < 16 for place in places)  # over the border
+
+    part = list(batches.epoch(3, 4, **options, cutout=0.4, first=2, share=(1, 2)))
+    for mine, whole in zip(part, cut[2:], strict=True):
+        torch.testing.assert_close(mine.image_B3HW, whole.image_B3HW[-len(mine.row) :], atol=1e-5, rtol=0)
+        assert torch.equal(mine.image_B3HW == 0, whole.image_B3HW[-len(mine.row) :] == 0)
+    other = list(batches.epoch(3, 5, **options, cutout=0.4))
+    assert not torch.equal(other[0].image_B3HW == 0, cut[0].image_B3HW == 0)
+
+
+def test_without_augmentation_nothing_is_cut_out(small_data, tmp_path):
+    batches = make(small_data, tmp_path)
+    still = list(batches.epoch(0, 0, equalize_scenes=False, jitter=None, cutout=0.5))
+    for one, two in zip(still, epoch(batches), strict=True):
+        assert torch.equal(one.image_B3HW, two.image_B3HW)
+
+
 def test_equalized_scenes_have_as_many_samples_as_the_largest(small_data, tmp_path):
     batches = make(small_data, tmp_path, rows=[*range(12), *range(12, 17)])
     parts = epoch(batches, equalize=True, jitter=Jitter())

@@ -1,4 +1,4 @@
-"""Attention against a numpy oracle and against nn.MultiheadAttention; what is measured on queries and keys."""
+"""Attention against a numpy oracle and against nn.MultiheadAttention."""
 
 import math
 
@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from mspose.models.attention import CrossAttention, SelfAttention, attention_entropy, expect_shape, query_key_gap
+from mspose.models.attention import CrossAttention, SelfAttention, expect_shape
+from mspose.models.relative_position import TokenPositions
 
 DIM, HEADS = 12, 3
 
@@ -44,27 +45,34 @@ def random_tokens(*shape, seed=1):
 
 
 def by_numpy(attention, query, key, value):
-    """Tokens, queries and keys by the definition, every projection written out."""
+    """Tokens, queries, keys and attention weights by the definition, every projection written out."""
     weights = attention.in_proj_weight.detach().numpy().reshape(3, DIM, DIM)
     biases = attention.in_proj_bias.detach().numpy().reshape(3, DIM)
     q, k, v = (split_heads(x.numpy() @ w.T + b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
-    attended = softmax(q @ k.transpose(0, 1, 3, 2) / math.sqrt(DIM // HEADS)) @ v
-    joined = attended.transpose(0, 2, 1, 3).reshape(*query.shape)
-    return joined @ attention.out_proj.weight.detach().numpy().T + attention.out_proj.bias.detach().numpy(), q, k
+    weight = softmax(q @ k.transpose(0, 1, 3, 2) / math.sqrt(DIM // HEADS))
+    joined = (weight @ v).transpose(0, 2, 1, 3).reshape(*query.shape)
+    tokens = joined @ attention.out_proj.weight.detach().numpy().T + attention.out_proj.bias.detach().numpy()
+    return tokens, q, k, weight
 
 
 def test_self_attention_agrees_with_numpy(self_attention):
     tokens, position = random_tokens(2, 5, DIM), random_tokens(5, DIM, seed=3)
-    found = self_attention(tokens, position)
-    for ours, expected in zip(found, by_numpy(self_attention, *[tokens + position] * 2, tokens), strict=True):
-        np.testing.assert_allclose(ours.detach(), expected, rtol=1e-12, atol=1e-13)
+    found, attention = self_attention(tokens, TokenPositions(position))
+    expected, query, key, weight = by_numpy(self_attention, *[tokens + position] * 2, tokens)
+    shown = next(attention.log_weights()).exp()
+    for ours, theirs in (
+        (found, expected), (attention.query_BHQD, query), (attention.key_BHKD, key), (shown, weight)
+    ):  # fmt: skip
+        np.testing.assert_allclose(ours.detach(), theirs, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("queries", [1, 4, 30])
 def test_cross_attention_agrees_with_numpy(cross_attention, queries):
     query, key, value = random_tokens(2, queries, DIM), random_tokens(2, 7, DIM, seed=2), random_tokens(2, 7, DIM)
-    expected = by_numpy(cross_attention, query, key, value)[0]
-    np.testing.assert_allclose(cross_attention(query, key, value).detach(), expected, rtol=1e-12, atol=1e-13)
+    expected, _, _, expected_weight = by_numpy(cross_attention, query, key, value)
+    found, weight = cross_attention(query, key, value)
+    np.testing.assert_allclose(found.detach(), expected, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(weight.detach(), expected_weight, rtol=1e-12, atol=1e-13)
 
 
 def gradients(module, loss, *tensors):
@@ -78,10 +86,13 @@ def test_takes_the_weights_of_multihead_attention_and_has_its_gradients(self_att
         query, key, value, position = (random_tokens(2, n, DIM, seed=n).requires_grad_() for n in (4, 6, 6, 4))
         if ours is self_attention:
             tensors = (query, position)
-            found, expected = ours(query, position[0])[0], judge(query + position[0], query + position[0], query)[0]
+            found, expected = (
+                ours(query, TokenPositions(position[0]))[0],
+                judge(query + position[0], query + position[0], query)[0],
+            )
         else:
             tensors = (query, key, value)
-            found, expected = ours(*tensors), judge(*tensors)[0]
+            found, expected = ours(*tensors)[0], judge(*tensors)[0]
         torch.testing.assert_close(found, expected)
         pull = random_tokens(*found.shape, seed=9)
         ours_then_theirs = (
@@ -101,22 +112,91 @@ def test_cross_attention_drops_weights_and_what_their_values_bias_adds(cross_att
     key = random_tokens(1, 1, DIM)
     value = key[0, 0] @ attention.in_proj_weight[2 * DIM :].T + attention.in_proj_bias[2 * DIM :]
     torch.manual_seed(0)
-    factors = (attention(random_tokens(1, 40, DIM), key, key) / value).view(40, HEADS, -1).detach()
+    attended, weight = attention(random_tokens(1, 40, DIM), key, key)
+    assert torch.equal(weight, torch.ones(1, HEADS, 40, 1))  # as it was before dropout
+    factors = (attended / value).view(40, HEADS, -1).detach()
     assert torch.allclose(factors.amax(-1), factors.amin(-1))
     assert {round(float(factor), 6) for factor in factors.flatten()} == {0.0, 2.0}
 
 
 def test_a_network_at_rest_remembers_its_projected_positions(self_attention):
     tokens, position = random_tokens(2, 5, DIM), random_tokens(5, DIM, seed=3)
-    expected = self_attention(tokens, position)[0]
-    self_attention.remembers_positions = True
-    torch.testing.assert_close(self_attention(tokens, position)[0], expected, rtol=0, atol=0)
+    expected = self_attention(tokens, TokenPositions(position))[0]
+    self_attention.fuse()
+    torch.testing.assert_close(self_attention(tokens, TokenPositions(position))[0], expected, rtol=0, atol=0)
     with torch.no_grad():
         self_attention.in_proj_weight.mul_(2)
-    stale = self_attention(tokens, position)[0]
-    fresh = self_attention(tokens, position.clone())[0]
+    stale = self_attention(tokens, TokenPositions(position))[0]
+    fresh = self_attention(tokens, TokenPositions(position.clone()))[0]
     assert not torch.allclose(stale, fresh)
     assert not torch.allclose(fresh, expected)
+
+
+def explicit_attention(attention, tokens, position, *, scale, turn=lambda heads: heads, bias=0.0, factors=(1, 1)):
+    """Attended tokens and attention weights with queries and keys `turn`ed, and their weights times `factors`."""
+    weights = attention.in_proj_weight.detach().numpy().reshape(3, DIM, DIM) * np.array([*factors, 1])[:, None, None]
+    biases = attention.in_proj_bias.detach().numpy().reshape(3, DIM)
+    placed, tokens = (tokens + position).numpy(), tokens.numpy()
+    q, k, v = (split_heads(x @ w.T + b) for x, w, b in zip((placed, placed, tokens), weights, biases, strict=True))
+    weight = softmax(scale * turn(q) @ turn(k).swapaxes(-1, -2) + bias)
+    joined = (weight @ v).transpose(0, 2, 1, 3).reshape(*tokens.shape)
+    return joined @ attention.out_proj.weight.detach().numpy().T + attention.out_proj.bias.detach().numpy(), weight
+
+
+def assert_attends(attention, positions, tokens, expected):
+    """Tokens are those expected, and the attention map handed out is the one that made them."""
+    found, shown = attention(tokens, positions)
+    np.testing.assert_allclose(found.detach(), expected[0], rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(next(shown.log_weights()).exp().detach(), expected[1], rtol=1e-11, atol=1e-12)
+    return shown
+
+
+@pytest.mark.parametrize(("attention_scale", "scale"), [("head-dim", (DIM / HEADS) ** -0.5), ("tokens", 5**-0.5)])
+def test_scores_are_divided_by_the_root_of_channels_or_of_tokens(attention_scale, scale):
+    attention = jumbled(SelfAttention(DIM, HEADS, attention_scale=attention_scale))
+    tokens, position = random_tokens(2, 5, DIM), random_tokens(5, DIM, seed=3)
+    expected = explicit_attention(attention, tokens, position, scale=scale)
+    assert assert_attends(attention, TokenPositions(position), tokens, expected).scale == scale
+
+
+def test_positions_may_turn_queries_and_keys_or_add_to_the_scores_or_be_missing(self_attention):
+    tokens, bias = random_tokens(2, 5, DIM), random_tokens(HEADS, 5, 5, seed=4)
+    angle = random_tokens(5, 2, seed=5)
+    rotation = torch.stack((angle.cos(), angle.sin()))
+
+    def turn(heads):
+        turned = (heads[..., 0::2] + 1j * heads[..., 1::2]) * np.exp(1j * angle.numpy())
+        return np.stack((turned.real, turned.imag), axis=-1).reshape(heads.shape)
+
+    whole = {"tokens": tokens, "position": 0, "scale": 0.5}
+    assert_attends(self_attention, TokenPositions(), tokens, explicit_attention(self_attention, **whole))
+    expected = explicit_attention(self_attention, **whole, turn=turn, bias=bias.numpy())
+    shown = assert_attends(self_attention, TokenPositions(None, rotation, bias), tokens, expected)
+    plain = self_attention(tokens, TokenPositions())[1]
+    np.testing.assert_allclose(shown.key_BHKD.detach(), turn(plain.key_BHKD.detach().numpy()), rtol=1e-12, atol=1e-13)
+    assert shown.bias is bias
+
+
+@pytest.mark.parametrize("name", ["spectral-norm", "sigma-reparam"])
+def test_normalised_weights_of_queries_and_keys_are_used_and_fused(self_attention, name):
+    tokens, position = random_tokens(2, 5, DIM), random_tokens(5, DIM, seed=3)
+    before = self_attention(tokens, TokenPositions(position))[0].detach()
+    self_attention.normalize_query_key_weights(name)
+    self_attention.eval()
+    with torch.no_grad():  # on the way of one matrix, the value projection is left alone
+        self_attention.in_proj_weight[:DIM] *= 3
+        self_attention.in_proj_weight[DIM : 2 * DIM] *= 0.25
+    sigmas = [
+        np.linalg.norm(matrix, 2) for matrix in self_attention.in_proj_weight.detach().numpy().reshape(3, DIM, DIM)
+    ]
+    factors = (1 / 3, 4) if name == "spectral-norm" else (1 / sigmas[0], 1 / sigmas[1])
+    expected = explicit_attention(self_attention, tokens, position, scale=0.5, factors=factors)
+    assert_attends(self_attention, TokenPositions(position), tokens, expected)
+    if name == "spectral-norm":
+        torch.testing.assert_close(self_attention(tokens, TokenPositions(position))[0].detach(), before)
+    self_attention.fuse()
+    assert_attends(self_attention, TokenPositions(position), tokens, expected)
+    assert set(self_attention.state_dict()) == set(SelfAttention(DIM, HEADS).state_dict())
 
 
 def test_is_initialised_like_multihead_attention():
@@ -135,10 +215,10 @@ def test_dropout_acts_in_training_alone():
     torch.manual_seed(0)
     attention = SelfAttention(DIM, HEADS, dropout=0.5).double()
     tokens, position = random_tokens(1, 6, DIM), random_tokens(6, DIM)
-    training = [attention(tokens, position)[0] for _ in range(2)]
+    training = [attention(tokens, TokenPositions(position))[0] for _ in range(2)]
     assert not torch.equal(*training)
     attention.eval()
-    evaluation = [attention(tokens, position)[0] for _ in range(2)]
+    evaluation = [attention(tokens, TokenPositions(position))[0] for _ in range(2)]
     assert torch.equal(*evaluation)
 
 
@@ -153,7 +233,7 @@ def test_dropout_acts_in_training_alone():
 )
 def test_self_attention_refuses_wrong_shapes(self_attention, shapes, words):
     with pytest.raises(ValueError, match=words):
-        self_attention(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
+        self_attention(torch.zeros(shapes[0]).double(), TokenPositions(torch.zeros(shapes[1]).double()))
 
 
 @pytest.mark.parametrize(
@@ -176,68 +256,3 @@ def test_refuses_heads_that_do_not_divide_the_channels():
 
 def test_expect_shape_accepts_what_fits():
     expect_shape("x", torch.zeros(2, 3), ("batch", 3))
-
-
-def test_gap_agrees_with_numpy_and_commutes_with_the_projection(self_attention):
-    attention = self_attention
-    tokens, position = random_tokens(2, 9, DIM), random_tokens(9, DIM, seed=5)
-    _, query, key = attention(tokens, position)
-    gap = query_key_gap(query, key).detach()
-    expected = np.linalg.norm(query.detach().numpy().mean(2) - key.detach().numpy().mean(2), axis=-1)
-    np.testing.assert_allclose(gap, expected, rtol=1e-12)
-
-    mean = (tokens + position).mean(1)
-    weight, bias = attention.in_proj_weight, attention.in_proj_bias
-    difference = mean @ (weight[:DIM] - weight[DIM : 2 * DIM]).T + bias[:DIM] - bias[DIM : 2 * DIM]
-    torch.testing.assert_close(gap, difference.reshape(2, HEADS, -1).norm(dim=-1).detach())
-
-
-def test_gap_sends_gradients_to_queries_and_keys():
-    query = random_tokens(1, 2, 4, 3).requires_grad_()
-    key = random_tokens(1, 2, 6, 3, seed=2).requires_grad_()
-    assert torch.autograd.gradcheck(query_key_gap, (query, key))
-    query_key_gap(query, key).sum().backward()
-    assert query.grad.abs().min() > 0
-    assert key.grad.abs().min() > 0
-
-
-def test_gap_of_zero_has_finite_gradients():
-    query = random_tokens(1, 2, 4, 3).requires_grad_()
-    query_key_gap(query, query.detach()).sum().backward()
-    assert torch.equal(query.grad, torch.zeros_like(query))
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_gap_and_entropy_compute_in_float32_at_least(dtype):
-    query = 10 + random_tokens(1, 2, 50, 8)
-    key = query + 0.5
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        gap = query_key_gap(query.to(dtype), key.to(dtype))
-        entropy = attention_entropy(query.to(dtype), key.to(dtype))
-    assert gap.dtype == entropy.dtype == torch.float32
-    exact = query_key_gap(query.to(dtype).double(), key.to(dtype).double())
-    torch.testing.assert_close(gap.double(), exact, rtol=1e-5, atol=1e-5)
-    exact = attention_entropy(query.to(dtype).double(), key.to(dtype).double())
-    torch.testing.assert_close(entropy.double(), exact, rtol=1e-4, atol=1e-4)
-    assert query_key_gap(query, key).dtype == attention_entropy(query, key).dtype == torch.float64
-
-
-@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
-def test_entropy_agrees_with_an_explicit_softmax(chunk):
-    query, key = 3 * random_tokens(2, 3, 7, 4), random_tokens(2, 3, 5, 4, seed=2)
-    attention_map = softmax(query.numpy() @ key.numpy().transpose(0, 1, 3, 2) / 2.0)
-    expected = -(attention_map * np.log(attention_map)).sum(-1).mean(-1)
-    np.testing.assert_allclose(attention_entropy(query, key, chunk=chunk), expected, rtol=1e-12)
-
-
-def test_entropy_at_its_ends():
-    query, key = random_tokens(1, 1, 6, 4), random_tokens(1, 1, 6, 4, seed=2)
-    uniform = attention_entropy(torch.zeros_like(query), key)
-    torch.testing.assert_close(uniform, torch.full((1, 1), math.log(6), dtype=torch.float64))
-    one_key = attention_entropy(1e6 * query, key)  # weights that underflow to zero
-    assert one_key.item() == pytest.approx(0, abs=1e-9)
-
-
-def test_entropy_refuses_an_empty_chunk():
-    with pytest.raises(ValueError, match="chunk"):
-        attention_entropy(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), chunk=0)

@@ -101,8 +101,8 @@ def test_dropout_of_nearly_everything_stays_finite():
     assert dropout(torch.ones(1000), 1 - 1e-9, training=True).isfinite().all()
 
 
-def explicit(query, key, value, weight_factor=1.0):
-    score = query @ key.mT / math.sqrt(query.shape[-1])
+def explicit(query, key, value, weight_factor=1.0, scale=None, bias=0.0):
+    score = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale) + bias
     return (torch.softmax(score, dim=-1) * weight_factor) @ value
 
 
@@ -127,6 +127,55 @@ def test_attention_is_exact(chunks, dtype, limit):
     assert_same(attend(*tensors), explicit(*tensors), tensors, limit)
 
 
+@pytest.mark.parametrize("scale", [0.05, 1.7])
+def test_attention_takes_any_scale(chunks, scale, monkeypatch):
+    tensors = inputs()
+    assert_same(attend(*tensors, scale=scale), explicit(*tensors, scale=scale), tensors, 1e-12)
+    monkeypatch.setattr(kernels, "_plain", lambda tensor: True)  # PyTorch's own takes it alike
+    assert_same(attend(*tensors, scale=scale), explicit(*tensors, scale=scale), tensors, 1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_attention_adds_a_bias_to_the_scores_of_every_image(chunks, dtype, limit, monkeypatch):
+    tensors, bias = inputs(images=3, heads=4, dtype=dtype), random(4, 10, 14, dtype=dtype, seed=4)
+
+    def assert_exact():
+        expected = explicit(*tensors, scale=0.3, bias=bias)
+        assert_same(attend(*tensors, scale=0.3, bias_HQK=bias), expected, [*tensors, bias], limit)
+
+    assert_exact()
+    found = attend(*tensors, scale=0.3, bias_HQK=bias.detach())  # one that does not learn
+    assert_same(found, explicit(*tensors, scale=0.3, bias=bias.detach()), tensors, limit)
+    monkeypatch.setattr(kernels, "_plain", lambda tensor: True)  # PyTorch's own takes it alike
+    assert_exact()
+
+
+def test_a_bias_learns_the_same_each_time_on_any_number_of_threads(monkeypatch):
+    monkeypatch.setattr(kernels, "JOINED", 1)  # enough parts for two threads
+    tensors, bias = inputs(images=8, heads=16, dtype=torch.float32), random(16, 10, 14, dtype=torch.float32, seed=4)
+    gradients = []
+    for threads in (1, 2, 2):
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        gradients += torch.autograd.grad(attend(*tensors, bias_HQK=bias, dropout=0.2).square().sum(), bias)
+    torch.set_num_threads(1)
+    assert torch.equal(gradients[1], gradients[2])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_attention_in_bfloat16_takes_a_bias_in_float32():
+    tensors = [tensor.detach().bfloat16().requires_grad_() for tensor in inputs(dtype=torch.float32)]
+    bias = random(3, 10, 14, dtype=torch.float32, seed=4)
+    exact = explicit(*[tensor.double() for tensor in tensors], bias=bias)
+    found = attend(*tensors, bias_HQK=bias)
+    assert found.dtype == torch.bfloat16
+    assert relative_error(found.double(), exact) < 1e-2
+    pull = torch.ones_like(exact)
+    (gradient,), (expected,) = torch.autograd.grad(found, bias, pull.bfloat16()), torch.autograd.grad(exact, bias, pull)
+    assert gradient.dtype == torch.float32
+    assert relative_error(gradient, expected) < 5e-2
+
+
 def test_attention_takes_heads_that_lie_side_by_side():
     tokens = random(2, 10, 3 * 24, dtype=torch.float32)
     query, key, value = (part.unflatten(-1, (3, 8)).transpose(1, 2) for part in tokens.chunk(3, dim=-1))
@@ -138,17 +187,22 @@ def test_attention_stays_finite_for_large_scores():
     assert attend(query, key, value).isfinite().all()
 
 
+@pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_attention_dropout_is_exact_for_the_weights_that_it_dropped(chunks, dtype, limit):
+def test_attention_dropout_is_exact_for_the_weights_that_it_dropped(chunks, dtype, limit, has_bias):
     query, key, value = inputs(dtype=dtype)
+    bias = random(3, 10, 14, dtype=dtype, seed=4) if has_bias else None
     kept = 1 - round(0.4 * 65536) / 65536
     torch.manual_seed(5)
-    shown = attend(query, key, torch.eye(14, dtype=dtype).expand(2, 3, 14, 14), dropout=0.4)  # the weights themselves
+    weights = torch.eye(14, dtype=dtype).expand(2, 3, 14, 14)  # what attends to it are the weights themselves
+    shown = attend(query, key, weights, bias_HQK=bias, dropout=0.4)
     mask = (shown > 0).to(dtype)
     assert 0.3 < float(1 - mask.mean()) < 0.5
     torch.manual_seed(5)
-    found = attend(query, key, value, dropout=0.4)
-    assert_same(found, explicit(query, key, value, mask / kept), (query, key, value), limit)
+    found = attend(query, key, value, bias_HQK=bias, dropout=0.4)
+    learning = [query, key, value] + ([bias] if has_bias else [])
+    expected = explicit(query, key, value, mask / kept, bias=bias if has_bias else 0.0)
+    assert_same(found, expected, learning, limit)
 
 
 def test_masks_of_one_seed_are_independent_of_each_other():

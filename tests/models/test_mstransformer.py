@@ -1,11 +1,15 @@
 """The network as a whole: what comes out, which scene's pose, what is trained, what is refused."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from mspose.errors import MsposeError
-from mspose.models.mstransformer import MSTransformer, PoseOutput
+from mspose.models.mstransformer import MSTransformer
+from mspose.models.network import Observer, PoseOutput
+from mspose.models.position_encoding import make_position_encoding, sine_encoding
 from mspose.models.transformer import Encoder
 
 SMALL = {
@@ -21,6 +25,18 @@ SMALL = {
     "orientation_encoder_layers": 1,
     "orientation_decoder_layers": 2,
 }
+
+
+ALTERNATIVES = {
+    "rotary": {"position_encoding": "rotary"},
+    "relative-bias": {"position_encoding": "relative-bias"},
+    "none": {"position_encoding": "none"},
+    "spectral-norm": {"query_key_weights": "spectral-norm"},
+    "sigma-reparam": {"query_key_weights": "sigma-reparam", "position_encoding": "learned"},
+    "tokens": {"attention_scale": "tokens"},
+    "orthogonal": {"query_initialisation": "orthogonal"},
+}
+each_alternative = pytest.mark.parametrize("changes", ALTERNATIVES.values(), ids=ALTERNATIVES)
 
 
 def build(**changes):
@@ -60,7 +76,9 @@ def test_output_shapes_and_reading():
     {"position_encoding": "sine"},
     {"position_encoding": "sine-normalized"},
     {"position_encoder_layers": 0, "orientation_encoder_layers": 0},
+    {"position_encoder_layers": 0, "position_encoding": "relative-bias", "query_key_weights": "sigma-reparam"},
     {"backbone": "efficientnet_lite0", "position_encoding": "learned"},
+    *ALTERNATIVES.values(),
 ])  # fmt: skip
 def test_every_parameter_is_trained(changes):
     model = build(**changes).train()
@@ -101,23 +119,44 @@ def test_scene_logit_and_heads_read_the_two_decoders():
     assert isinstance(model.position_head.activation, nn.GELU)
 
 
+class Watch(Observer):
+    """Keeps what it is shown."""
+
+    def __init__(self):
+        self.encoders, self.decoders = {}, {}
+
+    def encoder(self, branch, layer, attention):
+        self.encoders[branch, layer] = attention
+
+    def decoder(self, branch, layer, weight_BHSN):
+        self.decoders[branch, layer] = weight_BHSN
+
+
 def test_position_reads_the_stride_16_map_and_orientation_the_stride_8_map():
-    model = build().eval()
-    counts = {}
-    model(image(), observer=lambda branch, layer, query, key: counts.update({branch: query.shape[2]}))
+    watch = Watch()
+    build().eval()(image(), observer=watch)
+    counts = {branch: attention.query_BHQD.shape[2] for (branch, _), attention in watch.encoders.items()}
     assert counts == {"position": 16, "orientation": 64}
 
 
-def test_observer_sees_every_encoder_layer():
-    model, seen = build().eval(), []
+def test_observer_sees_every_layer_and_changes_nothing():
+    model, watch = build().eval(), Watch()
     with torch.no_grad():
-        output = model(image(), observer=lambda *shown: seen.append(shown))
-        unseen = model(image())
-    assert [(branch, layer) for branch, layer, _, _ in seen] == [("position", 0), ("position", 1), ("orientation", 0)]
-    for branch, layer, query, key in seen:
-        gap = (query.mean(2) - key.mean(2)).norm(dim=-1)
+        output = model(image(), observer=watch)
+        unseen = model(image(), observer=Observer())
+    assert list(watch.encoders) == [("position", 0), ("position", 1), ("orientation", 0)]
+    assert list(watch.decoders) == [("position", 0), ("orientation", 0), ("orientation", 1)]
+    for (branch, layer), attention in watch.encoders.items():
+        gap = (attention.query_BHQD.mean(2) - attention.key_BHKD.mean(2)).norm(dim=-1)
         torch.testing.assert_close(output.query_key_gap[branch][:, layer], gap)
+        assert attention.scale == 4**-0.5
+        assert attention.bias is None
+    for (branch, _), weight in watch.decoders.items():
+        assert weight.shape == (2, 4, 3, 16 if branch == "position" else 64)
+        torch.testing.assert_close(weight.sum(-1), torch.ones(2, 4, 3))
     assert torch.equal(output.position_B3, unseen.position_B3)
+    with torch.no_grad():
+        assert torch.equal(output.position_B3, model(image()).position_B3)
 
 
 def test_architecture_rebuilds_the_network():
@@ -143,6 +182,7 @@ def test_defaults_are_the_papers():
         "scenes": ["a"], "backbone": "efficientnet_b0", "dim": 256, "heads": 8, "feedforward": 256, "dropout": 0.1,
         "attention_dropout": 0.1, "position_encoder_layers": 6, "position_decoder_layers": 6,
         "orientation_encoder_layers": 6, "orientation_decoder_layers": 6, "position_encoding": "sine",
+        "query_key_weights": "plain", "attention_scale": "head-dim", "query_initialisation": "normal",
         "head_hidden": 1024,
     }  # fmt: skip
     assert isinstance(model.position.encoder, Encoder)
@@ -181,7 +221,7 @@ def test_autocast_keeps_poses_and_probabilities_in_float32(dtype):
 def test_the_residual_stream_stays_in_float32_under_autocast():
     model, dtypes = build(), []
     for stack in (model.position.encoder, model.orientation.decoder):
-        stack.register_forward_pre_hook(lambda module, inputs: dtypes.extend(tensor.dtype for tensor in inputs))
+        stack.register_forward_pre_hook(lambda module, inputs: dtypes.append(inputs[0].dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model(image(), torch.tensor([0, 2]))
     assert set(dtypes) == {torch.float32}
@@ -211,52 +251,40 @@ def test_compiles_without_graph_breaks(position_encoding, scene):
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("names", [("rotary", "sigma-reparam", "tokens"), ("relative-bias", "spectral-norm")])
+def test_the_branch_of_an_alternative_compiles_without_graph_breaks(names):
+    torch._dynamo.reset()
+    changes = {key: value for name in names[::-1] for key, value in ALTERNATIVES[name].items()}
+    branch = build(**changes, dropout=0, attention_dropout=0).position.train()
+    encoding, again, features = make_position_encoding("sine", 16), copy.deepcopy(branch), random_map()
+    found, expected = (
+        torch.compile(branch, fullgraph=True, backend="eager")(features, encoding),
+        again(features, encoding),
+    )
+    torch.testing.assert_close(found, expected)
+    for name, buffer in branch.named_buffers():  # what a pass in training moves
+        torch.testing.assert_close(buffer, again.get_buffer(name), msg=name)
+    torch._dynamo.reset()
+
+
+def random_map():
+    """A map that the position branch of the test backbone takes."""
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(2, build().backbone.position_channels, 3, 5, generator=generator)
+
+
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no distributed package")
-def test_trains_under_distributed_data_parallel(tmp_path):
+@pytest.mark.parametrize("changes", [{}, ALTERNATIVES["relative-bias"], ALTERNATIVES["sigma-reparam"]])
+def test_trains_under_distributed_data_parallel(tmp_path, changes):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
-        model = nn.parallel.DistributedDataParallel(build())
+        model = nn.parallel.DistributedDataParallel(build(**changes))
         for _ in range(2):  # the second step fails where the first left a parameter without a gradient
             output = model(image(), torch.tensor([0, 2]))
             summed(output).backward()
         assert isinstance(output, PoseOutput)
     finally:
         torch.distributed.destroy_process_group()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (
-            (torch.zeros(2, 4, 64, 64),),
-            r"image_B3HW: expected shape \(batch, 3, height, width\), found \(2, 4, 64, 64\)",
-        ),
-        ((torch.zeros(3, 64, 64),), r"image_B3HW: .*found \(3, 64, 64\)"),
-        ((torch.zeros(0, 3, 64, 64),), r"image_B3HW: .*found \(0, 3, 64, 64\)"),
-        ((torch.zeros(2, 3, 64, 64, dtype=torch.uint8),), "image_B3HW: expected normalised .* found torch.uint8"),
-        ((torch.zeros(2, 3, 31, 64),), "image_B3HW: expected at least 32x32 pixels, found 31x64"),
-        (
-            (torch.zeros(2, 3, 64, 64), torch.zeros(3, dtype=torch.int64)),
-            r"scene_B: expected shape \(2\), found \(3,\)",
-        ),
-        ((torch.zeros(2, 3, 64, 64), torch.zeros(2)), "scene_B: expected int64 indices, found torch.float32"),
-        (
-            (torch.zeros(2, 3, 64, 64), torch.tensor([0, 3])),
-            r"scene_B: expected indices in 0\.\.2 of 3 scenes, found 3",
-        ),
-        ((torch.zeros(2, 3, 64, 64), torch.tensor([-1, 0])), r"scene_B: expected indices in 0\.\.2 .*found -1"),
-    ],
-)
-def test_refuses_wrong_input_at_the_door(arguments, words):
-    with pytest.raises(ValueError, match=words):
-        build().eval()(*arguments)
-
-
-def test_training_needs_the_scenes():
-    model = build()
-    with pytest.raises(ValueError, match="scene_B: expected the index of each image's scene in training mode"):
-        model(image())
-    model.eval()(image())
 
 
 @pytest.mark.parametrize(
@@ -267,7 +295,21 @@ def test_training_needs_the_scenes():
         ({"heads": 5}, r"dim: expected a multiple of heads \(5\)"),
         ({"heads": 0}, "heads: expected at least 1"),
         ({"dim": 6, "heads": 2}, "dim: expected a multiple"),
-        ({"position_encoding": "rotary"}, "position_encoding: expected one of learned, sine, sine-normalized"),
+        ({"position_encoding": "cosine"}, "position_encoding: expected one of learned, .*none, found 'cosine'"),
+        (
+            {"query_key_weights": "weight-norm"},
+            "query_key_weights: expected one of plain, spectral-norm, sigma-reparam",
+        ),
+        ({"attention_scale": "layers"}, "attention_scale: expected one of head-dim, tokens, found 'layers'"),
+        ({"query_initialisation": None}, "query_initialisation: expected one of normal, orthogonal, found None"),
+        (
+            {"position_encoding": "rotary", "heads": 8},
+            r"rotary: expected a multiple of 4 channels per head, found 2 \(dim 16, heads 8\)",
+        ),
+        (
+            {"query_initialisation": "orthogonal", "scenes": [f"room {number}" for number in range(17)]},
+            r"orthogonal: expected no more scenes than channels \(dim 16\), found 17 scenes",
+        ),
         ({"position_encoder_layers": -1}, "position_encoder_layers: expected at least 0, found -1"),
         ({"orientation_decoder_layers": 0}, "orientation_decoder_layers: expected at least 1"),
         ({"dropout": 1.0}, "dropout: expected a probability"),
@@ -280,38 +322,119 @@ def test_refuses_settings_that_make_no_network(changes, words):
         build(**changes)
 
 
-def held_by_autograd(network, pixels, scene):
-    """Outputs, gradients by name, running statistics, and how many numbers autograd held for the backward pass."""
-    held = {}
-
-    def hold(tensor):
-        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    network.zero_grad()
-    torch.manual_seed(4)
-    with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
-        output = network(pixels, scene)
-    (output.position_B3.sum() + output.orientation_B4.sum()).backward()
-    gradients = {name: weight.grad for name, weight in network.named_parameters() if weight.grad is not None}
-    statistics = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    return output.position_B3.detach(), gradients, statistics, sum(held.values())
+def shown_by(model, pixels):
+    watch = Watch()
+    model(pixels, observer=watch)
+    return watch
 
 
-@pytest.mark.parametrize("backbone", ["efficientnet_b0", "efficientnet_lite0"])
-def test_a_recomputed_backbone_changes_memory_alone(backbone):
-    """Dropout of whole blocks (torchvision's B0 has it) falls alike, and running statistics move once."""
-    torch.manual_seed(0)
-    network = build(backbone=backbone).train()
-    pixels, scene = image(), torch.tensor([0, 1])
-    start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    position, gradients, statistics, plain = held_by_autograd(network, pixels, scene)
-    network.load_state_dict(start)
-    network.recompute_backbone = True
-    again_position, again_gradients, again_statistics, less = held_by_autograd(network, pixels, scene)
-    torch.testing.assert_close(again_position, position)
-    for found, expected in ((again_gradients, gradients), (again_statistics, statistics)):
-        assert found.keys() == expected.keys()
-        for name in found:
-            torch.testing.assert_close(found[name], expected[name], msg=name)
-    assert less < 0.5 * plain
+@each_alternative
+def test_an_alternative_changes_its_own_part_of_the_start_alone(changes):
+    plain, other = build(), build(**changes)
+    ours, theirs = plain.state_dict(), other.state_dict()
+    if changes.get("position_encoding") == "learned":  # which draws its tables first
+        ours = build(position_encoding="learned").state_dict()
+    added = {name.rpartition(".")[2] for name in theirs.keys() - ours.keys()}
+    assert ours.keys() <= theirs.keys()
+    assert added == {
+        "relative-bias": {"row", "column"}, "spectral-norm": {"u_MC", "v_MC", "norm_M"},
+        "sigma-reparam": {"u_MC", "v_MC", "norm_M"},
+    }.get(changes.get("query_key_weights", changes.get("position_encoding")), set())  # fmt: skip
+    changed = {name for name in ours if not torch.equal(ours[name], theirs[name])}
+    queries = {"position.scene_query", "orientation.scene_query"}
+    assert changed == (queries if "query_initialisation" in changes else set())
+
+
+@each_alternative
+def test_an_alternative_is_answered_alike_when_rebuilt_copied_fused_or_more_exact(changes):
+    model = build(**changes)
+    pixels = torch.cat((image(), image(seed=1)), dim=3)  # a map that is not square
+    model(pixels, torch.tensor([0, 2]))  # moves what training moves
+    if "query_key_weights" in changes:
+        for layer in (*model.position.encoder.layers, *model.orientation.encoder.layers):
+            layer.self_attention.in_proj_weight.data.mul_(1.5)
+    rebuilt = MSTransformer(**model.architecture, pretrained=False).eval()
+    rebuilt.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        expected = model.eval()(pixels)
+        assert torch.equal(rebuilt(pixels).position_B3, expected.position_B3)
+        fused = copy.deepcopy(model).fuse()
+        for _ in range(2):  # the second time from what is remembered
+            torch.testing.assert_close(fused(pixels).position_B3, expected.position_B3, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(fused(image()).position_B3, model(image()).position_B3, rtol=1e-4, atol=1e-5)
+        assert torch.equal(model(pixels).position_B3, expected.position_B3)
+        double = model.double()(pixels.double())
+        assert double.position_B3.dtype == torch.float64
+        torch.testing.assert_close(expected.position_B3.double(), double.position_B3, rtol=1e-4, atol=1e-4)
+
+
+@each_alternative
+def test_an_alternative_trains_under_autocast(changes):
+    model = build(**changes, dropout=0, attention_dropout=0)
+    exact = model(image(), torch.tensor([0, 2]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(image(), torch.tensor([0, 2]))
+    torch.testing.assert_close(output.position_B3, exact.position_B3, rtol=0.1, atol=0.1)
+    summed(output).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["rotary", "relative-bias", "none"])
+def test_encodings_of_the_encoders_alone_leave_the_fixed_one_to_the_decoders_keys(name):
+    model, seen = build(position_encoding=name).eval(), []
+    layer = model.position.decoder.layers[0].cross_attention
+    layer.register_forward_hook(lambda module, inputs, _: seen.append(inputs))
+    shown = shown_by(model, image()).encoders
+    expected = sine_encoding(4, 4, 16, normalized=False)
+    torch.testing.assert_close(seen[0][1] - seen[0][2], expected.expand(2, -1, -1), rtol=0, atol=1e-5)
+    model.position_encoding = build(position_encoding="learned").position_encoding
+    again = shown_by(model, image()).encoders  # the encoders do not see it
+    for place, attention in shown.items():
+        assert torch.equal(again[place].query_BHQD, attention.query_BHQD)
+        assert (attention.bias is not None) == (name == "relative-bias")
+
+
+def test_a_bias_is_one_for_all_layers_of_a_branch_and_its_own_in_each():
+    shown = shown_by(build(position_encoding="relative-bias").eval(), image()).encoders
+    assert shown["position", 0].bias is shown["position", 1].bias
+    assert shown["position", 0].bias.shape == (4, 16, 16)
+    assert shown["orientation", 0].bias.shape == (4, 64, 64)
+
+
+def test_normalised_weights_concern_the_encoders_queries_and_keys():
+    model = build(query_key_weights="sigma-reparam")
+    found = {name.rpartition(".query_key_weights")[0] for name, _ in model.named_parameters() if "norm_M" in name}
+    layers = ("position.encoder.layers.0", "position.encoder.layers.1", "orientation.encoder.layers.0")
+    assert found == {f"{layer}.self_attention" for layer in layers}
+    for layer in model.position.encoder.layers:
+        used = layer.self_attention._weights().detach().view(3, 16, 16)
+        torch.testing.assert_close(torch.linalg.matrix_norm(used, 2)[:2], torch.ones(2))
+        assert torch.equal(used[2], layer.self_attention.in_proj_weight[32:])
+
+
+def test_the_scale_of_tokens_is_that_of_each_map():
+    shown = shown_by(build(attention_scale="tokens").eval(), image()).encoders
+    assert {place: attention.scale for place, attention in shown.items()} == {
+        ("position", 0): 1 / 4, ("position", 1): 1 / 4, ("orientation", 0): 1 / 8,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("dim", [16, 256])
+def test_orthogonal_queries_have_the_mean_length_of_normal_ones(dim):
+    model = build(query_initialisation="orthogonal", dim=dim)
+    length = torch.randn(20_000, dim, generator=torch.Generator().manual_seed(0)).norm(dim=1).mean()
+    for branch in (model.position, model.orientation):
+        product = branch.scene_query @ branch.scene_query.T / length**2
+        torch.testing.assert_close(product, torch.eye(3), rtol=0, atol=5e-3)
+    assert not torch.allclose(model.position.scene_query, model.orientation.scene_query)
+
+
+def test_a_recomputed_backbone_moves_singular_vectors_once():
+    plain, recomputed = (build(query_key_weights="spectral-norm") for _ in range(2))
+    recomputed.recompute_backbone = True
+    for model in (plain, recomputed):
+        with torch.no_grad():
+            model.position.encoder.layers[0].self_attention.in_proj_weight[:16] += 0.2
+        summed(model(image(), torch.tensor([0, 2]))).backward()
+    for name, buffer in plain.position.encoder.named_buffers():
+        torch.testing.assert_close(recomputed.position.encoder.get_buffer(name), buffer)

@@ -114,8 +114,12 @@ def test_factory_knows_its_names():
     torch.testing.assert_close(
         make_position_encoding("sine-normalized", 8)(2, 3, torch.float32, CPU), sine_encoding(2, 3, 8, normalized=True)
     )
-    with pytest.raises(ValueError, match="learned, sine, sine-normalized, found 'rotary'"):
-        make_position_encoding("rotary", 8)
+    for name in ("rotary", "relative-bias", "none"):  # what the decoders' keys have under them
+        assert torch.equal(
+            make_position_encoding(name, 8)(2, 3, torch.float32, CPU), sine_encoding(2, 3, 8, normalized=False)
+        )
+    with pytest.raises(ValueError, match="learned, sine, .*relative-bias, none, found 'cosine'"):
+        make_position_encoding("cosine", 8)
 
 
 @pytest.mark.parametrize(("name", "dim"), [("sine", 6), ("sine-normalized", 2), ("learned", 5)])

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mspose.models.attention import query_key_gap
+from mspose.models.attention_map import query_key_gap
+from mspose.models.relative_position import TokenPositions
 from mspose.models.transformer import Decoder, DecoderLayer, Encoder, EncoderLayer, initialize_matrices
 
 DIM, HEADS, HIDDEN = 16, 4, 24
@@ -48,7 +49,7 @@ def test_encoder_layer_agrees_with_pytorch_without_positions():
     ).double()
     judge.load_state_dict(judge_weights(layer))
     tokens = random(2, 7, DIM)
-    torch.testing.assert_close(layer(tokens, torch.zeros(7, DIM))[0], judge.eval()(tokens))
+    torch.testing.assert_close(layer(tokens, TokenPositions(torch.zeros(7, DIM)))[0], judge.eval()(tokens))
 
 
 def test_encoder_layer_adds_positions_to_queries_and_keys_after_the_norm_never_to_values():
@@ -57,11 +58,11 @@ def test_encoder_layer_adds_positions_to_queries_and_keys_after_the_norm_never_t
     normed = layer.norm1(tokens)
     expected = tokens + multihead(layer.self_attention, normed + position, normed + position, normed)
     expected = expected + layer.feedforward(layer.norm2(expected))
-    output, query, key = layer(tokens, position)
+    output, attention = layer(tokens, TokenPositions(position))
     torch.testing.assert_close(output, expected)
 
     weight, bias = layer.self_attention.in_proj_weight, layer.self_attention.in_proj_bias
-    for index, found in enumerate((query, key)):
+    for index, found in enumerate((attention.query_BHQD, attention.key_BHKD)):
         rows = slice(index * DIM, (index + 1) * DIM)
         projected = F.linear(normed + position, weight[rows], bias[rows])
         torch.testing.assert_close(found, projected.view(2, 7, HEADS, -1).transpose(1, 2))
@@ -74,7 +75,7 @@ def test_decoder_layer_agrees_with_pytorch_without_positions():
     ).double()
     judge.load_state_dict(judge_weights(layer))
     scene, memory = random(2, 3, DIM), random(2, 7, DIM, seed=1)
-    output = layer(scene, torch.zeros(3, DIM), memory, memory)
+    output, _ = layer(scene, torch.zeros(3, DIM), memory, memory)
     torch.testing.assert_close(output, judge.eval()(scene, memory))
 
 
@@ -91,30 +92,38 @@ def test_decoder_layer_adds_scene_queries_and_positions_where_they_belong():
     crossing = layer.norm2(expected) + query
     expected = expected + multihead(layer.cross_attention, crossing, memory + position, memory)
     expected = expected + layer.feedforward(layer.norm3(expected))
-    torch.testing.assert_close(layer(scene, query, memory, memory + position), expected)
+    output, weight = layer(scene, query, memory, memory + position)
+    torch.testing.assert_close(output, expected)
+    assert weight.shape == (2, HEADS, 3, 7)
+    torch.testing.assert_close(weight, layer.cross_attention(crossing, memory + position, memory)[1])
 
 
-def test_decoder_starts_from_zeros_and_ends_with_a_norm():
+def test_decoder_starts_from_zeros_shows_its_attention_and_ends_with_a_norm():
     decoder = jumbled(Decoder(2, DIM, HEADS, HIDDEN))
-    query, memory, position = random(3, DIM), random(2, 7, DIM, seed=1), random(7, DIM, seed=2)
+    query, memory, position, seen = random(3, DIM), random(2, 7, DIM, seed=1), random(7, DIM, seed=2), []
+    output = decoder(query, memory, position, observer=lambda *shown: seen.append(shown))
     expected = torch.zeros(2, 3, DIM, dtype=torch.float64)
-    for layer in decoder.layers:
-        expected = layer(expected, query, memory, memory + position)
-    torch.testing.assert_close(decoder(query, memory, position), decoder.norm(expected))
+    for index, layer in enumerate(decoder.layers):
+        expected, weight = layer(expected, query, memory, memory + position)
+        assert seen[index][0] == index
+        torch.testing.assert_close(seen[index][1], weight)
+    torch.testing.assert_close(output, decoder.norm(expected))
+    assert torch.equal(decoder(query, memory, position), output)
 
 
-def test_encoder_hands_out_gaps_and_shows_queries_and_keys_in_order():
+def test_encoder_hands_out_gaps_and_shows_its_attention_in_order():
     encoder = jumbled(Encoder(3, DIM, HEADS, HIDDEN))
-    tokens, position, seen = random(2, 7, DIM), random(7, DIM, seed=1), []
+    tokens, position, seen = random(2, 7, DIM), TokenPositions(random(7, DIM, seed=1)), []
     output, gap = encoder(tokens, position, observer=lambda *shown: seen.append(shown))
-    assert [layer for layer, _, _ in seen] == [0, 1, 2]
+    assert [layer for layer, _ in seen] == [0, 1, 2]
     assert gap.shape == (2, 3, HEADS)
-    torch.testing.assert_close(gap, torch.stack([query_key_gap(query, key) for _, query, key in seen], dim=1))
+    gaps = [query_key_gap(attention.query_BHQD, attention.key_BHKD) for _, attention in seen]
+    torch.testing.assert_close(gap, torch.stack(gaps, dim=1))
     expected = tokens
-    for layer, (_, query, key) in zip(encoder.layers, seen, strict=True):
-        expected, layer_query, layer_key = layer(expected, position)
-        assert torch.equal(layer_query, query)
-        assert torch.equal(layer_key, key)
+    for layer, (_, attention) in zip(encoder.layers, seen, strict=True):
+        expected, found = layer(expected, position)
+        assert torch.equal(found.query_BHQD, attention.query_BHQD)
+        assert torch.equal(found.key_BHKD, attention.key_BHKD)
     torch.testing.assert_close(output, encoder.norm(expected))
     assert torch.equal(encoder(tokens, position)[0], output)
 
@@ -122,7 +131,7 @@ def test_encoder_hands_out_gaps_and_shows_queries_and_keys_in_order():
 def test_encoder_without_layers_is_its_norm():
     encoder = jumbled(Encoder(0, DIM, HEADS, HIDDEN))
     tokens = random(2, 7, DIM)
-    output, gap = encoder(tokens, random(7, DIM))
+    output, gap = encoder(tokens, TokenPositions(random(7, DIM)))
     torch.testing.assert_close(output, F.layer_norm(tokens, (DIM,), encoder.norm.weight, encoder.norm.bias))
     assert gap.shape == (2, 0, HEADS)
     assert gap.dtype == tokens.dtype
@@ -130,7 +139,7 @@ def test_encoder_without_layers_is_its_norm():
 
 def test_gap_gradients_reach_query_and_key_projections():
     encoder = Encoder(2, DIM, HEADS, HIDDEN).double()
-    _, gap = encoder(random(2, 7, DIM), random(7, DIM, seed=1))
+    _, gap = encoder(random(2, 7, DIM), TokenPositions(random(7, DIM, seed=1)))
     gap.mean().backward()
     for layer in encoder.layers:
         gradient = layer.self_attention.in_proj_weight.grad
@@ -147,10 +156,10 @@ def test_dropouts_are_apart_and_act_in_training_alone(dropouts, random_in_traini
     encoder = Encoder(1, DIM, HEADS, HIDDEN, **dropouts).double()
     decoder = Decoder(1, DIM, HEADS, HIDDEN, **dropouts).double()
     tokens, position, query = random(2, 7, DIM), random(7, DIM), random(3, DIM)
-    for stack in (lambda: encoder(tokens, position)[0], lambda: decoder(query, tokens, position)):
+    for stack in (lambda: encoder(tokens, TokenPositions(position))[0], lambda: decoder(query, tokens, position)):
         assert torch.equal(stack(), stack()) != random_in_training
     encoder.eval(), decoder.eval()
-    for stack in (lambda: encoder(tokens, position)[0], lambda: decoder(query, tokens, position)):
+    for stack in (lambda: encoder(tokens, TokenPositions(position))[0], lambda: decoder(query, tokens, position)):
         assert torch.equal(stack(), stack())
 
 
