@@ -12,6 +12,8 @@ ARGS ?=
 RUN ?=
 RUNS ?= runs
 NPROC ?= 1
+ABLATION ?= qka-and-encoding
+SEEDS ?=
 DEMO_RUN := $(RUNS)/virtual/all/seed-$(SEED)
 
 SCENES := $(if $(strip $(SCENE)),--scenes $(SCENE))
@@ -19,7 +21,7 @@ EXPERIMENT := experiments/$(DATASET).yaml
 MSPOSE := $(BIN)/$(if $(filter-out 1,$(NPROC)),torchrun --standalone --nproc-per-node $(NPROC) -m )mspose
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint train eval baselines table tensorboard data cache bench clean
+.PHONY: help setup demo test lint train eval attention baselines ablation table paper tensorboard data cache bench clean
 
 help:  ## this list
 	@echo "usage: make TARGET [NAME=value ...]"
@@ -63,11 +65,23 @@ eval: $(READY)  ## evaluate a run on its test split: RUN=runs/7scenes/all/seed-0
 	@test -n "$(RUN)" || { echo "make eval needs RUN=, the folder of a run, such as RUN=runs/7scenes/all/seed-0"; exit 2; }
 	$(MSPOSE) evaluate $(RUN) $(SCENES) $(ARGS)
 
+attention: $(READY)  ## study the encoders' self-attention of one run or several, with pictures: RUN="runs/a runs/b" ARGS=
+	@test -n "$(RUN)" || { echo "make attention needs RUN=, the folders of runs, such as RUN=runs/7scenes/all/seed-0"; exit 2; }
+	$(BIN)/mspose attention $(RUN) $(SCENES) $(ARGS)
+
 baselines: $(READY)  ## evaluate the mean-pose and retrieval baselines: DATASET= SCENE=
 	$(BIN)/mspose baselines --config $(EXPERIMENT) --runs $(RUNS) $(SCENES) $(ARGS)
 
+# without DATASET= on the real data that is here, else on the data that the file names
+ablation: $(READY)  ## run the variants of an ablation over its seeds, print their table: ABLATION= DATASET= SEEDS="0 1"
+	$(BIN)/mspose ablate $(ABLATION) --dataset $(if $(filter file,$(origin DATASET)),auto,$(DATASET)) \
+		--runs $(RUNS) $(if $(strip $(SEEDS)),--seeds $(SEEDS)) $(ARGS)
+
 table: $(READY)  ## print the paper-style table of all finished runs, or of those on DATASET=: ARGS="--format latex"
 	$(BIN)/mspose table $(or $(RUN),$(RUNS)) $(if $(filter command line,$(origin DATASET)),--dataset $(DATASET)) $(ARGS)
+
+paper: $(READY)  ## write all tables and figures that finished runs and records allow into paper/, with an index: ARGS=
+	$(BIN)/mspose paper $(if $(filter command line,$(origin RUNS)),$(RUNS) experiments/results) $(ARGS)
 
 tensorboard: $(READY)  ## show all runs in TensorBoard on http://localhost:6006
 	$(BIN)/tensorboard --logdir $(RUNS) $(ARGS)

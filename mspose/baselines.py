@@ -117,6 +117,7 @@ def evaluate_baselines(settings: Settings, *, progress: bool = True) -> dict[str
             experiment=settings.experiment,
             variant=variant,
             seed=0,
+            quick=settings.quick,
             bad_frames=bad_frames["test"],
             thresholds=list(card.thresholds),
             model={"config_hash": config_hash(named)},

@@ -15,6 +15,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
+from mspose import study_verbs
 from mspose.config import DataSettings, Parser, Settings, read_settings, settings_parser, to_settings
 from mspose.distributed import is_main
 from mspose.errors import MsposeError, Preempted
@@ -35,6 +36,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "baselines": _baselines,
         "convert": _convert,
         "bench": _bench,
+        "attention": study_verbs.attention,
+        "ablate": study_verbs.ablate,
+        "cell": study_verbs.cell,
+        "paper": study_verbs.paper,
     }
     try:
         name = arguments[0] if arguments else ""
@@ -235,7 +240,11 @@ def _baselines() -> Verb:
 
 def _table() -> Verb:
     parser = Parser(description="Print the paper-style table of finished runs, beside the published rows.")
-    parser.add_argument("runs", nargs="*", type=str, default=["runs"], help="runs, or folders of runs (default: runs)")
+    parser.add_argument("runs", nargs="*", type=str, help="runs, or folders of runs (default: runs)")
+    parser.add_argument(
+        "--ablation", type=str, help="the table of this ablation: its file, or its name; runs and records"
+    )
+    parser.add_argument("--seeds", nargs="+", type=NonNegativeInt, help="with --ablation: some seeds only")
     parser.add_argument(
         "--format", type=Literal["markdown", "latex", "csv"], default="markdown", help="form of the text"
     )
@@ -246,18 +255,29 @@ def _table() -> Verb:
         help="errors; recall; recall of every scene",
     )
     parser.add_argument("--published", type=bool, default=True, help="show published rows of the same data set")
-    parser.add_argument("--dataset", type=str, help="only runs on this data set")
+    parser.add_argument("--dataset", type=str, help="only runs on this data set; of an ablation: the experiment")
     parser.add_argument("--ground_truth", type=str, help="only runs on this ground truth")
     parser.add_argument("--split", type=str, help="only this split")
     parser.add_argument("--digits", type=NonNegativeInt, default=2, help="decimals of metres")
     parser.add_argument("--out", type=str, help="file to write, in place of printing")
 
     def run(parsed: Namespace) -> None:
+        from mspose.ablation.finished import ROOTS
+        from mspose.ablation.table import ablation_table
         from mspose.checkpoint import whole_file
         from mspose.tables import table_text
 
-        names = ("format", "kind", "published", "dataset", "ground_truth", "split", "digits")
-        text = table_text(parsed.runs or ["runs"], **{name: parsed[name] for name in names})
+        of_runs = {"kind": "median", "published": True, "ground_truth": None, "split": None, "digits": 2}
+        idle = of_runs if parsed.ablation else {"seeds": None}
+        if wrong := [f"--{name}" for name, default in idle.items() if parsed[name] != default]:
+            where = "beside --ablation" if parsed.ablation else "without --ablation"
+            raise MsposeError(f"{', '.join(wrong)}: without effect {where}, leave it out")
+        if parsed.ablation:
+            names = ["dataset", "seeds", "format"]
+            text = ablation_table(parsed.ablation, parsed.runs or ROOTS, **{name: parsed[name] for name in names})
+        else:
+            names = ["format", "kind", "published", "dataset", "ground_truth", "split", "digits"]
+            text = table_text(parsed.runs or ["runs"], **{name: parsed[name] for name in names})
         if parsed.out is None:
             sys.stdout.write(text)
             return

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pandas as pd
 
 from mspose import distributed
 from mspose.checkpoint import whole_file
-from mspose.config import DataSettings, config_hash, read_settings
+from mspose.config import DataSettings, Settings, config_hash, read_settings
 from mspose.data.batches import Batches
 from mspose.data.cache import open_split
 from mspose.data.cards import INDOOR_THRESHOLDS, Card, read_card
@@ -25,7 +25,7 @@ from mspose.metrics import (
     write_metrics,
     write_predictions,
 )
-from mspose.prediction import load, predict_frames
+from mspose.prediction import PoseEstimator, load, predict_frames
 
 EXTERNAL = "external"
 """The experiment's name in the metrics of a predictions file that no run of mspose wrote."""
@@ -52,6 +52,64 @@ def evaluate_run(
     the run's own, both stand in the names of the two files. `compile` compiles the network first: for GPUs.
     """
     estimator = load(run, device)
+    device_used = next(estimator.network.parameters()).device
+    with distributed.joined(device_used):
+        opened = open_for_run(
+            run, estimator, split, data=data, batch_size=batch_size, on_bad_frame=on_bad_frame, progress=progress
+        )
+        batches, settings = opened.batches, opened.settings
+        table = predict_frames(estimator.fused, batches, given_scene=given_scene, compile=compile, progress=progress)
+
+        dataset, ground_truth = opened.dataset, opened.ground_truth
+        trained_on = estimator.description.get("trained_on") or {}
+        same = (dataset, ground_truth) == (trained_on.get("dataset"), trained_on.get("ground_truth"))
+        name = split if same else f"{dataset}-{ground_truth}-{split}"
+        about = {
+            "dataset": dataset,
+            "ground_truth": ground_truth,
+            "split": split,
+            "scene_selection": "given" if given_scene else "predicted",
+            "experiment": settings.experiment,
+            "variant": settings.variant or run.resolve().parent.name,
+            "seed": settings.seed,
+            "quick": settings.quick,
+            "bad_frames": opened.bad_frames,
+            "thresholds": list(thresholds or opened.thresholds),
+            "model": {"config_hash": estimator.description.get("config_hash"), **trained_on},
+            "device": str(device_used),
+        }
+        return distributed.from_main(lambda: evaluate_predictions(store_predictions(run, name, table, **about)))
+
+
+@dataclass(frozen=True)
+class OpenedSplit:
+    """One split of a data set, ready for the model of a run."""
+
+    settings: Settings
+    """The run's own."""
+    batches: Batches
+    dataset: str
+    ground_truth: str
+    thresholds: Sequence[tuple[float, float]]
+    """Recall pairs (m, deg) of the data set's card."""
+    bad_frames: int
+    """Frames left out as bad."""
+
+
+def open_for_run(
+    run: Path,
+    estimator: PoseEstimator,
+    split: str,
+    *,
+    data: dict[str, Any] | None = None,
+    batch_size: int,
+    on_bad_frame: str = "stop",
+    progress: bool = True,
+) -> OpenedSplit:
+    """Open a split for a run's model, as the run's data settings say; `data` overrides them, see `evaluate_run`.
+
+    Raises MsposeError where the data is not there, or of scenes that the model does not know.
+    """
     settings = read_settings(run / "config.yaml")
     data = data or {}
     own = settings.data if data.get("dataset") in (None, settings.data.dataset) else None
@@ -61,51 +119,29 @@ def evaluate_run(
     if unknown := [name for name in scenes if name not in estimator.scenes]:
         known = ", ".join(estimator.scenes)
         raise MsposeError(f"scene {', '.join(unknown)} is unknown to the model of {run}, which knows: {known}")
-    device_used = next(estimator.fused.parameters()).device
-    with distributed.joined(device_used):
-        with distributed.one_per_machine_first():
-            frames, cache, bad_frames = open_split(
-                card,
-                split,
-                **replace(chosen, scenes=scenes).source(),
-                short_side=estimator.preprocessing.resize,
-                on_bad_frame=on_bad_frame,
-                progress=progress,
-            )
-        batches = Batches(
-            frames,
-            cache,
-            scenes=estimator.scenes,
-            crop=estimator.preprocessing.crop,
-            mean=estimator.preprocessing.mean,
-            std=estimator.preprocessing.std,
-            batch_size=batch_size,
-            device=device_used,
+    if config_hash(settings) != estimator.description.get("config_hash"):
+        log.warning("%s: config.yaml was changed since the model was made, or made by another version of mspose", run)
+    with distributed.one_per_machine_first():
+        frames, cache, bad_frames = open_split(
+            card,
+            split,
+            **replace(chosen, scenes=scenes).source(),
+            short_side=estimator.preprocessing.resize,
+            on_bad_frame=on_bad_frame,
+            progress=progress,
         )
-        table = predict_frames(estimator.fused, batches, given_scene=given_scene, compile=compile, progress=progress)
-
-        ground_truth = str(frames["ground_truth"].iloc[0])
-        trained_on = estimator.description.get("trained_on") or {}
-        same = (card.name, ground_truth) == (trained_on.get("dataset"), trained_on.get("ground_truth"))
-        name = split if same else f"{card.name}-{ground_truth}-{split}"
-        if config_hash(settings) != estimator.description.get("config_hash"):
-            log.warning(
-                "%s: config.yaml was changed since the model was made, or made by another version of mspose", run
-            )
-        about = {
-            "dataset": card.name,
-            "ground_truth": ground_truth,
-            "split": split,
-            "scene_selection": "given" if given_scene else "predicted",
-            "experiment": settings.experiment,
-            "variant": settings.variant or run.resolve().parent.name,
-            "seed": settings.seed,
-            "bad_frames": bad_frames,
-            "thresholds": list(thresholds or card.thresholds),
-            "model": {"config_hash": estimator.description.get("config_hash"), **trained_on},
-            "device": str(device_used),
-        }
-        return distributed.from_main(lambda: evaluate_predictions(store_predictions(run, name, table, **about)))
+    batches = Batches(
+        frames,
+        cache,
+        scenes=estimator.scenes,
+        crop=estimator.preprocessing.crop,
+        mean=estimator.preprocessing.mean,
+        std=estimator.preprocessing.std,
+        batch_size=batch_size,
+        device=next(estimator.network.parameters()).device,
+    )
+    ground_truth = str(frames["ground_truth"].iloc[0])
+    return OpenedSplit(settings, batches, card.name, ground_truth, card.thresholds, bad_frames)
 
 
 def store_predictions(run: Path, name: str, table: pd.DataFrame, **about: Any) -> Path:
@@ -154,6 +190,7 @@ def evaluate_predictions(
             "experiment": EXTERNAL,
             "variant": method or path.stem,
             "seed": None,
+            "quick": False,
             "bad_frames": 0,
             "thresholds": card.thresholds if card else INDOOR_THRESHOLDS,
         }

@@ -266,6 +266,8 @@ def _metrics_fault(metrics: Any) -> str | None:
     for key in ("scene_selection", "experiment", "variant"):
         if not isinstance(metrics.get(key), str):
             return f"{key} is {metrics.get(key, 'missing')!r}, expected text"
+    if not isinstance(metrics.get("quick", False), bool):
+        return f"quick is {metrics['quick']!r}, expected true or false"
     seed, thresholds, scenes = metrics.get("seed"), metrics.get("thresholds"), metrics.get("scenes")
     if not (seed is None or _is_whole(seed)):
         return f"seed is {seed!r}, expected a whole number or null"

@@ -5,6 +5,7 @@ A row is a variant of an experiment over its seeds, or a published method. Publi
 not in it, since they were not at hand.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from mspose.errors import MsposeError
 from mspose.metrics import csv_number, csv_rows, read_metrics
 
+log = logging.getLogger("mspose")
 METRICS = "metrics.json"
 PUBLISHED_CSV = Path(__file__).resolve().parents[1] / "experiments" / "published.csv"
 ERRORS = ("median_position_error_m", "median_orientation_error_deg")
@@ -32,9 +34,12 @@ class Group(NamedTuple):
     ground_truth: str
     split: str
     scene_selection: str
+    quick: bool = False
+    """Toy size, to see that everything runs (`mspose ablate --quick`)."""
 
     def __str__(self) -> str:
-        return f"{self.dataset}, ground truth {self.ground_truth}, split {self.split}, scene {self.scene_selection}"
+        text = f"{self.dataset}, ground truth {self.ground_truth}, split {self.split}, scene {self.scene_selection}"
+        return text + (", at toy size (quick)" if self.quick else "")
 
 
 class Measure(NamedTuple):
@@ -98,11 +103,8 @@ def find_metrics(paths: Iterable[Path | str], *, other_splits: bool = False) -> 
     """
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
-        search = path.glob if (path / METRICS).is_file() else path.rglob
         names = (METRICS, "metrics-*.json") if other_splits else (METRICS,)
-        below = [] if path.is_file() else sorted(file for name in names for file in search(name))
-        visible = [file for file in below if not any(part.startswith(".") for part in file.relative_to(path).parts)]
-        files = [path] if path.is_file() else visible
+        files = [path] if path.is_file() else _visible_files(path, names)
         if not files:
             raise MsposeError(f"no {METRICS} in {path} or below it; run `make train` first, or name folders of runs")
         for file in files:
@@ -110,6 +112,35 @@ def find_metrics(paths: Iterable[Path | str], *, other_splits: bool = False) -> 
     if not found:
         raise MsposeError("no runs to tabulate: name folders of runs, such as `runs`; `make train` makes one")
     return list(found.values())
+
+
+def _visible_files(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The files of these names in a run folder, or below any other folder, hidden folders left out."""
+    search = folder.glob if (folder / METRICS).is_file() else folder.rglob
+    below = sorted(file for name in names for file in search(name))
+    return [file for file in below if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+
+
+def finished_runs(roots: Iterable[Path | str]) -> list[tuple[Path, dict[str, Any]]]:
+    """(folder, metrics) of every run in or below the roots, of its own test split; a root need not be there.
+
+    A run that two roots hold, such as a run and its record, counts where it is found first; where the two have other
+    figures, the log says so. Raises MsposeError for a broken metrics.json, and for a run that one root holds twice.
+    """
+    runs: dict[tuple[Any, ...], tuple[Path, dict[str, Any]]] = {}
+    for root in map(Path, roots):
+        here: dict[tuple[Any, ...], tuple[Path, dict[str, Any]]] = {}
+        for file in _visible_files(root, [METRICS]):
+            folder, metrics = file.parent, read_metrics(file)
+            key = (metrics["experiment"], metrics["variant"], metrics["seed"], group_of(metrics))
+            first, known = here.setdefault(key, (folder, metrics))
+            if first != folder:
+                raise MsposeError(f"{first} and {folder} are both {'/'.join(map(str, key[:3]))}: remove one of them")
+        for key, (folder, metrics) in here.items():
+            first, known = runs.setdefault(key, (folder, metrics))
+            if known["scenes"] != metrics["scenes"]:
+                log.warning("%s and %s are one run with different figures: those of the first count", first, folder)
+    return list(runs.values())
 
 
 def collect_runs(
@@ -122,6 +153,7 @@ def collect_runs(
     """One row per experiment and variant with all its seeds, of the runs in or below `paths` that pass the filters.
 
     Without a filter a run has the figures of its metrics.json; with one, those of all its evaluations are looked at.
+    Runs at toy size count only where there are no others.
     Raises MsposeError where there are no runs, a metrics.json is broken, the same experiment, variant and seed is at
     two places, or the seeds of a variant were not evaluated on the same frames and thresholds.
     """
@@ -129,23 +161,31 @@ def collect_runs(
     asked = {key: value for key, value in filters.items() if value is not None}
     runs = [(path, read_metrics(path)) for path in find_metrics(paths, other_splits=bool(asked))]
     seeds: dict[tuple[str, str, Group], dict[int | None, tuple[Path, dict[str, Any]]]] = {}
-    for path, metrics in runs:
-        if any(metrics[key] != value for key, value in asked.items()):
-            continue
-        key = (metrics["experiment"], metrics["variant"], _group(metrics))
+    for path, metrics in _real([run for run in runs if all(run[1][key] == value for key, value in asked.items())]):
+        key = (metrics["experiment"], metrics["variant"], group_of(metrics))
         first = seeds.setdefault(key, {}).setdefault(metrics["seed"], (path, metrics))[0]
         if first != path:
             name = f"{metrics['experiment']}/{metrics['variant']}, seed {metrics['seed']}"
             raise MsposeError(f"{first} and {path} are both {name}: name the one that should be in the table")
     if not seeds:
-        there = "; ".join(sorted({str(_group(metrics)) for _, metrics in runs}))
+        there = "; ".join(sorted({str(group_of(metrics)) for _, metrics in runs}))
         raise MsposeError(f"no run has {', '.join(f'{k} {v}' for k, v in asked.items())}; there are runs of {there}")
     return [_run_row(*key, list(found.values())) for key, found in seeds.items()]
 
 
-def _group(row: dict[str, Any]) -> Group:
+def _real(runs: list[tuple[Path, dict[str, Any]]]) -> list[tuple[Path, dict[str, Any]]]:
+    """Without the runs at toy size, unless all are."""
+    real = [(path, metrics) for path, metrics in runs if not metrics.get("quick", False)]
+    if real and len(real) < len(runs):
+        log.info("evaluations at toy size (quick) share no table with others, left out: %d", len(runs) - len(real))
+    return real or runs
+
+
+def group_of(row: dict[str, Any]) -> Group:
+    """Of the content of a metrics.json, or of a line of the published CSV."""
     dataset, ground_truth, split = (row[key] or "unknown" for key in ("dataset", "ground_truth", "split"))
-    return Group(dataset, ground_truth, split, row.get("scene_selection", "predicted"))  # published rows do not name it
+    # published rows, and metrics of older versions, do not have the other two
+    return Group(dataset, ground_truth, split, row.get("scene_selection", "predicted"), bool(row.get("quick", False)))
 
 
 def _run_row(experiment: str, variant: str, group: Group, runs: Sequence[tuple[Path, dict[str, Any]]]) -> Row:
@@ -193,7 +233,7 @@ def published_rows(path: Path | str = PUBLISHED_CSV, dataset: str | None = None)
     methods: dict[tuple[str, Group], list[dict[str, str]]] = {}
     figures: dict[tuple[str, Group], dict[str, Figures]] = {}
     for line, row in csv_rows(path, PUBLISHED_COLUMNS):
-        key = (row["method"], _group(row))
+        key = (row["method"], group_of(row))
         position, orientation = (Measure((csv_number(path, line, row, column),)) for column in ERRORS)
         if row["scene"] in figures.setdefault(key, {}):
             raise MsposeError(f"{path}, line {line}: {row['method']} has scene {row['scene']} twice")

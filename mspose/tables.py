@@ -4,6 +4,7 @@ Rows share a table only where they were measured alike: same data set, ground tr
 given.
 """
 
+import html
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from mspose.rows import (
 Format = Literal["markdown", "latex", "csv"]
 Kind = Literal["median", "recall", "recall-scenes"]
 DASH = "–"
+MINUS = "−"
 
 
 class Style(NamedTuple):
@@ -43,9 +45,10 @@ _MARKDOWN_SIGNS = str.maketrans({sign: "\\" + sign for sign in "\\|*`"})
 _LATEX_SIGNS = str.maketrans(
     {sign: "\\" + sign for sign in "&%$#_{}"}
     | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
-    | {"±": "$\\pm$", "°": "$^{\\circ}$", DASH: "--"}
+    | {"±": "$\\pm$", "°": "$^{\\circ}$", DASH: "--", MINUS: "$-$", "†": "$^{\\dagger}$", "‡": "$^{\\ddagger}$"}
 )
 MARKDOWN = Style("**{}**".format, "*{}*".format, " [{}]".format, lambda text: text.translate(_MARKDOWN_SIGNS))
+HTML = Style("<b>{}</b>".format, "<i>{}</i>".format, "<sup>{}</sup>".format, html.escape)
 LATEX = Style(
     "\\textbf{{{}}}".format, "\\emph{{{}}}".format, "$^{{{}}}$".format, lambda text: text.translate(_LATEX_SIGNS)
 )
@@ -172,28 +175,14 @@ class Table:
     def to_markdown(self) -> str:
         """Caption, pipe table, footnotes."""
         grid, notes = self.grid(MARKDOWN)
-        align = ("left", *("center" for _ in grid.columns[1:]))
-        table = grid.to_markdown(index=False, disable_numparse=True, colalign=align)
         numbered = "\n".join(f"{number}. {note}" for number, note in enumerate(notes, 1))
-        caption, *closing = map(MARKDOWN.plain, (self.caption(), *self.closing()))
-        return "\n\n".join(filter(None, (caption, table, numbered, *closing))) + "\n"
+        return markdown_text(self.caption(), grid, (numbered, *map(MARKDOWN.plain, self.closing())))
 
     def to_latex(self) -> str:
         """A `table` environment that needs the package booktabs alone."""
         grid, notes = self.grid(LATEX)
-        text = grid.style.hide(axis="index").to_latex(
-            hrules=True,
-            column_format="l" + "c" * (len(grid.columns) - 1),
-            caption=LATEX.plain(self.caption()),
-            position="t",
-            position_float="centering",
-        )
-        own = "\\\\\n" + LATEX.section(OWN)  # below published rows, not below the header
-        text = text.replace(own, own.replace("\n", "\n\\midrule\n"))
-        closing = [f"{LATEX.mark(number)} {note}" for number, note in enumerate(notes, 1)]
-        closing += map(LATEX.plain, self.closing())
-        small = "\\par\\smallskip\n{\\footnotesize\\raggedright\n" + "\\par\n".join(closing) + "\\par}\n"
-        return text.replace("\\end{table}", small + "\\end{table}")
+        numbered = [f"{LATEX.mark(number)} {note}" for number, note in enumerate(notes, 1)]
+        return latex_text(self.caption(), grid, (*numbered, *map(LATEX.plain, self.closing())), SECTIONS)
 
     def to_csv(self) -> str:
         """Long form, a line per row and scene (`Average` last), unrounded; an empty field is a missing value."""
@@ -216,6 +205,32 @@ class Table:
                 lines.append({**line, "source": row.source, "note": row.note})
         table = pd.DataFrame(lines).astype({"seeds": "Int64", "frames": "Int64"})
         return table.to_csv(index=False, lineterminator="\n")
+
+
+def markdown_text(caption: str, grid: pd.DataFrame, closing: Sequence[str]) -> str:
+    """Caption (plain text), the grid as a pipe table, paragraphs below it (grid and closing as Markdown)."""
+    align = ("left", *("center" for _ in grid.columns[1:]))
+    table = grid.to_markdown(index=False, disable_numparse=True, colalign=align)
+    return "\n\n".join(filter(None, (MARKDOWN.plain(caption), table, *closing))) + "\n"
+
+
+def latex_text(caption: str, grid: pd.DataFrame, closing: Sequence[str], sections: Sequence[str]) -> str:
+    """A `table` environment that needs the package booktabs alone: caption (plain text), grid, small print below it.
+
+    grid and closing are LaTeX. sections: plain titles of lines that a rule stands above, unless the header is there.
+    """
+    text = grid.style.hide(axis="index").to_latex(
+        hrules=True,
+        column_format="l" + "c" * (len(grid.columns) - 1),
+        caption=LATEX.plain(caption),
+        position="t",
+        position_float="centering",
+    )
+    for title in sections:
+        line = "\\\\\n" + LATEX.section(LATEX.plain(title))  # of a line before it, which the header is not
+        text = text.replace(line, line.replace("\n", "\n\\midrule\n"))
+    small = "\\par\\smallskip\n{\\footnotesize\\raggedright\n" + "\\par\n".join(closing) + "\\par}\n"
+    return text.replace("\\end{table}", small + "\\end{table}")
 
 
 def _threshold_text(pair: tuple[float, float]) -> str:
@@ -261,9 +276,20 @@ def table_text(
     writers = {"markdown": Table.to_markdown, "latex": Table.to_latex, "csv": Table.to_csv}
     if format not in writers:
         raise MsposeError(f"format {format}: expected one of {', '.join(writers)}")
-    runs = collect_runs(paths, dataset=dataset, ground_truth=ground_truth, split=split)
+    filters = {"dataset": dataset, "ground_truth": ground_truth, "split": split}
+    table = table_of(paths, published=published, digits=digits, kind=kind, published_csv=published_csv, **filters)
+    return writers[format](table)
+
+
+def table_of(
+    paths: Iterable[Path | str], *,
+    published: bool = True, digits: int = 2, kind: Kind = "median", published_csv: Path | str = PUBLISHED_CSV,
+    **filters: str | None,
+) -> Table:  # fmt: skip
+    """The table of the runs in or below `paths` that pass the filters of `collect_runs`; arguments as `table_text`."""
+    runs = collect_runs(paths, **filters)
     group = shared_group(runs)
     known = published_rows(published_csv, group.dataset) if published and kind == "median" else []
     fitting = [row for row in known if row.group == group]
     remarks = [f"No published rows are shown: none is for {group}."] if known and not fitting else []
-    return writers[format](make_table(runs, fitting, kind=kind, digits=digits, remarks=remarks))
+    return make_table(runs, fitting, kind=kind, digits=digits, remarks=remarks)

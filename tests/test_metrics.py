@@ -370,6 +370,7 @@ def without(key: str) -> dict[str, Any]:
         (json.dumps({"accuracy": 0.9}), "dataset is 'missing'"),
         (json.dumps(without("variant")), "variant"),
         (json.dumps(run_metrics(seed="0")), "seed"),
+        (json.dumps(run_metrics(quick="no")), "quick"),
         (json.dumps(run_metrics(thresholds=[[1]])), "thresholds"),
         (json.dumps(run_metrics(thresholds=[])), "recall"),
         (json.dumps(run_metrics(scenes={})), "scenes"),

@@ -145,10 +145,10 @@ def test_csv_is_long_and_unrounded(tmp_path: Path, published: Path) -> None:
     write_run(tmp_path / "runs", {"attic": (1 / 3, 2.0)}, variant="attic", scene_accuracy=None)
     text = table_text([tmp_path / "runs"], format="csv", published_csv=published)
     assert text.splitlines()[:3] == [
-        "label,section,dataset,ground_truth,split,scene_selection,scene,seeds,frames,position_m,position_m_std,"
+        "label,section,dataset,ground_truth,split,scene_selection,quick,scene,seeds,frames,position_m,position_m_std,"
         "orientation_deg,orientation_deg_std,scene_accuracy,scene_accuracy_std,source,note",
-        'Net_1,Published,rooms,original,test,predicted,attic,,,0.2,,4.0,,,,"Doe: A Method, 2020",a note',
-        'Net_1,Published,rooms,original,test,predicted,cellar,,,0.4,,6.0,,,,"Doe: A Method, 2020",a note',
+        'Net_1,Published,rooms,original,test,predicted,False,attic,,,0.2,,4.0,,,,"Doe: A Method, 2020",a note',
+        'Net_1,Published,rooms,original,test,predicted,False,cellar,,,0.4,,6.0,,,,"Doe: A Method, 2020",a note',
     ]
     table = pd.read_csv(io.StringIO(text), float_precision="round_trip").set_index(["label", "scene"])
     assert len(table) == 4 * 3
@@ -284,6 +284,18 @@ def test_given_and_predicted_scenes_are_refused_together_but_baselines_may_stand
         table_text([tmp_path])
     baselines = [tmp_path / "rooms" / "baseline-mean-pose"]
     assert "scene given." in table_text(baselines)
+
+
+def test_runs_at_toy_size_never_stand_beside_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_run(tmp_path, {"attic": (0.1, 4)}, variant="real")
+    write_run(tmp_path, {"attic": (0.2, 5)}, experiment="rooms-quick", variant="toy", quick=True)
+    with caplog.at_level("INFO", "mspose"):
+        assert [row.name for row in collect_runs([tmp_path])] == ["rooms/real"]
+    assert "toy size (quick) share no table with others, left out: 1" in caplog.text
+    toys = collect_runs([tmp_path / "rooms-quick"])
+    assert "at toy size (quick)." in table_text([tmp_path / "rooms-quick"])
+    with pytest.raises(MsposeError, match=r"cannot share a table: .*toy size \(quick\) \(rooms-quick/toy\)"):
+        make_table([*collect_runs([tmp_path / "rooms"]), *toys])
 
 
 def test_a_published_row_of_another_ground_truth_never_stands_beside_a_run(tmp_path: Path, published: Path) -> None:

@@ -108,16 +108,16 @@ class RememberedEncoding(nn.Module):
 
     def forward(self, height: int, width: int, dtype: torch.dtype, device: torch.device) -> Any:
         """The encoding of a map of `height` times `width` tokens: the same tensors each time."""
+        if torch.compiler.is_compiling():  # a compiler would make its code anew whenever more is remembered
+            with torch.no_grad():
+                return self.encoding(height, width, dtype, device)
         key = (height, width, dtype, device)
-        if key in self._remembered:
-            return self._remembered[key]
-        with torch.inference_mode(False), torch.no_grad():  # what is remembered must serve training as well
-            encoded = self.encoding(height, width, dtype, device)
-        if not torch.compiler.is_compiling():
+        if key not in self._remembered:
             if len(self._remembered) >= 16:
                 self._remembered.clear()
-            self._remembered[key] = encoded
-        return encoded
+            with torch.inference_mode(False), torch.no_grad():  # what is remembered must serve training as well
+                self._remembered[key] = self.encoding(height, width, dtype, device)
+        return self._remembered[key]
 
 
 class LearnedEncoding(nn.Module):

@@ -1,0 +1,1 @@
+"""Ablations: an experiment and variants of it that each change a few settings, over several seeds, and their table."""
