@@ -20,7 +20,7 @@ from mspose.data.batches import Batches
 from mspose.data.cache import open_split
 from mspose.data.cards import read_card
 from mspose.evaluation import evaluate_predictions, store_predictions
-from mspose.metrics import PREDICTION_COLUMNS, with_errors
+from mspose.metrics import PREDICTION_COLUMNS, device_name, with_errors
 from mspose.models.backbone import make_backbone
 from mspose.poses import mean_quaternion
 from mspose.prediction import resolve_device
@@ -121,7 +121,7 @@ def evaluate_baselines(settings: Settings, *, progress: bool = True) -> dict[str
             bad_frames=bad_frames["test"],
             thresholds=list(card.thresholds),
             model={"config_hash": config_hash(named)},
-            device=str(device),
+            device=device_name(device),
         )
         metrics[variant] = evaluate_predictions(path)
     return metrics

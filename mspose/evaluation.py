@@ -19,6 +19,7 @@ from mspose.errors import MsposeError
 from mspose.metrics import (
     ONE_SCENE,
     compute_metrics,
+    device_name,
     provenance,
     read_metrics,
     read_predictions,
@@ -76,7 +77,7 @@ def evaluate_run(
             "bad_frames": opened.bad_frames,
             "thresholds": list(thresholds or opened.thresholds),
             "model": {"config_hash": estimator.description.get("config_hash"), **trained_on},
-            "device": str(device_used),
+            "device": device_name(device_used),
         }
         return distributed.from_main(lambda: evaluate_predictions(store_predictions(run, name, table, **about)))
 

@@ -322,7 +322,7 @@ def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
         "commit": commit,
         "dirty": dirty,
         "platform": platform.platform(),
-        "device": _device_name(torch.device(device)),
+        "device": device_name(torch.device(device)),
         "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -351,7 +351,8 @@ def _git_state(package: Path) -> tuple[str | None, bool | None]:
         return None, None
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """What the machine's maker calls it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:

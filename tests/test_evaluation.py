@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -15,6 +16,7 @@ from mspose.checkpoint import load_model, save_model
 from mspose.config import DataSettings, config_hash, read_settings, write_settings
 from mspose.errors import MsposeError
 from mspose.evaluation import evaluate_predictions, evaluate_run, summary
+from mspose.metrics import device_name
 from mspose.poses import invert_quaternion, pose_matrix, quaternion_to_rotation
 from mspose.rows import collect_runs
 from mspose.tables import table_text
@@ -120,7 +122,7 @@ def test_provenance_says_what_made_the_figures(evaluated):
         assert re.match(r"\d+\.\d+", provenance[package]), package
     assert provenance["commit"] is None or re.fullmatch(r"[0-9a-f]{40}", provenance["commit"])
     assert re.match(r"\d{4}-\d\d-\d\dT", provenance["time_utc"])
-    assert provenance["device"] == "cpu"
+    assert provenance["device"] == device_name(torch.device("cpu"))
     assert provenance["model"]["config_hash"] == config_hash(read_settings(evaluated / "config.yaml"))
     assert provenance["model"]["dataset"] == "small"
     assert Path(provenance["predictions"]) == evaluated / "predictions" / "test.csv"
