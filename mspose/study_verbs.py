@@ -27,8 +27,8 @@ def ablate() -> Verb:
 
     parser = _Given(
         description="Run the variants of an ablation file over its seeds, and print their table. What has a result is "
-        "skipped, what was interrupted goes on. Settings given here override those of all variants; what is not given is "
-        "as in the base experiment, whatever default stands below."
+        "skipped, what was interrupted goes on. Settings given here hold for all variants; what is not given is as in "
+        "the base experiment, whatever default stands below."
     )
     parser.add_argument("file", type=str, help="an ablation file, or its name in experiments/ablations/")
     parser.add_argument(
