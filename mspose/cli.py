@@ -173,17 +173,9 @@ def _evaluate() -> Verb:
         help="recall pairs: [[0.05,5],[0.25,2]] (m, deg)",
     )
     parser.add_argument("--batch_size", type=PositiveInt, default=32, help="images at a time")
-    parser.add_argument("--device", default="auto", type=str, help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--compile", action="store_true", help="compile the network first: for long splits on a GPU")
-    parser.add_argument("--on_bad_frame", type=Literal["stop", "skip"], default="stop", help="broken or missing images")
     parser.add_argument("--method", type=str, help="with --predictions: a name for tables")
-    parser.add_argument("--dataset", type=str, help="another data set than the run's; with --predictions: its name")
-    parser.add_argument("--ground_truth", type=str, help="another ground truth than the run's")
-    parser.add_argument("--scenes", nargs="+", type=str, help="some scenes only")
-    parser.add_argument("--root", type=str, help="folder of the scenes")
-    parser.add_argument("--labels", nargs="+", type=str, help="label files in place of the data set's own")
-    parser.add_argument("--cache", type=str, help="folder of the frame cache")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    study_verbs.add_run_data(parser, dataset="another data set than the run's; with --predictions: its name")
 
     def run(parsed: Namespace) -> None:
         from mspose.allocator import keep_freed_memory

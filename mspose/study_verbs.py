@@ -21,6 +21,19 @@ class _Given(Parser):
         return super().parse_args(*arguments, defaults=False, **options)
 
 
+def add_run_data(parser: ArgumentParser, *, dataset: str) -> None:
+    """Options that say where a run's model computes, and on which data if not on its own."""
+    parser.add_argument("--device", default="auto", type=str, help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--on_bad_frame", type=Literal["stop", "skip"], default="stop", help="broken or missing images")
+    parser.add_argument("--dataset", type=str, help=dataset)
+    parser.add_argument("--ground_truth", type=str, help="another ground truth than the run's")
+    parser.add_argument("--scenes", nargs="+", type=str, help="some scenes only")
+    parser.add_argument("--root", type=str, help="folder of the scenes")
+    parser.add_argument("--labels", nargs="+", type=str, help="label files in place of the data set's own")
+    parser.add_argument("--cache", type=str, help="folder of the frame cache")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
 def ablate() -> Verb:
     """`mspose ablate`."""
     from mspose.ablation.launcher import SlurmSettings
@@ -108,15 +121,7 @@ def attention() -> Verb:
     parser.add_argument(
         "--out", type=str, help="folder for pictures of several runs together (default: attention/ in their common one)"
     )
-    parser.add_argument("--device", default="auto", type=str, help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--on_bad_frame", type=Literal["stop", "skip"], default="stop", help="broken or missing images")
-    parser.add_argument("--dataset", type=str, help="another data set than the runs'")
-    parser.add_argument("--ground_truth", type=str, help="another ground truth than the runs'")
-    parser.add_argument("--scenes", nargs="+", type=str, help="some scenes only")
-    parser.add_argument("--root", type=str, help="folder of the scenes")
-    parser.add_argument("--labels", nargs="+", type=str, help="label files in place of the data set's own")
-    parser.add_argument("--cache", type=str, help="folder of the frame cache")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_run_data(parser, dataset="another data set than the run's")
 
     def run(parsed: Namespace) -> None:
         from mspose.allocator import keep_freed_memory
