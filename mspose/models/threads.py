@@ -27,11 +27,11 @@ def in_threads(work: Callable[..., None], parts: Sequence[tuple[Any, ...]]) -> N
         for part in parts:
             work(*part)
         return
-    inference = torch.is_inference_mode_enabled()
+    inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
     left = iter(parts)
 
     def take() -> None:
-        with torch.inference_mode(inference):  # a setting of each thread
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradients):  # settings of each thread
             for part in left:
                 work(*part)
 
