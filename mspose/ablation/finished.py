@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from mspose.ablation.errors import has_errors, read_errors
 from mspose.ablation.plan import Ablation
 from mspose.attention_study.record import STUDY, read_study
 from mspose.config import PLACES, Settings, flatten
 from mspose.errors import MsposeError
-from mspose.metrics import ERROR_COLUMNS, read_predictions
+from mspose.metrics import ERROR_COLUMNS
 from mspose.rows import Group, finished_runs, group_of
 
-PREDICTIONS = "predictions/test.csv"
 CONFIG = "config.yaml"
 ROOTS = ("runs", "experiments/results")
 """Where runs and records are looked for."""
@@ -94,7 +94,7 @@ def finished_cells(
     runs = [run for run in runs if seeds is None or run.seed in seeds]
     known = [run for run in runs if run.label in settings]
     real = [run for run in known if not run.metrics.get("quick")]
-    tested = [run for run in real if (run.folder / PREDICTIONS).is_file()]
+    tested = [run for run in real if has_errors(run.folder)]
     counts = Counter(run.changes for run in tested)
     shared = () if () in counts or not counts else counts.most_common(1)[0][0]
     chosen = {(run.label, run.seed): run for run in tested if run.changes == shared}
@@ -112,7 +112,7 @@ def finished_cells(
         "Missing": named_by_seeds(missing),
         f"Left out, not in {file}": sorted({run.label for run in runs if run.label not in settings}),
         "Left out, quick tries at toy size": named_by_seeds((run.label, run.seed) for run in set(known) - set(real)),
-        f"Left out, no {PREDICTIONS}": named_by_seeds((run.label, run.seed) for run in set(real) - set(tested)),
+        "Left out, no errors of their frames": named_by_seeds((run.label, run.seed) for run in set(real) - set(tested)),
         f"All cells have other settings than {file}": list(map(str, shared)),
         f"Left out, other settings than {'the other cells' if shared else file}": [
             f"seed {run.seed} of {run.label} ({', '.join(map(str, run.changes))})"
@@ -191,7 +191,7 @@ def _settings_of(run: Path) -> dict[str, Any]:
 
 def _frame_errors(run: Path) -> tuple[dict[str, list[str]], dict[str, np.ndarray]]:
     """(images, (2, frames) errors in metres and degrees) by scene, in the order of the names."""
-    table: pd.DataFrame = read_predictions(run / PREDICTIONS).sort_values(["scene", "image"])
+    table: pd.DataFrame = read_errors(run).sort_values(["scene", "image"])
     scenes = {str(scene): frames for scene, frames in table.groupby("scene", sort=True)}
     images = {scene: frames["image"].tolist() for scene, frames in scenes.items()}
     return images, {scene: frames[list(ERROR_COLUMNS)].to_numpy().T.copy() for scene, frames in scenes.items()}

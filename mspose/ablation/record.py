@@ -8,16 +8,18 @@ from typing import Any
 import yaml
 
 from mspose.ablation.cell import CONFIG, METRICS, is_finished
+from mspose.ablation.errors import RECORDED, record_errors
 from mspose.ablation.plan import Cell
 from mspose.attention_study.record import STUDY
 from mspose.checkpoint import whole_file
 
-FILES = (CONFIG, METRICS, "predictions/test.csv", "predictions/test.json", STUDY)
+FILES = (CONFIG, METRICS, STUDY)
 
 
 def record_cells(cells: Sequence[Cell], folder: Path) -> str:
     """Copy the record of every finished cell to `folder/<experiment>/<label>/seed-<n>`; says what was left out.
 
+    Of predictions it keeps the errors.
     Paths of this machine do not go along: of a path in the run's folder, or in the current one, the rest is kept, of
     any other its last part.
     """
@@ -30,9 +32,12 @@ def record_cells(cells: Sequence[Cell], folder: Path) -> str:
             source = cell.folder / name
             if source.exists():
                 _copy(source, target / name, cell.folder)
+        record_errors(cell.folder, target)
         left_out += sum(path.stat().st_size for path in cell.folder.rglob("*") if path.is_file())
-        left_out -= sum((cell.folder / name).stat().st_size for name in FILES if (cell.folder / name).exists())
-    text = f"cells recorded in {folder}: {len(finished)}; left out: models, checkpoints, logs, pictures"
+        left_out -= sum(
+            (cell.folder / name).stat().st_size for name in (*FILES, RECORDED) if (cell.folder / name).exists()
+        )
+    text = f"cells recorded in {folder}: {len(finished)}; left out: models, checkpoints, logs, pictures, poses"
     text += f" ({left_out / 1e6:.0f} MB)"
     return text + (f"; without result: {', '.join(unfinished)}" if unfinished else "")
 

@@ -13,11 +13,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
 from mspose.ablation import runner
 from mspose.ablation.cell import is_finished, notes, run_cell
+from mspose.ablation.errors import COLUMNS, read_errors
 from mspose.ablation.launcher import (
     ClusterTask,
     LocalJob,
@@ -456,7 +458,7 @@ def test_the_record_has_what_tables_need_and_no_path_of_this_machine(cells, tmp_
     said = record_cells(cells, tmp_path / "kept")
     target = tmp_path / "kept" / "tiny-small" / "sine" / "seed-0"
     kept = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
-    files = ["attention/attention.json", "config.yaml", "metrics.json", "predictions/test.csv", "predictions/test.json"]
+    files = ["attention/attention.json", "config.yaml", "metrics.json", "predictions/errors.csv"]
     assert kept == files
     assert "kept: 1; left out" in said and "without result: learned, seed 0" in said and "left out: models" in said
     assert not any(str(tmp_path) in (target / name).read_text() for name in files)
@@ -467,7 +469,8 @@ def test_the_record_has_what_tables_need_and_no_path_of_this_machine(cells, tmp_
     metrics, there = (json.loads((folder / "metrics.json").read_text()) for folder in (target, run))
     assert metrics["provenance"].pop("predictions") == "predictions/test.csv"
     assert metrics == there | {"provenance": {k: v for k, v in there["provenance"].items() if k != "predictions"}}
-    assert (target / "predictions/test.csv").read_bytes() == (run / "predictions/test.csv").read_bytes()
+    assert list(pd.read_csv(target / "predictions/errors.csv")) == list(COLUMNS)  # no poses
+    pd.testing.assert_frame_equal(read_errors(target), read_errors(run), rtol=1e-8)
 
 
 def test_the_real_data_that_is_here(tmp_path):
