@@ -29,6 +29,7 @@ from mspose.rows import (
 Format = Literal["markdown", "latex", "csv"]
 Kind = Literal["median", "recall", "recall-scenes"]
 DASH = "–"
+SHRUNK = "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}"
 MINUS = "−"
 
 
@@ -179,10 +180,10 @@ class Table:
         return markdown_text(self.caption(), grid, (numbered, *map(MARKDOWN.plain, self.closing())))
 
     def to_latex(self) -> str:
-        """A `table` environment that needs the package booktabs alone."""
+        """A `table` environment for the packages booktabs and graphicx."""
         grid, notes = self.grid(LATEX)
         numbered = [f"{LATEX.mark(number)} {note}" for number, note in enumerate(notes, 1)]
-        return latex_text(self.caption(), grid, (*numbered, *map(LATEX.plain, self.closing())), SECTIONS)
+        return latex_text(self.caption(), [grid], (*numbered, *map(LATEX.plain, self.closing())), SECTIONS)
 
     def to_csv(self) -> str:
         """Long form, a line per row and scene (`Average` last), unrounded; an empty field is a missing value."""
@@ -214,18 +215,19 @@ def markdown_text(caption: str, grid: pd.DataFrame, closing: Sequence[str]) -> s
     return "\n\n".join(filter(None, (MARKDOWN.plain(caption), table, *closing))) + "\n"
 
 
-def latex_text(caption: str, grid: pd.DataFrame, closing: Sequence[str], sections: Sequence[str]) -> str:
-    """A `table` environment that needs the package booktabs alone: caption (plain text), grid, small print below it.
+def latex_text(caption: str, grids: Sequence[pd.DataFrame], closing: Sequence[str], sections: Sequence[str]) -> str:
+    """A `table` environment for the packages booktabs and graphicx: caption (plain text), grids one below the other,
+    each shrunk to the line's width where it is wider, small print below them.
 
-    grid and closing are LaTeX. sections: plain titles of lines that a rule stands above, unless the header is there.
+    grids and closing are LaTeX. sections: plain titles of lines that a rule stands above, unless the header is there.
     """
-    text = grid.style.hide(axis="index").to_latex(
-        hrules=True,
-        column_format="l" + "c" * (len(grid.columns) - 1),
-        caption=LATEX.plain(caption),
-        position="t",
-        position_float="centering",
-    )
+    tabulars = [
+        grid.style.hide(axis="index").to_latex(hrules=True, column_format="l" + "c" * (len(grid.columns) - 1)).strip()
+        for grid in grids
+    ]
+    shrunk = "\n\n\\medskip\n".join(f"{SHRUNK}{{%\n{tabular}}}" for tabular in tabulars)
+    head = f"\\begin{{table}}[t]\n\\centering\n\\caption{{{LATEX.plain(caption)}}}\n\\footnotesize\n"
+    text = f"{head}{shrunk}\n\\end{{table}}\n"
     for title in sections:
         line = "\\\\\n" + LATEX.section(LATEX.plain(title))  # of a line before it, which the header is not
         text = text.replace(line, line.replace("\n", "\n\\midrule\n"))

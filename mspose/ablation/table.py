@@ -23,7 +23,10 @@ AVERAGE = "Average"
 BRANCHES = ("position", "orientation")
 ERRORS = ("position_m", "orientation_deg")
 SECTIONS = ("Position (m)", "Orientation (°)")
+OF_BRANCH = ("Position branch", "Orientation branch")
+"""In place of SECTIONS where there is attention alone."""
 DIGITS = (3, 2)
+ATTENTION_COLUMNS = ("Attention entropy", "Query-key gap", "Layers")
 MARKS = {"improvement": "", "worsening": " ‡", "not established": " †"}
 """Behind a difference, after what it shows."""
 
@@ -118,7 +121,7 @@ class AblationTable:
         places = [*self.frames, AVERAGE]
         attention = any(row.attention for row in self.rows)
         more = [f"{MINUS} {self.reference} [{LEVEL * 100:g} %]"] if len(self.rows) > 1 else []
-        more += ["Attention entropy", "Query-key gap", "Layers"] if attention else []
+        more += ATTENTION_COLUMNS if attention else []
         lines = []
         for error, branch, section, digits in zip(ERRORS, BRANCHES, SECTIONS, DIGITS, strict=True):
             columns = [
@@ -141,10 +144,16 @@ class AblationTable:
         return markdown_text(self.caption(), self.grid(MARKDOWN)[0], [MARKDOWN.plain(line) for line in self.closing()])
 
     def to_latex(self) -> str:
-        """A `table` environment that needs the package booktabs alone; wide, so in small type."""
+        """A `table` environment for booktabs and graphicx: errors and, below them, what attention did."""
         closing = [LATEX.plain(line) for line in self.closing()]
-        text = latex_text(self.caption(), self.grid(LATEX)[0], closing, SECTIONS)
-        return text.replace("\\begin{tabular}", "\\scriptsize\\setlength{\\tabcolsep}{2.5pt}\n\\begin{tabular}", 1)
+        grid = self.grid(LATEX)[0]
+        errors = [name for name in grid.columns if name not in ATTENTION_COLUMNS]
+        grids = [grid[errors]]
+        if len(errors) < len(grid.columns):
+            old, new = ([LATEX.section(LATEX.plain(name)) for name in names] for names in (SECTIONS, OF_BRANCH))
+            branch = dict(zip(old, new, strict=True))
+            grids.append(grid[["Variant", *ATTENTION_COLUMNS]].replace({"Variant": branch}))
+        return latex_text(self.caption(), grids, closing, [*SECTIONS, *OF_BRANCH])
 
     def to_csv(self) -> str:
         """Long form, a line per variant and scene (`Average` last), unrounded; an empty field is a missing value."""

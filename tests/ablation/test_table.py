@@ -71,17 +71,19 @@ def test_the_csv_is_that_of_the_committed_file() -> None:
     pd.testing.assert_frame_equal(found, expected, rtol=1e-9)
 
 
-def test_latex_needs_booktabs_alone_and_is_well_formed() -> None:
+def test_latex_has_errors_and_attention_one_below_the_other_and_is_well_formed() -> None:
     text = ablation_table(FILE, [RESULTS], format="latex")
-    assert text.count("\\begin{") == text.count("\\end{") == 2 and text.count("{") == text.count("}")
-    body = text[text.index("\\toprule") : text.index("\\bottomrule")].splitlines()
-    columns = re.search(r"\\begin\{tabular\}\{(l[c]+)\}", text)
-    assert columns is not None
-    lines = [line for line in body if "&" in line]
-    assert len(lines) == 9 and all(line.count(" & ") + line.count("&  &") >= 1 for line in lines)
-    assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {len(columns[1]) - 1}
-    assert all(line.endswith("\\\\") for line in lines)
-    assert [line for line in body if "rule" in line] == ["\\toprule", "\\midrule", "\\midrule"]
+    assert text.count("\\begin{") == text.count("\\end{") == 3 and text.count("{") == text.count("}")
+    tabulars = re.findall(r"\\begin\{tabular\}\{(l[c]+)\}\n(.*?)\\end\{tabular\}", text, re.DOTALL)
+    assert [("Average" in body, "Query-key gap" in body) for _, body in tabulars] == [(True, False), (False, True)]
+    assert ["branch" in body for _, body in tabulars] == [False, True]
+    for columns, body in tabulars:
+        lines = [line for line in body.splitlines() if "&" in line]
+        assert len(lines) == 9 and all(line.count(" & ") + line.count("&  &") >= 1 for line in lines)
+        assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {len(columns) - 1}
+        assert all(line.endswith("\\\\") for line in lines)
+        rules = [line for line in body.splitlines() if "rule" in line]
+        assert rules == ["\\toprule", "\\midrule", "\\midrule", "\\bottomrule"]
     assert text.isascii()  # no input encoding to declare
 
 
