@@ -124,7 +124,7 @@ class SlurmLauncher:
     def __init__(self, folder: Path, settings: SlurmSettings, at_once: int) -> None:
         """`folder` takes submitit's files. Raises MsposeError where submitit or the cluster is missing."""
         if importlib.util.find_spec("submitit") is None:
-            raise MsposeError("--launcher slurm needs submitit: pip install 'mspose[slurm]', or --launcher local")
+            raise MsposeError("--launcher slurm needs submitit: pip install submitit, or take --launcher local")
         import submitit
 
         try:
