@@ -24,7 +24,7 @@ METRICS = "metrics.json"
 
 def run_folder(settings: Settings) -> Path:
     """The folder of a cell's run."""
-    return Path(settings.runs) / settings.experiment / str(settings.variant) / f"seed-{settings.seed}"
+    return settings.run_folder("")  # a cell's variant is named, whatever the ground truth
 
 
 def notes(settings: Settings, suffix: str) -> Path:
@@ -47,11 +47,9 @@ def run_cell(settings: Settings, *, progress: bool) -> Path:
         refuse_other_settings(settings)
         if is_finished(settings):
             return run
-        if (
-            _epochs_learned(run) != settings.training.epochs
-        ):  # then these are of a model that has not learned to the end
-            for stale in (METRICS, STUDY):
-                (run / stale).unlink(missing_ok=True)
+        if _epochs_learned(run) != settings.training.epochs:
+            for of_an_unfinished_model in (METRICS, STUDY):
+                (run / of_an_unfinished_model).unlink(missing_ok=True)
         train(settings, progress=progress)
         places = {name: value for name, value in (("root", data.root), ("cache", data.cache)) if value is not None}
         options: dict[str, Any] = {
