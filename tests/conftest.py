@@ -1,9 +1,14 @@
 """A small data set on disk and the settings of a small network, for tests that need a whole run."""
 
 import os
+import signal
 
 # one thread for us and for the processes that tests start: small tensors gain nothing from more, and busy machines lose
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# a shell's background job starts with SIGINT ignored, and so would the processes that tests interrupt
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from dataclasses import replace
 from pathlib import Path
