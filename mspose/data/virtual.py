@@ -39,6 +39,7 @@ from mspose.data.virtual_sequences import (
 )
 from mspose.errors import MsposeError
 
+LOCK = ".rendering.lock"
 RECORD = "virtual.json"
 SPLIT_FILES = {"train": "TrainSplit.txt", "test": "TestSplit.txt"}
 VERSION = 1  # of the pictures: raise it when the same settings render other images or poses
@@ -139,7 +140,7 @@ def _check_settings(
 @contextmanager
 def _alone(root: Path, progress: bool) -> Iterator[None]:
     """Wait until no other process renders into `root`."""
-    with (root / ".rendering.lock").open("w") as file:
+    with (root / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -149,13 +150,29 @@ def _alone(root: Path, progress: bool) -> Iterator[None]:
         yield
 
 
+def _is_rendered_into(root: Path) -> bool:
+    """Whether another process renders into `root` now."""
+    try:
+        with (root / LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def _is_complete(
     root: Path, shared: Mapping[str, Any], records: Mapping[str, Any], plans: Mapping[str, list[Sequence]]
 ) -> bool:
     """Whether there is nothing to do. Raises MsposeError where `root` holds something else."""
-    if _missing_sequences(root, shared, records, plans):
-        return False
-    return all((root / scene / name).is_file() for scene in plans for name in SPLIT_FILES.values())
+    try:
+        missing = _missing_sequences(root, shared, records, plans)
+    except MsposeError:
+        if _is_rendered_into(root):  # by another process, which may have only begun: looked at again when alone
+            return False
+        missing = _missing_sequences(root, shared, records, plans)  # it may just have ended
+    return not missing and all((root / scene / name).is_file() for scene in plans for name in SPLIT_FILES.values())
 
 
 def _missing_sequences(

@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -298,6 +300,21 @@ def test_two_processes_do_not_render_the_same_sequence(rendered, tmp_path):
     processes = [subprocess.Popen(command, cwd=Path(__file__).parents[2]) for _ in range(2)]
     assert [process.wait(60) for process in processes] == [0, 0]
     assert contents(tmp_path / "library") == contents(rendered / "library")
+
+
+def test_who_comes_while_another_process_begins_waits_for_it(tmp_path, monkeypatch):
+    waits, begun = threading.Event(), tmp_path / "library" / ".virtual.json.part"
+    monkeypatch.setattr(virtual.tqdm, "write", lambda _: waits.set())
+    with ThreadPoolExecutor(1) as thread:
+        with virtual._alone(tmp_path, False):
+            begun.parent.mkdir()
+            begun.touch()
+            coming = thread.submit(render_virtual, tmp_path, frames={"library": (2, 1)}, **TINY | {"progress": True})
+            while not waits.wait(0.05):
+                assert not coming.done(), coming.exception()
+            begun.unlink()
+        coming.result(60)
+    assert (tmp_path / "library" / virtual.RECORD).is_file()
 
 
 def test_foreign_files_in_a_scene_and_lost_frames_are_named(tmp_path):
