@@ -106,7 +106,9 @@ def _of_frames(group: str, of: str, runs: Labelled, command: str) -> list[Piece]
     """Query-key space and attention over frames, of the runs that have samples."""
     sampled = [(label, run) for label, run in runs if (run.folder / SAMPLES).is_file()]
     blank = [run for label, run in runs if (label, run) not in sampled]
-    lacking = [Missing("sample frames", _attention(blank))] if blank else []
+    records = any(not (run.folder / WEIGHTS).is_file() for run in blank)
+    what = "sample frames" + ", for which the trained runs are needed, not their records alone" * records
+    lacking = [Missing(what, _attention(blank))] if blank else []
     if not sampled:
         title = f"Query-key space and attention over frames: {of}"
         return [Piece(f"figures-of-frames-{group}", title, "F, query-key space", command, missing=lacking)]
