@@ -41,6 +41,22 @@ def rendered(tmp_path_factory):
     return root
 
 
+@pytest.mark.parametrize(
+    ("scene", "position", "colour"),
+    [
+        ("atelier", (0.40604356, -0.83054011, 1.75415585), (94.39, 100.15, 134.85)),
+        ("library", (-0.59688901, -0.56299342, 1.98927908), (78.44, 85.60, 87.64)),
+    ],
+)
+def test_a_version_always_renders_the_same(rendered, scene, position, colour):
+    """Whoever changes these raises VERSION, so that frames of before are not taken for those of now."""
+    assert virtual.VERSION == 1
+    first = rendered / scene / "seq-01"
+    np.testing.assert_allclose(np.loadtxt(first / "frame-000000.pose.txt")[:3, 3], position, atol=1e-6)
+    image_HW3 = cv2.imread(str(next(first.glob("frame-000000.color.*"))))
+    np.testing.assert_allclose(image_HW3.mean(axis=(0, 1)), colour, atol=1)  # versions of OpenCV round otherwise
+
+
 def contents(root):
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
