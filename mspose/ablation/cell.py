@@ -7,15 +7,16 @@ it said, lie beside the runs: `runs/<experiment>/cells/<label>-seed-<n>.yaml` an
 import fcntl
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mspose.attention_study.record import STUDY
 from mspose.checkpoint import CHECKPOINT, MODEL, WEIGHTS
-from mspose.config import Settings, config_hash, differences, read_settings
+from mspose.config import Settings, config_hash, differences, flatten, read_settings
 from mspose.errors import MsposeError
+from mspose.models.network import BRANCHES
 
 log = logging.getLogger("mspose")
 CONFIG = "config.yaml"
@@ -59,7 +60,7 @@ def run_cell(settings: Settings, *, progress: bool) -> Path:
         }
         if not _is_evaluated(run, settings):
             evaluate_run(run, data=places, **options)
-        if has_self_attention(settings) and not _is_studied(run, settings):
+        if has_self_attention(flatten(settings)) and not _is_studied(run, settings):
             study_run(run, samples=0, data=places, frames=8 if settings.quick else 64, **options)
     return run
 
@@ -68,14 +69,14 @@ def is_finished(settings: Settings) -> bool:
     """Whether all results of a cell are there, made with these settings."""
     run = run_folder(settings)
     learned = _epochs_learned(run) in (None, settings.training.epochs)  # the record of a run has no model
-    studied = not has_self_attention(settings) or _is_studied(run, settings)
+    studied = not has_self_attention(flatten(settings)) or _is_studied(run, settings)
     return learned and studied and _is_evaluated(run, settings)
 
 
-def has_self_attention(settings: Settings) -> bool:
-    """Whether the network has encoders, whose attention can be studied."""
-    model = settings.model
-    return model.kind == "ms-transformer" and model.position_encoder_layers + model.orientation_encoder_layers > 0
+def has_self_attention(settings: Mapping[str, Any]) -> bool:
+    """Whether the network of these settings (by dotted name) has encoders, whose attention can be studied."""
+    layers = [settings[f"model.{branch}_encoder_layers"] for branch in BRANCHES]
+    return settings["model.kind"] == "ms-transformer" and any(layers)
 
 
 def refuse_other_settings(settings: Settings) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from mspose.ablation.cell import has_self_attention
 from mspose.ablation.errors import has_errors, read_errors
 from mspose.ablation.plan import Ablation
 from mspose.attention_study.record import STUDY, read_study
@@ -201,9 +202,7 @@ def has_attention(run: Path) -> bool:
     """Whether its settings say that its encoders have self-attention; not where there are none, as of baselines."""
     if not (run / CONFIG).is_file():
         return False
-    settings = _settings_of(run)
-    layers = [settings[f"model.{branch}_encoder_layers"] for branch in ("position", "orientation")]
-    return settings["model.kind"] == "ms-transformer" and any(layers)
+    return has_self_attention(_settings_of(run))
 
 
 def study_of(run: Path, metrics: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -16,11 +16,11 @@ from mspose.ablation.finished import Finished, FinishedCell, finished_cells, nam
 from mspose.ablation.plan import Ablation, read_ablation
 from mspose.ablation.statistics import LEVEL, RESAMPLES, SEED, Difference, bootstrap_medians, paired_difference
 from mspose.errors import MsposeError
+from mspose.models.network import BRANCHES
 from mspose.rows import Group, Measure
 from mspose.tables import DASH, LATEX, MARKDOWN, MINUS, Column, Format, Style, latex_text, markdown_text
 
 AVERAGE = "Average"
-BRANCHES = ("position", "orientation")
 ERRORS = ("position_m", "orientation_deg")
 SECTIONS = ("Position (m)", "Orientation (°)")
 OF_BRANCH = ("Position branch", "Orientation branch")

@@ -16,8 +16,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from mspose.attention_study import style
-from mspose.attention_study.labelled import BRANCHES, Studies, Study, by_label, layers_of, named
+from mspose.attention_study.labelled import Studies, Study, by_label, layers_of, named
 from mspose.errors import MsposeError
+from mspose.models.network import BRANCHES
 
 
 @style.printed

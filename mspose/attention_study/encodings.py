@@ -8,8 +8,9 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
 from mspose.attention_study import style
-from mspose.attention_study.labelled import BRANCHES, Arrays, Studies
+from mspose.attention_study.labelled import Arrays, Studies
 from mspose.errors import MsposeError
+from mspose.models.network import BRANCHES
 
 ACROSS = 4  # matrices beside each other
 

@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from mspose.errors import MsposeError
 
-BRANCHES = ("position", "orientation")
 Study = Mapping[str, Any]
 """What `attention.json` holds."""
 Studies = Sequence[tuple[str, Study]]

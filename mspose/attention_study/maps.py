@@ -17,8 +17,9 @@ from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
 from mspose.attention_study import style
-from mspose.attention_study.labelled import BRANCHES, Arrays
+from mspose.attention_study.labelled import Arrays
 from mspose.errors import MsposeError
+from mspose.models.network import BRANCHES
 
 LOWEST = 0.1
 """Multiples of uniform attention below this share one colour."""

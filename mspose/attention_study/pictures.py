@@ -16,13 +16,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mspose.attention_study.curves import entropy_figure, gap_figure
 from mspose.attention_study.encodings import encoding_figure
-from mspose.attention_study.labelled import BRANCHES, Arrays, Study, layers_of
+from mspose.attention_study.labelled import Arrays, Study, layers_of
 from mspose.attention_study.maps import FRAMES_ACROSS, decoder_maps_figure, encoder_maps_figure
-from mspose.attention_study.record import read_study
+from mspose.attention_study.record import SAMPLES, read_study
 from mspose.attention_study.space import Projection, space_figure
 from mspose.attention_study.style import save_figure
 from mspose.attention_study.verdicts import purity_figure, verdict_figure
 from mspose.errors import MsposeError
+from mspose.models.network import BRANCHES
 
 __all__ = [
     "decoder_maps_figure",
@@ -39,7 +40,6 @@ __all__ = [
     "verdict_figure",
 ]
 
-SAMPLES = "attention/samples.npz"
 EVENTS = "events.out.tfevents.*"
 Pictures = Mapping[str, Callable[[], Figure]]
 """What draws a figure, by the name of its file."""

@@ -11,8 +11,10 @@ import pandas as pd
 from mspose.checkpoint import whole_file
 from mspose.errors import MsposeError
 from mspose.models.attention_map import COLLAPSED, HEALTHY, UNIFORM
+from mspose.models.network import BRANCHES
 
 STUDY = "attention/attention.json"
+SAMPLES = "attention/samples.npz"
 FORMAT = 1
 FIGURES = ("entropy", "similarity", "gap", "purity")
 
@@ -102,7 +104,7 @@ def _fault(study: Any) -> str | None:
 def _layer_fault(layer: Any) -> str | None:
     if not isinstance(layer, Mapping):
         return "expected an object"
-    if layer.get("branch") not in ("position", "orientation"):
+    if layer.get("branch") not in BRANCHES:
         return f"branch is {layer.get('branch', 'missing')!r}, expected position or orientation"
     for name in ("layer", "tokens"):
         if not _is_whole(layer.get(name)):

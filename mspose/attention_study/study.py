@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from mspose.attention_study.encoding_distance import distance_profile, token_distances
 from mspose.attention_study.purity import query_purity
-from mspose.attention_study.record import FORMAT, short, write_study
+from mspose.attention_study.record import FORMAT, SAMPLES, short, write_study
 from mspose.attention_study.samples import Samples
 from mspose.attention_study.training_log import gap_over_training
 from mspose.checkpoint import load_model, whole_file
@@ -57,12 +57,10 @@ from mspose.models.attention_map import (
     verdict,
 )
 from mspose.models.mstransformer import MSTransformer
-from mspose.models.network import Observer, PoseNetwork
+from mspose.models.network import BRANCHES, Observer, PoseNetwork
 from mspose.models.position_encoding import ADDED_ENCODINGS
 from mspose.prediction import load
 
-BRANCHES = ("position", "orientation")
-SAMPLES = "attention/samples.npz"
 FRAMES_AT_ONCE = 4
 BINS = 20  # of the histogram of purity, over 0..1
 

@@ -10,9 +10,10 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from mspose.attention_study import style
-from mspose.attention_study.labelled import BRANCHES, Studies, Study, by_label, layers_of, named
+from mspose.attention_study.labelled import Studies, Study, by_label, layers_of, named
 from mspose.errors import MsposeError
 from mspose.models.attention_map import COLLAPSED, HEALTHY, UNIFORM
+from mspose.models.network import BRANCHES
 
 VERDICTS = {HEALTHY: (style.GREEN, "o"), UNIFORM: (style.ORANGE, "s"), COLLAPSED: (style.VERMILLION, "X")}
 """Colour and mark of a verdict."""

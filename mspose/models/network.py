@@ -21,6 +21,8 @@ from mspose.models.backbone import Backbone, Triple
 from mspose.models.fusion import fold_batch_norms
 
 SMALLEST_IMAGE = 32
+BRANCHES = ("position", "orientation")
+"""Of a network with attention, as observers are told them."""
 
 
 class Observer:

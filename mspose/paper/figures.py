@@ -7,9 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from mspose.attention_study.labelled import BRANCHES
 from mspose.attention_study.pictures import (
-    SAMPLES,
     decoder_maps_figure,
     encoder_maps_figure,
     encoding_figure,
@@ -20,7 +18,9 @@ from mspose.attention_study.pictures import (
     space_figure,
     verdict_figure,
 )
+from mspose.attention_study.record import SAMPLES
 from mspose.checkpoint import WEIGHTS
+from mspose.models.network import BRANCHES
 from mspose.paper.piece import NOT_IN_PAPER, Missing, Piece, Run
 
 Labelled = Sequence[tuple[str, Run]]
