@@ -15,8 +15,8 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
-from mspose import study_verbs
-from mspose.config import DataSettings, Parser, Settings, read_settings, settings_parser, to_settings
+from mspose import data_verbs, result_verbs, study_verbs
+from mspose.config import Parser, Settings, settings_parser, to_settings
 from mspose.distributed import is_main
 from mspose.errors import MsposeError, Preempted
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "train": _train,
         "evaluate": _evaluate,
         "table": _table,
-        "data": _data,
+        "data": data_verbs.data,
         "baselines": _baselines,
         "convert": _convert,
         "bench": _bench,
@@ -40,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "ablate": study_verbs.ablate,
         "cell": study_verbs.cell,
         "paper": study_verbs.paper,
+        "predict": result_verbs.predict,
+        "export": result_verbs.export,
+        "report": result_verbs.report,
+        "view": result_verbs.view,
     }
     try:
         name = arguments[0] if arguments else ""
@@ -103,8 +107,8 @@ def _explain(verbs: Mapping[str, Callable[[], Verb]], arguments: Sequence[str]) 
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subcommands(dest="verb", metavar="VERB")
     for name, make in verbs.items():
-        verb, _ = make()
-        commands.add_subcommand(name, verb, help=verb.description)
+        description = make()[0].description
+        commands.add_subcommand(name, Parser(description=description), help=description)
     if arguments:
         parser.parse_args(arguments)
     raise MsposeError(f"say what to do: mspose {' | '.join(verbs)} (more with mspose --help)")
@@ -275,63 +279,6 @@ def _table() -> Verb:
             return
         with whole_file(parsed.out) as file:
             file.write(text)
-
-    return parser, run
-
-
-def _data() -> Verb:
-    parser = Parser(description="Get data sets: download and unpack published ones, render the virtual ones.")
-    parser.add_argument(
-        "action",
-        type=Literal["get", "cache", "list"],
-        help="get: download or render; cache: decode and resize every frame now, not on first use; list: what there is",
-    )
-    parser.add_argument("--dataset", type=str, help="name or path of a card (default: 7scenes)")
-    parser.add_argument("--scenes", nargs="+", type=str, default=[], help="some scenes only")
-    parser.add_argument("--root", type=str, help="folder to hold the scenes, in place of the card's")
-    parser.add_argument("--archive", type=str, help="a local zip, or a folder of <scene>.zip, in place of the download")
-    parser.add_argument(
-        "--config", type=str, help="cache: experiment file whose data settings count where none follows"
-    )
-    parser.add_argument("--resize", type=PositiveInt, help="cache: short side of the frames in pixels (default: 256)")
-    parser.add_argument("--split", type=str, help="cache: one split only (default: train and test)")
-    parser.add_argument("--ground_truth", type=str, help="cache: which poses, where a data set has several")
-    parser.add_argument("--labels", nargs="+", type=str, help="cache: label files in place of the data set's own")
-    parser.add_argument("--cache", type=str, help="cache: folder of the frame cache (default: datasets/.cache)")
-    parser.add_argument("--on_bad_frame", type=Literal["stop", "skip"], help="cache: broken or missing images")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    of_action = {
-        "get": ("archive",),
-        "cache": ("config", "resize", "split", "ground_truth", "labels", "cache", "on_bad_frame"),
-    }
-
-    def run(parsed: Namespace) -> None:
-        from mspose.data.preparation import cache_data, get_data, list_data
-
-        others = [name for action, names in of_action.items() if action != parsed.action for name in names]
-        if idle := [f"--{name}" for name in others if parsed[name]]:
-            raise MsposeError(f"{', '.join(idle)}: without effect on mspose data {parsed.action}, leave it out")
-        dataset, progress = parsed.dataset or "7scenes", not parsed.quiet
-        if parsed.action == "list":
-            print(list_data())
-        elif parsed.action == "get":
-            get_data(dataset, parsed.scenes, parsed.root, parsed.archive, progress=progress)
-        else:
-            settings = read_settings(Path(parsed.config)) if parsed.config else Settings(data=DataSettings(dataset))
-            names = ("dataset", "scenes", "root", "ground_truth", "labels", "resize", "cache")
-            data = dataclasses.replace(settings.data, **{name: parsed[name] for name in names if parsed[name]})
-            splits = [parsed.split] if parsed.split else ["train", "test"]
-            on_bad_frame = parsed.on_bad_frame or settings.on_bad_frame
-            print(
-                cache_data(
-                    data.dataset,
-                    splits,
-                    short_side=data.resize,
-                    on_bad_frame=on_bad_frame,
-                    progress=progress,
-                    **data.source(),
-                )
-            )
 
     return parser, run
 

@@ -1,7 +1,7 @@
 """From a run folder to poses: `mspose.load(run)(image)`, and whole tables of predictions."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from tqdm import tqdm
 
 from mspose import distributed
@@ -23,8 +22,8 @@ from mspose.data.batches import Batch, Batches
 from mspose.data.images import resize_short_side, to_rgb8
 from mspose.errors import MsposeError
 from mspose.metrics import PREDICTION_COLUMNS, with_errors
-from mspose.models.kinds import network_class
 from mspose.models.network import PoseNetwork, PoseOutput
+from mspose.models.stored import build_network
 from mspose.poses import normalize_quaternion
 
 SMALL_BATCH = 8  # images; a GPU is done with them before the kernels of the next batch have been launched one by one
@@ -60,8 +59,13 @@ class Estimate:
     """Unit quaternion (4,) w x y z, w >= 0, camera-to-world."""
     scene: str
     """The most probable scene, or the one that was given."""
-    scene_probability: float
-    """Its probability, 0 to 1."""
+    scene_probabilities: Mapping[str, float]
+    """Probability, 0 to 1, of every scene that the model knows."""
+
+    @property
+    def scene_probability(self) -> float:
+        """That of `scene`."""
+        return self.scene_probabilities[self.scene]
 
 
 class PoseEstimator:
@@ -91,20 +95,26 @@ class PoseEstimator:
 
         Raises ValueError for an array of another shape or type, MsposeError for a scene that the network does not know.
         """
+        return self.estimates([image_HW3], scene)[0]
+
+    def estimates(self, images: Sequence[NDArray[np.uint8]], scene: str | None = None) -> list[Estimate]:
+        """Estimates for several images of any sizes, in one pass of the network; otherwise as of a single one."""
         if scene is not None and scene not in self.scenes:
             raise MsposeError(f"scene {scene} is unknown to the model, which knows: {', '.join(self.scenes)}")
         parameter = next(self.fused.parameters())
-        image = self.preprocessing(image_HW3).to(parameter.device, parameter.dtype)
-        given = None if scene is None else torch.tensor([self.scenes.index(scene)], device=parameter.device)
+        image_B3HW = torch.cat([self.preprocessing(image) for image in images]).to(parameter.device, parameter.dtype)
+        index_B = None if scene is None else torch.full((len(images),), self.scenes.index(scene))
         with torch.inference_mode():
-            output = self.fused(image, given)
-        index = int(output.scene_B[0])
-        return Estimate(
-            position=output.position_B3[0].double().cpu().numpy(),
-            orientation=normalize_quaternion(output.orientation_B4)[0],
-            scene=self.scenes[index],
-            scene_probability=float(output.scene_log_probability_BS[0, index].exp()),
-        )
+            output = self.fused(image_B3HW, None if index_B is None else index_B.to(parameter.device))
+        position_B3 = output.position_B3.double().cpu().numpy()
+        orientation_B4 = normalize_quaternion(output.orientation_B4)
+        probability_BS = output.scene_log_probability_BS.double().exp().tolist()
+        return [
+            Estimate(position, orientation, self.scenes[index], dict(zip(self.scenes, probability, strict=True)))
+            for position, orientation, index, probability in zip(
+                position_B3, orientation_B4, output.scene_B.tolist(), probability_BS, strict=True
+            )
+        ]
 
 
 def load(run: Path | str, device: str = "auto") -> PoseEstimator:
@@ -114,35 +124,16 @@ def load(run: Path | str, device: str = "auto") -> PoseEstimator:
     """
     run = Path(run)
     weights, description = load_model(run)
+    network = build_network(description, weights, run)
     try:
-        network = network_class(description["kind"])(**description["architecture"], pretrained=False)
         stored = description["preprocessing"]
         mean, std = (tuple(float(value) for value in stored[name]) for name in ("mean", "std"))
         if len(mean) != 3 or len(std) != 3 or not isinstance(description.get("trained_on", {}), dict):
             raise ValueError("mean and std have three values, trained_on is a mapping")
         preprocessing = Preprocessing(int(stored["resize"]), int(stored["crop"]), mean, std)
-    except (KeyError, TypeError, ValueError, AttributeError, MsposeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise MsposeError(f"{run}/model.json does not describe a model of this version: {error}") from error
-    if any(tensor.dtype == torch.float64 for tensor in weights.values()):
-        network.double()  # a converted checkpoint keeps its precision
-    load_weights(network, weights, run)
     return PoseEstimator(network.to(resolve_device(device)).eval(), preprocessing, description)
-
-
-def load_weights(network: nn.Module, weights: dict[str, torch.Tensor], source: Path) -> None:
-    """Fill the network; MsposeError names what is missing, left over or of another shape."""
-    own = network.state_dict()
-    wrong = [f"{name} is missing" for name in own if name not in weights]
-    wrong += [f"{name} is not part of this model" for name in weights if name not in own]
-    wrong += [
-        f"{name} is {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in weights and weights[name].shape != tensor.shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise MsposeError(f"{source} holds a model of another architecture: {'; '.join(wrong[:3])}{more}")
-    network.load_state_dict(weights)
 
 
 def resolve_device(name: str) -> torch.device:

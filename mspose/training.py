@@ -35,9 +35,10 @@ from mspose.losses import PoseLoss
 from mspose.models.batch_norm import SharedStatistics
 from mspose.models.kinds import make_network
 from mspose.models.network import SMALLEST_IMAGE, PoseNetwork
+from mspose.models.stored import load_weights
 from mspose.monitoring import Monitor
 from mspose.objective import Objective, check_attention_terms
-from mspose.prediction import load_weights, resolve_device
+from mspose.prediction import resolve_device
 
 log = logging.getLogger("mspose")
 LOG_EVERY = 10  # steps
