@@ -1,6 +1,7 @@
 """A small data set on disk and the settings of a small network, for tests that need a whole run."""
 
 import os
+import shutil
 import signal
 
 # one thread for us and for the processes that tests start: small tensors gain nothing from more, and busy machines lose
@@ -112,3 +113,18 @@ def small_run(small_data, tmp_path_factory) -> Path:
 
     settings = settings_for(small_data, tmp_path_factory.mktemp("finished"))
     return train(replace(settings, seed=5), progress=False)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium; without one on the machine, what is to be looked at in it is skipped."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    if (chromium := next(filter(None, map(shutil.which, names)), None)) is None:
+        pytest.skip("no Chromium on this machine")
+    quiet = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+    webgl = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # on machines without a GPU
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium, args=quiet + webgl)
+        yield started
+        started.close()
