@@ -71,6 +71,6 @@ class Piece:
         return sorted(set(found))
 
     def devices(self) -> list[str]:
-        """That the runs were evaluated on: by name where a study of the attention says it."""
+        """That the runs were studied on, or evaluated where their attention was not studied."""
         sources = [(run.study or {}).get("provenance") or run.metrics.get("provenance") or {} for run in self.runs]
         return sorted({str(source.get("device") or "unknown") for source in sources})
