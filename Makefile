@@ -21,7 +21,7 @@ EXPERIMENT := experiments/$(DATASET).yaml
 MSPOSE := $(BIN)/$(if $(filter-out 1,$(NPROC)),torchrun --standalone --nproc-per-node $(NPROC) -m )mspose
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint train eval attention baselines ablation table paper tensorboard data cache bench clean
+.PHONY: help setup demo test lint train eval attention baselines ablation table report view paper tensorboard data cache bench clean
 
 help:  ## this list
 	@echo "usage: make TARGET [NAME=value ...]"
@@ -80,8 +80,15 @@ ablation: $(READY)  ## run the variants of an ablation over its seeds, print the
 table: $(READY)  ## print the paper-style table of all finished runs, or of those on DATASET=: ARGS="--format latex"
 	$(BIN)/mspose table $(or $(RUN),$(RUNS)) $(if $(filter command line,$(origin DATASET)),--dataset $(DATASET)) $(ARGS)
 
+report: $(READY)  ## write one HTML page about RUN="runs/a runs/b" (default: all finished runs), with plots and pictures: ARGS=
+	$(BIN)/mspose report $(or $(RUN),$(RUNS)) $(ARGS)
+
 paper: $(READY)  ## write all tables and figures that finished runs and records allow into paper/, with an index: ARGS=
 	$(BIN)/mspose paper $(if $(filter command line,$(origin RUNS)),$(RUNS) experiments/results) $(ARGS)
+
+view: $(READY)  ## show a run's poses in 3-D on http://127.0.0.1:8080: RUN=runs/7scenes/all/seed-0 ARGS="--scene chess"
+	@test -n "$(RUN)" || { echo "make view needs RUN=, the folder of an evaluated run, such as RUN=runs/7scenes/all/seed-0"; exit 2; }
+	$(BIN)/mspose view $(RUN) $(ARGS)
 
 tensorboard: $(READY)  ## show all runs in TensorBoard on http://localhost:6006
 	$(BIN)/tensorboard --logdir $(RUNS) $(ARGS)

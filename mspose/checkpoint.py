@@ -7,6 +7,7 @@ needed to use the model: weights; scenes, architecture, preprocessing). Nothing 
 import json
 import os
 import re
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -52,6 +53,28 @@ def whole_file(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path | str) -> Iterator[Path]:
+    """A new folder to fill that gets its name when the block ends well; else nothing is left of it.
+
+    Raises MsposeError where the disk is full, the folder cannot be made, or another one that holds files is there.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+        inner = temporary / path.name
+        inner.mkdir()  # with the permissions that folders have here, unlike a temporary one
+        yield inner
+        inner.rename(path)
+    except OSError as error:
+        raise MsposeError(f"cannot write {path}: {error.strerror or error}; nothing was written") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _umask() -> int:
@@ -103,11 +126,11 @@ def read_tensors(path: Path) -> Any:
 def save_model(run: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
     """Write `model.safetensors`, then `model.json`: architecture, scenes, preprocessing, what it learned from."""
     plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()}
+    text = json.dumps({"format": MODEL_FORMAT, **description}, indent=2)
     with whole_file(run / WEIGHTS, "wb") as file:
         file.write(save(plain))
     with whole_file(run / MODEL) as file:
-        json.dump({"format": MODEL_FORMAT, **description}, file, indent=2)
-        file.write("\n")
+        file.write(text + "\n")
 
 
 def load_model(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -115,14 +138,22 @@ def load_model(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for path in (run / MODEL, run / WEIGHTS):
         if not path.is_file():
             raise MsposeError(f"{run} holds no model ({path.name} is missing): give the folder of a trained run")
-    try:
-        description = json.loads((run / MODEL).read_text(encoding="utf-8"))
-        if description["format"] != MODEL_FORMAT:
-            found = description["format"]
-            raise MsposeError(f"{run / MODEL}: format {found} is not {MODEL_FORMAT}, which this version reads")
-    except (ValueError, KeyError, TypeError) as error:
-        raise MsposeError(f"{run / MODEL} is not a model description written by mspose") from error
+    description = read_description(run)
     try:
         return load_file(run / WEIGHTS), description
     except (SafetensorError, OSError) as error:
         raise MsposeError(f"{run / WEIGHTS} is broken: {error}") from error
+
+
+def read_description(run: Path) -> dict[str, Any]:
+    """What `model.json` of a run folder says. Raises MsposeError where it is missing or broken."""
+    try:
+        description = json.loads((run / MODEL).read_text(encoding="utf-8"))
+        found = description["format"]
+    except OSError as error:
+        raise MsposeError(f"cannot read {run / MODEL}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise MsposeError(f"{run / MODEL} is not a model description written by mspose") from error
+    if found != MODEL_FORMAT:
+        raise MsposeError(f"{run / MODEL}: format {found} is not {MODEL_FORMAT}, which this version reads")
+    return description

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -241,7 +241,12 @@ def _refuse_to_replace(target: Path, path: Path) -> None:
 
 
 def summary(metrics: dict[str, Any]) -> str:
-    """Medians, scene accuracy and recall per scene, as a Markdown table."""
+    """`summary_grid` as a Markdown table."""
+    return summary_grid(metrics).to_markdown(index=False, disable_numparse=True)
+
+
+def summary_grid(metrics: Mapping[str, Any]) -> pd.DataFrame:
+    """Medians, scene accuracy and recall per scene and their average, as text."""
     rows = []
     for name, figures in [*metrics["scenes"].items(), ("average", metrics["average"])]:
         accuracy = figures["scene_accuracy"]
@@ -258,4 +263,4 @@ def summary(metrics: dict[str, Any]) -> str:
                 },
             }
         )
-    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    return pd.DataFrame(rows)

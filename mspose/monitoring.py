@@ -37,6 +37,7 @@ from mspose.models.attention_map import (
     verdict,
 )
 from mspose.models.network import Observer, PoseNetwork
+from mspose.poses import widest_axes
 from mspose.prediction import predict_frames
 
 if TYPE_CHECKING:
@@ -231,7 +232,7 @@ def trajectory_figure(table: pd.DataFrame) -> "Figure":
         axes = figure.add_subplot(rows, columns, index + 1)
         truth_N3 = part[["tx", "ty", "tz"]].to_numpy()
         estimate_N3 = part[["tx_est", "ty_est", "tz_est"]].to_numpy()
-        first, second = np.sort(np.argsort(truth_N3.std(axis=0))[1:])
+        first, second = widest_axes(truth_N3)
         _segments(axes, truth_N3[:, [first, second]], estimate_N3[:, [first, second]])
         axes.set_title(str(scene))
         axes.set_xlabel(f"{'xyz'[first]} (m)")

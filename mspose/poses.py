@@ -116,6 +116,12 @@ def mean_quaternion(quaternion_B4: Any) -> Array:
     return normalize_quaternion(np.linalg.eigh(unit.T @ unit)[1][:, -1])[0]
 
 
+def widest_axes(position_N3: Any) -> tuple[int, int]:
+    """The two of the axes 0, 1, 2 along which positions vary most, in order: what a view from above shows."""
+    first, second = np.sort(np.argsort(_rows(position_N3, 3, "position_N3").std(axis=0), stable=True)[1:])
+    return int(first), int(second)
+
+
 def position_error(estimate_B3: Any, truth_B3: Any) -> Array:
     """Euclidean distances (B,) in metres."""
     estimate, truth = _pair(estimate_B3, truth_B3, 3)

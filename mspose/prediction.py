@@ -19,13 +19,15 @@ from mspose.checkpoint import load_model
 from mspose.compilation import Compiled
 from mspose.data.augmentation import centre_crop, normalize
 from mspose.data.batches import Batch, Batches
-from mspose.data.images import resize_short_side, to_rgb8
+from mspose.data.images import read_image, resize_short_side, to_rgb8
 from mspose.errors import MsposeError
 from mspose.metrics import PREDICTION_COLUMNS, with_errors
 from mspose.models.network import PoseNetwork, PoseOutput
-from mspose.models.stored import build_network
+from mspose.models.stored import build_network, model_folder
 from mspose.poses import normalize_quaternion
 
+Image = NDArray[np.uint8] | Path | str
+"""RGB uint8 (H, W, 3), or the path of an image file."""
 SMALL_BATCH = 8  # images; a GPU is done with them before the kernels of the next batch have been launched one by one
 
 
@@ -69,7 +71,7 @@ class Estimate:
 
 
 class PoseEstimator:
-    """A trained network with its preprocessing: `estimator(image_HW3) -> Estimate`.
+    """A trained network with its preprocessing: `estimator(image) -> Estimate`.
 
     Attributes:
         network: the network as it was trained.
@@ -90,39 +92,60 @@ class PoseEstimator:
         """Names of the scenes that the network knows."""
         return self.network.scenes
 
-    def __call__(self, image_HW3: NDArray[np.uint8], scene: str | None = None) -> Estimate:
-        """Estimate the pose of an RGB image, uint8 (H, W, 3), of any size; `scene` is predicted unless given.
+    def __call__(self, image: Image, scene: str | None = None) -> Estimate:
+        """Estimate the pose of an image: RGB uint8 (H, W, 3) of any size, or a file's path; `scene` is predicted unless
+        given.
 
-        Raises ValueError for an array of another shape or type, MsposeError for a scene that the network does not know.
+        Raises ValueError for an array of another shape or type, MsposeError for a scene that the network does not know
+        and for a file that cannot be read. Pixels of a file are taken as they are stored (`data.images.read_image`).
         """
-        return self.estimates([image_HW3], scene)[0]
+        return self.estimates([image], scene)[0]
 
-    def estimates(self, images: Sequence[NDArray[np.uint8]], scene: str | None = None) -> list[Estimate]:
+    def estimates(self, images: Sequence[Image], scene: str | None = None) -> list[Estimate]:
         """Estimates for several images of any sizes, in one pass of the network; otherwise as of a single one."""
-        if scene is not None and scene not in self.scenes:
-            raise MsposeError(f"scene {scene} is unknown to the model, which knows: {', '.join(self.scenes)}")
+        if len(images) == 0:
+            return []
+        arrays = (read_image(Path(image)) if isinstance(image, str | Path) else image for image in images)
+        return self.estimates_of(torch.cat([self.preprocessing(image_HW3) for image_HW3 in arrays]), scene)
+
+    def estimates_of(self, image_B3HW: torch.Tensor, scene: str | None = None) -> list[Estimate]:
+        """Estimates for images that `preprocessing` has prepared, on any device; of none, none.
+
+        Raises MsposeError for an unknown scene, and where an estimate is not finite.
+        """
+        if scene is not None:
+            self.check_scene(scene)
+        if len(image_B3HW) == 0:
+            return []
         parameter = next(self.fused.parameters())
-        image_B3HW = torch.cat([self.preprocessing(image) for image in images]).to(parameter.device, parameter.dtype)
-        index_B = None if scene is None else torch.full((len(images),), self.scenes.index(scene))
+        image_B3HW = image_B3HW.to(parameter.device, parameter.dtype)
+        index_B = None if scene is None else torch.full((len(image_B3HW),), self.scenes.index(scene))
         with torch.inference_mode():
             output = self.fused(image_B3HW, None if index_B is None else index_B.to(parameter.device))
         position_B3 = output.position_B3.double().cpu().numpy()
-        orientation_B4 = normalize_quaternion(output.orientation_B4)
+        orientation_B4 = output.orientation_B4.double().cpu().numpy()
+        if not (np.isfinite(position_B3).all() and np.isfinite(orientation_B4).all()):
+            raise MsposeError("the model's estimate is not finite: its weights are unusable")
         probability_BS = output.scene_log_probability_BS.double().exp().tolist()
         return [
             Estimate(position, orientation, self.scenes[index], dict(zip(self.scenes, probability, strict=True)))
             for position, orientation, index, probability in zip(
-                position_B3, orientation_B4, output.scene_B.tolist(), probability_BS, strict=True
+                position_B3, normalize_quaternion(orientation_B4), output.scene_B.tolist(), probability_BS, strict=True
             )
         ]
 
+    def check_scene(self, scene: str) -> None:
+        """Raise MsposeError for a scene that the network does not know."""
+        if scene not in self.scenes:
+            raise MsposeError(f"scene {scene} is unknown to the model, which knows: {', '.join(self.scenes)}")
+
 
 def load(run: Path | str, device: str = "auto") -> PoseEstimator:
-    """The trained model of a run folder, ready to use.
+    """The trained model of a run folder, or of the Hugging Face hub (`user/name`), ready to use.
 
     Raises MsposeError where the folder holds no model, a broken one, or one of another architecture.
     """
-    run = Path(run)
+    run = model_folder(run)
     weights, description = load_model(run)
     network = build_network(description, weights, run)
     try:

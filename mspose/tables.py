@@ -185,6 +185,12 @@ class Table:
         numbered = [f"{LATEX.mark(number)} {note}" for number, note in enumerate(notes, 1)]
         return latex_text(self.caption(), [grid], (*numbered, *map(LATEX.plain, self.closing())), SECTIONS)
 
+    def to_html(self) -> str:
+        """Caption, table, footnotes, for a page of HTML."""
+        grid, notes = self.grid(HTML)
+        numbered = [f"{HTML.mark(number)} {note}" for number, note in enumerate(notes, 1)]
+        return html_text(self.caption(), grid, (*numbered, *map(HTML.plain, self.closing())))
+
     def to_csv(self) -> str:
         """Long form, a line per row and scene (`Average` last), unrounded; an empty field is a missing value."""
         names = [f"recall_{metres:g}m_{degrees:g}deg" for metres, degrees in self.thresholds if self.kind != "median"]
@@ -233,6 +239,14 @@ def latex_text(caption: str, grids: Sequence[pd.DataFrame], closing: Sequence[st
         text = text.replace(line, line.replace("\n", "\n\\midrule\n"))
     small = "\\par\\smallskip\n{\\footnotesize\\raggedright\n" + "\\par\n".join(closing) + "\\par}\n"
     return text.replace("\\end{table}", small + "\\end{table}")
+
+
+def html_text(caption: str, grid: pd.DataFrame, closing: Sequence[str]) -> str:
+    """Caption (plain text), the grid in a box that scrolls sideways, paragraphs below it (grid and closing as HTML)."""
+    with pd.option_context("display.max_colwidth", None):  # else pandas cuts long cells, markup and all
+        body = grid.to_html(index=False, escape=False, border=0)
+    small = "".join(f"<p class='small'>{text}</p>" for text in closing)
+    return f"<p class='small'>{HTML.plain(caption)}</p><div class='wide'>{body}</div>{small}"
 
 
 def _threshold_text(pair: tuple[float, float]) -> str:

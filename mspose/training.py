@@ -28,7 +28,7 @@ from mspose.config import Settings, config_hash, differences, read_settings, wri
 from mspose.data.augmentation import Jitter
 from mspose.data.batches import Batch, Batches, holdout_rows
 from mspose.data.cache import open_split
-from mspose.data.cards import Card, read_card
+from mspose.data.cards import Card, data_root, read_card
 from mspose.data.preparation import render_if_virtual
 from mspose.errors import MsposeError, Preempted
 from mspose.losses import PoseLoss
@@ -39,6 +39,7 @@ from mspose.models.stored import load_weights
 from mspose.monitoring import Monitor
 from mspose.objective import Objective, check_attention_terms
 from mspose.prediction import resolve_device
+from mspose.query_check import describe_images
 
 log = logging.getLogger("mspose")
 LOG_EVERY = 10  # steps
@@ -333,7 +334,7 @@ def describe(network: PoseNetwork, settings: Settings, card: Card, batches: Batc
             "ground_truth": frames["ground_truth"].iloc[0],
             "frames": len(frames),
             "resized_frame": list(batches.cache.shape(int(frames["cache_row"].iloc[0]))),
-            "focal_px": None if np.isnan(frames["focal_px"].median()) else float(frames["focal_px"].median()),
+            **describe_images(frames, batches.cache, data_root(card, settings.data.root)),
         },
         "config_hash": config_hash(settings),
     }

@@ -182,8 +182,11 @@ def test_frames_are_cached_for_training_and_evaluation(call, experiment, tmp_pat
 def test_help_lists_the_verbs(call):
     status, out, lines = call("--help")
     assert (status, lines) == (0, [])
-    for verb in VERBS:
+    for verb in {name.split()[0] for name in VERBS}:
         assert re.search(rf"^ +{verb} +\S+ \S+", out, re.MULTILINE), verb
+    actions = call("data", "--help")[1]
+    for action in data_verbs.ACTIONS:
+        assert re.search(rf"^ +{action} +\S+ \S+", actions, re.MULTILINE), action
     assert call("--version") == (0, "mspose 0.1.0\n", [])
 
 
@@ -191,7 +194,7 @@ def test_help_lists_the_verbs(call):
 def test_every_option_has_a_help_text(call, verb):
     status, out, lines = call(*verb.split(), "--help")
     assert (status, lines) == (0, [])
-    assert f"usage: mspose {verb} " in out
+    assert f"usage: mspose {verb}" in out
     parser, _ = VERBS[verb]()
     assert len(parser._actions) > 1 or verb == "data list"
     for action in parser._actions:
@@ -243,7 +246,7 @@ def test_the_help_of_train_has_every_setting(call, small_settings):
         ("table nowhere", "no metrics.json in nowhere"),
         ("table --format html", "format.*markdown.*html"),
         ("table --digits -1", "digits.*-1"),
-        ("data", "expected .action. to be one of .*get,cache,list"),
+        ("data", "expected .action. to be one of .*get,import,cache,list,check"),
         ("data got", "invalid choice: 'got' .*get.*cache.*list"),
         ("data get --resize 3", "unrecognized arguments: --resize 3; names that exist: archive"),
         ("data cache --archive a.zip", "unrecognized arguments: --archive a.zip"),

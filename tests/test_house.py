@@ -18,7 +18,8 @@ FLOORS = {
     "tables": 4, "rows": 4, "bench": 4, "ablation": 4, "attention_study": 4, "paper": 4,
     "report": 4, "view": 4, "data_check": 4,
     "training": 3, "objective": 3, "monitoring": 3, "prediction": 3, "evaluation": 3, "metrics": 3, "baselines": 3,
-    "conversion": 3, "export": 3, "image_sources": 3, "trajectory_files": 3,
+    "conversion": 3, "export": 3, "image_sources": 3, "trajectory_files": 3, "query_check": 3,
+    "localisation": 3,
     "models": 2, "losses": 2, "data": 2,
     "config": 1, "poses": 1, "checkpoint": 1, "errors": 1, "distributed": 1, "compilation": 1, "allocator": 1,
 }  # fmt: skip

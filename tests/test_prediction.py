@@ -72,7 +72,7 @@ def test_a_given_scene_takes_that_scenes_pose(small_run, small_data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "image", [np.zeros((50, 60), np.uint8), np.zeros((50, 60, 3)), "path.png", np.zeros((3, 50, 60))]
+    "image", [np.zeros((50, 60), np.uint8), np.zeros((50, 60, 3)), ["path.png"], np.zeros((3, 50, 60))]
 )
 def test_an_array_of_another_kind_is_refused(small_run, image):
     with pytest.raises(ValueError, match=r"uint8|\(H, W, 3\)"):
@@ -128,6 +128,8 @@ def test_weights_that_give_no_finite_pose_are_named(small_run, small_data, tmp_p
     estimator = mspose.load(small_run)
     with torch.no_grad():
         next(estimator.network.position_head.parameters()).fill_(float("nan"))
+    with pytest.raises(MsposeError, match="the model's estimate is not finite: its weights are unusable"):
+        estimator(np.zeros((60, 80, 3), np.uint8))
     with pytest.raises(MsposeError, match=r"estimate for attic/test-01/frame-000.png is not finite"):
         predict_frames(estimator.network, batches_for(small_data, estimator, tmp_path))
 

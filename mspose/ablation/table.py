@@ -18,7 +18,19 @@ from mspose.ablation.statistics import LEVEL, RESAMPLES, SEED, Difference, boots
 from mspose.errors import MsposeError
 from mspose.models.network import BRANCHES
 from mspose.rows import Group, Measure
-from mspose.tables import DASH, LATEX, MARKDOWN, MINUS, Column, Format, Style, latex_text, markdown_text
+from mspose.tables import (
+    DASH,
+    HTML,
+    LATEX,
+    MARKDOWN,
+    MINUS,
+    Column,
+    Format,
+    Style,
+    html_text,
+    latex_text,
+    markdown_text,
+)
 
 AVERAGE = "Average"
 ERRORS = ("position_m", "orientation_deg")
@@ -154,6 +166,10 @@ class AblationTable:
             branch = dict(zip(old, new, strict=True))
             grids.append(grid[["Variant", *ATTENTION_COLUMNS]].replace({"Variant": branch}))
         return latex_text(self.caption(), grids, closing, [*SECTIONS, *OF_BRANCH])
+
+    def to_html(self) -> str:
+        """Caption, table, what else a reader must know, for a page of HTML."""
+        return html_text(self.caption(), self.grid(HTML)[0], [HTML.plain(line) for line in self.closing()])
 
     def to_csv(self) -> str:
         """Long form, a line per variant and scene (`Average` last), unrounded; an empty field is a missing value."""

@@ -21,6 +21,7 @@ from mspose.attention_study.maps import FRAMES_ACROSS, decoder_maps_figure, enco
 from mspose.attention_study.record import SAMPLES, read_study
 from mspose.attention_study.space import Projection, space_figure
 from mspose.attention_study.style import save_figure
+from mspose.attention_study.training_log import EVENTS
 from mspose.attention_study.verdicts import purity_figure, verdict_figure
 from mspose.errors import MsposeError
 from mspose.models.network import BRANCHES
@@ -40,7 +41,6 @@ __all__ = [
     "verdict_figure",
 ]
 
-EVENTS = "events.out.tfevents.*"
 Pictures = Mapping[str, Callable[[], Figure]]
 """What draws a figure, by the name of its file."""
 

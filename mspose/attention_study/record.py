@@ -51,7 +51,12 @@ def read_study(run: Path) -> dict[str, Any]:
 
 
 def study_table(studies: Sequence[Mapping[str, Any]]) -> str:
-    """Entropy, similarity, gap, purity and verdict of every layer of every study, as a Markdown table."""
+    """`study_grid` as a Markdown table."""
+    return study_grid(studies).to_markdown(index=False, disable_numparse=True)
+
+
+def study_grid(studies: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Entropy, similarity, gap, purity and verdict of every layer of every study, as text."""
     rows = [
         {
             "run": label(study),
@@ -66,7 +71,7 @@ def study_table(studies: Sequence[Mapping[str, Any]]) -> str:
         for study in studies
         for layer in study["layers"]
     ]
-    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    return pd.DataFrame(rows)
 
 
 def label(study: Mapping[str, Any]) -> str:

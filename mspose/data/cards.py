@@ -251,7 +251,8 @@ _KEYS = {
     "thresholds", "pose_convention", "licence", "source", "citation", "labels", "how_to_get", "render",
 }  # fmt: skip
 _SCENE_KEYS = {"url", "sha256", "frames"}
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+"""Names of data sets, scenes and ground truths, which become names of files and columns."""
 
 
 def _parse_card(path: Path) -> Card:
@@ -284,7 +285,7 @@ def _parse_card(path: Path) -> Card:
         raise MsposeError(f"{path}: ground_truths names one ground truth (one card per ground truth of label CSVs)")
     for key, names in (("name", [name]), ("scenes", [*scenes, *extra]), ("ground_truths", truths)):
         for text in names:
-            if _NAME.fullmatch(text) is None:
+            if PLAIN_NAME.fullmatch(text) is None:
                 raise MsposeError(f"{path}: {key}: {text!r} is not a plain name (letters, digits, - _ .)")
     focal = values.get("focal_px")
     if focal is not None and not (_is_number(focal) and focal > 0):

@@ -6,6 +6,7 @@ poses happen there and nowhere else; messages name the file and the line.
 
 import logging
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def frame_table(
         faults: row number -> what the loader found wrong with it; the numbers of such a row are not looked at.
         scenes: scenes that must have at least one frame; by default those of the rows.
         on_bad_frame: `stop` raises at the first bad frame; `skip` leaves bad frames out, warns with their number, and
-            notes it in `table.attrs["bad_frames"]`.
+            notes it in `table.attrs["bad_frames"]`, and what is wrong with each in `table.attrs["faults"]`.
 
     Raises MsposeError for a bad frame (NaN, non-rotation, zero quaternion, impossible focal length, the loader's own
     `faults`), a duplicate image, or a scene without frames.
@@ -127,6 +128,7 @@ def frame_table(
         columns=list(COLUMNS),
     )
     table.attrs["bad_frames"] = len(bad)
+    table.attrs["faults"] = [f"{where(row)}: {bad[row]}" for row in sorted(bad)]
     return table
 
 
@@ -141,6 +143,11 @@ def read_lines(path: Path) -> list[str]:
         raise MsposeError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise MsposeError(f"{path} is not a text file (byte {error.start} is not UTF-8)") from error
+
+
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """Sorting key under which frame-2 comes before frame-10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
 def parse_numbers(values: Sequence[str] | Sequence[bytes]) -> tuple[list[float], str]:

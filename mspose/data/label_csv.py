@@ -1,8 +1,8 @@
 """Label CSVs as MST and ActMST ship them, and for data of your own.
 
-Columns `scene,split,seq,img_path,t1,t2,t3,q1,q2,q3,q4` (others are ignored): the image relative to the data set's root,
-camera centre in metres, quaternion w first. Which way the quaternion turns is not in the file: 7Scenes' CSVs are
-camera-to-world, Cambridge's world-to-camera; so the data set's card says it.
+Columns `scene,split,seq,img_path,t1,t2,t3,q1,q2,q3,q4`: the image relative to the data set's root, camera centre in
+metres, quaternion w first; and, where there is one, `focal_px`. Others are ignored. Which way the quaternion turns is
+not in the file: 7Scenes' CSVs are camera-to-world, Cambridge's world-to-camera; so the data set's card says it.
 """
 
 import csv
@@ -20,6 +20,8 @@ from mspose.errors import MsposeError
 
 POSE_COLUMNS = ("t1", "t2", "t3", "q1", "q2", "q3", "q4")
 CSV_COLUMNS = ("scene", "split", "seq", "img_path", *POSE_COLUMNS)
+FOCAL_COLUMN = "focal_px"
+"""Focal length in pixels of the original image; may be empty, and the column may be missing."""
 
 
 class _Row(NamedTuple):
@@ -30,6 +32,8 @@ class _Row(NamedTuple):
     sequence: str
     image: str
     pose: list[str]
+    focal_px: str | None
+    """The cell; None where the file has no such column."""
 
     @property
     def place(self) -> str:
@@ -56,6 +60,7 @@ def read_label_csv(
         convention: how the pose is to be read, one of `mspose.data.frames.POSE_CONVENTIONS`.
         scenes: scenes wanted, each of which must have rows; by default all in the files.
         known_scenes: where given, a row of any other scene is refused: it belongs to another data set.
+        focal_px: of the images of files without a column `focal_px`, in pixels; an empty cell of that column is NaN.
 
     Images are not looked for. Raises MsposeError with file and line for a missing column, a row of a wrong length, a
     duplicate image (in whichever split), a cell that is not a number, NaN, a zero quaternion, an unknown scene; and for
@@ -79,8 +84,12 @@ def read_label_csv(
     order = {scene: rank for rank, scene in enumerate(wanted)}
     rows = sorted((row for row in rows if row.split == split and row.scene in order), key=lambda row: order[row.scene])
 
-    values, faults = [], {}
+    values, focals, faults = [], [], {}
     for number, row in enumerate(rows):
+        focal, fault = _focal(row, focal_px)
+        focals.append(focal)
+        if fault:
+            faults[number] = f"column {FOCAL_COLUMN}: {fault}"
         numbers, fault = parse_numbers(row.pose)
         if fault:
             column = next(name for name, cell in zip(POSE_COLUMNS, row.pose, strict=True) if parse_numbers([cell])[1])
@@ -99,11 +108,19 @@ def read_label_csv(
         convention=convention,
         where=lambda number: rows[number].place,
         source=listed,
-        focal_px=focal_px,
+        focal_px=focals,
         faults=faults,
         scenes=wanted,
         on_bad_frame=on_bad_frame,
     )
+
+
+def _focal(row: _Row, default: float) -> tuple[float, str]:
+    """(focal length, fault) of a row."""
+    if row.focal_px is None:
+        return default, ""
+    (number,), fault = parse_numbers([row.focal_px or "nan"])
+    return number, fault
 
 
 def _read_rows(file: Path) -> list[_Row]:
@@ -118,7 +135,10 @@ def _read_rows(file: Path) -> list[_Row]:
                 raise MsposeError(
                     f"{file}, line 1: column {missing[0]} is {times}; a label file has {','.join(CSV_COLUMNS)}"
                 )
+            if header.count(FOCAL_COLUMN) > 1:
+                raise MsposeError(f"{file}, line 1: column {FOCAL_COLUMN} is twice")
             scene, split, seq, path, *pose = (header.index(name) for name in CSV_COLUMNS)
+            focal = header.index(FOCAL_COLUMN) if FOCAL_COLUMN in header else None
             for cells in reader:
                 if not any(cell.strip() for cell in cells):
                     continue
@@ -138,6 +158,7 @@ def _read_rows(file: Path) -> list[_Row]:
                         cells[seq].strip(),
                         posixpath.normpath(names["img_path"].replace("\\", "/")),
                         [cells[column].strip() for column in pose],
+                        None if focal is None else cells[focal].strip(),
                     )
                 )
     except OSError as error:
@@ -147,3 +168,15 @@ def _read_rows(file: Path) -> list[_Row]:
     except csv.Error as error:
         raise MsposeError(f"{file}, line {reader.line_num}: not a CSV file: {error}") from error
     return rows
+
+
+def label_rows(files: Sequence[Path]) -> pd.DataFrame:
+    """The rows of `files` as they stand there, unchecked: scene, split, sequence, image, q1 .. q4, place.
+
+    place is file and line. Quaternions are numbers, NaN where a row's are not. Raises MsposeError as `read_label_csv` does for broken files.
+    """
+    rows = [row for file in files for row in _read_rows(file)]
+    names = ("scene", "split", "sequence", "image", "place")
+    table = pd.DataFrame({name: [getattr(row, name) for row in rows] for name in names}, dtype=object)
+    quaternion_B4 = np.array([parse_numbers(row.pose[3:])[0] for row in rows], dtype=np.float64).reshape(-1, 4)
+    return table.assign(**dict(zip(POSE_COLUMNS[3:], quaternion_B4.T, strict=True)))

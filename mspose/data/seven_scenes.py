@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mspose.data.frames import CAMERA_TO_WORLD, WORLD_TO_CAMERA, frame_table, parse_numbers, read_lines
+from mspose.data.frames import CAMERA_TO_WORLD, WORLD_TO_CAMERA, frame_table, natural_order, parse_numbers, read_lines
 from mspose.errors import MsposeError
 
 SPLIT_FILES = {"train": "TrainSplit.txt", "test": "TestSplit.txt"}
@@ -119,7 +119,7 @@ def read_sfm_poses(
             found.append((scene, name, path, line, numbers, fault))
         if not found:
             raise MsposeError(f"{path} is empty: expected a line per image")
-        rows += sorted(found, key=lambda row: _natural(row[1]))
+        rows += sorted(found, key=lambda row: natural_order(row[1]))
     number_B8 = np.array([row[4] for row in rows], dtype=np.float64).reshape(-1, 8)
     return frame_table(
         dataset=dataset,
@@ -211,8 +211,3 @@ def _read_focal(path: Path, default: float) -> float:
     if fault or len(numbers) != 9 or not (math.isfinite(numbers[0]) and numbers[0] > 0):
         raise MsposeError(f"{path}: {fault or 'expected the 9 numbers of a 3x3 camera matrix, focal length first'}")
     return numbers[0]
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorting key under which frame-2 comes before frame-10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", name)]

@@ -22,6 +22,7 @@ from mspose.models.network import (
     check_probabilities,
     check_scenes,
     check_sizes,
+    without_autocast,
 )
 
 
@@ -83,13 +84,13 @@ class MSPN(PoseNetwork):
         self._check_input(image_B3HW, scene_B)
         map_BCHW, _ = self._feature_maps(image_B3HW)
         # Positions in half precision would be rounded to centimetres, so nothing after the backbone computes in it.
-        with torch.autocast(image_B3HW.device.type, enabled=False):
+        with without_autocast(image_B3HW.device):
             feature_BC = map_BCHW.mean(dim=(2, 3), dtype=self.scene.weight.dtype)
             hidden_BC = self.dropout(F.relu(self.hidden(feature_BC)))
             log_probability_BS = F.log_softmax(self.scene(hidden_BC), dim=-1)
             if scene_B is None:
                 scene_B = log_probability_BS.argmax(dim=-1)
-            image_B = torch.arange(len(scene_B), device=scene_B.device)
+            image_B = torch.arange(scene_B.shape[0], device=scene_B.device)
             return PoseOutput(
                 position_B3=self.position_head(hidden_BC).unflatten(-1, (-1, 3))[image_B, scene_B],
                 orientation_B4=self.orientation_head(hidden_BC).unflatten(-1, (-1, 4))[image_B, scene_B],

@@ -25,6 +25,7 @@ from mspose.models.network import (
     check_probabilities,
     check_scenes,
     check_sizes,
+    without_autocast,
 )
 from mspose.models.position_encoding import POSITION_ENCODINGS, RememberedEncoding, make_position_encoding
 from mspose.models.query_key_weights import QUERY_KEY_WEIGHTS
@@ -232,14 +233,14 @@ class MSTransformer(PoseNetwork):
             orientation_map_BCHW, self.position_encoding, observer=observer
         )
         # Positions in half precision would be rounded to centimetres, so the heads never compute in it under autocast.
-        with torch.autocast(image_B3HW.device.type, enabled=False):
+        with without_autocast(image_B3HW.device):
             dtype = self.scene.weight.dtype
             position_BSC, orientation_BSC = position_BSC.to(dtype), orientation_BSC.to(dtype)
             logit_BS = self.scene(torch.cat((position_BSC, orientation_BSC), dim=-1)).squeeze(-1)
             log_probability_BS = F.log_softmax(logit_BS, dim=-1)
             if scene_B is None:
                 scene_B = log_probability_BS.argmax(dim=-1)
-            image_B = torch.arange(len(scene_B), device=scene_B.device)
+            image_B = torch.arange(scene_B.shape[0], device=scene_B.device)
             return PoseOutput(
                 position_B3=self.position_head(position_BSC[image_B, scene_B]),
                 orientation_B4=self.orientation_head(orientation_BSC[image_B, scene_B]),

@@ -5,15 +5,17 @@ B images, S scenes, N tokens, L encoder layers, H heads.
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mspose.checkpoint import load_model
 from mspose.errors import MsposeError
 from mspose.models.attention import expect_shape
 from mspose.models.attention_map import AttentionMap
@@ -72,6 +74,7 @@ class PoseNetwork(nn.Module):
         architecture: what rebuilds this network: `type(network)(**architecture, pretrained=False)`.
         backbone: see `mspose.models.backbone`.
         position_head: regresses positions.
+        description: what `model.json` said of it, where it was loaded: preprocessing, what it was trained on; else {}.
         fused: whether the network is for prediction alone, see `fuse`.
         recompute_backbone: forget the backbone's activations and compute them again in the backward pass (Chen et al.,
             arXiv 1604.06174): a third of the memory of a training step for one more forward pass of the backbone.
@@ -86,6 +89,7 @@ class PoseNetwork(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.description: dict[str, Any] = {}
         self.fused = False
         self.recompute_backbone = False
 
@@ -93,6 +97,66 @@ class PoseNetwork(nn.Module):
     def settings(cls) -> dict[str, Any]:
         """The arguments that build such a network, with their defaults."""
         return {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: Path | str,
+        *,
+        revision: str | None = None,
+        cache_dir: Path | str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+    ) -> Self:
+        """A trained network, on the CPU and in eval mode: of a run folder, of a folder with `model.safetensors` and
+        `model.json`, or of the Hugging Face hub (`user/name`).
+
+        Args:
+            source: the folder, or the name on the hub; see `mspose.models.stored.model_folder`.
+            revision: branch, tag or commit of the hub's repository.
+            cache_dir: where downloads are kept.
+            token: of the hub, for private models.
+            local_files_only: take what was downloaded before, ask nobody.
+            force_download: download anew.
+
+        Raises:
+            MsposeError: no such model, a broken one, one of another class, or one of another version's architecture.
+        """
+        from mspose.models.kinds import KINDS
+        from mspose.models.stored import build_network, model_folder
+
+        options = {"revision": revision, "cache_dir": cache_dir, "token": token}
+        flags = {"local_files_only": local_files_only, "force_download": force_download}
+        weights, description = load_model(folder := model_folder(source, **options, **flags))
+        kind = KINDS.get(str(description.get("kind")), cls)
+        if not issubclass(kind, cls):
+            raise MsposeError(f"{source} holds a network of kind {kind.kind}: load it with {kind.__name__}")
+        network = build_network(description, weights, folder)
+        assert isinstance(network, cls)
+        return network
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write `model.safetensors` and `model.json`, which `from_pretrained` and `mspose.load` read.
+
+        A model that was there is replaced. Raises MsposeError where `description` has no preprocessing, for a fused
+        network, and where `folder` cannot be written or holds a model of another program.
+        """
+        from mspose.models.stored import save_network
+
+        save_network(self, Path(folder))
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload what `save_pretrained` writes, with a model card, to the Hugging Face hub; returns the commit's URL.
+
+        `repo_id` is `user/name`; `options` (`private`, `token`, `branch`, `commit_message`, `create_pr`, or
+        `ignore_patterns="README.md"` to keep a card that is there) are those of huggingface_hub's
+        `ModelHubMixin.push_to_hub`. Raises MsposeError as `save_pretrained` does, and where the hub
+        cannot be reached or does not let us.
+        """
+        from mspose.models.stored import hub
+
+        return str(hub("push_to_hub uploads the model").push(self, repo_id, **options))
 
     @property
     def mean(self) -> Triple:
@@ -172,6 +236,11 @@ class PoseNetwork(nn.Module):
                     f"scene_B: expected indices in 0..{len(self.scenes) - 1} of {len(self.scenes)} scenes, found "
                     f"{lowest if lowest < 0 else highest}"
                 )
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Switches autocast off where it is on; elsewhere it does nothing, as exporters cannot all write a switch down."""
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
 
 
 def check_scenes(scenes: Sequence[str]) -> None:

@@ -107,7 +107,7 @@ class Encoder(nn.Module):
             gaps_BH.append(query_key_gap(attention.query_BHQD, attention.key_BHKD))
             if observer is not None:
                 observer(index, attention)
-        gap_BLH = torch.stack(gaps_BH, dim=1) if gaps_BH else tokens_BNC.new_zeros(len(tokens_BNC), 0, self.heads)
+        gap_BLH = torch.stack(gaps_BH, dim=1) if gaps_BH else tokens_BNC.new_zeros(tokens_BNC.shape[0], 0, self.heads)
         return self.norm(tokens_BNC), gap_BLH
 
 
@@ -170,7 +170,7 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Returns scene_BSC: one vector per image and scene."""
         memory_key_BNC = memory_BNC + position_NC
-        scene_BSC = torch.zeros_like(query_SC).expand(len(memory_BNC), -1, -1)
+        scene_BSC = torch.zeros_like(query_SC).expand(memory_BNC.shape[0], -1, -1)
         for index, layer in enumerate(self.layers):
             scene_BSC, weight_BHSN = layer(scene_BSC, query_SC, memory_BNC, memory_key_BNC)
             if observer is not None:

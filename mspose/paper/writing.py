@@ -1,12 +1,9 @@
 """Writes the paper's folder: tables, figures, and the page that says what each is and what is missing."""
 
-import base64
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from mspose.ablation.finished import ROOTS
 from mspose.ablation.plan import ABLATIONS, read_ablation
@@ -16,9 +13,10 @@ from mspose.checkpoint import whole_file
 from mspose.data.cards import REPOSITORY
 from mspose.errors import MsposeError
 from mspose.metrics import provenance
+from mspose.pages import data_uri, environment
 from mspose.paper.contents import contents
 from mspose.paper.piece import Missing, Piece
-from mspose.tables import HTML, Table
+from mspose.tables import Table
 
 TABLES, FIGURES = "tables", "figures"
 INDEX = ("index.md", "index.html")
@@ -108,28 +106,9 @@ def _write_figure(piece: Piece, out: Path) -> None:
 
 def _write_index(pieces: Sequence[Piece], out: Path, command: str) -> None:
     """Both pages; `index.html` holds tables and pictures in itself."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True, autoescape=lambda name: bool(name and name.endswith(".html")),
-    )  # fmt: skip
-    made = provenance()
-    values: dict[str, Any] = {"pieces": pieces, "command": command, "made": made}
-    values |= {"table_html": _table_html, "picture": lambda path: _picture(out / path)}
+    values: dict[str, Any] = {"pieces": pieces, "command": command, "made": provenance()}
+    values["picture"] = lambda path: data_uri((out / path).read_bytes(), "png")
     for name in INDEX:
-        text = environment.get_template(name).render(values)
+        text = environment(TEMPLATES).get_template(name).render(values)
         with whole_file(out / name) as file:
             file.write(text)
-
-
-def _table_html(table: Table | AblationTable) -> str:
-    """A table with its caption above and the small print below."""
-    grid, notes = table.grid(HTML)
-    numbered = [f"{HTML.mark(number)} {note}" for number, note in enumerate(notes, 1)]
-    body = grid.to_html(index=False, escape=False, border=0)
-    paragraphs = [*numbered, *map(HTML.plain, table.closing())]
-    small = "".join(f"<p class='small'>{text}</p>" for text in paragraphs)
-    return f"<p class='small'>{HTML.plain(table.caption())}</p><div class='wide'>{body}</div>{small}"
-
-
-def _picture(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")

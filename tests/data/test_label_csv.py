@@ -142,6 +142,34 @@ def test_faults_of_structure_always_stop(write, tmp_path, mode):
     stops(tmp_path, "cannot read .*Is a directory")
 
 
+def test_a_column_of_focal_lengths(write):
+    """An empty cell is unknown; without the column the card's focal length holds for all."""
+    header = HEADER + ",focal_px"
+    known = write(row("a.png") + ",512.5", row("b.png") + ",", row("c.png") + ",1e3", header=header, name="known.csv")
+    np.testing.assert_array_equal(read(known, focal_px=300.0)["focal_px"], [512.5, np.nan, 1000])
+    plain = write(row("d.png"), name="plain.csv")
+    np.testing.assert_array_equal(read([known, plain], focal_px=300.0)["focal_px"], [512.5, np.nan, 1000, 300])
+    assert np.isnan(read(plain)["focal_px"]).all()
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("wide", "column focal_px: 'wide' is not a number"),
+        ("-3", "a focal length of -3 pixels is impossible"),
+        ("0", "a focal length of 0 pixels is impossible"),
+        ("inf", "a focal length of inf pixels is impossible"),
+    ],
+)
+def test_a_bad_focal_length_is_named_with_file_and_line_or_left_out(write, cell, message):
+    path = write(row("1.png") + ",500", row("2.png") + f",{cell}", header=HEADER + ",focal_px")
+    with pytest.raises(MsposeError, match=f"labels.csv, line 3: {message}"):
+        read(path)
+    assert read(path, on_bad_frame="skip")["image"].tolist() == ["1.png"]
+    with pytest.raises(MsposeError, match="labels.csv, line 1: column focal_px is twice"):
+        read(write(row("1.png") + ",1,2", header=HEADER + ",focal_px,focal_px"))
+
+
 def _published():
     counts = {
         "7Scenes": "chess 4000 2000, fire 2000 2000, heads 1000 1000, office 6000 4000, pumpkin 4000 2000, "

@@ -1,0 +1,1 @@
+"""Deployment: one file that takes camera images and answers with poses, without this package."""

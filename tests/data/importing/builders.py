@@ -1,0 +1,128 @@
+"""Folders in the formats of other tools, written from camera-to-world matrices with explicit mathematics.
+
+Nothing here uses the package's own conversions, so that a wrong sign there cannot cancel out here.
+"""
+
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+SIZE = (48, 36)
+FOCAL = 40.0
+
+
+@dataclass
+class Room:
+    """Frames of one scene: image files, names of one's own choice, camera-to-world matrices (B, 4, 4)."""
+
+    files: list[Path]
+    names: list[str]
+    pose_B44: np.ndarray
+
+    def copy_images(self, folder: Path) -> None:
+        for file, name in zip(self.files, self.names, strict=True):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, folder / name)
+
+
+def quaternion(rotation_33: np.ndarray) -> list[float]:
+    """w x y z of a rotation matrix, from its angle and axis."""
+    cosine = np.clip((np.trace(rotation_33) - 1) / 2, -1, 1)
+    angle = math.acos(cosine)
+    skew = rotation_33 - rotation_33.T
+    axis = np.array([skew[2, 1], skew[0, 2], skew[1, 0]])
+    if angle < 1e-9:
+        return [1.0, 0.0, 0.0, 0.0]
+    assert math.sin(angle) > 1e-6, "a half turn has no such formula"
+    axis = axis / np.linalg.norm(axis)
+    return [math.cos(angle / 2), *(math.sin(angle / 2) * axis)]
+
+
+def rotation(q: list[float]) -> np.ndarray:
+    """Rotation matrix of a unit quaternion, as the product v -> q v q*."""
+    w, x, y, z = q
+    left = np.array([[w, -x, -y, -z], [x, w, -z, y], [y, z, w, -x], [z, -y, x, w]])
+    right = np.array([[w, x, y, z], [-x, w, -z, y], [-y, z, w, -x], [-z, -y, x, w]])
+    return (left @ right)[1:, 1:]
+
+
+def numbers(*values: float) -> str:
+    return " ".join(repr(float(value)) for value in values)
+
+
+def write_colmap(folder: Path, room: Room, camera: str = "") -> Path:
+    """A COLMAP text model in `folder/sparse/0` with its images in `folder/images`; returns the model."""
+    room.copy_images(folder / "images")
+    model = folder / "sparse" / "0"
+    model.mkdir(parents=True)
+    camera = camera or f"SIMPLE_RADIAL {SIZE[0]} {SIZE[1]} {FOCAL} {SIZE[0] / 2} {SIZE[1] / 2} 0.01"
+    (model / "cameras.txt").write_text(f"# cameras\n3 {camera}\n")
+    lines = ["# IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME", "#   POINTS2D[] as (X, Y, POINT3D_ID)"]
+    for number, (name, pose_44) in enumerate(zip(room.names, room.pose_B44, strict=True)):
+        world_to_camera = np.linalg.inv(pose_44)
+        pose = numbers(*quaternion(world_to_camera[:3, :3]), *world_to_camera[:3, 3])
+        lines += [f"{7 * number + 2} {pose} 3 {name}", "" if number % 2 else "1.5 2.5 -1 3 4 17"]
+    (model / "images.txt").write_text("\n".join(lines) + "\n")
+    (model / "points3D.txt").write_text("17 0 0 1 9 9 9 0.1 2 1\n" if len(room.names) else "")
+    return model
+
+
+def write_nerfstudio(folder: Path, room: Room, name: str = "transforms.json", **content: object) -> Path:
+    """A transforms.json beside the images; returns it."""
+    room.copy_images(folder)
+    to_opengl = np.diag([1.0, -1.0, -1.0, 1.0])
+    frames = [
+        {"file_path": image, "transform_matrix": (pose_44 @ to_opengl).tolist()}
+        for image, pose_44 in zip(room.names, room.pose_B44, strict=True)
+    ]
+    camera = {"fl_x": FOCAL, "fl_y": FOCAL, "w": SIZE[0], "h": SIZE[1]}
+    (folder / name).write_text(json.dumps({**(content or camera), "frames": frames}))
+    return folder / name
+
+
+def write_tum(folder: Path, room: Room, start: float = 1305031102.175, step: float = 1 / 30) -> Path:
+    """groundtruth.txt and rgb.txt, poses 3 ms after the images; returns the folder."""
+    room.copy_images(folder)
+    poses, images = ["# ground truth trajectory", "# timestamp tx ty tz qx qy qz qw"], ["# color images"]
+    for number, (name, pose_44) in enumerate(zip(room.names, room.pose_B44, strict=True)):
+        w, x, y, z = quaternion(pose_44[:3, :3])
+        time = start + number * step
+        poses.append(f"{time + 0.003:.6f} {numbers(*pose_44[:3, 3], x, y, z, w)}")
+        images.append(f"{time:.6f} {name}")
+    (folder / "groundtruth.txt").write_text("\n".join(poses) + "\n")
+    (folder / "rgb.txt").write_text("\n".join(images) + "\n")
+    return folder
+
+
+def write_kapture(folder: Path, room: Room, rig_B44: np.ndarray | None = None) -> Path:
+    """A kapture; with `rig_B44` (2, 4, 4), rig-to-camera, its frames are those of two cameras of a rig in turn."""
+    sensors = folder / "sensors"
+    room.copy_images(sensors / "records_data")
+    camera = f"OPENCV, {SIZE[0]}, {SIZE[1]}, {FOCAL - 1}, {FOCAL + 1}, 24, 18, 0, 0, 0, 0"
+    head = "# kapture format: 1.1\n"
+    (sensors / "sensors.txt").write_text(f"{head}c0, left, camera, {camera}\nc1, , camera, {camera}\ngps, , gnss\n")
+    records, trajectory = [], {}
+    for number, (name, pose_44) in enumerate(zip(room.names, room.pose_B44, strict=True)):
+        world_to_camera = np.linalg.inv(pose_44)
+        if rig_B44 is None:
+            time, camera_number, device = number, 0, "c0"
+        else:
+            time, camera_number, device = number // 2, number % 2, "rig"
+            world_to_camera = np.linalg.inv(rig_B44[camera_number]) @ world_to_camera
+        records.append(f"{time:04d}, c{camera_number}, {name}")
+        pose = numbers(*quaternion(world_to_camera[:3, :3]), *world_to_camera[:3, 3]).replace(" ", ", ")
+        if rig_B44 is None or camera_number == 0:  # of a rig's two cameras the first says where the rig is
+            trajectory[time, device] = f"{time}, {device}, {pose}"
+    (sensors / "records_camera.txt").write_text(head + "\n".join(records) + "\n")
+    (sensors / "trajectories.txt").write_text(head + "\n".join(trajectory.values()) + "\n")
+    if rig_B44 is not None:
+        lines = []
+        for number, pose_44 in enumerate(rig_B44):
+            pose = numbers(*quaternion(pose_44[:3, :3]), *pose_44[:3, 3]).replace(" ", ", ")
+            lines.append(f"rig, c{number}, {pose}")
+        (sensors / "rigs.txt").write_text(head + "\n".join(lines) + "\n")
+    return folder
