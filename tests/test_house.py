@@ -15,7 +15,7 @@ PACKAGE = ROOT / "mspose"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FLOORS = {
     "cli": 5, "data_verbs": 5, "result_verbs": 5, "study_verbs": 5, "__main__": 5,
-    "tables": 4, "rows": 4, "bench": 4, "ablation": 4, "attention_study": 4, "paper": 4,
+    "tables": 4, "rows": 4, "pages": 4, "bench": 4, "ablation": 4, "attention_study": 4, "paper": 4,
     "report": 4, "view": 4, "data_check": 4,
     "training": 3, "objective": 3, "monitoring": 3, "prediction": 3, "evaluation": 3, "metrics": 3, "baselines": 3,
     "conversion": 3, "export": 3, "image_sources": 3, "trajectory_files": 3, "query_check": 3,

@@ -45,6 +45,14 @@ ROTATION_TOLERANCE = 1e-2
 SMALLEST_QUATERNION_NORM = 1e-6
 
 
+class NoFramesLeft(MsposeError):
+    """A scene or split without a single good frame; `faults` says what is wrong with the bad ones."""
+
+    def __init__(self, message: str, faults: list[str]):
+        super().__init__(message)
+        self.faults = faults
+
+
 def frame_table(
     *,
     dataset: str,
@@ -104,12 +112,13 @@ def frame_table(
         first = min(bad)
         logger.warning("left out %d of %d frames; the first: %s: %s", len(bad), rows, where(first), bad[first])
 
+    faults_found = [f"{where(row)}: {bad[row]}" for row in sorted(bad)]
     kept_scenes = {name for name, stays in zip(scene, keep, strict=True) if stays}
     for name in scenes if scenes is not None else dict.fromkeys(scene):
         if name not in kept_scenes:
-            raise MsposeError(f"scene {name} has no {split} frames in {source}")
+            raise NoFramesLeft(f"scene {name} has no {split} frames in {source}", faults_found)
     if not kept_scenes:
-        raise MsposeError(f"no {split} frames in {source}")
+        raise NoFramesLeft(f"no {split} frames in {source}", faults_found)
 
     quaternion_B4, centre_B3 = _to_house_convention(turn[keep], position[keep], convention)
     kept = np.flatnonzero(keep).tolist()
@@ -128,7 +137,7 @@ def frame_table(
         columns=list(COLUMNS),
     )
     table.attrs["bad_frames"] = len(bad)
-    table.attrs["faults"] = [f"{where(row)}: {bad[row]}" for row in sorted(bad)]
+    table.attrs["faults"] = faults_found
     return table
 
 

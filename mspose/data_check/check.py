@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +39,7 @@ class Checked(NamedTuple):
         return any(finding.level == "error" for finding in self.findings)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of impossible numbers in the labels, which are reported
 def check_data(
     place: str,
     *,
@@ -99,7 +101,8 @@ def _draw(ordered: pd.DataFrame, path: Path) -> None:
     from mspose.attention_study.style import save_figure  # here: matplotlib takes longer to load than all the rest
     from mspose.data_check.picture import trajectory_picture
 
-    save_figure(trajectory_picture(ordered), path)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of letters that the font has not
+        save_figure(trajectory_picture(ordered), path)
 
 
 def _folder(card: Card, out: str | None) -> Path:
@@ -224,7 +227,8 @@ def _finished(
         **facts,
     }
     with whole_file(folder / RECORD) as file:
-        json.dump(record, file, indent=2)
+        # what overflowed, from impossible numbers in the labels, is null: JSON has no infinity
+        json.dump(json.loads(json.dumps(record), parse_constant=lambda _: None), file, indent=2)
         file.write("\n")
     written = f"{folder / RECORD}" + (f", {folder / PICTURE}" if pictured else "")
     return Checked("\n".join([*lines, findings_text(findings), written]), findings, folder)

@@ -1,7 +1,9 @@
 """Which data set is meant, and all its labels: the bad ones listed, the good ones as a frame table."""
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +11,12 @@ import numpy as np
 import pandas as pd
 
 from mspose.data.cards import Card, data_root, load_frames, read_card
+from mspose.data.frames import NoFramesLeft
 from mspose.data.label_csv import POSE_COLUMNS, label_rows
 from mspose.data_check.findings import Finding, share
 from mspose.errors import MsposeError
 
+log = logging.getLogger("mspose")
 SPLITS = ("train", "test")
 
 
@@ -91,7 +95,9 @@ def read_labels(
                 text = f"bad labels: {found} frames of {_of(table)} cannot be used"
                 findings.append(Finding("error", "bad-label", text, tuple(faults)))
     if not tables:
-        raise MsposeError(findings[0].text if findings else f"{card.name} has no frames")
+        if not any(finding.examples for finding in findings):  # nothing there, rather than something bad
+            raise MsposeError(findings[-1].text if findings else f"{card.name} has no frames")
+        return Labels(pd.DataFrame(), rows, findings)
     for table in tables:
         table.attrs = {}
     frames = pd.concat(tables, ignore_index=True)
@@ -164,19 +170,36 @@ def _tables_of(
         scenes = sorted(there & set(scenes) if scenes else there)
         if not scenes:
             return []
-    try:
-        return [load_frames(card, scenes=scenes, **options)]  # type: ignore[arg-type]
-    except MsposeError as error:
-        if len(scenes) < 2:
-            findings.append(Finding("error", "unreadable-labels", str(error)))
-            return []
-    tables = []
-    for scene in scenes:
+    with _quiet():
         try:
-            tables.append(load_frames(card, scenes=[scene], **options))  # type: ignore[arg-type]
+            return [load_frames(card, scenes=scenes, **options)]  # type: ignore[arg-type]
         except MsposeError as error:
-            findings.append(Finding("error", "unreadable-labels", str(error)))
-    return tables
+            if len(scenes) < 2:
+                findings.append(_unreadable(error))
+                return []
+        tables = []
+        for scene in scenes:
+            try:
+                tables.append(load_frames(card, scenes=[scene], **options))  # type: ignore[arg-type]
+            except MsposeError as error:
+                findings.append(_unreadable(error))
+        return tables
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the log's warnings about bad frames: the findings list every one."""
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _unreadable(error: MsposeError) -> Finding:
+    faults = error.faults if isinstance(error, NoFramesLeft) else []
+    return Finding("error", "unreadable-labels", f"{error}{' that can be used' * bool(faults)}", tuple(faults))
 
 
 def _split_findings(frames: pd.DataFrame, card: Card, splits: Sequence[str]) -> list[Finding]:
@@ -186,7 +209,7 @@ def _split_findings(frames: pd.DataFrame, card: Card, splits: Sequence[str]) -> 
     train, test = scenes.get("train", set()), scenes.get("test", set())
     if not splits or {"train", "test"} <= set(splits):
         if not train:
-            text = "there are no training frames: no row of a split called train"
+            text = f"there are no training frames: no split called train, but {', '.join(sorted(map(str, scenes)))}"
             findings.append(Finding("error", "no-training-frames", text))
         elif not test:
             findings.append(Finding("warning", "no-test-frames", "there are no test frames: nothing to evaluate on"))

@@ -40,7 +40,7 @@ def trajectory_picture(ordered: pd.DataFrame) -> Figure:
     for index, scene in enumerate(scenes):
         axes = figure.add_subplot(rows, columns, index + 1)
         _draw_scene(axes, ordered[ordered["scene"] == scene], colours)
-        axes.set_title(str(scene), fontweight="bold")
+        axes.set_title(str(scene), fontweight="bold", parse_math=False)
     handles = [
         (
             f"{split} ({(ordered['split'] == split).sum()})",

@@ -63,7 +63,7 @@ def _of_scene(
     metre = max(float(step["metres"].median()) if len(step) else 0.0, 1e-3 * diagonal, 1e-9)
     degree = max(float(step["degrees"].median()) if len(step) else 0.0, 0.1)
     half_angle = 2 * np.degrees(1) / degree  # |q - q'| is about half the angle in radians
-    place_N7 = np.concatenate([position_N3 / metre, quaternion_N4 * half_angle], axis=1)
+    place_N7 = np.nan_to_num(np.concatenate([position_N3 / metre, quaternion_N4 * half_angle], axis=1))
     mirrored = np.array([1, 1, 1, -1, -1, -1, -1])  # q and -q are one orientation
     tree = cKDTree(np.concatenate([place_N7[train_N], place_N7[train_N] * mirrored]))
     distance_M, nearest_M = tree.query(place_N7[test_N])
@@ -71,8 +71,8 @@ def _of_scene(
 
     neighbour_N = np.full(len(ordered), np.nan)
     pair = step[["first", "second"]].to_numpy()
-    next_to = pair[(step["interval"] < NEXT).to_numpy()]
-    beside = np.concatenate([next_to[np.isin(next_to[:, ::-1], train_N)[:, side], side] for side in (0, 1)])
+    first, second = pair[(step["interval"] < NEXT).to_numpy()].T
+    beside = np.concatenate([first[np.isin(second, train_N)], second[np.isin(first, train_N)]])
     apart = np.hypot(step["metres"].to_numpy() / metre, step["degrees"].to_numpy() / degree)
     if diagonal > 0 and metre < VIDEO * diagonal:
         np.fmin.at(neighbour_N, pair.ravel(), np.repeat(apart, 2))
@@ -109,7 +109,7 @@ def split_findings(scenes: list[Nearness]) -> list[Finding]:
             count = near.beside if leaking else near.closer
             text = (
                 f"{near.scene}: the test set is too near to the training set: {share(count, near.frames)} test frames "
-                f"have a training frame {'directly beside them' if leaking else 'nearer than the frame beside them'} in "
+                f"have a training frame {'directly beside them' if leaking else 'nearer than the one beside them'} in "
                 f"their sequence, as in a split by every n-th frame (the nearest is {near.median_m:.3g} m, "
                 f"{near.median_deg:.3g} deg away, in the median); split by sequences, or by blocks with a margin"
             )

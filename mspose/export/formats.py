@@ -58,16 +58,25 @@ def _write_onnx(program: ExportedProgram, metadata: Mapping[str, Any]) -> bytes:
         dynamo=True,
         input_names=["image"],
         output_names=list(OUTPUTS),
-        dynamic_shapes=DYNAMIC,  # for their names
         opset_version=OPSET,
         verbose=False,
     )
     assert exported is not None
     model = exported.model_proto
+    _name_sizes(model.graph)
     for name, value in metadata.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = name, value if isinstance(value, str) else json.dumps(value)
     return model.SerializeToString()
+
+
+def _name_sizes(graph: Any) -> None:
+    """Give the sizes that may vary the names of `DYNAMIC`; exporters have names of their own, in inner shapes as well."""
+    del graph.value_info[:]
+    for value in (*graph.input, *graph.output):
+        names = ["batch", "height", "width"] if value.name == "image" else ["batch"]
+        for size, name in zip(value.type.tensor_type.shape.dim, names, strict=False):
+            size.dim_param = name
 
 
 def _open_onnx(content: bytes) -> Answer:

@@ -47,8 +47,8 @@ def export_run(run: Path | str, format: str, out: Path | None = None, scene: str
     Args:
         run: as `mspose.load` takes it.
         format: one of `FORMATS`.
-        out: the file (default: the format's file name, in the run's folder or, of a model from the hub, in the current
-            one). What was there stays unless the new file passes.
+        out: the file, with the format's suffix (default: the format's file name, in the run's folder or, of a model
+            from the hub, in the current one). What was there stays unless the new file passes.
         scene: the scene of all images; by default the file predicts it.
 
     Raises:
@@ -64,9 +64,11 @@ def export_run(run: Path | str, format: str, out: Path | None = None, scene: str
     path = out or (Path(run) if Path(run).is_dir() else Path()) / chosen.file_name
     if path.is_dir():
         raise MsposeError(f"cannot write {path}: it is a folder; --out names a file")
+    if path.suffix != (suffix := Path(chosen.file_name).suffix):
+        raise MsposeError(f"--out {path}: the name of a file of format {format} ends in {suffix}, for its readers")
     with whole_file(path, "wb") as file:
-        with _silence():
-            content = _content(estimator, chosen, scene, f"{run} cannot be exported as {format}")
+        with _silence(), _in_one_line(f"{run} cannot be exported as {format}"):
+            content = _content(estimator, chosen, scene)
             found = deviation(chosen.open(content), estimator, scene)
         if not found.tolerable:
             raise MsposeError(
@@ -77,21 +79,12 @@ def export_run(run: Path | str, format: str, out: Path | None = None, scene: str
     return Exported(path, found)
 
 
-def _content(estimator: PoseEstimator, format: Format, scene: str | None, failure: str) -> bytes:
+def _content(estimator: PoseEstimator, format: Format, scene: str | None) -> bytes:
     preparation = estimator.preprocessing
     preprocessing = GraphPreprocessing(preparation.resize, preparation.crop, preparation.mean, preparation.std)
     network = copy.deepcopy(estimator.fused).float()
     index = None if scene is None else estimator.scenes.index(scene)
-    try:
-        return format.write(trace(Deployed(preprocessing, network, index)), _metadata(estimator, scene))
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # exporters fail in many ways, and wrap what they met in words of their own
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
-        raise MsposeError(f"{failure}: {reason[:300]}") from error
+    return format.write(trace(Deployed(preprocessing, network, index)), _metadata(estimator, scene))
 
 
 def _metadata(estimator: PoseEstimator, scene: str | None) -> dict[str, Any]:
@@ -119,3 +112,18 @@ def _silence() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+@contextmanager
+def _in_one_line(failure: str) -> Iterator[None]:
+    """What exporters and readers raise, of any kind, as MsposeError; they wrap what they met in words of their own."""
+    try:
+        yield
+    except (MsposeError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+        raise MsposeError(f"{failure}: {reason[:300]}") from error

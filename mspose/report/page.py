@@ -62,7 +62,7 @@ def make_report(
     words += [*(["--title", title] if title else []), *(["--out", str(out)] if out else [])]
     text = _page(results, title or _title(results), shlex.join(words))
     with whole_file(target) as file:
-        file.write(text)
+        file.write(text.encode("utf-8", "replace").decode("utf-8"))  # a path need not be text
     return target
 
 
@@ -292,8 +292,7 @@ def _origins(results: Sequence[Result]) -> pd.DataFrame:
     """Where the figures of every run come from, a run per column."""
     columns = {}
     for name, result in zip(labels(results), results, strict=True):
-        stated = result.provenance
-        model = stated.get("model") if isinstance(stated.get("model"), Mapping) else {}
+        stated, model = result.provenance, result.provenance["model"]
         commit = str(stated.get("commit") or "unknown")[:12] + (" + changes" if stated.get("dirty") else "")
         versions = ("mspose", "torch", "torchvision", "numpy", "timm", "python")
         columns[name] = {
@@ -301,8 +300,8 @@ def _origins(results: Sequence[Result]) -> pd.DataFrame:
             "commit": commit,
             "device": stated.get("device") or "unknown",
             "versions": ", ".join(f"{key} {stated[key]}" for key in versions if stated.get(key)) or "unknown",
-            "settings hash": (model or {}).get("config_hash") or ABSENT,
-            "trained on frames": (model or {}).get("frames") or ABSENT,
+            "settings hash": model.get("config_hash") or ABSENT,
+            "trained on frames": model.get("frames") or ABSENT,
             "frames": len(result.frames),
             "bad frames left out": result.metrics.get("bad_frames") or 0,
             "data": str(result.metrics["dataset"] or "unknown"),

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from mspose.data.cards import data_root, read_card
+from mspose.data.cards import predicted_data
 from mspose.data.images import find_image, read_image
 from mspose.errors import MsposeError
 from mspose.metrics import ERROR_COLUMNS
@@ -114,10 +114,7 @@ def image_root(result: Result) -> tuple[Path | None, str]:
     if not isinstance(dataset, str):
         return None, "no config.yaml says where the images are"
     try:
-        card = read_card(dataset)
-        if result.metrics["dataset"] not in (card.name, None):  # evaluated on another data set than its own
-            card, root = read_card(result.metrics["dataset"]), None
-        folder = data_root(card, root if isinstance(root, str) else None)
+        _, folder = predicted_data(dataset, root if isinstance(root, str) else None, result.metrics["dataset"])
     except MsposeError as reason:
         return None, str(reason)
     return (folder, "") if folder.is_dir() else (None, f"no folder {folder}")

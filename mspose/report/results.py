@@ -56,9 +56,8 @@ class Result:
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """Of the metrics; empty where they do not say."""
-        stated = self.metrics.get("provenance")
-        return stated if isinstance(stated, Mapping) else {}
+        """Of the metrics; empty where they do not say, and so is its `model`."""
+        return self.metrics["provenance"]
 
 
 def read_results(paths: Iterable[Path | str], split: str | None = None) -> list[Result]:
@@ -95,6 +94,10 @@ def _metrics_files(path: Path, name: str) -> list[Path]:
 
 def _read(file: Path) -> Result:
     folder, metrics = file.parent, read_metrics(file)
+    made = metrics.get("provenance")  # which nobody has checked
+    made = made if isinstance(made, dict) else {}
+    model = made.get("model")
+    metrics["provenance"] = {**made, "model": model if isinstance(model, dict) else {}}
     frames, source = _frames(file, metrics)
     _check_belongs(metrics, frames, file, source)
     notes: list[str] = []
@@ -114,7 +117,7 @@ def _has_study(folder: Path) -> bool:
 def _frames(file: Path, metrics: Mapping[str, Any]) -> tuple[pd.DataFrame, Path]:
     folder = file.parent
     if metrics["experiment"] == EXTERNAL:
-        stated = Path(str((metrics.get("provenance") or {}).get("predictions"))).name
+        stated = Path(str(metrics["provenance"].get("predictions"))).name
         if not (folder / stated).is_file():
             raise MsposeError(
                 f"{file} was computed from {stated}, which is not beside it: put it there, or run "

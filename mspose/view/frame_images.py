@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mspose.checkpoint import read_description
 from mspose.config import read_settings
-from mspose.data.cards import data_root, read_card
+from mspose.data.cards import predicted_data
 from mspose.data.images import find_image, read_image, resize_short_side
 from mspose.errors import MsposeError
 
@@ -58,10 +58,8 @@ def images_of_run(run: Path, about: Mapping[str, Any], names: Sequence[str], roo
     folder: Path | None
     try:
         data = read_settings(run / "config.yaml").data
-        card, own_root = read_card(data.dataset), data.root
-        if about.get("dataset") not in (None, card.name):  # predicted on other data than the run's own
-            card, own_root = read_card(str(about["dataset"])), None
-        folder, focal_px, missing = data_root(card, root or own_root), card.focal_px, ""
+        card, own_folder = predicted_data(data.dataset, data.root, about.get("dataset"))
+        folder, focal_px, missing = Path(root).expanduser() if root else own_folder, card.focal_px, ""
     except MsposeError as error:
         folder, focal_px = Path(root).expanduser() if root else None, math.nan
         missing = "" if root else str(error)

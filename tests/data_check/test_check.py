@@ -127,6 +127,30 @@ def test_every_bad_label_is_listed(clean, found):
     assert [int(example.split("line ")[1].split(":")[0]) for example in bad.examples] == [4, 7, 9]
 
 
+def test_a_set_of_bad_labels_alone_lists_them(clean, found, caplog):
+    change_labels(clean, lambda table: table.assign(t2="nan")[table["split"] == "train"])
+    kinds = found(clean)
+    assert list(kinds) == ["unreadable-labels"]
+    assert len(kinds["unreadable-labels"].examples) == 24
+    assert caplog.records == []  # said once, in the report
+    change_labels(clean, lambda table: table.iloc[:0])
+    with pytest.raises(MsposeError, match="own has no frames"):
+        found(clean)
+
+
+def test_impossible_numbers_and_names_that_no_font_has(clean, recwarn):
+    def spoil(table):
+        table.loc[3, "t1"] = 1e300
+        return table.assign(scene="a $x_$ 厨房")
+
+    change_labels(clean, spoil)
+    kinds = [finding.kind for finding in check_data(str(clean), progress=False).findings]
+    assert kinds[:2] == ["large-extent", "jump"]
+    record = json.loads((clean / "check" / "check.json").read_text(), parse_constant=pytest.fail)
+    assert record["scenes"]["a $x_$ 厨房"]["frames"] == {"test": 10, "train": 24}
+    assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
+
+
 def test_an_image_labelled_twice(clean, found):
     change_labels(clean, lambda table: table.iloc[[*range(len(table)), 3, 30]])
     kinds = found(clean)
@@ -219,6 +243,15 @@ def test_splits_that_leak_or_do_not_meet(clean, found, filmed, tmp_path):
     # the same, when each split calls its frames a sequence of its own
     change_labels(clean, lambda table: table.assign(seq=table["split"]))
     assert "test-near-train" in found(clean)
+
+    def blocks_with_a_margin(table):
+        table = table[table["img_path"].str.contains("seq-1")].assign(seq="seq-1", split="train")
+        table.loc[10:13, "split"] = "test"
+        return table.drop([8, 9, 14, 15])
+
+    write_set(clean, filmed)
+    change_labels(clean, blocks_with_a_margin)
+    assert found(clean) == {}
 
     halves = {("room", "train", "a"): (pose_N44[:12], image_NHW3[:12])}
     away_N44 = pose_N44[12:].copy()

@@ -6,7 +6,7 @@ import mspose
 from mspose.export.agreement import deviation
 from mspose.export.deployed import Deployed, GraphPreprocessing, unit_quaternion
 from mspose.export.formats import trace
-from mspose.models.mstransformer import MSTransformer
+from mspose.models.kinds import make_network
 from mspose.poses import normalize_quaternion
 from mspose.prediction import Preprocessing
 
@@ -78,18 +78,19 @@ def test_a_fixed_scene_is_the_scene_of_all_images(small_run):
 @pytest.mark.parametrize(
     "choice",
     [
-        {"position_encoding": "learned", "query_key_weights": "sigma-reparam"},
+        {"position_encoding": "learned", "query_key_weights": "sigma-reparam", "position_encoder_layers": 0},
         {"position_encoding": "rotary", "attention_scale": "tokens"},
         {"position_encoding": "relative-bias", "query_key_weights": "spectral-norm"},
-        {"position_encoding": "none", "position_encoder_layers": 0},
+        {"kind": "mspn"},
     ],
-    ids=lambda choice: choice["position_encoding"],
+    ids=lambda choice: next(iter(choice.values())),
 )
-def test_every_kind_of_encoder_is_traced(choice):
+def test_every_kind_of_network_is_traced(choice):
     torch.manual_seed(0)
     sizes = {"dim": 16, "heads": 2, "feedforward": 8, "head_hidden": 8, "position_decoder_layers": 1}
     sizes |= {"position_encoder_layers": 1, "orientation_encoder_layers": 1, "orientation_decoder_layers": 1}
-    network = MSTransformer(scenes=["a", "b"], backbone="resnet10t", pretrained=False, **(sizes | choice))
+    settings = {"kind": "ms-transformer", "scenes": ["a", "b"], "backbone": "resnet10t", "pretrained": False}
+    network = make_network(**(settings | sizes | choice))
     module = Deployed(GraphPreprocessing(36, 32, network.mean, network.std), network.eval().fuse()).eval()
     program = trace(module).module()
     rng = np.random.default_rng(0)

@@ -147,12 +147,17 @@ def test_a_file_that_answers_otherwise_is_not_kept(exported, tmp_path, monkeypat
     assert (tmp_path / "model.pt2").read_bytes() == b"what was there before"
 
 
-def test_a_network_that_the_exporter_does_not_take_is_one_line(exported, tmp_path, monkeypatch, capsys):
-    def fail(module):
-        print("much talk")
-        raise RuntimeError("\n\ncannot trace this\nand so on") from ValueError("no such operation\nat all")
+def fail(*_):
+    print("much talk")
+    raise RuntimeError("\n\ncannot do this\nand so on") from ValueError("no such operation\nat all")
 
-    monkeypatch.setattr(writing, "trace", fail)
+
+@pytest.mark.parametrize("step", ["trace", "deviation"])
+def test_what_exporters_and_readers_do_not_take_is_one_line(exported, tmp_path, monkeypatch, capsys, step):
+    format = writing.FORMATS["onnx"]._replace(write=lambda *_: b"", open=lambda _: None)
+    monkeypatch.setitem(writing.FORMATS, "onnx", format)
+    monkeypatch.setattr(writing, "trace", lambda _: None)
+    monkeypatch.setattr(writing, step, fail)
     with pytest.raises(MsposeError, match=r"run cannot be exported as onnx: no such operation$"):
         export_run(exported[0], "onnx", tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
@@ -165,6 +170,7 @@ def test_a_network_that_the_exporter_does_not_take_is_one_line(exported, tmp_pat
         ("{folder} --format onnx", "holds no model"),
         ("{run} --format onnx --scene garage", "scene garage is unknown to the model, which knows: attic, cellar"),
         ("{run} --format onnx --out {folder}", "cannot write .*: it is a folder"),
+        ("{run} --format torch-export --out {folder}/model.onnx", "--out .* ends in .pt2"),
         ("{run} --format onnx --out {run}/model.json/model.onnx", "cannot write .*model.onnx: "),
         ("{run} --format tflite", "onnx.*torch-export"),
         ("{run}", "format"),

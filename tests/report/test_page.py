@@ -123,11 +123,16 @@ def test_runs_are_compared(tmp_path, monkeypatch):
     assert "My comparison" in words.text
     assert "walk/both (2 seeds)" in words.text
     assert "±" in words.text
-    assert "No frame was taken for another scene's: both, seed 0; both, seed 1" in words.text
+    assert "No frame was taken for another scene's: both, seeds 0, 1; neither, seeds 0, 1." in words.text
     differing = source.partition("What differs")[2].partition("</table>")[0]
-    assert re.findall(r"<th [^>]*>(.*?)</th>", differing)[:3] == ["run", "loss.qka_weight", "both, seed 0"]
-    assert re.findall(r"<td>(.*?)</td>", differing) == ["0.1", "0.1", "0.0", "0.0"]
-    assert "Without training curves: both, seed 0" in words.text
+    assert re.findall(r"<th [^>]*>(.*?)</th>", differing) == [
+        "run",
+        "loss.qka_weight",
+        "both, seeds 0, 1",
+        "neither, seeds 0, 1",
+    ]
+    assert re.findall(r"<td>(.*?)</td>", differing) == ["0.1", "0.0"]
+    assert "Without training curves: both, seeds 0, 1" in words.text
 
 
 def test_what_cannot_be_compared_stands_apart_and_quick_runs_are_marked(tmp_path):
@@ -163,6 +168,12 @@ def test_names_cannot_become_markup(tmp_path):
     (numbers,) = data_of(source)
     assert HOSTILE in numbers["places"]
     assert "alert(" not in source.replace("alert(&#34;", "").replace('alert(\\"', "").replace("alert(&quot;", "")
+
+
+def test_a_folder_whose_name_is_no_text_is_no_obstacle(tmp_path):
+    name = b'r\xff-\xc3\xbc "a"'.decode("utf-8", "surrogateescape")
+    run = write_run(tmp_path / name, predictions({"attic": 5}))
+    assert "mspose report" in read(make_report([run]))[1].text
 
 
 def test_published_rows_of_the_data_set_are_in_the_table(tmp_path):

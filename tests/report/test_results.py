@@ -10,7 +10,7 @@ from mspose.config import Settings
 from mspose.errors import MsposeError
 from mspose.evaluation import evaluate_predictions
 from mspose.metrics import compute_metrics, read_metrics, write_metrics, write_predictions
-from mspose.report.results import grouped, labels, read_results
+from mspose.report.results import grouped, in_short, labels, read_results
 
 SCENES = {"attic": 20, "cellar": 12}
 
@@ -140,3 +140,26 @@ def test_labels_tell_runs_apart(tmp_path):
     stated = json.loads((again / "metrics.json").read_text())
     (again / "metrics.json").write_text(json.dumps(stated | {"experiment": "other"}))
     assert labels(read_results([folders[2], again])) == ["walk/neither", "other/neither (quick)"]
+
+
+def test_seeds_are_named_together():
+    assert in_short(["both, seed 0", "both, seed 2", "neither", "qka, seed 1"]) == [
+        "both, seeds 0, 2",
+        "neither",
+        "qka, seed 1",
+    ]
+
+
+@pytest.mark.parametrize("provenance", ["text", None, [1], {"model": "text"}])
+def test_provenance_of_another_kind_says_nothing(run, provenance):
+    stated = json.loads((run / "metrics.json").read_text()) | {"provenance": provenance}
+    (run / "metrics.json").write_text(json.dumps(stated))
+    (result,) = read_results([run])
+    assert result.provenance["model"] == {}
+
+
+def test_events_that_are_none_are_no_curves(run):
+    for file in run.glob("events.*"):
+        file.write_bytes(b"no events")
+    (result,) = read_results([run])
+    assert not result.scalars.get("loss/total")
