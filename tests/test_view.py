@@ -323,7 +323,7 @@ def test_bad_input_is_one_line(own_run, capsys, tmp_path, monkeypatch):
     (own_run / "predictions" / "test.csv").unlink()
     assert f"run `mspose evaluate {own_run}` first" in failure(capsys, own_run)
     monkeypatch.setitem(sys.modules, "mspose.view.viewer", None)
-    assert "pip install 'mspose[view]'" in failure(capsys, own_run)
+    assert "pip install viser" in failure(capsys, own_run)
 
 
 def test_ctrl_c_ends_it_well(run, tmp_path):

@@ -173,7 +173,8 @@ def _read_rows(file: Path) -> list[_Row]:
 def label_rows(files: Sequence[Path]) -> pd.DataFrame:
     """The rows of `files` as they stand there, unchecked: scene, split, sequence, image, q1 .. q4, place.
 
-    place is file and line. Quaternions are numbers, NaN where a row's are not. Raises MsposeError as `read_label_csv` does for broken files.
+    place is file and line. Quaternions are numbers, NaN where a row's are not. Raises MsposeError as `read_label_csv`
+    does for broken files.
     """
     rows = [row for file in files for row in _read_rows(file)]
     names = ("scene", "split", "sequence", "image", "place")

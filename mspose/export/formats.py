@@ -49,7 +49,7 @@ def _require_onnx() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise MsposeError(f"--format onnx needs {error.name}: pip install 'mspose[export]'") from error
+        raise MsposeError(f"--format onnx needs {error.name}: pip install onnx onnxscript onnxruntime") from error
 
 
 def _write_onnx(program: ExportedProgram, metadata: Mapping[str, Any]) -> bytes:
@@ -71,7 +71,7 @@ def _write_onnx(program: ExportedProgram, metadata: Mapping[str, Any]) -> bytes:
 
 
 def _name_sizes(graph: Any) -> None:
-    """Give the sizes that may vary the names of `DYNAMIC`; exporters have names of their own, in inner shapes as well."""
+    """Give sizes that may vary their names in `DYNAMIC`: exporters have names of their own, also in inner shapes."""
     del graph.value_info[:]
     for value in (*graph.input, *graph.output):
         names = ["batch", "height", "width"] if value.name == "image" else ["batch"]

@@ -37,7 +37,9 @@ def hub(otherwise: str) -> ModuleType:
     try:
         return importlib.import_module("mspose.models.hub")
     except ImportError as error:
-        raise MsposeError(f"{otherwise}, and the Hugging Face hub needs pip install 'mspose[hub]' ({error})") from error
+        raise MsposeError(
+            f"{otherwise}, and the Hugging Face hub needs huggingface_hub: pip install huggingface_hub ({error})"
+        ) from error
 
 
 def describe_network(network: PoseNetwork) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def view_run(
     try:
         from mspose.view.viewer import Viewer
     except ImportError as error:
-        raise MsposeError(f"mspose view needs viser: pip install 'mspose[view]' ({error})") from error
+        raise MsposeError(f"mspose view needs viser: pip install viser ({error})") from error
     path = predictions_file(run, split)
     table = read_predictions(path)
     names = scenes_in_order(table, scene, path)

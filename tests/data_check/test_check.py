@@ -3,6 +3,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from data_check.builders import change_labels, motion, render, room, write_set
@@ -12,6 +13,7 @@ from mspose.cli import main
 from mspose.data.virtual_sequences import trajectory
 from mspose.data_check import check
 from mspose.data_check.check import check_data
+from mspose.data_check.image_files import _repeated_pictures
 from mspose.errors import MsposeError
 from mspose.poses import normalize_quaternion
 
@@ -170,6 +172,15 @@ def test_repeated_pictures(clean, found):
     kinds = found(clean)
     assert kinds["picture-in-both-splits"].level == "error"
     assert "seq-1/frame-9" in kinds["picture-in-both-splits"].examples[0]
+
+
+@pytest.mark.parametrize(("tests", "level"), [(50, "error"), (150, "warning")])
+def test_a_single_known_picture_of_many_is_no_error(tests, level):
+    frames = pd.DataFrame({"image": [str(row) for row in range(tests + 1)], "split": ["train"] + ["test"] * tests})
+    digests = [b"same", b"same", *(bytes([row]) for row in range(tests - 1))]
+    (finding,) = _repeated_pictures(frames, pd.DataFrame({"digest": digests, "blank": False}))
+    assert (finding.kind, finding.level) == ("picture-in-both-splits", level)
+    assert f"1 of {tests} " in finding.text
 
 
 def test_repeated_poses(clean, found):

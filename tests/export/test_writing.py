@@ -190,7 +190,7 @@ def test_what_cannot_be_exported_is_said_in_one_line(exported, tmp_path, capsys,
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_without_the_extra_it_is_named(small_run, tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MsposeError, match=rf"--format onnx needs {package}: pip install 'mspose\[export\]'"):
+    with pytest.raises(MsposeError, match=rf"--format onnx needs {package}: pip install onnx onnxscript onnxruntime"):
         export_run(small_run, "onnx", tmp_path / "model.onnx")
 
 

@@ -223,7 +223,7 @@ def _read_binary(model: Path) -> tuple[dict[int, _Camera], list[_Image]]:
         import pycolmap
     except ImportError as error:
         raise MsposeError(
-            f"{place}: COLMAP's binary format needs pycolmap: pip install 'mspose[colmap]', or write it as text "
+            f"{place}: COLMAP's binary format needs pycolmap: pip install pycolmap, or write it as text "
             "(colmap model_converter --output_type TXT)"
         ) from error
     refuse_cut_off(model)

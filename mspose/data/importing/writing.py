@@ -59,6 +59,9 @@ def write_data_set(
     Raises MsposeError for an image name that label files cannot hold, and where it cannot be written.
     """
     files = [Path(image) for image in frames["image"]]
+    of_scene = {str(scene): [files[row] for row in rows] for scene, rows in frames.groupby("scene").indices.items()}
+    # full paths in the files lead elsewhere
+    bases = {scene: base for scene, base in bases.items() if all(file.is_relative_to(base) for file in of_scene[scene])}
     root = _common_root([*bases.values(), *(file.parent for file in files)])
     names = [file.relative_to(root).as_posix() for file in files]
     if copy:
@@ -124,7 +127,7 @@ def _names_for_copies(scenes: Sequence[str], files: Sequence[Path], bases: Mappi
     """A name below its scene's folder for each file."""
     of_scene: dict[str, list[Path]] = {scene: [base] for scene, base in bases.items()}
     for scene, file in zip(scenes, files, strict=True):
-        of_scene[scene].append(file.parent)
+        of_scene.setdefault(scene, []).append(file.parent)
     roots = {scene: _common_root(folders) for scene, folders in of_scene.items()}
     return [f"{scene}/{file.relative_to(roots[scene]).as_posix()}" for scene, file in zip(scenes, files, strict=True)]
 

@@ -169,7 +169,7 @@ def test_without_pycolmap_text_is_read_and_binary_asks_for_it(room, tmp_path, mo
     assert len(read_colmap(model, None).views) == len(room.names)
     for name in ("cameras", "images"):
         (model / f"{name}.txt").rename(model / f"{name}.bin")
-    with pytest.raises(MsposeError, match=r"needs pycolmap: pip install 'mspose\[colmap\]', or .*model_converter"):
+    with pytest.raises(MsposeError, match=r"needs pycolmap: pip install pycolmap, or .*model_converter"):
         read_colmap(model, None)
 
 

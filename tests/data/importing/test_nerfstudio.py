@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from data.importing.builders import FOCAL, SIZE, Room, write_nerfstudio
 
+from mspose.data.cards import read_card
 from mspose.data.importing.capture import stacked
 from mspose.data.importing.importer import import_data
 from mspose.data.importing.nerfstudio import read_nerfstudio
@@ -56,6 +57,23 @@ def test_file_paths_as_tools_write_them(style, tmp_path, room, frames_of):
     import_data("nerfstudio", [str(tmp_path / "studio")], str(tmp_path / "own"), split=SplitBy(block=3, margin=0))
     ends = {image.removeprefix("studio/") for image in frames_of(tmp_path / "own")["image"]}
     assert ends == set(room.names)
+
+
+def test_full_paths_that_lead_elsewhere(tmp_path, room, frames_of):
+    """The root is what the images have in common, not what they have in common with transforms.json."""
+    content = json.loads(write_nerfstudio(tmp_path / "studio", room).read_text())
+    room.copy_images(tmp_path / "disk" / "walks")
+    for frame in content["frames"]:
+        frame["file_path"] = str(tmp_path / "disk" / "walks" / frame["file_path"])
+    (tmp_path / "cameras").mkdir()
+    (tmp_path / "cameras" / "transforms.json").write_text(json.dumps(content))
+    for copy, folder in ((False, tmp_path / "disk" / "walks"), (True, tmp_path / "copied" / "images" / "cameras")):
+        out = tmp_path / ("copied" if copy else "own")
+        import_data("nerfstudio", [str(tmp_path / "cameras")], str(out), copy=copy, split=SplitBy(block=3, margin=0))
+        (card,) = out.glob("*.yaml")
+        root = read_card(card).root
+        assert {root / image for image in frames_of(out)["image"]} == {folder / name for name in room.names}
+        assert copy or root == folder
 
 
 def test_an_ending_is_not_mistaken_for_part_of_a_name(tmp_path, room):
