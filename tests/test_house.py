@@ -110,10 +110,12 @@ def _parse_train(words: list[str]):
     return _settings(parser.parse_args(words), parser)
 
 
-def test_links_and_pictures_of_the_readme_are_there():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+@pytest.mark.parametrize("page", ["README.md", *(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md"))])
+def test_links_and_pictures_of_the_pages_are_there(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
         if not target.startswith("http"):
-            assert (ROOT / target).is_file(), target
+            assert (ROOT / page).parent.joinpath(target).is_file(), target
 
 
 def test_the_constraints_hold_every_requirement():

@@ -180,7 +180,7 @@ def test_a_single_known_picture_of_many_is_no_error(tests, level):
     digests = [b"same", b"same", *(bytes([row]) for row in range(tests - 1))]
     (finding,) = _repeated_pictures(frames, pd.DataFrame({"digest": digests, "blank": False}))
     assert (finding.kind, finding.level) == ("picture-in-both-splits", level)
-    assert f"1 of {tests} " in finding.text
+    assert f": 1 of {tests} (" in finding.text
 
 
 def test_repeated_poses(clean, found):

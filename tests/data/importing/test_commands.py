@@ -14,7 +14,7 @@ from mspose.cli import main
 from mspose.config import write_settings
 from mspose.data_verbs import ACTIONS
 
-README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -109,8 +109,9 @@ def test_dashes_do_for_underscores(call, room, tmp_path):
     assert "split: by sequence; for testing: walk 2" in out
 
 
-def test_the_commands_of_the_readme_are_accepted():
-    commands = re.findall(r"^mspose data import ([^#\n]*)", README, re.MULTILINE)
+def test_the_documented_commands_are_accepted():
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/own-data.md"))
+    commands = re.findall(r"^mspose data import ([^#\n]*)", text, re.MULTILINE)
     assert {command.split()[0] for command in commands} == {"colmap", "nerfstudio", "tum", "kapture"}
     for command in commands:
         ACTIONS["import"]()[0].parse_args(shlex.split(command))
