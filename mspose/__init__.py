@@ -8,16 +8,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["MSPN", "MSTransformer", "__version__", "load"]
 
 if TYPE_CHECKING:
+    from mspose.models.mspn import MSPN
+    from mspose.models.mstransformer import MSTransformer
     from mspose.prediction import load
+
+HOMES = {"load": "prediction", "MSTransformer": "models.mstransformer", "MSPN": "models.mspn"}
 
 
 def __getattr__(name: str) -> Any:
-    """`mspose.load` and submodules such as `mspose.poses` load when first used, so that `mspose --help` stays quick."""
-    if name == "load":
-        return importlib.import_module("mspose.prediction").load
+    """What `HOMES` names and submodules such as `mspose.poses` load when first used: `mspose --help` stays quick."""
+    if name in HOMES:
+        return getattr(importlib.import_module(f"mspose.{HOMES[name]}"), name)
     try:
         return importlib.import_module(f"mspose.{name}")
     except ModuleNotFoundError as error:

@@ -267,9 +267,10 @@ def test_progress_is_shown_beside_the_rows(predict, images):
     assert "5/5" in lines[-1]
 
 
-def test_the_commands_of_the_readme_are_accepted():
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^mspose predict (.*)$", readme, re.M)
+def test_the_documented_commands_are_accepted():
+    root = Path(__file__).parents[1]
+    text = "".join((root / name).read_text(encoding="utf-8") for name in ("README.md", "docs/trained-models.md"))
+    commands = re.findall(r"^mspose predict (.*)$", text, re.M)
     assert len(commands) > 2
     for command in commands:
         words = shlex.split(command.partition(">")[0], comments=True)

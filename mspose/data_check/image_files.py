@@ -160,9 +160,7 @@ def _repeated_pictures(frames: pd.DataFrame, read: pd.DataFrame) -> list[Finding
     findings = []
     if across:
         tests = int((frames["split"] == "test").sum())
-        text = (
-            f"test images that are training images as well, pixel for pixel: {share(known, tests)}"
-        )
+        text = f"test images that are training images as well, pixel for pixel: {share(known, tests)}"
         level: Level = "error" if known > MOST_KNOWN * tests else "warning"
         findings.append(Finding(level, "picture-in-both-splits", text, tuple(across)))
     if within:

@@ -20,7 +20,7 @@ from mspose.export.deployed import OUTPUTS
 from mspose.export.writing import export_run
 
 FILES = {"onnx": "model.onnx", "torch-export": "model.pt2"}
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "trained-models.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +116,8 @@ def test_the_files_say_what_they_are(exported, small_run):
     }
 
 
-def test_the_lines_of_the_readme_run_without_mspose(exported, tmp_path):
-    blocks = [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "model.onnx" in block]
+def test_the_documented_lines_run_without_mspose(exported, tmp_path):
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "model.onnx" in block]
     (code,) = blocks
     for file in FILES.values():
         shutil.copy(exported[0] / file, tmp_path)
