@@ -42,13 +42,14 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 
 setup: $(READY)  ## install everything into .venv (the other targets do it by themselves)
 
-demo: $(READY)  ## render the virtual data, train, evaluate, and print the table beside two baselines
+demo: $(READY)  ## render the virtual data, train, evaluate, print the table beside two baselines, write a report
 	$(BIN)/mspose data get --dataset virtual
 	$(BIN)/mspose train --config experiments/virtual.yaml --runs $(RUNS) --seed $(SEED) $(ARGS)
 	$(BIN)/mspose evaluate $(DEMO_RUN)
 	$(BIN)/mspose baselines --config experiments/virtual.yaml --runs $(RUNS) --quiet
 	$(BIN)/mspose table $(DEMO_RUN) $(RUNS)/virtual/baseline-mean-pose $(RUNS)/virtual/baseline-retrieval --digits 3
 	$(BIN)/mspose table $(DEMO_RUN) $(RUNS)/virtual/baseline-mean-pose $(RUNS)/virtual/baseline-retrieval --kind recall
+	$(BIN)/mspose report $(DEMO_RUN) $(RUNS)/virtual/baseline-mean-pose $(RUNS)/virtual/baseline-retrieval --out $(RUNS)/virtual/report.html
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)

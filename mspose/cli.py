@@ -210,7 +210,8 @@ def _evaluate() -> Verb:
                 on_bad_frame=parsed.on_bad_frame,
                 progress=_shown(parsed),
             )
-        _print(f"{summary(metrics)}\n{path}")
+        look = f"\nlook at it with: mspose report {parsed.run}" if parsed.run else ""
+        _print(f"{summary(metrics)}\n{path}{look}")
 
     return parser, run
 

@@ -261,11 +261,23 @@
     delete element.dataset.drawn;
   };
   const plots = [...document.querySelectorAll(".plot")];
+  // browsers keep some eight WebGL contexts: of many plots in space, those in sight have one
+  const spaces = plots.filter((element) => element.dataset.plot === "space");
+  const changing = spaces.length > 4 ? spaces : [];
   const watch = new IntersectionObserver((entries) => entries.forEach(({target, isIntersecting}) => {
     if (isIntersecting && !target.dataset.drawn) draw(target);
-    else if (!isIntersecting && target.dataset.drawn && target.dataset.plot === "space") release(target);
+    else if (!isIntersecting && target.dataset.drawn) release(target);
   }), {rootMargin: "500px 0px"});
-  plots.forEach((element) => watch.observe(element));
+  changing.forEach((element) => watch.observe(element));
+  // one after the other, so that the page answers meanwhile
+  const waiting = plots.filter((element) => !changing.includes(element));
+  const next = () => {
+    const element = waiting.shift();
+    if (!element) return;
+    if (!element.dataset.drawn) draw(element);
+    setTimeout(next);
+  };
+  next();
   window.addEventListener("beforeprint", () => plots.filter((element) => !element.dataset.drawn).forEach(draw));
 
   const redraw = (group, kinds) => plots.filter((element) => element.dataset.drawn && element.dataset.group === group
