@@ -75,7 +75,8 @@ def _stop(reason: object) -> NoReturn:
     if not is_main():  # what stopped all processes alike the main one says, and torchrun ends the others meanwhile
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(2)
-    print(f"mspose: error: {reason}", file=sys.stderr)
+    line = " ".join(str(reason).splitlines())  # a file's name may hold line ends
+    print(f"mspose: error: {line}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -91,6 +92,9 @@ def _shown(parsed: Namespace) -> bool:
 
 def _speak_for_ourselves() -> None:
     """Our own messages go to stderr; those of libraries are left out: what goes wrong is said once, in one line."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell, as in `mspose train >&-`
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("mspose: %(message)s"))
     log.handlers[:] = [handler]
@@ -210,8 +214,8 @@ def _evaluate() -> Verb:
                 on_bad_frame=parsed.on_bad_frame,
                 progress=_shown(parsed),
             )
-        look = f"\nlook at it with: mspose report {parsed.run}" if parsed.run else ""
-        _print(f"{summary(metrics)}\n{path}{look}")
+        look = f"look at it with: mspose report {parsed.run}\n" if parsed.run else ""
+        _print(f"{summary(metrics)}\n{look}{path}")
 
     return parser, run
 

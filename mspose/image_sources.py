@@ -22,6 +22,8 @@ log = logging.getLogger("mspose")
 IMAGE_SUFFIXES = (*SUFFIXES, ".bmp", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 """Endings by which a folder's videos are named in a message; any file that OpenCV opens is a video."""
+UNREAD_SUFFIXES = (".avif", ".dng", ".exr", ".heic", ".heif", ".jp2", ".jxl")
+"""Endings of images that are looked for in no folder, and named in a message."""
 DEPTH_MAP = ".depth"  # 7Scenes: frame-000000.depth.png, and .depth.proj.png, beside frame-000000.color.png
 FILM_DIAGONAL_MM = math.hypot(36, 24)
 MISSING_FRAMES = 0.05  # share of a video's announced frames, often an estimate, whose lack is worth a word
@@ -118,20 +120,31 @@ def find_sources(inputs: Sequence[Path | str], *, every: int = 1) -> list[Source
     """The images and videos that are meant by paths of files and folders, in the order given.
 
     A folder stands for all images in it and in folders below, in natural order (`2.png` before `10.png`); hidden ones
-    and 7Scenes' depth maps are left out. Of a video every `every`-th frame is meant.
+    and 7Scenes' depth maps are left out, and so are videos and images of other kinds, of which a warning tells. Of a
+    video every `every`-th frame is meant.
     Raises MsposeError where there is nothing to read: a missing path, a folder without images, an archive, a file that
     is neither image nor video; and for what is there twice.
     """
     sources: list[Source] = []
+    others: list[Path] = []
     for given in inputs:
+        if not str(given):
+            raise MsposeError("a path is empty: give images, folders of images, or videos")
         path = Path(given)
-        sources += _images_in(path) if path.is_dir() else [_source(path, every)]
+        if path.is_dir():
+            images, beside = _images_in(path)
+            sources += images
+            others += beside
+        else:
+            sources.append(_source(path, every))
     seen: set[str] = set()
     for source in sources:
         absolute = os.path.abspath(source.path)  # noqa: PTH100 - does not ask the disk, for tens of thousands
         if absolute in seen:
             raise MsposeError(f"{source.path} is there twice: give it once")
         seen.add(absolute)
+    for words in _left_out([path for path in others if os.path.abspath(path) not in seen]):  # noqa: PTH100
+        log.warning("%s", words)
     return sources
 
 
@@ -152,8 +165,9 @@ def natural_order(path: Path) -> list[list[str | int]]:
     ]
 
 
-def _images_in(folder: Path) -> list[ImageFile]:
-    paths, videos, visited = [], [], set()
+def _images_in(folder: Path) -> tuple[list[ImageFile], list[Path]]:
+    """(the images of a folder; videos and images that are not read)."""
+    paths, others, visited = [], [], set()
     try:
         for place, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
             real = os.path.realpath(place)
@@ -163,13 +177,25 @@ def _images_in(folder: Path) -> list[ImageFile]:
             visited.add(real)
             seen = [Path(place, name) for name in names if not name.startswith(".")]
             paths += [path for path in seen if path.suffix.lower() in IMAGE_SUFFIXES and not _is_depth_map(path)]
-            videos += [path for path in seen if path.suffix.lower() in VIDEO_SUFFIXES]
+            others += [path for path in seen if path.suffix.lower() in (*VIDEO_SUFFIXES, *UNREAD_SUFFIXES)]
     except OSError as error:
         raise MsposeError(f"cannot read folder {error.filename}: {error.strerror}") from error
     if not paths:
         looked_for = f"no images in {folder} (looked for {', '.join(IMAGE_SUFFIXES)}, in the folders below it too)"
-        raise MsposeError(looked_for + (f"; give videos by their names: {min(videos)}" if videos else ""))
-    return [ImageFile(path, folder) for path in sorted(paths, key=natural_order)]
+        raise MsposeError("; ".join([looked_for, *_left_out(others)]))
+    return [ImageFile(path, folder) for path in sorted(paths, key=natural_order)], others
+
+
+def _left_out(others: Sequence[Path]) -> list[str]:
+    """Of which kinds they are, and what to do."""
+    videos = [path for path in others if path.suffix.lower() in VIDEO_SUFFIXES]
+    unread = [path for path in others if path.suffix.lower() in UNREAD_SUFFIXES]
+    kinds = (
+        (videos, "videos in folders are not read, give them by their names"),
+        (unread, f"images of kinds ({', '.join(UNREAD_SUFFIXES)}) that are not read, save them as JPEG"),
+    )
+    found = [(min(paths), len(paths) - 1, words) for paths, words in kinds if paths]
+    return [f"{words}: {first}{f' and {more} more' * (more > 0)}" for first, more, words in found]
 
 
 def _raise(error: OSError) -> None:
@@ -218,7 +244,8 @@ def _video(path: Path, every: int) -> Video:
     capture = _open_video(path)
     try:
         if not capture.isOpened():
-            raise MsposeError(f"{path} is neither an image nor a video that OpenCV can open")
+            advice = ": save it as JPEG" if path.suffix.lower() in UNREAD_SUFFIXES else ""
+            raise MsposeError(f"{path} is neither an image nor a video that OpenCV can open{advice}")
         if not capture.read()[0]:
             raise MsposeError(f"{path} opens as a video, but none of its frames can be decoded")
         count = capture.get(cv2.CAP_PROP_FRAME_COUNT)

@@ -51,7 +51,7 @@ class Preprocessing:
         return normalize(image_13HW, self.mean, self.std)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Estimate:
     """Where one image was taken."""
 

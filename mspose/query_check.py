@@ -149,9 +149,10 @@ class QueryCheck:
             return {"of another aspect ratio": text}
         known = any(abs(view.width / width - 1) <= SIZE_TOLERANCE for width in matching)
         if not known and len(training.sizes) < MOST_SIZES:  # a list that is full does not name all sizes
+            compared = training.focal is not None and (self.focal_px or view.focal_px) is not None
             text = (
                 f"{view.name} is {view.width}x{view.height}, training images are {training.text}: it is resized as "
-                "they were; unless it has their field of view too, positions are off"
+                f"they were{'' if compared else '; unless it has their field of view too, positions are off'}"
             )
             return {"of another size": text}
         return {}

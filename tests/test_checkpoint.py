@@ -14,6 +14,7 @@ from mspose.checkpoint import (
     save_checkpoint,
     save_model,
     whole_file,
+    whole_folder,
 )
 from mspose.errors import MsposeError
 
@@ -48,6 +49,19 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     assert path.read_text() == "first"
     assert [entry.name for entry in path.parent.iterdir()] == ["file.txt"]
     assert stat.S_IMODE(path.stat().st_mode) & stat.S_IRUSR
+
+
+@pytest.mark.parametrize("whole", [whole_file, whole_folder])
+def test_a_failure_leaves_no_new_folders(whole, tmp_path):
+    (tmp_path / "old").mkdir()
+    for path in (tmp_path / "new" / "deep" / "result", tmp_path / "old" / "result"):
+        with pytest.raises(KeyboardInterrupt), whole(path):
+            raise KeyboardInterrupt
+    assert [entry.name for entry in tmp_path.iterdir()] == ["old"]
+    with pytest.raises(RuntimeError), whole(tmp_path / "new" / "result"):
+        (tmp_path / "new" / "of somebody else").touch()
+        raise RuntimeError
+    assert [entry.name for entry in (tmp_path / "new").iterdir()] == ["of somebody else"]
 
 
 def test_the_old_checkpoint_survives_a_full_disk(tmp_path, monkeypatch):

@@ -85,6 +85,19 @@ def test_several_inputs_stay_in_their_order(tmp_path):
         find_sources([tmp_path / "f", tmp_path / "f" / ".." / "f" / "1.png"])
 
 
+def test_what_is_left_out_of_a_folder_is_told(tmp_path, caplog):
+    write_image(tmp_path / "1.png")
+    clip = write_video(tmp_path / "clip.avi")
+    assert names(tmp_path, clip, tmp_path) == ["clip.avi", "1.png"]
+    assert caplog.messages == []
+    for name in ("b.HEIC", "a.heic"):
+        (tmp_path / name).touch()
+    assert names(tmp_path, tmp_path) == ["1.png"]
+    video, photo = caplog.messages
+    assert video == f"videos in folders are not read, give them by their names: {clip}"
+    assert photo.endswith(f"save them as JPEG: {tmp_path / 'a.heic'} and 1 more")
+
+
 def test_an_image_without_an_ending_is_an_image(tmp_path):
     write_image(tmp_path / "photo.png").rename(tmp_path / "photo")
     (source,) = find_sources([tmp_path / "photo"])
@@ -188,10 +201,13 @@ def test_what_cannot_be_read_is_named(tmp_path):
     refused("there is no file or folder .*nowhere", "nowhere")
     refused("text.mp4 is neither an image nor a video that OpenCV can open", "text.mp4", b"hello\n" * 50)
     refused("head.avi .*none of its frames can be decoded|head.avi is neither", "head.avi", clip[:1000])
+    refused("photo.HEIC is neither an image nor .*: save it as JPEG", "photo.HEIC", b"ftypheic" * 50)
     refused("empty.mp4 is an empty file", "empty.mp4", b"")
     refused(r"images.zip is an archive: unpack it", "images.zip", b"PK\5\6" + bytes(18))
     refused("a video's name has to be UTF-8", b"clip\xff.avi", clip)
     (tmp_path / "folder").mkdir()
     refused(r"no images in .*folder \(looked for .png, .jpg, .jpeg, .*folders below", "folder")
     (tmp_path / "folder" / "clip.MP4").write_bytes(clip)
-    refused("no images in .*; give videos by their names: .*folder/clip.MP4", "folder")
+    refused("no images in .*; videos in folders are not read, give them by their names: .*folder/clip.MP4$", "folder")
+    with pytest.raises(MsposeError, match="a path is empty"):
+        find_sources([""])

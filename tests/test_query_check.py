@@ -91,6 +91,12 @@ def test_each_difference_is_told(view, focal_px, pattern):
     assert pattern.replace("\\", "") in words
 
 
+def test_whether_the_field_of_view_is_another_is_left_to_the_reader_where_nothing_says_it():
+    (unknown,) = check(View("a", 1280, 960))
+    (known,) = check(View("a", 1280, 960), focal_px=1200)
+    assert unknown == f"{known}; unless it has their field of view too, positions are off"
+
+
 def test_a_difference_is_told_once_and_counted():
     looks = QueryCheck(TRAINING)
     said = [looks.findings(View(str(number), 1280, 960, focal_px=3000)) for number in range(3)]

@@ -133,7 +133,7 @@ def test_output_appears_whole_or_not_at_all(pose_file, tmp_path):
         with pytest.raises((KeyboardInterrupt, MsposeError)), open_output(out, pose_file) as write:
             write("half")
             raise stop
-        assert list(out.parent.iterdir()) == []
+        assert list(tmp_path.iterdir()) == []
     with open_output(out, pose_file) as write:
         write("whole")
         assert not out.exists()

@@ -19,10 +19,10 @@ from mspose.cli import main
 from mspose.data.cards import load_frames, read_card
 from mspose.errors import MsposeError
 from mspose.metrics import write_predictions
-from mspose.poses import normalize_quaternion, rotation_to_quaternion
+from mspose.poses import normalize_quaternion, quaternion_to_rotation, rotation_to_quaternion
 from mspose.view.frame_images import images_of_run
 from mspose.view.server import free_port, view_run
-from mspose.view.shown import error_colours, ground, overview, path_segments, shown_scene, up_direction
+from mspose.view.shown import ANGLE, error_colours, ground, overview, path_segments, shown_scene, up_direction
 
 viser = pytest.importorskip("viser")
 from mspose.view.viewer import ESTIMATED_CAMERA, OVERVIEW, TRUE_CAMERA, Viewer, facts  # noqa: E402
@@ -183,6 +183,18 @@ def test_the_view_from_above_looks_down_on_the_scene_and_the_ground_lies_below(t
     assert np.linalg.norm(turn_4) == pytest.approx(1)
 
 
+def test_the_view_from_above_has_the_whole_path(table):
+    bend = np.linspace(0, 3, 400)
+    path_N3 = np.stack([40 * np.cos(bend), 40 * np.sin(bend), 0.2 * bend], axis=1)
+    long = table.iloc[np.zeros(400, int)].assign(tx=path_N3[:, 0], ty=path_N3[:, 1], tz=path_N3[:, 2], scene="attic")
+    shown = shown_scene(long, "attic")
+    position_3, at_3 = overview(shown)
+    forward_3 = (at_3 - position_3) / np.linalg.norm(at_3 - position_3)
+    right_3 = np.cross(forward_3, shown.up_3) / np.linalg.norm(np.cross(forward_3, shown.up_3))
+    seen_N3 = (shown.true_position_N3 - position_3) @ np.stack([right_3, np.cross(forward_3, right_3), forward_3]).T
+    assert (np.abs(seen_N3[:, :2]) < np.tan(ANGLE / 2) * seen_N3[:, 2:]).all()
+
+
 @pytest.mark.parametrize("rows", [1, 2])
 def test_a_scene_of_one_place_can_be_shown(table, rows):
     shown = shown_scene(table[:1].loc[[0] * rows].reset_index(drop=True), "attic")
@@ -340,6 +352,20 @@ def test_ctrl_c_ends_it_well(run, tmp_path):
     assert (viewer.returncode, rest, errors) == (0, "", "mspose: the viewer has ended\n")
 
 
+def corners_of_image(viewer, row):
+    """Corners (4, 3) of the chosen image where viser's browser draws it."""
+    y = np.tan(viewer.chosen["truth"].fov / 2)
+    x = y * viewer.chosen["truth"].aspect
+    depth = viewer.chosen["truth"].scale / (x * y / 3) ** (1 / 3)
+    corners_43 = depth * np.array([(i * x, j * y, 1) for i in (-1, 1) for j in (-1, 1)])
+    rotation_33 = quaternion_to_rotation(row[["qw", "qx", "qy", "qz"]].astype(float).to_numpy())[0]
+    return corners_43 @ rotation_33.T + row[["tx", "ty", "tz"]].astype(float).to_numpy()
+
+
+def seen_from(camera, points_N3):
+    return (points_N3 - camera.position) @ quaternion_to_rotation(camera.wxyz)[0]
+
+
 def test_a_browser_sees_it_and_looks_through_the_cameras(viewer, browser, table):
     page, said = browser.new_page(), []
     page.on("pageerror", lambda error: said.append(str(error)))
@@ -359,9 +385,22 @@ def test_a_browser_sees_it_and_looks_through_the_cameras(viewer, browser, table)
         orientation_4 = row[[f"{name}{end}" for name in ("qw", "qx", "qy", "qz")]].astype(float)
         np.testing.assert_allclose(client.camera.position, position_3, atol=1e-5)
         assert abs(client.camera.wxyz @ orientation_4) == pytest.approx(1, abs=1e-5)
+        image_corners_43 = seen_from(client.camera, corners_of_image(viewer, row))
+        assert client.camera.near == pytest.approx(0.98 * image_corners_43[:, 2].min(), rel=1e-3)
+        if place == TRUE_CAMERA:  # the window has the whole image, and its height is the window's
+            half = np.tan(client.camera.fov / 2)
+            assert np.abs(image_corners_43[:, 1] / image_corners_43[:, 2]).max() <= half * (1 + 1e-3)
         page.get_by_role("button", name=place, exact=True).click()
     viewer.look_from(client, OVERVIEW)
     np.testing.assert_allclose(client.camera.look_at, viewer.shown.centre_3, atol=1e-5)
+    playing = threading.Thread(target=viewer.play)
+    viewer.speed.value, viewer.playing.value = 30, True
+    playing.start()
+    for scene in ("cellar", "attic"):  # while it plays
+        viewer.scene.value = scene
+        page.get_by_text(table[table["scene"] == scene]["image"].iloc[3]).wait_for()
+    viewer.ended.set()
+    playing.join(30)
     page.close()
     # the browser forgets an image that another replaced before it was drawn
     assert [line for line in said if isinstance(line, str) or not line.location["url"].startswith("blob:")] == []

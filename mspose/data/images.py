@@ -64,7 +64,7 @@ def to_rgb8(image_HW3: Any) -> NDArray[np.uint8]:
 
 def resize_short_side(image_HW3: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """The image with its shorter side `size` pixels long: bilinear, antialiased, bit for bit as torchvision's
-    `Resize(size)` does on a PIL image.
+    `Resize(size)` does on a PIL image; of tall images as with Pillow before 13, whatever Pillow is here.
     """
     height, width = image_HW3.shape[:2]
     short, long = min(height, width), max(height, width)
@@ -72,7 +72,10 @@ def resize_short_side(image_HW3: NDArray[np.uint8], size: int) -> NDArray[np.uin
         return image_HW3
     new_long = int(size * long / short)
     new_size = (size, new_long) if width <= height else (new_long, size)
-    return np.array(Image.fromarray(image_HW3).resize(new_size, Image.Resampling.BILINEAR))
+    resized = Image.fromarray(image_HW3)
+    if width < height:  # along rows first, as Pillow does but for tall images from version 13 on: rounding differs
+        resized = resized.resize((size, height), Image.Resampling.BILINEAR)
+    return np.array(resized.resize(new_size, Image.Resampling.BILINEAR))
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:

@@ -1,6 +1,7 @@
 """`mspose data check`: read everything of a data set, say what was found, draw the trajectories."""
 
 import json
+import re
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -134,8 +135,9 @@ def _with_places(finding: Finding, places: dict[str, str]) -> Finding:
     """The finding with file and line behind each example that begins with an image."""
 
     def placed(example: str) -> str:
-        image = example.split(" -> ")[0].split(" = ")[0].split(" (")[0].split(": ")[0]
-        return f"{example} [{places[image]}]" if image in places else example
+        ends = [found.start() for found in re.finditer(r" -> | = | \(|: |$", example)]
+        image = next((example[:end] for end in reversed(ends) if example[:end] in places), None)
+        return example if image is None else f"{example} [{places[image]}]"
 
     return Finding(finding.level, finding.kind, finding.text, tuple(map(placed, finding.examples)))
 

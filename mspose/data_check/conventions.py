@@ -146,8 +146,11 @@ def _rests(pairs: Sequence[Pair], turn_N33: Array, centre_N3: Array, focal: floa
 def _rays(pair: Pair, factor: float) -> tuple[Array, Array]:
     """Unit directions (M, 3) of the matched points in either camera."""
     rays = []
-    for point_M2, given in ((pair.point1_M2, pair.focal1_px), (pair.point2_M2, pair.focal2_px)):
-        focal = factor * (given if np.isfinite(given) else pair.long_side_px)
+    for point_M2, given, long_side in (
+        (pair.point1_M2, pair.focal1_px, pair.long_side1_px),
+        (pair.point2_M2, pair.focal2_px, pair.long_side2_px),
+    ):
+        focal = factor * (given if np.isfinite(given) else long_side)
         ray_M3 = np.concatenate([point_M2 / focal, np.ones((len(point_M2), 1))], axis=1)
         rays.append(ray_M3 / np.linalg.norm(ray_M3, axis=1, keepdims=True))
     return rays[0], rays[1]

@@ -31,12 +31,14 @@ class Pair(NamedTuple):
     """Row number in the ordered frames."""
     second: int
     point1_M2: Array
-    """Pixels right of and below the image's centre, in the first image's size."""
+    """Pixels right of and below the first image's centre."""
     point2_M2: Array
+    """Of the second image, whose size may be another."""
     focal1_px: float
     """NaN where unknown."""
     focal2_px: float
-    long_side_px: int
+    long_side1_px: int
+    long_side2_px: int
 
 
 class _Features(NamedTuple):
@@ -65,15 +67,15 @@ def matched_pairs(ordered: pd.DataFrame, scene: str, root: Path) -> list[Pair]:
             int(start) + gap for gap in GAPS if start + gap <= last and sequences[start + gap] == sequences[start]
         ]
         if found := _moved_match(int(start), partners, hint, features):
-            hint, second, point1_M2, point2_M2, long_side = found
-            pairs.append(Pair(int(start), second, point1_M2, point2_M2, focal[start], focal[second], long_side))
+            hint, second, points, long_sides = found
+            pairs.append(Pair(int(start), second, *points, focal[start], focal[second], *long_sides))
     return pairs
 
 
 def _moved_match(
     start: int, partners: list[int], hint: int, features: Callable[[int], _Features | None]
-) -> tuple[int, int, Array, Array, int] | None:
-    """(place among the partners, partner, points, points, long side) of a partner whose points match and have moved.
+) -> tuple[int, int, tuple[Array, Array], tuple[int, int]] | None:
+    """(place among the partners, partner, points, long sides) of a partner whose points match and have moved.
 
     partners: from the nearest to the farthest. hint: the place to try first; from there nearer ones follow where the
     overlap is too small, farther ones where nothing has moved; None where that leads to nothing.
@@ -83,10 +85,10 @@ def _moved_match(
     while one is not None and 0 <= place < len(partners):
         two = features(partners[place])
         matched = _match(one, two) if two is not None else None
-        if matched is not None:
-            moved = np.median(np.linalg.norm(matched[0] - matched[1], axis=1)) / one.long_side_px
-            if moved > MOVED:
-                return place, partners[place], *matched, one.long_side_px
+        if two is not None and matched is not None:
+            moved_M2 = matched[0] / one.long_side_px - matched[1] / two.long_side_px
+            if np.median(np.linalg.norm(moved_M2, axis=1)) > MOVED:
+                return place, partners[place], matched, (one.long_side_px, two.long_side_px)
         direction = -1 if matched is None else 1
         if direction == -before:
             return None
@@ -119,7 +121,7 @@ def _match(one: _Features, two: _Features) -> tuple[Array, Array] | None:
         return None
     point1_M2 = one.point_K2[[match.queryIdx for match in good]]
     point2_M2 = two.point_K2[[match.trainIdx for match in good]]
-    tolerance = 1.5 * max(1.0, one.long_side_px / LONG_SIDE)
+    tolerance = 1.5 * max(1.0, one.long_side_px / LONG_SIDE, two.long_side_px / LONG_SIDE)
     try:
         cv2.setRNGSeed(0)
         mask = cv2.findFundamentalMat(point1_M2, point2_M2, cv2.FM_RANSAC, tolerance, 0.999, 2000)[1]

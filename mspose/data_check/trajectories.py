@@ -74,6 +74,7 @@ def extent_findings(frames: pd.DataFrame) -> list[Finding]:
             findings.append(Finding("warning", "large-extent", text))
         elif longest < SMALL_M and len(part) > 1:
             text = f"{scene}: positions span {longest * 100:.2g} cm only: are they in metres?"
+            text = text if longest else f"{scene}: all positions are the same"
             findings.append(Finding("warning", "small-extent", text))
         if offset > max(FAR_OFF * longest, LARGE_M):
             text = (

@@ -4,6 +4,7 @@ Arrays that grow with the number of frames travel as base64 of little-endian byt
 """
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from mspose.report.results import Result
 ALL_SCENES = "all scenes (mean)"
 STEPS, BINS, CELLS = 120, 30, 28
 """Points of a recall curve, bins of a histogram, cells of either side of a recall map."""
+MEDIANS = 10
+"""Where recall curves end at the latest, in times the largest median of a run and scene, unless thresholds go on."""
 LOGGED_POINTS = 300
 TRAJECTORY_BYTES = 5_000_000
 """What the trajectories of a page may take; beyond it they are thinned out."""
@@ -59,8 +62,8 @@ def error_diagrams(results: Sequence[Result], thresholds: Sequence[Sequence[floa
             list(scenes.values()) if place == ALL_SCENES else [scenes[place]] if place in scenes else []
             for scenes in errors
         ]
-        pooled_2N = np.concatenate([part for parts in inside for part in parts], axis=1)
-        axes = [_Axis(pooled_N, [pair[i] for pair in thresholds]) for i, pooled_N in enumerate(pooled_2N)]
+        pooled = [part for parts in inside for part in parts]
+        axes = [_Axis([part[i] for part in pooled], [pair[i] for pair in thresholds]) for i in (0, 1)]
         diagrams.append(
             {
                 "curves": [
@@ -88,12 +91,14 @@ def error_diagrams(results: Sequence[Result], thresholds: Sequence[Sequence[floa
 class _Axis:
     """Where the curves, bins and cells of one of the two errors lie, shared by all runs."""
 
-    def __init__(self, errors_N: NDArray[np.float64], thresholds: Sequence[float]):
+    def __init__(self, parts: Sequence[NDArray[np.float64]], thresholds: Sequence[float]):
+        errors_N = np.concatenate(parts)
         largest = max(thresholds, default=0.0)
-        top = max(float(np.quantile(errors_N, 0.97)), 1.1 * largest) or 1.0
+        usual = MEDIANS * max(float(np.median(part)) for part in parts)  # a few gross errors must not hide the rest
+        top = max(min(float(np.quantile(errors_N, 0.97)), usual), 1.1 * largest) or 1.0
         self.linear = np.linspace(0, top, STEPS + 1)
         positive = errors_N[errors_N > 0]
-        low, high = (np.quantile(positive, 0.003), positive.max()) if positive.size else (0.1, 1.0)
+        low, high = (np.quantile(positive, 0.003), positive.max()) if positive.size else (1e-3, 1.0)
         if high < 1.01 * low:
             low, high = low / 1.5, high * 1.5
         self.bins = np.geomspace(low, high, BINS + 1)
@@ -179,7 +184,7 @@ def trajectories(results: Sequence[Result], budget: int = TRAJECTORY_BYTES) -> t
 
 def _size(parts: Mapping[Any, pd.DataFrame]) -> float:
     """Bytes in the page, before anything is shared: names once per frame of a scene, arrays in base64."""
-    names = {scene: part["image"].str.len().sum() + 20 * len(part) for (_, scene), part in parts.items()}
+    names = {scene: len(json.dumps(list(part["image"]))) + 20 * len(part) for (_, scene), part in parts.items()}
     return sum(names.values()) + sum(30 * len(part) for part in parts.values())
 
 

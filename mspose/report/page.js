@@ -9,7 +9,8 @@
   const BASE = {responsive: true, displaylogo: false, plotlyServerURL: ""};
   const CONFIG = {...BASE, modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]]};
   const CONFIG_3D = {...BASE, modeBarButtons: [["toImage", "orbitRotation", "tableRotation", "resetCameraDefault3d"]]};
-  const SVG_POINTS = 2500; // beyond these the plane is drawn with WebGL too
+  const SVG_POINTS = 2500; // beyond these the plane is drawn with WebGL too, where there is any
+  const WEBGL = Boolean(document.createElement("canvas").getContext("webgl"));
 
   const numbers = ({t, b}) => {
     const text = atob(b), bytes = new Uint8Array(text.length);
@@ -25,10 +26,6 @@
     const select = document.querySelector(`select[data-choice="${name}"][data-group="${group}"]`);
     return select ? Number(select.value) : 0;
   };
-  const optionText = (group, name) => {
-    const select = document.querySelector(`select[data-choice="${name}"][data-group="${group}"]`);
-    return select.options[select.selectedIndex].text;
-  };
   const shown = (group, variant) => {
     const box = document.querySelector(`input[data-variant="${variant}"][data-group="${group}"]`);
     return !box || box.checked;
@@ -36,18 +33,18 @@
 
   // 0.01, 0.02, 0.05, 0.1: written out, where plotly would write the first digit alone
   const logAxis = (title, low, high, more) => {
-    const ticks = [];
-    for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++) {
-      ticks.push(...[1, 2, 5].map((first) => Number((first * 10 ** power).toPrecision(1))));
+    const ticks = [], decades = Math.log10(high / low), every = Math.max(1, Math.ceil(decades / 8));
+    for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += every) {
+      ticks.push(...(decades > 2.5 ? [1] : [1, 2, 5]).map((first) => Number((first * 10 ** power).toPrecision(1))));
     }
-    const steps = high / low > 300 ? ticks.filter((_, i) => i % 3 === 0) : ticks;
-    return axis(title, {type: "log", tickvals: steps, ticktext: steps.map(String), range: [Math.log10(low), Math.log10(high)], ...more});
+    const words = ticks.map((value) => value < 1e5 ? String(value) : value.toExponential().replace("+", ""));
+    return axis(title, {type: "log", tickvals: ticks, ticktext: words, range: [Math.log10(low), Math.log10(high)], ...more});
   };
   const bar = (title, more) => narrow()
     ? {title: {text: title, side: "top"}, thickness: 10, orientation: "h", y: 1.02, yanchor: "bottom", len: 1, ...more}
     : {title: {text: title, side: "right"}, thickness: 12, ...more};
   const axis = (title, more) => ({title: {text: title, standoff: 8}, gridcolor: RULE, zeroline: false, linecolor: "#b8c1ca",
-    ticks: "outside", tickcolor: "#b8c1ca", automargin: "left", ...more});
+    ticks: "outside", tickcolor: "#b8c1ca", automargin: "left", exponentformat: "power", ...more});
   const layout = (x, y, more) => ({margin: {l: 54, r: 14, t: 14, b: 46}, paper_bgcolor: "#fff", plot_bgcolor: "#fff",
     font: {family: "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", size: 12, color: INK},
     xaxis: x, yaxis: y, hovermode: "closest", showlegend: false, hoverlabel: {align: "left"},
@@ -92,6 +89,9 @@
     if (entries) entries.hidden = traces.length < 2;
   };
 
+  // the first bin holds what is smaller too
+  const binsOf = (edges, unit) => edges.slice(1).map((high, i) =>
+    `${i ? `from ${digits(edges[i])} to` : "up to"} ${digits(high)} ${unit}`);
   const histogram = (name, which) => (element, group, data) => {
     const [title, unit] = AXES[name], place = placeOf(group, data), medians = [];
     const {edges, y: all} = data.errors[place].histograms[which];
@@ -105,17 +105,17 @@
     const traces = [...variants.values()].flatMap((runs) => {
       const y = all[runs[0]].map((_, bin) => mean(runs.map((run) => all[run][bin])));
       const look = data.runs.length === 1 ? {color: "#000", dash: "solid"} : data.runs[runs[0]];
-      const median = mean(runs.map((run) => data.errors[place].medians[run][which]));
-      const label = plain(data.runs[runs[0]].group);
+      const median = Math.max(edges[0], mean(runs.map((run) => data.errors[place].medians[run][which])));
+      const label = plain(data.runs[runs[0]].group), bins = binsOf(edges, unit);
       medians.push({type: "line", x0: median, x1: median, y0: 0, y1: 1, yref: "paper",
         line: {color: look.color, width: 1.5, dash: look.dash}});
       if (data.runs.length === 1) {
         return [{type: "bar", y, x: y.map((_, i) => (edges[i] + edges[i + 1]) / 2), width: y.map((_, i) => edges[i + 1] - edges[i]),
-          marker: {color: "#7fb3d3", line: {color: "#fff", width: .5}}, customdata: y.map((_, i) => [edges[i], edges[i + 1]]),
-          hovertemplate: `%{y:.1f} % from %{customdata[0]:.3~g} to %{customdata[1]:.3~g} ${unit}<extra></extra>`}];
+          marker: {color: "#7fb3d3", line: {color: "#fff", width: .5}}, customdata: bins,
+          hovertemplate: "%{y:.1f} % %{customdata}<extra></extra>"}];
       }
       return [{x: edges, y: [...y, 0], name: label, mode: "lines", line: {color: look.color, dash: look.dash, shape: "hv", width: 1.8},
-        hovertemplate: `${label}<br>%{y:.1f} %<extra></extra>`}];
+        customdata: [...bins, ""], hovertemplate: `${label}<br>%{y:.1f} % %{customdata}<extra></extra>`}];
     });
     Plotly.react(element, traces, layout(logAxis(`${title} (${unit})`, edges[0], edges[edges.length - 1]),
       axis("frames (%)", {rangemode: "tozero"}), {shapes: medians, bargap: 0}), CONFIG);
@@ -139,8 +139,7 @@
 
   // ---- trajectories -------------------------------------------------------------------------------------------
   const trajectoryOf = (group, data) => {
-    const run = data.runs.findIndex((item) => item.label === optionText(group, "run"));
-    const scene = optionText(group, "scene"), which = chosen(group, "error");
+    const run = data.moving[chosen(group, "run")], scene = data.scenes[chosen(group, "scene")], which = chosen(group, "error");
     const found = data.trajectories.runs[run][scene];
     if (!found) return null;
     const set = data.trajectories.sets[found.set], errors = found.errors.map(numbers), predicted = numbers(found.predicted);
@@ -151,7 +150,7 @@
       const wrong = other !== undefined && other !== scene ? `<br>taken for ${plain(other)}` : "";
       return `${plain(name)}<br>${digits(errors[0][i])} m, ${digits(errors[1][i])}°${wrong}`;
     });
-    return {set, words, truth: numbers(set.truth), estimate: numbers(found.estimate), errors: errors[which],
+    return {set, words, run: data.runs[run].label, truth: numbers(set.truth), estimate: numbers(found.estimate), errors: errors[which],
       top: all[Math.floor(.95 * (all.length - 1))] || 1, unit: which ? "°" : "m", what: which ? "orientation" : "position"};
   };
   const column = (values, k) => Array.from({length: values.length / 3}, (_, i) => values[3 * i + k]);
@@ -170,22 +169,41 @@
     ];
   };
   const NONE = "this run has no poses in the scene";
+  // where a few estimates are so far away that nothing else would be seen, a window without them
+  const windowOf = (found) => {
+    const bounds = [0, 1, 2].map((k) => column(found.truth, k).reduce(([low, high], v) => [Math.min(low, v), Math.max(high, v)], [Infinity, -Infinity]));
+    const size = Math.max(...bounds.map(([low, high]) => high - low)), reach = 5 * size;
+    const count = found.estimate.length / 3, inside = Array.from({length: count}, (_, i) =>
+      bounds.every(([low, high], k) => found.estimate[3 * i + k] > low - reach && found.estimate[3 * i + k] < high + reach));
+    const outside = inside.filter((here) => !here).length;
+    if (!size || !outside || outside > count / 2) return {ranges: [], inside, outside: 0};
+    const ranges = bounds.map((of, k) => {
+      const [low, high] = column(found.estimate, k).reduce(([a, b], v, i) => inside[i] ? [Math.min(a, v), Math.max(b, v)] : [a, b], of);
+      const pad = .06 * (high - low) + .02 * size;
+      return [low - pad, high + pad];
+    });
+    return {ranges, inside, outside};
+  };
 
   const plane = (element, group, data) => {
     const found = trajectoryOf(group, data);
     if (!found) return say(element, NONE);
-    const {plane: [a, b], names} = found.set, kind = names.length > SVG_POINTS ? "scattergl" : "scatter";
-    const line = document.querySelector(`[data-say="trajectory"][data-group="${group}"]`);
-    line.textContent = `${names.length} frames of ${optionText(group, "scene")}, ${optionText(group, "run")}.`;
+    const {plane: [a, b], names, scene} = found.set, kind = WEBGL && names.length > SVG_POINTS ? "scattergl" : "scatter";
+    const line = document.querySelector(`[data-say="trajectory"][data-group="${group}"]`), {ranges, outside} = windowOf(found);
+    const beyond = outside ? ` ${outside} of the estimates lie so far away that they are outside: zoom out for them in the view from above.` : "";
+    line.textContent = `${names.length} frames of ${scene}, ${found.run}.${beyond}`;
     // equal scales in both directions, whatever the shape of the window
-    Plotly.react(element, traces(found, [a, b], kind, [4, 7]), layout(axis(name(found.set, a), {}),
-      axis(name(found.set, b), {scaleanchor: "x", scaleratio: 1}), {dragmode: "pan"}), CONFIG);
+    Plotly.react(element, traces(found, [a, b], kind, [4, 7]), layout(axis(name(found.set, a), {range: ranges[a]}),
+      axis(name(found.set, b), {scaleanchor: "x", scaleratio: 1, range: ranges[b]}), {dragmode: "pan"}), CONFIG);
   };
 
   const space = (element, group, data) => {
     const found = trajectoryOf(group, data);
     if (!found) return say(element, NONE);
-    const box = (k) => ({title: {text: name(found.set, k)}, gridcolor: "#d5dbe1", backgroundcolor: "#fff", zeroline: false, showspikes: false});
+    const {ranges, inside, outside} = windowOf(found);
+    // what lies outside would be drawn all the same, across everything
+    if (outside) found.estimate = found.estimate.map((value, i) => inside[Math.floor(i / 3)] ? value : NaN);
+    const box = (k) => ({title: {text: name(found.set, k)}, range: ranges[k], exponentformat: "power", gridcolor: "#d5dbe1", backgroundcolor: "#fff", zeroline: false, showspikes: false});
     Plotly.react(element, traces(found, [0, 1, 2], "scatter3d", [2, 4]), layout({}, {}, {margin: {l: 0, r: 0, t: 0, b: 0},
       scene: {xaxis: box(0), yaxis: box(1), zaxis: box(2), aspectmode: "data",
         camera: {eye: narrow() ? {x: 1.8, y: 1.8, z: 1.3} : {x: 1.45, y: 1.45, z: 1}, center: {x: 0, y: 0, z: -.1}}, uirevision: found.set.scene}}), CONFIG_3D);
@@ -230,7 +248,7 @@
         legendgroup: item.branch || words, showlegend: !item.branch || item.first,
         mode: item.values[0].length < 15 ? "lines+markers" : "lines", marker: {size: 5, symbol: item.held ? "diamond-open" : "circle"},
         hovertemplate: `${item.label ? plain(item.label) + "<br>" : ""}${plain(words)}<br>%{y:.4~g} at step %{x}<extra></extra>`};
-    }), layout(axis("step", {rangemode: "tozero"}), axis(title + (cut ? ", first steps cut off" : ""), cut ? {range: [low - pad, top + pad]} : {}),
+    }), layout(axis("step", {rangemode: "tozero"}), axis(title + (cut ? ", first steps cut off" : ""), cut ? {range: [low - pad, top + pad]} : kind === "rate" ? {rangemode: "tozero"} : {}),
       {showlegend: !together && items.length > 1, margin: {l: 54, r: 14, t: 30, b: 46}}), CONFIG);
   };
 
@@ -278,7 +296,21 @@
     setTimeout(next);
   };
   next();
-  window.addEventListener("beforeprint", () => plots.filter((element) => !element.dataset.drawn).forEach(draw));
+  // on paper: everything is open, and as wide as the paper
+  let opened = [];
+  const drawn = () => plots.filter((element) => element.classList.contains("js-plotly-plot"));
+  window.addEventListener("beforeprint", () => {
+    opened = [...document.querySelectorAll("details:not([open])")];
+    opened.forEach((element) => { element.open = true; });
+    document.body.classList.add("paper");
+    plots.filter((element) => !element.dataset.drawn).forEach(draw);
+    drawn().forEach((element) => Plotly.relayout(element, {width: element.clientWidth, height: element.clientHeight}));
+  });
+  window.addEventListener("afterprint", () => {
+    opened.forEach((element) => { element.open = false; });
+    document.body.classList.remove("paper");
+    drawn().forEach((element) => Plotly.relayout(element, {autosize: true}));
+  });
 
   const redraw = (group, kinds) => plots.filter((element) => element.dataset.drawn && element.dataset.group === group
     && kinds.test(element.dataset.plot)).forEach(draw);

@@ -137,6 +137,7 @@ def _group(
     thresholds = sorted({tuple(pair) for result in results for pair in result.metrics["thresholds"]})
     drawn, thinned = trajectories(results, trajectory_bytes)
     curves = [training_curves(result.scalars, points) for result in results]
+    moving = [number for number, result in enumerate(results) if result.has_poses]
     looks = _looks(results)
     variants = _variants(names, looks, results)
     frames, without = _frames(results, pictures)
@@ -159,9 +160,10 @@ def _group(
         "headline": results[0].metrics["average"] if len(results) == 1 else None,
         "places": places_of(results),
         "scenes": sorted({str(scene) for result in results for scene in result.metrics["scenes"]}),
-        "moving": [name for name, result in zip(names, results, strict=True) if result.has_poses],
+        "moving": [names[number] for number in moving],
         "records": in_short(name for name, result in zip(names, results, strict=True) if not result.has_poses),
         "thinned": thinned,
+        "thresholds": ", ".join(f"{metres:g} m / {degrees:g}°" for metres, degrees in thresholds),
         "frames": list(zip(names, frames, strict=True)),
         "without_images": without,
         "confusions": [(name, counts) for name, counts in confusions if len(results) == 1 or not _all_right(counts)],
@@ -178,6 +180,8 @@ def _group(
     numbers = {
         "runs": told["runs"],
         "places": told["places"],
+        "scenes": told["scenes"],
+        "moving": moving,
         "palette": PALETTE,
         "thresholds": thresholds,
         "errors": error_diagrams(results, thresholds),
@@ -229,7 +233,7 @@ def _frames(results: Sequence[Result], pictures: Budget) -> tuple[list[dict[str,
         found = telling_frames(result, root, pictures, size)
         shown = any(frame.picture for of_scene in found.values() for frame in of_scene)
         if root is not None and not shown and pictures.left_out == left_out:
-            reason = f"none of these images was found in {root}"
+            reason = f"none of these images can be read in {root}"
         if reason:
             without.setdefault(reason, []).append(name)
         frames.append(found)

@@ -59,6 +59,8 @@ class Frame:
     position_m: float
     orientation_deg: float
     picture: str | None
+    unreadable: bool
+    """There is no such image, or it is broken."""
 
 
 def telling_frames(
@@ -90,12 +92,12 @@ def _ranked(part: pd.DataFrame, each: int) -> list[tuple[str, dict[Any, Any]]]:
 
 def _frame(rank: str, row: Mapping[Any, Any], root: Path | None, budget: Budget, size: tuple[int, int]) -> Frame:
     predicted, probability = row.get("predicted_scene"), row.get("scene_probability")
-    picture = None
+    picture, unreadable = None, False
     if root is not None:
         try:
             picture = budget.take(jpeg(read_image(find_image(root, row["image"])), size, 78))
         except (MsposeError, OSError, ValueError):  # a name that no file can have
-            picture = None
+            unreadable = True
     return Frame(
         rank,
         row["image"],
@@ -105,6 +107,7 @@ def _frame(rank: str, row: Mapping[Any, Any], root: Path | None, budget: Budget,
         float(row[ERROR_COLUMNS[0]]),
         float(row[ERROR_COLUMNS[1]]),
         picture,
+        unreadable,
     )
 
 

@@ -78,7 +78,9 @@ def read_results(paths: Iterable[Path | str], split: str | None = None) -> list[
 
 def _metrics_files(path: Path, name: str) -> list[Path]:
     if not path.exists():
-        raise MsposeError(f"no such run: {path}")
+        raise MsposeError(
+            f"no such run: {path}; name folders of evaluated runs (`make train` and `make eval` make one)"
+        )
     if path.is_file():
         raise MsposeError(f"{path} is a file: name the folder of a run")
     if (path / name).is_file():

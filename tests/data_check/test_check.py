@@ -183,13 +183,22 @@ def test_a_single_known_picture_of_many_is_no_error(tests, level):
     assert f": 1 of {tests} (" in finding.text
 
 
-def test_repeated_poses(clean, found):
-    def spoil(table):
-        table.loc[4, POSITION + QUATERNION] = table.loc[3, POSITION + QUATERNION].to_numpy()
-        return table
+def spoil(table):
+    """Two frames with one pose."""
+    table.loc[4, POSITION + QUATERNION] = table.loc[3, POSITION + QUATERNION].to_numpy()
+    return table
 
+
+def test_repeated_poses(clean, found):
     change_labels(clean, spoil)
     assert found(clean)["repeated-pose"].examples[0].startswith("room/seq-1/frame-3.jpg = room/seq-1/frame-4.jpg")
+
+
+def test_places_are_found_for_names_with_brackets_too(clean, found):
+    (clean / "room" / "seq-1" / "frame-3.jpg").rename(clean / "room" / "seq-1" / "a (3).jpg")
+    change_labels(clean, lambda table: spoil(table.replace("room/seq-1/frame-3.jpg", "room/seq-1/a (3).jpg")))
+    (example,) = found(clean)["repeated-pose"].examples
+    assert example == f"room/seq-1/a (3).jpg = room/seq-1/frame-4.jpg [{clean / 'labels.csv'}, line 5]"
 
 
 def test_jumps(clean, found):
@@ -220,6 +229,8 @@ def test_a_unit_that_is_not_metres_and_a_far_origin(clean, found):
     assert set(found(clean)) == {"small-extent"}
     change_labels(clean, scaled(1000, 5e6))
     assert "far-from-origin" in found(clean)
+    change_labels(clean, scaled(0))
+    assert found(clean)["small-extent"].text == "room: all positions are the same"
 
 
 def test_mixed_signs_are_a_note_and_flips_of_the_target_a_warning(clean, found):

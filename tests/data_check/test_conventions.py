@@ -16,6 +16,7 @@ from data_check.builders import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from mspose.data_check import conventions
 from mspose.data_check.conventions import (
@@ -68,6 +69,20 @@ def test_every_wrong_convention_is_named(filmed, way):
     for word in ("world-to-camera", "OpenGL"):
         assert (word in verdict.best) == (word in way)
     assert ("orientations" in verdict.best) == ("orientations" in way)
+
+
+def test_images_of_several_sizes_are_no_other_convention(tmp_path):
+    """A focal length that nobody knows is guessed in long sides of each image, not of its neighbour."""
+    pose_N44 = motion("hand-held")
+    write_set(tmp_path, {("room", "train", "seq-1"): (pose_N44, render(pose_N44))}, focal_px=None)
+    for file in sorted(tmp_path.glob("room/seq-1/*.jpg"))[::2]:
+        with Image.open(file) as image:
+            image.resize((480, 360)).save(file)
+    ordered = frames_of(tmp_path, "train")
+    pairs = matched_pairs(ordered, "room", tmp_path)
+    assert {pair.long_side1_px / pair.long_side2_px for pair in pairs} >= {0.5, 2.0}
+    assert judge_by_pictures(pairs, ordered).rest < 0.1
+    assert kinds(ordered, pairs) == []
 
 
 def test_it_is_named_without_a_known_focal_length_as_well(filmed):

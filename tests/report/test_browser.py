@@ -7,6 +7,7 @@ import pytest
 from report.builders import data_of, predictions, write_run
 
 from mspose.config import Settings
+from mspose.metrics import with_errors
 from mspose.report import make_report
 
 SCENES = {"attic": 30, "cellar": 17}
@@ -22,7 +23,7 @@ def one(tmp_path_factory):
 @pytest.fixture(scope="module")
 def several(tmp_path_factory):
     folder = tmp_path_factory.mktemp("several")
-    for variant, shift in (("long-" * 12 + "name", 0.1), ('<b>"bold"</b>', 0.2)):
+    for variant, shift in (("long-" * 12 + "name", 0.1), ('<b>"bold"</b>\n  two  lines', 0.2)):
         for seed in (0, 1):
             table = predictions(SCENES, seed=seed, shift=shift)
             settings = replace(Settings(), seed=seed)
@@ -115,6 +116,52 @@ def test_curves_follow_the_scene_and_the_runs_that_are_ticked(visit, several):
     for number in (0, 1):
         seen.page.check(f"input[data-variant='{number}'][data-group='0'] >> nth=0")
     assert seen.complaints == []
+
+
+def test_every_run_s_trajectory_is_drawn_whatever_its_name(visit, several):
+    seen = visit(several)
+    said = []
+    options = seen.page.query_selector_all("select[data-choice='run'][data-group='0'] option")
+    for option in options:
+        seen.page.select_option("select[data-choice='run'][data-group='0']", value=option.get_attribute("value"))
+        said.append(seen.page.text_content("[data-say='trajectory'][data-group='0']"))
+    assert [text.endswith("two  lines, seed 1.") for text in said].count(True) == 1
+    assert len(set(said)) == len(options) == 4
+    assert seen.complaints == []
+
+
+def test_a_few_estimates_far_away_hide_nothing(browser, tmp_path):
+    table = predictions({"attic": 30})
+    table.loc[[3, 9], "tx_est"] = [1e6, -3e9]
+    seen = Visit(browser, make_report([write_run(tmp_path / "run", with_errors(table))]), 1280)
+    assert "2 of the estimates lie so far away that they are outside" in seen.page.inner_text("[data-say='trajectory']")
+    low, high = seen.page.evaluate("document.querySelector(\"[data-plot='plane']\").layout.xaxis.range")
+    assert -5 < low < high < 5
+    of_space = "document.querySelector(\"[data-plot='space']\").data[2].x.filter(Number.isFinite).length"
+    seen.page.query_selector("[data-plot='space']").scroll_into_view_if_needed()
+    seen.page.wait_for_function("document.querySelector(\"[data-plot='space'] canvas\")")
+    assert seen.page.evaluate(of_space) == 28
+    labels = seen.page.evaluate("document.querySelector(\"[data-plot='histogram-position']\").layout.xaxis.ticktext")
+    assert len(labels) <= 9
+    assert "1e8" in labels
+    assert seen.complaints == []
+    seen.page.close()
+
+
+def test_on_paper_everything_is_open_and_no_plot_is_wider_than_the_paper(visit, one):
+    seen = visit(one)
+    state = """[[...document.querySelectorAll('details')].filter(part => part.open).length,
+        Math.max(...[...document.querySelectorAll('.main-svg')].map(plot => plot.getBoundingClientRect().right))]"""
+    before, _ = seen.page.evaluate(state)
+    seen.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    opened, right = seen.page.evaluate(state)
+    left = seen.page.evaluate("document.body.getBoundingClientRect().left")
+    seen.page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert opened == seen.page.evaluate("document.querySelectorAll('details').length")
+    assert right - left <= 44 * 16 + 1
+    after, wide = seen.page.evaluate(state)
+    assert after == before < opened
+    assert wide > right
 
 
 def test_text_of_plots_shows_hostile_names_as_they_are(visit, several):

@@ -1,12 +1,13 @@
 """The numbers of the diagrams are those of the predictions and of the metrics."""
 
 import base64
+import json
 
 import numpy as np
 import pytest
 from report.builders import THRESHOLDS, predictions, write_run
 
-from mspose.metrics import ESTIMATED_POSITION, TRUE_POSITION
+from mspose.metrics import ESTIMATED_POSITION, TRUE_POSITION, with_errors
 from mspose.report.diagrams import ALL_SCENES, error_diagrams, places_of, training_curves, trajectories
 from mspose.report.results import read_results
 
@@ -76,6 +77,16 @@ def test_perfect_and_absurd_estimates_are_drawn_too(tmp_path, shift):
         assert np.all(np.diff(part.get("x", part.get("edges"))) > 0)
 
 
+def test_gross_errors_do_not_stretch_the_recall_curves_over_the_rest(tmp_path):
+    table = predictions({"attic": 40})
+    table.loc[:1, ESTIMATED_POSITION] = 1e6
+    result = read_results([write_run(tmp_path / "run", with_errors(table))])[0]
+    curve = error_diagrams([result], THRESHOLDS)[0]["curves"][0]
+    median = result.metrics["average"]["median_position_error_m"]
+    assert curve["x"][-1] == pytest.approx(10 * median, rel=1e-3)
+    assert curve["y"][0][-1] == 95
+
+
 def test_trajectories_are_the_poses_and_runs_share_what_is_the_same(results):
     drawn, remark = trajectories(results)
     assert remark == ""
@@ -113,6 +124,16 @@ def test_too_many_frames_are_thinned_out_evenly_and_that_is_said(results):
     names = drawn["sets"][0]["names"]
     assert len(names) == pytest.approx(60 * share, abs=2)
     assert (names[0], names[-1]) == ("attic/seq-01/frame-000000.color.png", "attic/seq-01/frame-000059.color.png")
+
+
+def test_names_count_as_the_page_writes_them(tmp_path):
+    table = predictions({"attic": 200})
+    table["image"] = [f"写真写真写真写真写真写真/{number}.png" for number in range(200)]
+    result = read_results([write_run(tmp_path / "run", table)])
+    budget = 18_000
+    drawn, remark = trajectories(result, budget)
+    assert "are drawn" in remark
+    assert 0.5 * budget < len(json.dumps(drawn)) < budget
 
 
 def test_training_curves_are_means_of_neighbours_and_leave_out_what_is_not_finite():

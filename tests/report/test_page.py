@@ -79,6 +79,21 @@ def test_a_run_s_page_lies_in_its_folder_and_has_every_part(run, page):
     assert f"{100 * figures['scene_accuracy']:.1f} %" in text
 
 
+def test_the_page_explains_itself(tmp_path):
+    page = make_report([write_run(tmp_path / "run", predictions({"attic": 6, "cellar": 4}))]).read_text(
+        encoding="utf-8"
+    )
+    for words in (
+        "count every scene alike",
+        "data set's thresholds: 0.05 m / 5°, 0.25 m / 5°.",
+        "of all scenes the mean of the scenes' medians",
+        "of frames in the right scene, mean over scenes",
+    ):
+        assert words in page
+    alone = make_report([write_run(tmp_path / "alone", predictions({"attic": 6}))]).read_text(encoding="utf-8")
+    assert "the scenes' medians" not in alone
+
+
 def test_the_page_says_its_language_and_what_pictures_show_and_loads_nothing(page):
     source, words = page
     assert dict(words.opened)["html"] == {"lang": "en"}

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 from report.builders import predictions, write_run
 
-from mspose.config import DataSettings, Settings
+from mspose.config import DataSettings, Settings, write_settings
 from mspose.metrics import ESTIMATED_POSITION, TRUE_POSITION
+from mspose.report import make_report
 from mspose.report.pictures import Budget, attention_pictures, image_root, telling_frames
 from mspose.report.results import read_results
 
@@ -54,6 +55,22 @@ def test_images_are_those_of_the_run_s_data(images, small_data):
         assert (picture.format, picture.size) == ("JPEG", (80, 60))
         original = np.asarray(Image.open(small_data.parent / frame.image)).astype(float)
         assert abs(np.asarray(picture).mean() - original.mean()) < 3
+
+
+def test_an_image_that_is_broken_or_gone_is_told_from_one_that_there_is_no_room_for(images, own_data):
+    (own_data.parent / "attic/test-01/frame-000.png").write_bytes(b"no picture")
+    (own_data.parent / "attic/test-01/frame-001.png").unlink()
+    frames = {frame.image[-7:]: frame for frame in telling_frames(images, own_data.parent, Budget())["attic"]}
+    assert {name: frame.unreadable for name, frame in frames.items()} == {
+        f"{number:03d}.png": number < 2 for number in range(5)
+    }
+    no_room = telling_frames(images, own_data.parent, Budget(left=0))["attic"]
+    assert sum(frame.unreadable for frame in no_room) == sum(int(frame.image[-5]) < 2 for frame in no_room)
+    page = make_report([images.folder]).read_text(encoding="utf-8")
+    assert "image missing or broken" not in page
+    (images.folder / "config.yaml").unlink()
+    write_settings(images.folder / "config.yaml", Settings(data=DataSettings(dataset=str(own_data))))
+    assert "image missing or broken" in make_report([images.folder]).read_text(encoding="utf-8")
 
 
 def test_large_images_become_small(images, tmp_path):

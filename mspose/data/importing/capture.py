@@ -1,6 +1,7 @@
 """What one foreign folder holds, before its poses are converted, and where its images lie."""
 
 import math
+import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,13 +61,23 @@ class Capture:
     """What else a reader should know, a line each."""
 
 
+def without_dots(path: Path) -> Path:
+    """`path`, absolute and without `..`; links stay, as what they lead to may be called otherwise."""
+    path = path.expanduser().absolute()
+    plain = Path(os.path.normpath(path))
+    try:
+        return plain if plain.samefile(path) else path.resolve()
+    except OSError:
+        return path.resolve()
+
+
 def existing_folder(path: Path, kind: str) -> Path:
     """`path`, absolute. Raises MsposeError where it is missing, an archive, or a file."""
-    path = path.expanduser().absolute()
+    path = without_dots(path)
     if not path.exists():
         raise MsposeError(f"there is no folder {path}")
-    if path.is_file():
-        if path.name.lower().endswith(ARCHIVES) or zipfile.is_zipfile(path):
+    if not path.is_dir():
+        if path.name.lower().endswith(ARCHIVES) or (path.is_file() and zipfile.is_zipfile(path)):
             raise MsposeError(f"{path} is an archive: unpack it first, and give the folder")
         raise MsposeError(f"{path} is a file: give the folder of the {kind} data")
     return path
@@ -99,7 +110,7 @@ def locate(folder: Path, image: str) -> Path | None:
     path = folder / image.replace("\\", "/")
     if not path.name:
         return None
-    path = path.resolve() if ".." in path.parts else path
+    path = without_dots(path.parent) / path.name if ".." in path.parts else path
     for suffix in ("", *SUFFIXES):
         if (named := path.with_name(path.name + suffix)).is_file():
             return named

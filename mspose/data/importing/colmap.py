@@ -5,12 +5,12 @@ Newer versions write rigs and frames beside the images, whose poses still are ea
 (https://colmap.github.io/format.html). The text format is read here; pycolmap reads the binary one.
 """
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mspose.data.frames import WORLD_TO_CAMERA, natural_order, parse_numbers
+from mspose.data.importing.camera_models import focal_length, notes_on, wrong_parameters
 from mspose.data.importing.capture import (
     Capture,
     View,
@@ -23,10 +23,6 @@ from mspose.data.importing.capture import (
 )
 from mspose.data.importing.colmap_binary import refuse_cut_off
 from mspose.errors import MsposeError
-
-PLAIN_MODELS = ("SIMPLE_PINHOLE", "PINHOLE")
-"""Camera models without distortion."""
-WITHOUT_FOCAL_LENGTH = ("EQUIRECTANGULAR",)
 
 
 class _Camera(NamedTuple):
@@ -60,8 +56,6 @@ def read_colmap(path: Path, images: Path | None) -> Capture:
     candidates = [images] if images else [sub for folder in folders for sub in (folder / "images", folder)]
     names = [image.name for image in found]
     folder = images_folder(candidates, names)
-    distorted = sorted({camera.model for camera in cameras.values()} - set(PLAIN_MODELS))
-    notes = [f"camera models with distortion: {', '.join(distorted)}"]
     return Capture(
         source=model,
         convention=WORLD_TO_CAMERA,
@@ -69,19 +63,8 @@ def read_colmap(path: Path, images: Path | None) -> Capture:
             _view(image, cameras, folder, taken) for image, taken in zip(found, _taken_together(found), strict=True)
         ],
         looked_in=[folder] if folder else candidates,
-        notes=notes if distorted else [],
+        notes=notes_on(camera.model for camera in cameras.values()),
     )
-
-
-def focal_length(model: str, parameters: Sequence[float]) -> float:
-    """Focal length in pixels, the mean of both axes; NaN for a model without.
-
-    In all others the parameters begin with f, or with fx and fy (https://colmap.github.io/cameras.html).
-    """
-    if model in WITHOUT_FOCAL_LENGTH:
-        return math.nan
-    one = model.startswith("SIMPLE_") or model in ("RADIAL", "RADIAL_FISHEYE")
-    return parameters[0] if one else (parameters[0] + parameters[1]) / 2
 
 
 def _view(image: _Image, cameras: Mapping[int, _Camera], folder: Path | None, taken: tuple[str, Any]) -> View:
@@ -248,6 +231,6 @@ def _read_binary(model: Path) -> tuple[dict[int, _Camera], list[_Image]]:
 
 
 def _checked(camera: _Camera, place: str) -> _Camera:
-    if len(camera.parameters) < 2:
-        raise MsposeError(f"{place}: camera model {camera.model} with {len(camera.parameters)} parameters")
+    if fault := wrong_parameters(camera.model, camera.parameters):
+        raise MsposeError(f"{place}: {fault}")
     return camera

@@ -8,11 +8,12 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+from mspose.data.importing.camera_models import PARAMETERS
 from mspose.errors import MsposeError
 
 POSE_BYTES = 7 * 8
-PARAMETERS = (3, 4, 4, 5, 8, 8, 12, 5, 4, 5, 12, 16, 4, 5, 3, 4, 6, 2)
-"""How many a camera has, by the number of its camera model."""
+PARAMETERS_OF = tuple(PARAMETERS.values())
+"""How many a camera has, by the number of its model."""
 
 
 class _Cursor:
@@ -41,9 +42,9 @@ class _Cursor:
 def _camera(cursor: _Cursor) -> None:
     cursor.skip(4)
     model = cursor.number("<i")
-    if not 0 <= model < len(PARAMETERS):
+    if not 0 <= model < len(PARAMETERS_OF):
         raise IndexError
-    cursor.skip(8 + 8 + 8 * PARAMETERS[model])  # width, height, parameters
+    cursor.skip(8 + 8 + 8 * PARAMETERS_OF[model])  # width, height, parameters
 
 
 def _image(cursor: _Cursor) -> None:

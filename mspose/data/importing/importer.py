@@ -14,7 +14,7 @@ import pandas as pd
 
 from mspose.data.cards import PLAIN_NAME, REPOSITORY
 from mspose.data.frames import frame_table, natural_order
-from mspose.data.importing.capture import Capture, View, existing_folder, image_size, listed, stacked
+from mspose.data.importing.capture import Capture, View, existing_folder, image_size, listed, stacked, without_dots
 from mspose.data.importing.colmap import read_colmap
 from mspose.data.importing.kapture import read_kapture
 from mspose.data.importing.nerfstudio import read_nerfstudio
@@ -141,7 +141,7 @@ def import_data(
 
 
 def _read(kind: str, path: Path, images: Path | None, *, focal_px: float | None, **of_tum: Any) -> Capture:
-    images = existing_folder(images, "images'") if images else None
+    images = existing_folder(images, "image") if images else None
     if kind == "colmap":
         return read_colmap(path, images)
     if kind == "nerfstudio":
@@ -312,16 +312,14 @@ def _refuse_bad_scenes(names: Sequence[str], paths: Sequence[str], given: bool) 
 
 
 def _scene_name(path: str) -> str:
-    """A plain name from a folder: `rooms/kitchen/sparse/0` is kitchen, `Küche 2` Kuche-2."""
+    """A plain name from a folder: `kitchen/sparse/0` and `kitchen/dense/0/sparse` are kitchen, `Küche 2` Kuche-2."""
     place = Path(os.path.normpath(Path(path).expanduser().absolute()))
     place = place.parent if place.suffix == ".json" else place
-    if place.name.isdecimal() and place.parent.name.lower() in NAMELESS:
-        place = place.parent
-    while place.name.lower() in NAMELESS:
+    while place.name.lower() in NAMELESS or (place.name.isdecimal() and place.parent.name.lower() in NAMELESS):
         place = place.parent
     plain = unicodedata.normalize("NFKD", place.name).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", plain).strip("-.")
 
 
 def _nth(values: Sequence[str], number: int) -> Path | None:
-    return Path(values[number]).expanduser().absolute() if values else None
+    return without_dots(Path(values[number])) if values else None

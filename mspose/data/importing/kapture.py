@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mspose import poses
 from mspose.data.frames import SMALLEST_QUATERNION_NORM, WORLD_TO_CAMERA, natural_order, parse_numbers
+from mspose.data.importing.camera_models import focal_length, notes_on, wrong_parameters
 from mspose.data.importing.capture import (
     Capture,
     View,
@@ -23,7 +24,6 @@ from mspose.data.importing.capture import (
     sequence_of,
     values_of,
 )
-from mspose.data.importing.colmap import PLAIN_MODELS, focal_length
 from mspose.errors import MsposeError
 
 NO_MODEL = "UNKNOWN_CAMERA"
@@ -46,7 +46,8 @@ class _Motion(NamedTuple):
     def then(self, outer: "_Motion") -> "_Motion":
         rotation = outer.rotation_33 @ self.rotation_33
         translation = outer.rotation_33 @ self.translation_3 + outer.translation_3
-        return _Motion(rotation, translation, self.place, self.fault or outer.fault)
+        bad = outer if outer.fault and not self.fault else self
+        return _Motion(rotation, translation, bad.place, bad.fault)
 
 
 def read_kapture(path: Path, images: Path | None) -> Capture:
@@ -76,7 +77,7 @@ def read_kapture(path: Path, images: Path | None) -> Capture:
         time = _time(stamp, place)
         motion, carrier = _motion(time, device, moving, rigs, ())
         if motion is None:
-            unposed[image] = f"no pose of {device} at {stamp}"
+            unposed[image] = f"no pose at its time: {device} at {stamp}"
             continue
         camera = cameras[device]
         views.append(
@@ -96,8 +97,7 @@ def read_kapture(path: Path, images: Path | None) -> Capture:
         )
     if not views:
         raise MsposeError(f"{folder}: no image has a pose in trajectories.txt")
-    used = sorted({camera.model for camera in cameras.values()} - {*PLAIN_MODELS, NO_MODEL})
-    notes = [f"camera models with distortion: {', '.join(used)}"] if used else []
+    notes = notes_on(camera.model for camera in cameras.values() if camera.model != NO_MODEL)
     return Capture(folder, WORLD_TO_CAMERA, views, [base], unposed, notes)
 
 
@@ -129,8 +129,11 @@ def _read_cameras(file: Path) -> dict[str, _Camera]:
             continue
         model, numbers = parameters[0] if parameters else NO_MODEL, parameters[1:]
         found, fault = parse_numbers(numbers)
-        if fault or (model != NO_MODEL and len(found) < 5):
-            raise MsposeError(f"{place}: {fault or 'expected camera model, width, height and its parameters'}")
+        if model != NO_MODEL:
+            fault = fault or wrong_parameters(model, found[2:])
+            fault = fault or "expected camera model, width, height and its parameters" * (len(found) < 3)
+        if fault:
+            raise MsposeError(f"{place}: {fault}")
         focal = math.nan if model == NO_MODEL else focal_length(model, found[2:])
         size_px = (found[0], found[1]) if len(found) > 1 else (math.nan, math.nan)
         cameras[sensor] = _Camera(model, size_px, focal)
@@ -146,7 +149,8 @@ def _read_rigs(file: Path) -> dict[str, list[tuple[str, _Motion]]]:
         for place, values in values_of(file, ","):
             if len(values) != 9:
                 raise MsposeError(f"{place}: expected rig_id, sensor_id, qw, qx, qy, qz, tx, ty, tz")
-            rigs.setdefault(values[1], []).append((values[0], _read_motion(values[2:], place)))
+            if all(values[2:]):  # as in trajectories
+                rigs.setdefault(values[1], []).append((values[0], _read_motion(values[2:], place)))
     return rigs
 
 

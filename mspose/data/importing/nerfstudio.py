@@ -22,13 +22,16 @@ from mspose.data.importing.capture import (
     locate,
     looks_like,
     sequence_of,
+    without_dots,
 )
 from mspose.errors import MsposeError
 
 FILES = {"transforms_train.json": "train", "transforms_val.json": "val", "transforms_test.json": "test"}
 FROM_OPENGL = np.diag([1.0, -1.0, -1.0])
-FOCAL_KEYS = ("fl_x", "fl_y", "camera_angle_x")
+FOCAL_KEYS = ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y")
 DISTORTION_KEYS = ("k1", "k2", "k3", "k4", "p1", "p2")
+PERSPECTIVE = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
+"""Camera models without other distortion than that of `DISTORTION_KEYS`."""
 
 
 def read_nerfstudio(path: Path, images: Path | None, *, focal_px: float | None) -> Capture:
@@ -37,7 +40,7 @@ def read_nerfstudio(path: Path, images: Path | None, *, focal_px: float | None) 
     Image names in it are relative to its folder, or to `images`. Raises MsposeError where nothing in it says the focal
     length, unless `focal_px` does; for JSON that cannot be read; and for frames without a name or matrix.
     """
-    path = path.expanduser().absolute()
+    path = without_dots(path)
     files = {path: ""} if path.suffix == ".json" and path.is_file() else _files(existing_folder(path, "nerfstudio"))
     views: list[View] = []
     notes: list[str] = []
@@ -131,7 +134,7 @@ def _view(
         sequence=sequence_of(image),
         moment=natural_order(image),
         place=f"{place} ({image})",
-        focal_px=_focal(frame, content, size_px[0]),
+        focal_px=_focal(frame, content, size_px),
         size_px=size_px,
         fault=fault or (f"{unread[0]} is not a number" if unread else ""),
         given_split=split or lists.get(image, ""),
@@ -152,16 +155,19 @@ def _matrix(value: Any) -> tuple[NDArray[np.float64], str]:
     return np.vstack([matrix[:3], [0, 0, 0, 1]]), ""
 
 
-def _focal(frame: Mapping[str, Any], content: Mapping[str, Any], width_px: float) -> float:
+def _focal(frame: Mapping[str, Any], content: Mapping[str, Any], size_px: tuple[float, float]) -> float:
     """Mean focal length of both axes; what a frame says goes before what holds for all."""
     for scope in (frame, content):
         lengths = [_number(scope.get(key)) for key in ("fl_x", "fl_y")]
         lengths = [length for length in lengths if not math.isnan(length)]
         if lengths:
             return sum(lengths) / len(lengths)
-        angle = _number(scope.get("camera_angle_x"))
-        if not math.isnan(angle):
-            return width_px / 2 / math.tan(angle / 2) if 0 < angle < math.pi else -1.0  # refused like any such length
+        for key, side_px in zip(("camera_angle_x", "camera_angle_y"), size_px, strict=True):
+            angle = _number(scope.get(key))
+            if not math.isnan(angle):
+                return (
+                    side_px / 2 / math.tan(angle / 2) if 0 < angle < math.pi else -1.0
+                )  # refused like any such length
     return math.nan
 
 
@@ -184,9 +190,15 @@ def _split_lists(content: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def _is_distorted(camera: Mapping[str, Any]) -> bool:
+    bent = camera.get("camera_model", "OPENCV") not in PERSPECTIVE or camera.get("is_fisheye") is True
+    return bent or any(_number(camera.get(key, 0)) != 0 for key in DISTORTION_KEYS)
+
+
 def _notes(content: Mapping[str, Any]) -> list[str]:
     notes = []
-    if any(_number(content.get(key, 0)) != 0 for key in DISTORTION_KEYS):
+    cameras = [content, *content["frames"]]
+    if any(_is_distorted(camera) for camera in cameras):
         notes.append("the camera model has distortion")
     scale = _number(content.get("applied_scale", 1))
     if scale > 0 and scale != 1:

@@ -116,7 +116,10 @@ def describe_split(frames: pd.DataFrame, by: SplitBy) -> str:
         return "as the files say"
     moments = frames.groupby(["scene", "sequence"])["moment"].agg(lambda values: values.map(str).nunique())
     used = {block_size(int(count), by) for count in moments}
-    shown = [f"{block} frames, {margin} dropped on each side" for block, _, margin in sorted(used, reverse=True)]
+    shown = [
+        f"{block} frame{'s' * (block > 1)}, {margin} dropped on each side"
+        for block, _, margin in sorted(used, reverse=True)
+    ]
     return f"every {_nth(by.test_every or TEST_EVERY)} block of a sequence is for testing; blocks of {listed(shown)}"
 
 
@@ -156,7 +159,7 @@ def _by_list(frames: pd.DataFrame, by: SplitBy, left_out: Sequence[str]) -> NDAr
             continue
         for number, line in enumerate(read_lines(file), 1):
             image = line.replace("\\", "/").removeprefix("./")
-            if not image or image.startswith("#"):
+            if not image or line.startswith("#"):
                 continue
             found = list(dict.fromkeys(rows.get(image, [])))
             if not found and image not in left_out:
@@ -175,7 +178,7 @@ def _way_on(rows: pd.DataFrame, by: SplitBy) -> str:
     if by.how == "blocks":
         sizes = rows.groupby("sequence", sort=False)["moment"].agg(lambda moments: len({str(m) for m in moments}))
         return (
-            f"its {len(rows)} frames are in {len(sizes)} sequence{'s' * (len(sizes) > 1)} of at most {max(sizes)}: "
+            f"its frames are in {len(sizes)} sequence{'s' * (len(sizes) > 1)} of at most {max(sizes)}: "
             "choose --block, --test_every and --margin for that, or --split sequence, or --split list"
         )
     if by.how == "sequence":

@@ -1,10 +1,12 @@
 """TUM trajectories: `timestamp tx ty tz qx qy qz qw` with an image list `timestamp file`.
 
 Poses are camera-to-world, camera axes as ours, metres, quaternion w last
-(https://cvg.cit.tum.de/data/datasets/rgbd-dataset/file_formats).
+(https://cvg.cit.tum.de/data/datasets/rgbd-dataset/file_formats). Commas for blanks are taken too, as by TUM's own
+associate.py, and timestamps in nanoseconds, as EuRoC's files and programs made for them have.
 """
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,8 @@ TRAJECTORY = "groundtruth.txt"
 IMAGE_LIST = "rgb.txt"
 TOLERANCE = 0.02
 """Seconds; that of TUM's own associate.py."""
+LATEST_S, EARLIEST_NS = 1e11, 1e17
+"""A timestamp up to the one is in seconds, from the other on in nanoseconds (both since 1970); none is between."""
 
 
 def read_tum(
@@ -40,20 +44,19 @@ def read_tum(
     poses_file, list_file = trajectory or folder / TRAJECTORY, image_list or folder / IMAGE_LIST
     for file, option in ((poses_file, "--trajectory"), (list_file, "--image_list")):
         if not file.is_file():
-            raise MsposeError(f"there is no {file}: say which file it is with {option}{looks_like(folder, 'tum')}")
-    poses = [(place, *parse_numbers(values), len(values)) for place, values in values_of(poses_file, None)]
-    for place, _, fault, count in poses:
-        if count != 8:
-            raise MsposeError(f"{place}: expected timestamp tx ty tz qx qy qz qw, found {count} values")
-        if fault:
-            raise MsposeError(f"{place}: {fault}")
-    listed = [(place, values) for place, values in values_of(list_file, None, 1)]
+            what = f"{file} is no file" if file.exists() else f"there is no {file}"
+            raise MsposeError(f"{what}: say which file it is with {option}{looks_like(folder, 'tum')}")
+    poses = [(place, line.replace(",", " ").split()) for place, (line,) in values_of(poses_file, "\n")]
+    for place, values in poses:
+        if len(values) != 8:
+            raise MsposeError(f"{place}: expected timestamp tx ty tz qx qy qz qw, found {len(values)} values")
+    listed = [(place, re.split(r"[,\s]\s*", line, maxsplit=1)) for place, (line,) in values_of(list_file, "\n")]
     image_time_B = _times([(place, values[0]) for place, values in listed])
-    pose_time_P = _times([(place, str(numbers[0])) for place, numbers, _, _ in poses])
+    pose_time_P = _times([(place, values[0]) for place, values in poses])
     for file, times in ((poses_file, pose_time_P), (list_file, image_time_B)):
         if not len(times):
             raise MsposeError(f"{file} is empty")
-    if short := next((place for place, values in listed if len(values) < 2), None):
+    if short := next((place for place, values in listed if len(list(filter(None, values))) < 2), None):
         raise MsposeError(f"{short}: expected timestamp and file")
 
     nearest = associate(image_time_B, pose_time_P, tolerance)
@@ -69,8 +72,10 @@ def read_tum(
         if pose < 0:
             unposed[image] = f"no pose of its own within {tolerance:g} s"
             continue
-        place, (_, *position, x, y, z, w), _, _ = poses[pose]
-        views.append(View(image, locate(base, image), position, [w, x, y, z], sequence_of(image), time, place))
+        place, cells = poses[pose]
+        (*position, x, y, z, w), fault = parse_numbers(cells[1:])
+        here = locate(base, image)
+        views.append(View(image, here, position, [w, x, y, z], sequence_of(image), time, place, fault=fault))
     return Capture(
         source=poses_file,
         convention=CAMERA_TO_WORLD,
@@ -102,10 +107,13 @@ def associate(
 
 
 def _times(stamps: list[tuple[str, str]]) -> NDArray[np.float64]:
+    """In seconds."""
     times = []
     for place, stamp in stamps:
         (time,), fault = parse_numbers([stamp])
         if fault or not math.isfinite(time):
             raise MsposeError(f"{place}: {stamp[:40]!r} is not a timestamp in seconds")
-        times.append(time)
+        if LATEST_S < abs(time) < EARLIEST_NS:
+            raise MsposeError(f"{place}: {stamp[:40]} is too large for seconds: write the timestamps in seconds")
+        times.append(time if abs(time) < EARLIEST_NS else time / 1e9)
     return np.array(times, dtype=np.float64)

@@ -29,7 +29,7 @@ def free_folder(out: Path) -> Path:
     if folder.exists() and not folder.is_dir():
         raise MsposeError(f"--out: {folder} is a file: give the folder to be made")
     if folder.is_dir() and any(folder.iterdir()):
-        raise MsposeError(f"--out: {folder} is there and not empty: remove it, or give another")
+        raise MsposeError(f"--out: {folder} is there and not empty, and nothing is replaced: give another")
     return folder
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from data.importing.builders import FOCAL, SIZE, Room, quaternion, write_colmap
 
+from mspose.data.importing.camera_models import PARAMETERS, focal_length
 from mspose.data.importing.capture import stacked
-from mspose.data.importing.colmap import focal_length, read_colmap
-from mspose.data.importing.colmap_binary import PARAMETERS
+from mspose.data.importing.colmap import read_colmap
 from mspose.data.importing.importer import import_data
 from mspose.data.importing.splits import SplitBy
 from mspose.errors import MsposeError
@@ -146,7 +146,14 @@ def test_every_camera_model_of_colmap_has_its_focal_length(pycolmap):
                 camera.params[index] += number
             expected = camera.mean_focal_length() if len(camera.focal_length_idxs()) else np.nan
             np.testing.assert_equal(focal_length(name, list(camera.params)), expected)
-            assert len(camera.params) == PARAMETERS[int(camera.model)]
+            assert len(camera.params) == PARAMETERS[name]
+            assert list(PARAMETERS)[int(camera.model)] == name
+
+
+def test_a_camera_model_of_the_future_has_poses_but_no_focal_length(room, tmp_path):
+    capture = read_colmap(write_colmap(tmp_path, room, camera="EXOTIC 48 36 1 2 3"), None)
+    assert np.isnan([view.focal_px for view in capture.views]).all()
+    assert capture.notes == ["camera models whose focal length is not known here: EXOTIC"]
 
 
 def test_a_blank_in_a_name_stays(room, tmp_path):
@@ -206,6 +213,7 @@ def change(path: Path, line: int, old: str, new: str) -> None:
         ("cameras.txt", 2, "3 SIMPLE", "nan SIMPLE", "cameras.txt, line 2: expected CAMERA_ID MODEL WIDTH"),
         ("images.txt", 5, " 3 walk", " 4 walk", "images.txt, line 5: camera 4 is not among the model's cameras"),
         ("images.txt", 4, "1.5 2.5 -1", "9 1 0 0 0 0 0 0 3 2.jpg", "line 4: expected the 2-D points of the image"),
+        ("cameras.txt", 2, "SIMPLE_RADIAL 48", "OPENCV 48", "line 2: camera model OPENCV has 8 parameters, not 4"),
         ("cameras.txt", 2, "RADIAL 48", "RADIAL wide", "cameras.txt, line 2: 'wide' is not a number"),
         ("cameras.txt", 2, "3 SIMPLE_RADIAL", "SIMPLE_RADIAL", "cameras.txt, line 2: 'SIMPLE_RADIAL' is not a number"),
     ],

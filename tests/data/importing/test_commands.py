@@ -98,6 +98,11 @@ def test_bad_words_are_one_line(words, pattern, call, room, tmp_path):
     assert not (tmp_path / "own").exists()
 
 
+def test_a_name_with_a_line_end_does_not_break_the_line(call, tmp_path):
+    status, _, errors = call("data", "import", "colmap", tmp_path / "new\nline", "--out", tmp_path / "own")
+    assert (status, errors) == (2, f"mspose: error: there is no folder {tmp_path}/new line\n")
+
+
 def test_dashes_do_for_underscores(call, room, tmp_path):
     write_nerfstudio(tmp_path / "room", room)
     words = ("--split", "sequence", "--test-sequences", "walk 2", "--focal-px", "41", "--copy", "--quiet")

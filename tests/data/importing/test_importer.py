@@ -105,6 +105,9 @@ def test_several_folders_become_scenes_of_one_data_set(sources, room, tmp_path, 
     assert "| 01 " in import_data("nerfstudio", [str(numbered / "..") + "/01/"], str(tmp_path / "numbers"))
     import_data("colmap", [str(sources["colmap"]), str(other)], str(tmp_path / "named"), scenes=["a", "b.2"])
     assert set(frames_of(tmp_path / "named")["scene"]) == {"a", "b.2"}
+    dense = other.parent / "dense" / "0" / "sparse"
+    shutil.copytree(other / "0", dense)
+    assert "| Kuche-No2 " in import_data("colmap", [str(dense)], str(tmp_path / "dense"))
 
 
 def test_copied_images_make_a_folder_that_can_travel(room, tmp_path, frames_of):
@@ -202,6 +205,7 @@ def test_folders_that_are_not_what_they_should_be(kind, sources, refused, tmp_pa
         refused(f"{name} is an archive: unpack it first", kind, tmp_path / name)
     (tmp_path / "notes.txt").write_text("a file")
     refused("notes.txt is a file: give the folder", kind, tmp_path / "notes.txt")
+    refused("/dev/null is a file: give the folder", kind, "/dev/null")
     (tmp_path / "empty").mkdir()
     refused("empty", kind, tmp_path / "empty")
     for other in KINDS:
@@ -274,6 +278,25 @@ def test_odd_names_of_folders_and_images_come_back(room, tmp_path, frames_of):
     assert {Path(image).name for image in frames["image"]} == set(names)
     assert all((card.root / image).is_file() for image in frames["image"])
     assert card.scenes == ("two-blanks-a-b",)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_links_keep_their_names_wherever_one_stands(kind, room, tmp_path, frames_of, monkeypatch):
+    """Images may be links into a store of blobs; a path with `..` in it must not follow them."""
+    WRITE[kind](tmp_path / "studio", room)
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "studio")
+    for number, image in enumerate(sorted((tmp_path / "studio").rglob("*.jpg"))):
+        image.rename(tmp_path / "blobs" / f"{number}")
+        image.symlink_to(tmp_path / "blobs" / f"{number}")
+    monkeypatch.chdir(tmp_path / "blobs")
+    for number, path in enumerate(("../studio", "../linked/../studio", "../linked")):
+        own = tmp_path / f"own-{number}"
+        import_data(kind, [path], str(own), scenes=["hall"], split=ALL_BUT_MARGIN)
+        frames = frames_of(own)
+        assert set(frames["image"]) == set(room.names)
+        (card,) = own.glob("*.yaml")
+        assert ".." not in read_card(card).root.parts
 
 
 def test_an_import_that_breaks_off_leaves_nothing(sources, tmp_path, refused, monkeypatch):

@@ -74,8 +74,8 @@ def test_images_without_a_pose_are_counted_and_named(room, tmp_path):
     del lines[9]
     trajectory.write_text("\n".join(lines))
     text = import_data("kapture", [str(tmp_path / "hall")], str(tmp_path / "own"))
-    assert "left out, no pose of c0 at 0003: 1: walk 1/frame-3.jpg" in text
-    assert "left out, no pose of c0 at 0008: 1: walk 1/frame-8.jpg" in text
+    assert "left out, no pose at its time: 2: walk 1/frame-3.jpg, walk 1/frame-8.jpg" in text
+    assert "no pose at its time: c0 at 0008\n" in (tmp_path / "own" / "left_out.csv").read_text()
 
 
 def test_times_with_more_digits_than_a_float(room, tmp_path):
@@ -103,7 +103,8 @@ def test_cameras_of_any_model(room, tmp_path):
     ("file", "line", "message"),
     [
         ("sensors.txt", "c9", "sensors.txt, line 5: expected sensor_id, name, type"),
-        ("sensors.txt", "c9, , camera, PINHOLE, 48, 36", "sensors.txt, line 5: expected camera model, width, height"),
+        ("sensors.txt", "c9, , camera, PINHOLE, 48, 36", "line 5: camera model PINHOLE has 4 parameters, not 0"),
+        ("sensors.txt", "c9, , camera, EXOTIC, 48, 36", "sensors.txt, line 5: expected camera model, width, height"),
         ("sensors.txt", "c9, , camera, PINHOLE, 48, 36, f, 2, 3, 4", "sensors.txt, line 5: 'f' is not a number"),
         ("records_camera.txt", "1, c0", "records_camera.txt, line 32: expected timestamp, device_id, image_path"),
         ("records_camera.txt", "1, gps, a.jpg", "line 32: there is no camera 'gps'"),
@@ -139,6 +140,18 @@ def test_bad_poses_are_named_by_file_and_line(pose, message, room, tmp_path):
     trajectory.write_text("\n".join(lines))
     with pytest.raises(MsposeError, match=f"trajectories.txt, line 4: {message}"):
         import_data("kapture", [str(tmp_path / "hall")], str(tmp_path / "own"))
+
+
+def test_a_bad_place_on_a_rig_is_named_where_it_stands(room, tmp_path):
+    write_kapture(tmp_path / "hall", stereo(room), OF_RIG)
+    rigs = tmp_path / "hall" / "sensors" / "rigs.txt"
+    lines = rigs.read_text().splitlines()
+    rigs.write_text("\n".join([*lines[:2], "rig, c1, 0, 0, 0, 0, 1, 2, 3"]))
+    with pytest.raises(MsposeError, match="rigs.txt, line 3: the quaternion is zero"):
+        import_data("kapture", [str(tmp_path / "hall")], str(tmp_path / "own"))
+    rigs.write_text("\n".join([*lines[:2], "rig, c1, , , , , 1, 2, 3"]))  # no full pose: none, as in trajectories
+    text = import_data("kapture", [str(tmp_path / "hall")], str(tmp_path / "own"))
+    assert "left out, no pose at its time: 15: right/0.jpg" in text
 
 
 @pytest.mark.parametrize("name", ["records_camera.txt", "trajectories.txt"])

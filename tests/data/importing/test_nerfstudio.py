@@ -99,7 +99,10 @@ def test_intrinsics_of_all_and_of_single_frames(tmp_path, room):
     rewrite(file, fl_x=None, fl_y=None, w=None, camera_angle_x=angle)
     np.testing.assert_allclose(focal()[:3], FOCAL)  # the width is the image's own
     np.testing.assert_allclose(focal()[4], 2 * FOCAL)
-    rewrite(file, camera_angle_x=None)
+    up_angle = 2 * math.atan(SIZE[1] / 2 / FOCAL)
+    rewrite(file, camera_angle_x=None, camera_angle_y=up_angle)
+    np.testing.assert_allclose(focal()[:3], FOCAL)
+    rewrite(file, camera_angle_y=None)
     assert np.isnan(focal()).sum() == 28  # known for the two frames that say it
 
 
@@ -208,3 +211,9 @@ def test_what_a_reader_should_know(tmp_path, room):
     distortion, scale = read(tmp_path).notes
     assert distortion == "the camera model has distortion"
     assert "applied_scale is 0.5: --scale 2 undoes it" in scale
+    for camera in ({"camera_model": "OPENCV_FISHEYE"}, {"is_fisheye": True}, {"camera_model": "OPENCV", "p2": 0.1}):
+        content = json.loads(write_nerfstudio(tmp_path, room, fl_x=40).read_text())
+        assert read(tmp_path).notes == []
+        content["frames"][3] |= camera  # a camera of its own
+        (tmp_path / "transforms.json").write_text(json.dumps(content))
+        assert read(tmp_path).notes == ["the camera model has distortion"]

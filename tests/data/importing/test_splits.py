@@ -38,7 +38,10 @@ def test_short_sequences_have_shorter_blocks(count, train, test, block, margin):
     split = split_frames(table, SplitBy())
     assert ((split == "train").sum(), (split == "test").sum()) == (train, test)
     said = describe_split(table, SplitBy())
-    assert f"every 5th block of a sequence is for testing; blocks of {block} frames, {margin} dropped" in said
+    assert (
+        f"every 5th block of a sequence is for testing; blocks of {block} frame{'s' * (block > 1)}, {margin} dropped"
+        in said
+    )
 
 
 def test_what_is_said_is_done():
@@ -137,7 +140,5 @@ def test_options_without_effect(by, message):
     [({"a_one": 2}, SplitBy()), ({"a_one": 40}, SplitBy(block=50)), ({"a_one": 12}, SplitBy(margin=50))],
 )
 def test_scenes_that_are_too_short(counts, by):
-    with pytest.raises(
-        MsposeError, match=r"scene a would have no \w+ frames; its .* frames are in 1 sequence .*--block"
-    ):
+    with pytest.raises(MsposeError, match=r"scene a would have no \w+ frames; its frames are in 1 sequence .*--block"):
         split_frames(frames(**counts), by)

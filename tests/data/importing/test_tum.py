@@ -77,6 +77,8 @@ def test_other_names_of_the_files(room, tmp_path, frames_of):
     (tmp_path / "desk" / "groundtruth.txt").rename(tmp_path / "slam.txt")
     with pytest.raises(MsposeError, match=r"there is no .*groundtruth.txt: say which file it is with --trajectory"):
         read(tmp_path / "desk")
+    with pytest.raises(MsposeError, match=r"desk is no file: say which file it is with --trajectory"):
+        read(tmp_path / "desk", trajectory=tmp_path / "desk")
     options = {"image_list": [str(tmp_path / "desk" / "left.txt")], "trajectory": [str(tmp_path / "slam.txt")]}
     import_data("tum", [str(tmp_path / "desk")], str(tmp_path / "own"), tolerance=0.004, **options)
     assert set(frames_of(tmp_path / "own")["scene"]) == {"desk"}
@@ -86,10 +88,11 @@ def test_other_names_of_the_files(room, tmp_path, frames_of):
     ("file", "text", "message"),
     [
         ("groundtruth.txt", "1 0 0 0 0 0 0", "groundtruth.txt, line 1: expected timestamp tx .*, found 7 values"),
-        ("groundtruth.txt", "1 0 0 0 0 0 0 w", "groundtruth.txt, line 1: 'w' is not a number"),
         ("groundtruth.txt", "nan 0 0 0 0 0 0 1", "groundtruth.txt, line 1: 'nan' is not a timestamp in seconds"),
         ("groundtruth.txt", "# nothing", "groundtruth.txt is empty"),
+        ("groundtruth.txt", "1.4e15 0 0 0 0 0 0 1", "groundtruth.txt, line 1: 1.4e15 is too large for seconds"),
         ("rgb.txt", "", "rgb.txt is empty"),
+        ("rgb.txt", "1.0,", "rgb.txt, line 1: expected timestamp and file"),
         ("rgb.txt", "x a.jpg", "rgb.txt, line 1: 'x' is not a timestamp"),
         ("rgb.txt", "#\n1.0", "rgb.txt, line 2: expected timestamp and file"),
     ],
@@ -102,10 +105,30 @@ def test_damaged_files(file, text, message, room, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_zero_quaternion_is_named_by_its_line(room, tmp_path):
+@pytest.mark.parametrize(("cells", "fault"), [("0 0 0 0", "the quaternion is zero"), ("0 0 0 w", "'w' is not a num")])
+def test_a_bad_pose_is_named_by_its_line_or_left_out(cells, fault, room, tmp_path, frames_of):
     write_tum(tmp_path / "desk", room)
     lines = (tmp_path / "desk" / "groundtruth.txt").read_text().splitlines()
-    lines[5] = " ".join([*lines[5].split()[:4], "0", "0", "0", "0"])
+    lines[5] = " ".join([*lines[5].split()[:4], cells])
     (tmp_path / "desk" / "groundtruth.txt").write_text("\n".join(lines))
-    with pytest.raises(MsposeError, match="groundtruth.txt, line 6: the quaternion is zero"):
+    with pytest.raises(MsposeError, match=f"groundtruth.txt, line 6: {fault}"):
         import_data("tum", [str(tmp_path / "desk")], str(tmp_path / "own"))
+    split = SplitBy(block=3, margin=0)
+    import_data("tum", [str(tmp_path / "desk")], str(tmp_path / "own"), on_bad_frame="skip", split=split)
+    assert len(frames_of(tmp_path / "own")) == 29
+
+
+def test_nanoseconds_and_commas(tmp_path):
+    """Stamps with more digits than a float has, in a list of EuRoC's kind; its poses in either unit, 4 ms later."""
+    first = 1403636579763555584
+    stamps = [first + 50_000_000 * number for number in range(20)]
+    rows = [f"{stamp},{stamp}.png\r\n" for stamp in stamps]
+    (tmp_path / "data.csv").write_text("#timestamp [ns],filename\r\n" + "".join(rows), newline="")
+    later = [stamp + 4_000_007 for stamp in stamps]
+    for name, times in (("ns", later), ("s", [f"{stamp // 10**9}.{stamp % 10**9:09d}" for stamp in later])):
+        (tmp_path / name).write_text("".join(f"{time},{row},0,0,0,0,0,1\n" for row, time in enumerate(times)))
+        capture = read(tmp_path, 0.0041, tmp_path / name, tmp_path / "data.csv")
+        assert [view.position[0] for view in capture.views] == list(range(20))
+        assert [view.image for view in capture.views] == [f"{stamp}.png" for stamp in stamps]
+        with pytest.raises(MsposeError, match="no image has a pose within 0.0039 s"):
+            read(tmp_path, 0.0039, tmp_path / name, tmp_path / "data.csv")
