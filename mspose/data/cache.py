@@ -33,7 +33,7 @@ from mspose.data.frames import evenly
 from mspose.data.images import find_image, read_image, resize_short_side
 from mspose.errors import MsposeError
 
-FORMAT = "pillow-bilinear-3"  # changes when the same source would give other pixels or another index
+FORMAT = "pillow-bilinear-4"  # changes when the same source would give other pixels or another index
 CHECKED = 64  # frames, evenly spread, whose checksums are compared when a cache is opened
 PIECE = 2**28  # bytes that are copied to a device at a time
 log = logging.getLogger("mspose")
