@@ -77,7 +77,8 @@ def build_network(description: Mapping[str, Any], weights: Mapping[str, Tensor],
     try:
         network = network_class(description["kind"])(**description["architecture"], pretrained=False)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, MsposeError) as error:
-        raise MsposeError(f"{source}/model.json does not describe a model of this version: {error}") from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise MsposeError(f"{source}/model.json does not describe a model of this version: {reason}") from error
     if any(tensor.dtype == torch.float64 for tensor in weights.values()):
         network.double()  # a converted checkpoint keeps its precision
     load_weights(network, weights, source)
