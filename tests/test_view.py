@@ -92,7 +92,7 @@ def viewer(run, table):
     images = images_of_run(run, {"dataset": "small"}, table["image"].tolist(), None)
     made = Viewer(server, scenes, images, title="a run", ended=threading.Event())
     yield made
-    made.ended.set()
+    made.end()
     server.stop()
 
 
@@ -338,6 +338,24 @@ def test_bad_input_is_one_line(own_run, capsys, tmp_path, monkeypatch):
     assert "pip install viser" in failure(capsys, own_run)
 
 
+def test_the_end_waits_for_what_is_being_drawn_and_nothing_is_drawn_after_it(viewer, monkeypatch):
+    drawing, drawn = threading.Event(), []
+
+    def draw_slowly():
+        with viewer.lock:
+            drawing.set()
+            drawn.append(viewer.ended.wait(0.2))
+
+    threading.Thread(target=draw_slowly).start()
+    assert drawing.wait(10)
+    viewer.end()
+    assert drawn == [False]  # it was done before the end
+    monkeypatch.setattr(viewer.server.scene, "reset", None)
+    monkeypatch.setattr(viewer.server.scene, "set_up_direction", None)
+    viewer.draw()
+    viewer.show_scene("cellar")
+
+
 def test_ctrl_c_ends_it_well(run, tmp_path):
     command = [sys.executable, "-m", "mspose", "view", str(run), "--port", "0"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -399,7 +417,7 @@ def test_a_browser_sees_it_and_looks_through_the_cameras(viewer, browser, table)
     for scene in ("cellar", "attic"):  # while it plays
         viewer.scene.value = scene
         page.get_by_text(table[table["scene"] == scene]["image"].iloc[3]).wait_for()
-    viewer.ended.set()
+    viewer.end()
     playing.join(30)
     page.close()
     # the browser forgets an image that another replaced before it was drawn

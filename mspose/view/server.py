@@ -53,13 +53,13 @@ def view_run(
     ended = ended or threading.Event()
     with serving(host, port) as (server, address):
         viewer = Viewer(server, scenes, images, title=f"{'/'.join(run.resolve().parts[-3:])}: {split}", ended=ended)
-        (started or _say)(address)
         try:
+            (started or _say)(address)
             viewer.play()
         except KeyboardInterrupt:  # the usual end
             log.info("the viewer has ended")
         finally:
-            ended.set()
+            viewer.end()
 
 
 def _say(address: str) -> None:

@@ -94,6 +94,8 @@ class Viewer:
     def show_scene(self, name: str) -> None:
         """Draw this scene in place of the one before, and look at it from above."""
         with self.lock:
+            if self.ended.is_set():
+                return
             self.shown = shown = self.scenes[name]
             position, orientation = (float(np.median(shown.error_N[error])) for error in ERRORS)
             self.summary.content = f"{len(shown.image)} frames, median error **{position:.3f} m / {orientation:.2f}°**"
@@ -210,6 +212,11 @@ class Viewer:
             with self.lock:  # the scene may be about to change
                 if self.playing.value and self.server.get_clients():
                     self.frame.value = (int(self.frame.value) + 1) % len(self.shown.image)
+
+    def end(self) -> None:
+        """Wait for what is being drawn; nothing is drawn any more after it."""
+        with self.lock:
+            self.ended.set()
 
     def _draw_frustums(self, colour_N3: Any) -> None:
         shown = self.shown
