@@ -21,7 +21,7 @@ def predict() -> Verb:
         "camera-to-world quaternion w x y z, in the scene that the model takes each image for. "
         "Poses are written as they are computed."
     )
-    parser.add_argument("run", type=str, help="folder of a trained or converted run, or of its model")
+    parser.add_argument("run", type=str, help="folder of a run or of a model, or user/name on the hub")
     parser.add_argument(
         "images",
         nargs="+",
@@ -76,7 +76,7 @@ def export() -> Verb:
         description="Write a run's model as one file for deployment: images of any size in, poses out. It is kept only "
         "where it answers as the model does."
     )
-    parser.add_argument("run", type=str, help="folder of a trained or converted run, or of its model")
+    parser.add_argument("run", type=str, help="folder of a run or of a model, or user/name on the hub")
     parser.add_argument(
         "--format",
         type=Literal["onnx", "torch-export"],

@@ -1,8 +1,10 @@
 """A small data set on disk and the settings of a small network, for tests that need a whole run."""
 
+import logging
 import os
 import shutil
 import signal
+import threading
 
 # one thread for us and for the processes that tests start: small tensors gain nothing from more, and busy machines lose
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -113,6 +115,28 @@ def small_run(small_data, tmp_path_factory) -> Path:
 
     settings = settings_for(small_data, tmp_path_factory.mktemp("finished"))
     return train(replace(settings, seed=5), progress=False)
+
+
+@pytest.fixture
+def call(capsys):
+    """`call("train", ...)`, the command line -> (exit status, standard output, lines on standard error)."""
+    from mspose.cli import main
+
+    # `main` sets up logging for its process; the other tests share ours
+    ours = logging.getLogger("mspose")
+    before = ours.handlers[:], ours.level, threading.excepthook
+
+    def run(*words: object) -> tuple[int, str, list[str]]:
+        status = 0
+        try:
+            main([str(word) for word in words])
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err.splitlines()
+
+    yield run
+    ours.handlers[:], ours.level, threading.excepthook = before
 
 
 @pytest.fixture(scope="session")

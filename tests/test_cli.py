@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from PIL import Image
 
 from mspose import cli, data_verbs, evaluation, result_verbs, study_verbs
 from mspose.checkpoint import load_checkpoint
-from mspose.cli import _underscored, main
+from mspose.cli import _underscored
 from mspose.config import flatten, read_settings, write_settings
 from mspose.poses import pose_matrix
 
@@ -32,31 +31,6 @@ VERBS = {
     **{verb: getattr(result_verbs, verb) for verb in ("predict", "export", "report", "view")},
     **{f"data {name}": make for name, make in data_verbs.ACTIONS.items()},
 }
-
-
-@pytest.fixture(autouse=True)
-def own_logging():
-    """`main` sets up logging for its process; the other tests share ours."""
-    ours = logging.getLogger("mspose")
-    before = ours.handlers[:], ours.level, threading.excepthook
-    yield
-    ours.handlers[:], ours.level, threading.excepthook = before
-
-
-@pytest.fixture
-def call(capsys):
-    """`call("train", ...)` -> (exit status, standard output, lines on standard error)."""
-
-    def run(*words: object) -> tuple[int, str, list[str]]:
-        status = 0
-        try:
-            main([str(word) for word in words])
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err.splitlines()
-
-    return run
 
 
 @pytest.fixture

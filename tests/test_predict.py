@@ -2,14 +2,12 @@
 
 import io
 import json
-import logging
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import cv2
@@ -20,7 +18,6 @@ from PIL import Image
 
 import mspose
 from mspose import result_verbs
-from mspose.cli import main
 from mspose.data.cards import data_root, read_card
 from mspose.data.images import read_image
 from mspose.errors import MsposeError
@@ -32,27 +29,12 @@ POSE = ["tx", "ty", "tz", "qw", "qx", "qy", "qz"]
 ESTIMATE = [f"{name}_est" for name in POSE]
 
 
-@pytest.fixture(autouse=True)
-def own_logging():
-    """`main` sets up logging for its process; the other tests share ours."""
-    ours = logging.getLogger("mspose")
-    before = ours.handlers[:], ours.level, threading.excepthook
-    yield
-    ours.handlers[:], ours.level, threading.excepthook = before
-
-
 @pytest.fixture
-def predict(capsys, small_run):
+def predict(call, small_run):
     """`predict(images, ...)` with the small run -> (exit status, standard output, lines on standard error)."""
 
     def run(*words: object, model: Path = small_run, quiet: bool = True) -> tuple[int, str, list[str]]:
-        status = 0
-        try:
-            main(["predict", str(model), *map(str, words), "--device=cpu", *(["--quiet"] if quiet else [])])
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err.splitlines()
+        return call("predict", model, *words, "--device=cpu", *(["--quiet"] if quiet else []))
 
     return run
 

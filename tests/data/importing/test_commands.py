@@ -1,44 +1,17 @@
 """`mspose data import` as a user types it, and the other commands on what it made."""
 
-import logging
 import re
 import shlex
-import threading
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from data.importing.builders import write_colmap, write_nerfstudio
 
-from mspose.cli import main
 from mspose.config import write_settings
 from mspose.data_verbs import ACTIONS
 
 ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture(autouse=True)
-def own_logging():
-    """`main` sets up logging for its process; the other tests share ours."""
-    ours = logging.getLogger("mspose")
-    before = ours.handlers[:], ours.level, threading.excepthook
-    yield
-    ours.handlers[:], ours.level, threading.excepthook = before
-
-
-@pytest.fixture
-def call(capsys):
-    """`call("train", ...)` -> (exit status, standard output, standard error)."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        status = 0
-        try:
-            main([str(word) for word in words])
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        return status, *capsys.readouterr()
-
-    return run
 
 
 def test_every_other_command_takes_an_imported_data_set(call, room, small_settings, tmp_path):
@@ -46,8 +19,8 @@ def test_every_other_command_takes_an_imported_data_set(call, room, small_settin
         write_colmap(tmp_path / name, room)
     own = tmp_path / "rooms"
     words = ("colmap", tmp_path / "hall", tmp_path / "attic", "--out", own, "--block=4", "--margin=1")
-    status, out, errors = call("data", "import", *words)
-    assert (status, errors) == (0, "")
+    status, out, lines = call("data", "import", *words)
+    assert (status, lines) == (0, [])
     assert f"mspose data check {own}" in out
     labels = pd.read_csv(own / "labels.csv")
     counts = labels.groupby(["scene", "split"]).size().to_dict()
@@ -90,24 +63,24 @@ def test_every_other_command_takes_an_imported_data_set(call, room, small_settin
 )
 def test_bad_words_are_one_line(words, pattern, call, room, tmp_path):
     write_nerfstudio(tmp_path / "room", room)
-    status, out, errors = call("data", "import", *words.format(*[tmp_path] * 3).split())
+    status, out, lines = call("data", "import", *words.format(*[tmp_path] * 3).split())
     assert (status, out) == (2, "")
-    (line,) = errors.splitlines()
+    (line,) = lines
     assert line.startswith("mspose: error: ")
     assert pd.Series([line]).str.contains(pattern).all()
     assert not (tmp_path / "own").exists()
 
 
 def test_a_name_with_a_line_end_does_not_break_the_line(call, tmp_path):
-    status, _, errors = call("data", "import", "colmap", tmp_path / "new\nline", "--out", tmp_path / "own")
-    assert (status, errors) == (2, f"mspose: error: there is no folder {tmp_path}/new line\n")
+    status, _, lines = call("data", "import", "colmap", tmp_path / "new\nline", "--out", tmp_path / "own")
+    assert (status, lines) == (2, [f"mspose: error: there is no folder {tmp_path}/new line"])
 
 
 def test_dashes_do_for_underscores(call, room, tmp_path):
     write_nerfstudio(tmp_path / "room", room)
     words = ("--split", "sequence", "--test-sequences", "walk 2", "--focal-px", "41", "--copy", "--quiet")
-    status, out, errors = call("data", "import", "nerfstudio", tmp_path / "room", "--out", tmp_path / "own", *words)
-    assert (status, errors) == (0, "")
+    status, out, lines = call("data", "import", "nerfstudio", tmp_path / "room", "--out", tmp_path / "own", *words)
+    assert (status, lines) == (0, [])
     labels = pd.read_csv(tmp_path / "own" / "labels.csv")
     assert labels.groupby("split")["seq"].unique().map(list).to_dict() == {"test": ["walk 2"], "train": ["walk 1"]}
     assert set(labels["focal_px"]) == {41}
