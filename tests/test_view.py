@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mspose.cli import main
 from mspose.data.cards import load_frames, read_card
 from mspose.errors import MsposeError
 from mspose.metrics import write_predictions
@@ -314,28 +313,25 @@ def test_a_port_that_is_taken_gives_the_next_one():
         free_port("203.0.113.7", 8080)
 
 
-def failure(capsys, *arguments):
-    with pytest.raises(SystemExit) as ended:
-        main(["view", *map(str, arguments)])
-    assert ended.value.code == 2
-    error = capsys.readouterr().err.strip()
-    assert error.count("\n") == 0, error
-    return error
+def failure(call, *arguments):
+    status, _, lines = call("view", *arguments)
+    assert (status, len(lines)) == (2, 1), lines
+    return lines[0]
 
 
-def test_bad_input_is_one_line(own_run, capsys, tmp_path, monkeypatch):
-    assert f"{tmp_path / 'none'} is no folder of a run" in failure(capsys, tmp_path / "none")
-    assert "no scene kitchen; its scenes: attic, cellar" in failure(capsys, own_run, "--scene", "kitchen")
-    assert "has no predictions of the split train" in failure(capsys, own_run, "--split", "train")
-    assert "there is --split test" in failure(capsys, own_run, "--split", "train")
-    assert "image not found" in failure(capsys, own_run, "--root", tmp_path)
-    assert "port" in failure(capsys, own_run, "--port", "70000")
+def test_bad_input_is_one_line(own_run, call, tmp_path, monkeypatch):
+    assert f"{tmp_path / 'none'} is no folder of a run" in failure(call, tmp_path / "none")
+    assert "no scene kitchen; its scenes: attic, cellar" in failure(call, own_run, "--scene", "kitchen")
+    assert "has no predictions of the split train" in failure(call, own_run, "--split", "train")
+    assert "there is --split test" in failure(call, own_run, "--split", "train")
+    assert "image not found" in failure(call, own_run, "--root", tmp_path)
+    assert "port" in failure(call, own_run, "--port", "70000")
     (own_run / "predictions" / "test.csv").write_text("image,scene\na,b\n")
-    assert "column tx" in failure(capsys, own_run)
+    assert "column tx" in failure(call, own_run)
     (own_run / "predictions" / "test.csv").unlink()
-    assert f"run `mspose evaluate {own_run}` first" in failure(capsys, own_run)
+    assert f"run `mspose evaluate {own_run}` first" in failure(call, own_run)
     monkeypatch.setitem(sys.modules, "mspose.view.viewer", None)
-    assert "pip install viser" in failure(capsys, own_run)
+    assert "pip install viser" in failure(call, own_run)
 
 
 def test_the_end_waits_for_what_is_being_drawn_and_nothing_is_drawn_after_it(viewer, monkeypatch):
