@@ -11,9 +11,9 @@ __version__ = "0.1.0"
 __all__ = ["MSPN", "MSTransformer", "__version__", "load"]
 
 if TYPE_CHECKING:
+    from mspose.inference import load
     from mspose.models.mspn import MSPN
     from mspose.models.mstransformer import MSTransformer
-    from mspose.prediction import load
 
 HOMES = {"load": "prediction", "MSTransformer": "models.mstransformer", "MSPN": "models.mspn"}
 

@@ -226,9 +226,9 @@ def _baselines() -> Verb:
     )
 
     def run(parsed: Namespace) -> None:
-        from mspose.baselines import evaluate_baselines
         from mspose.data.preparation import render_if_virtual
         from mspose.evaluation import summary
+        from mspose.studies.baselines import evaluate_baselines
 
         settings = _settings(parsed, parser)
         data = settings.data
@@ -263,10 +263,10 @@ def _table() -> Verb:
     parser.add_argument("--out", type=str, help="file to write, in place of printing")
 
     def run(parsed: Namespace) -> None:
-        from mspose.ablation.finished import ROOTS
-        from mspose.ablation.table import ablation_table
-        from mspose.checkpoint import whole_file
-        from mspose.tables import table_text
+        from mspose.files import whole_file
+        from mspose.studies.ablation.finished import ROOTS
+        from mspose.studies.ablation.table import ablation_table
+        from mspose.studies.tables import table_text
 
         of_runs = {"kind": "median", "published": True, "ground_truth": None, "split": None, "digits": 2}
         idle = of_runs if parsed.ablation else {"seeds": None}
@@ -296,7 +296,7 @@ def _convert() -> Verb:
     parser.add_argument("--dataset", type=str, help="data set it was trained on (default: by the number of scenes)")
 
     def run(parsed: Namespace) -> None:
-        from mspose.conversion import convert_checkpoint
+        from mspose.tools.conversion import convert_checkpoint
 
         print(
             convert_checkpoint(Path(parsed.checkpoint), Path(parsed.out), scenes=parsed.scenes, dataset=parsed.dataset)
@@ -318,8 +318,8 @@ def _bench() -> Verb:
     parser.add_argument("--markdown", type=str, help="file for the table, beside printing it")
 
     def run(parsed: Namespace) -> None:
-        from mspose.bench.measure import benchmark
-        from mspose.bench.report import write
+        from mspose.tools.bench.measure import benchmark
+        from mspose.tools.bench.report import write
 
         names = ("device", "repeat", "compile", "quick")
         results = benchmark(parsed.part, **{name: parsed[name] for name in names})

@@ -27,8 +27,8 @@ from jsonargparse.typing import (
     restricted_number_type,
 )
 
-from mspose.checkpoint import whole_file
 from mspose.errors import MsposeError
+from mspose.files import whole_file
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 if TYPE_CHECKING:

@@ -106,7 +106,7 @@ def _check() -> Action:
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
     def run(parsed: Namespace) -> None:
-        from mspose.data_check.check import check_data
+        from mspose.tools.checking.check import check_data
 
         names = ("scenes", "root", "splits", "ground_truth", "labels", "out")
         checked = check_data(parsed.folder, **{name: parsed[name] for name in names}, progress=not parsed.quiet)
@@ -149,8 +149,8 @@ def _import() -> Action:
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
     def run(parsed: Namespace) -> None:
-        from mspose.data.importing.importer import import_data
-        from mspose.data.importing.splits import SplitBy
+        from mspose.tools.importing.importer import import_data
+        from mspose.tools.importing.splits import SplitBy
 
         split = SplitBy(
             parsed.split,

@@ -10,23 +10,15 @@ from typing import Any
 import pandas as pd
 
 from mspose import distributed
-from mspose.checkpoint import whole_file
 from mspose.config import DataSettings, Settings, config_hash, read_settings
 from mspose.data.batches import Batches
 from mspose.data.cache import open_split
 from mspose.data.cards import INDOOR_THRESHOLDS, Card, read_card
 from mspose.errors import MsposeError
-from mspose.metrics import (
-    ONE_SCENE,
-    compute_metrics,
-    device_name,
-    provenance,
-    read_metrics,
-    read_predictions,
-    write_metrics,
-    write_predictions,
-)
-from mspose.prediction import PoseEstimator, load, predict_frames
+from mspose.files import whole_file
+from mspose.inference import PoseEstimator, load, predict_frames
+from mspose.metrics import ONE_SCENE, compute_metrics, read_metrics, read_predictions, write_metrics, write_predictions
+from mspose.provenance import device_name, provenance
 
 EXTERNAL = "external"
 """The experiment's name in the metrics of a predictions file that no run of mspose wrote."""

@@ -1,4 +1,4 @@
-"""From predictions to figures: the predictions file, the metrics computed from it alone, and where they came from.
+"""The predictions file, and the metrics that are computed from it alone.
 
 Protocol (Shavit et al., ICCV 2021): per scene the median position error (metres) and the median orientation error
 (degrees); a data set's average is the unweighted mean over its scenes. Recall is the share of frames whose two errors
@@ -6,24 +6,18 @@ are both within a pair of thresholds. Errors are always computed from the poses,
 """
 
 import csv
-import importlib.metadata
 import json
 import logging
 import math
-import os
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from mspose.checkpoint import whole_file
 from mspose.errors import MsposeError
+from mspose.files import whole_file
 from mspose.poses import orientation_error, position_error
 
 TRUE_POSITION, TRUE_ORIENTATION = ["tx", "ty", "tz"], ["qw", "qx", "qy", "qz"]
@@ -38,8 +32,6 @@ ONE_SCENE = "all"
 
 ERROR_TOLERANCE = (1e-4, 1e-3)
 """Metres and degrees by which a file's error columns may differ from its poses before a warning says so."""
-
-PACKAGES = ("mspose", "torch", "torchvision", "numpy", "pandas", "timm")
 
 log = logging.getLogger("mspose")
 
@@ -307,57 +299,3 @@ def _is_whole(value: Any) -> bool:
 
 def _is_pair(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))
-
-
-def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Where figures come from: versions, the commit of the code and whether it was changed since, machine, UTC time.
-
-    device: the one that the figures were computed on. `commit` and `dirty` are None where the package is not in a git
-    repository; a package is None where it is not installed.
-    """
-    commit, dirty = _git_state(Path(__file__).resolve().parent)
-    return {
-        "python": platform.python_version(),
-        **{name: _version(name) for name in PACKAGES},
-        "commit": commit,
-        "dirty": dirty,
-        "platform": platform.platform(),
-        "device": device_name(torch.device(device)),
-        "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _git_state(package: Path) -> tuple[str | None, bool | None]:
-    """(commit, dirty). A package that merely lies inside somebody's repository, untracked, has no commit of its own."""
-    # inside a git hook GIT_DIR and the like name another repository
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(package), *arguments]
-        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=30)
-        return run.stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
-    except (OSError, subprocess.SubprocessError):
-        return None, None
-
-
-def device_name(device: torch.device) -> str:
-    """What the machine's maker calls it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()

@@ -25,6 +25,7 @@ from mspose import distributed
 from mspose.data.batches import Batch, Batches
 from mspose.data.frames import evenly
 from mspose.errors import MsposeError
+from mspose.inference import predict_frames
 from mspose.metrics import compute_metrics
 from mspose.models.attention_map import (
     COLLAPSED,
@@ -38,7 +39,6 @@ from mspose.models.attention_map import (
 )
 from mspose.models.network import Observer, PoseNetwork
 from mspose.poses import widest_axes
-from mspose.prediction import predict_frames
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

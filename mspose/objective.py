@@ -5,10 +5,10 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from mspose.compilation import Compiled
 from mspose.data.batches import Batch
 from mspose.errors import MsposeError
 from mspose.losses import EncoderAttention, PoseLoss
+from mspose.models.compilation import Compiled
 from mspose.models.kinds import network_class
 from mspose.models.network import PoseNetwork
 

@@ -57,7 +57,7 @@ def predict() -> Verb:
 
     def run(parsed: Namespace) -> None:
         from mspose.allocator import keep_freed_memory
-        from mspose.localisation import predict_poses
+        from mspose.tools.prediction.localisation import predict_poses
 
         keep_freed_memory()
         out = None if parsed.out is None else Path(parsed.out)
@@ -87,7 +87,7 @@ def export() -> Verb:
     parser.add_argument("--scene", type=str, help="the scene of all images (default: the file predicts it)")
 
     def run(parsed: Namespace) -> None:
-        from mspose.export.writing import export_run
+        from mspose.tools.exporting.writing import export_run
 
         out = None if parsed.out is None else Path(parsed.out)
         print(export_run(parsed.run, parsed.format, out, parsed.scene))
@@ -111,7 +111,7 @@ def report() -> Verb:
     parser.add_argument("--title", type=str, help="title of the page")
 
     def run(parsed: Namespace) -> None:
-        from mspose.report import make_report
+        from mspose.tools.report import make_report
 
         print(make_report(parsed.runs, out=parsed.out, split=parsed.split, title=parsed.title))
 
@@ -134,7 +134,7 @@ def view() -> Verb:
     )
 
     def run(parsed: Namespace) -> None:
-        from mspose.view.server import view_run
+        from mspose.tools.viewer.server import view_run
 
         names = ("split", "scene", "root", "host", "port")
         view_run(Path(parsed.run), **{name: parsed[name] for name in names})

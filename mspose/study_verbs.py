@@ -36,7 +36,7 @@ def add_run_data(parser: ArgumentParser, *, dataset: str) -> None:
 
 def ablate() -> Verb:
     """`mspose ablate`."""
-    from mspose.ablation.launcher import SlurmSettings
+    from mspose.studies.ablation.launcher import SlurmSettings
 
     parser = _Given(
         description="Run the variants of an ablation file over its seeds, and print their table. What has a result is "
@@ -62,7 +62,7 @@ def ablate() -> Verb:
     parser.add_class_arguments(Settings, None, skip={"experiment", "variant", "seed", "runs", "quick"})
 
     def run(parsed: Namespace) -> None:
-        from mspose.ablation.runner import ablate
+        from mspose.studies.ablation.runner import ablate
 
         given = parsed.as_dict()
         options = {name: given.pop(name) for name in own if name in given}
@@ -83,8 +83,8 @@ def cell() -> Verb:
     parser.add_argument("--progress", action="store_true", help="progress bars")
 
     def run(parsed: Namespace) -> None:
-        from mspose.ablation.cell import run_cell
         from mspose.allocator import keep_freed_memory
+        from mspose.studies.ablation.cell import run_cell
 
         settings = read_settings(Path(parsed.file))
         keep_freed_memory(not settings.training.recompute_backbone)
@@ -125,8 +125,8 @@ def attention() -> Verb:
 
     def run(parsed: Namespace) -> None:
         from mspose.allocator import keep_freed_memory
-        from mspose.attention_study.record import read_study, study_table
-        from mspose.attention_study.study import check_choice, study_run
+        from mspose.attention.record import read_study, study_table
+        from mspose.studies.attention_study import check_choice, study_run
 
         keep_freed_memory()
         runs = [Path(name) for name in dict.fromkeys(map(os.path.abspath, parsed.runs))]
@@ -146,7 +146,7 @@ def attention() -> Verb:
             studies = [read_study(folder) for folder in runs]
         print(study_table(studies))
         if parsed.pictures:
-            from mspose.attention_study.pictures import draw
+            from mspose.studies.attention_figures import draw
 
             out = Path(parsed.out) if parsed.out else None
             if out is None and len(runs) > 1:
@@ -173,7 +173,7 @@ def paper() -> Verb:
     )
 
     def run(parsed: Namespace) -> None:
-        from mspose.paper import make_paper, summary
+        from mspose.studies.paper import make_paper, summary
 
         pieces = make_paper(parsed.runs, Path(parsed.out), ablations=parsed.ablation)
         print(f"{summary(pieces)}\n{Path(parsed.out) / 'index.html'}")

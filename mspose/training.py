@@ -23,14 +23,15 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from mspose import distributed
-from mspose.checkpoint import CHECKPOINT, WEIGHTS, load_checkpoint, load_model, save_checkpoint, save_model
 from mspose.config import Settings, config_hash, differences, read_settings, write_settings
 from mspose.data.augmentation import Jitter
 from mspose.data.batches import Batch, Batches, holdout_rows
 from mspose.data.cache import open_split
 from mspose.data.cards import Card, data_root, read_card
+from mspose.data.image_statistics import describe_images
 from mspose.data.preparation import render_if_virtual
 from mspose.errors import MsposeError, Preempted
+from mspose.inference import resolve_device
 from mspose.losses import PoseLoss
 from mspose.models.batch_norm import SharedStatistics
 from mspose.models.kinds import make_network
@@ -38,8 +39,7 @@ from mspose.models.network import SMALLEST_IMAGE, PoseNetwork
 from mspose.models.stored import load_weights
 from mspose.monitoring import Monitor
 from mspose.objective import Objective, check_attention_terms
-from mspose.prediction import resolve_device
-from mspose.query_check import describe_images
+from mspose.run import CHECKPOINT, WEIGHTS, load_checkpoint, load_model, save_checkpoint, save_model
 
 log = logging.getLogger("mspose")
 LOG_EVERY = 10  # steps

@@ -7,16 +7,9 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from mspose.checkpoint import (
-    load_checkpoint,
-    load_model,
-    read_tensors,
-    save_checkpoint,
-    save_model,
-    whole_file,
-    whole_folder,
-)
 from mspose.errors import MsposeError
+from mspose.files import read_tensors, whole_file, whole_folder
+from mspose.run import load_checkpoint, load_model, save_checkpoint, save_model
 
 
 class FullDisk:

@@ -20,10 +20,10 @@ import yaml
 from PIL import Image
 
 from mspose import cli, data_verbs, evaluation, result_verbs, study_verbs
-from mspose.checkpoint import load_checkpoint
 from mspose.cli import _underscored
 from mspose.config import flatten, read_settings, write_settings
 from mspose.poses import pose_matrix
+from mspose.run import load_checkpoint
 
 VERBS = {
     **{verb: getattr(cli, f"_{verb}") for verb in ("train", "evaluate", "table", "baselines", "convert", "bench")},

@@ -12,11 +12,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mspose import cli, distributed
-from mspose.checkpoint import load_checkpoint, load_model
 from mspose.config import Settings, write_settings
 from mspose.errors import MsposeError
 from mspose.evaluation import evaluate_run
 from mspose.metrics import read_metrics
+from mspose.run import load_checkpoint, load_model
 from mspose.training import train
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -12,14 +12,14 @@ import torch
 import yaml
 from PIL import Image
 
-from mspose.checkpoint import load_model, save_model
 from mspose.config import DataSettings, config_hash, read_settings, write_settings
 from mspose.errors import MsposeError
 from mspose.evaluation import evaluate_predictions, evaluate_run, summary
-from mspose.metrics import device_name
 from mspose.poses import invert_quaternion, pose_matrix, quaternion_to_rotation
-from mspose.rows import collect_runs
-from mspose.tables import table_text
+from mspose.provenance import device_name
+from mspose.run import load_model, save_model
+from mspose.studies.rows import collect_runs
+from mspose.studies.tables import table_text
 from mspose.training import train
 
 COLUMNS = [

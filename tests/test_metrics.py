@@ -19,7 +19,6 @@ from mspose.metrics import (
     POSE_COLUMNS,
     PREDICTION_COLUMNS,
     compute_metrics,
-    provenance,
     read_metrics,
     read_predictions,
     with_errors,
@@ -27,6 +26,7 @@ from mspose.metrics import (
     write_predictions,
 )
 from mspose.poses import orientation_error, position_error
+from mspose.provenance import provenance
 
 
 def predictions(position_m: list[float], degrees: list[float], **columns: Any) -> pd.DataFrame:

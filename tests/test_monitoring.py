@@ -13,6 +13,7 @@ from mspose.data.cache import open_cache
 from mspose.data.cards import data_root, load_frames, read_card
 from mspose.data.frames import evenly
 from mspose.errors import MsposeError
+from mspose.inference import predict_frames
 from mspose.metrics import compute_metrics
 from mspose.models.attention_map import COLLAPSED, HEALTHY, UNIFORM
 from mspose.models.kinds import make_network
@@ -25,7 +26,6 @@ from mspose.monitoring import (
     attention_of_layers,
     trajectory_figure,
 )
-from mspose.prediction import predict_frames
 
 POSITION, ESTIMATE = ["tx", "ty", "tz"], ["tx_est", "ty_est", "tz_est"]
 

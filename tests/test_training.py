@@ -12,12 +12,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import mspose
 from mspose import distributed, training
-from mspose.checkpoint import load_checkpoint, load_model, save_checkpoint, save_model
 from mspose.config import Settings, TrainingSettings, read_settings, write_settings
 from mspose.data.batches import Batches
 from mspose.data.cards import read_card
 from mspose.errors import MsposeError
 from mspose.evaluation import evaluate_run
+from mspose.run import load_checkpoint, load_model, save_checkpoint, save_model
 from mspose.training import Unchecked, learning_rate, open_data_and_network, train
 
 

@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from mspose.checkpoint import whole_file
 from mspose.data.cards import Card, data_root, load_frames
 from mspose.data.frames import evenly
 from mspose.data.images import find_image, read_image, resize_short_side
 from mspose.errors import MsposeError
+from mspose.files import whole_file
 
 FORMAT = "pillow-bilinear-4"  # changes when the same source would give other pixels or another index
 CHECKED = 64  # frames, evenly spread, whose checksums are compared when a cache is opened

@@ -21,10 +21,10 @@ import pooch
 import requests
 from tqdm import tqdm
 
-from mspose.checkpoint import whole_file
 from mspose.data import cambridge, seven_scenes
 from mspose.data.cards import Card, data_root
 from mspose.errors import MsposeError
+from mspose.files import whole_file
 
 logger = logging.getLogger("mspose")
 

@@ -24,7 +24,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mspose.checkpoint import whole_file
 from mspose.data.virtual_render import Camera
 from mspose.data.virtual_rooms import SCENE_NAMES
 from mspose.data.virtual_sequences import (
@@ -38,6 +37,7 @@ from mspose.data.virtual_sequences import (
     start_worker,
 )
 from mspose.errors import MsposeError
+from mspose.files import whole_file
 
 LOCK = ".rendering.lock"
 RECORD = "virtual.json"

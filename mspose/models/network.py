@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mspose.checkpoint import load_model
 from mspose.errors import MsposeError
 from mspose.models.attention import expect_shape
 from mspose.models.attention_map import AttentionMap
 from mspose.models.backbone import Backbone, Triple
 from mspose.models.fusion import fold_batch_norms
+from mspose.run import load_model
 
 SMALLEST_IMAGE = 32
 BRANCHES = ("position", "orientation")

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mspose.checkpoint import read_tensors
 from mspose.errors import MsposeError
+from mspose.files import read_tensors
 from mspose.models.backbone import EFFICIENTNET_B0_NAMES
 from mspose.models.mstransformer import MSTransformer
 

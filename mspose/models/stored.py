@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mspose.checkpoint import WEIGHTS, read_description, save_model
 from mspose.errors import MsposeError
 from mspose.models.kinds import network_class
 from mspose.models.network import PoseNetwork
+from mspose.run import WEIGHTS, read_description, save_model
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 """`user/name`."""
@@ -23,7 +23,7 @@ def model_folder(source: Path | str, **options: Any) -> Path:
     """The folder of a model: `source` itself, or where the model `user/name` of the Hugging Face hub was downloaded to.
 
     The hub is asked for what looks like `user/name`, is no folder here, and does not begin with one, as a mistyped
-    `runs/name` does; `options` are those of `mspose.models.hub.download`.
+    `runs/name` does; `options` are those of `mspose.tools.hub.download`.
     Raises MsposeError where the hub has no such model, does not answer, or cannot be asked.
     """
     folder, name = Path(source), str(source)
@@ -33,9 +33,9 @@ def model_folder(source: Path | str, **options: Any) -> Path:
 
 
 def hub(otherwise: str) -> ModuleType:
-    """`mspose.models.hub`. Raises MsposeError, `otherwise` and what to install, without huggingface_hub."""
+    """`mspose.tools.hub`. Raises MsposeError, `otherwise` and what to install, without huggingface_hub."""
     try:
-        return importlib.import_module("mspose.models.hub")
+        return importlib.import_module("mspose.tools.hub")
     except ImportError as error:
         raise MsposeError(
             f"{otherwise}, and the Hugging Face hub needs huggingface_hub: pip install huggingface_hub ({error})"

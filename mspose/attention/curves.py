@@ -1,0 +1,161 @@
+"""Curves over layers and over training: attention entropy and the distance between queries and keys.
+
+All are drawn from `attention.json` alone, of one run or of several. Runs of the same label are seeds of one variant:
+their mean is drawn as a line, from the lowest to the highest of them as a band.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from mspose import plotting
+from mspose.attention.labelled import Studies, Study, by_label, layers_of, named
+from mspose.errors import MsposeError
+from mspose.models.network import BRANCHES
+
+
+@plotting.printed
+def entropy_figure(studies: Studies) -> Figure:
+    """Attention entropy in nats of every encoder layer, both branches side by side, with the uniform limit log L.
+
+    Raises MsposeError where no study has an encoder layer.
+    """
+    groups = by_label(studies)
+    figure = plotting.empty_figure(2.3)
+    entries: dict[str, Line2D] = {}
+    for column, branch in enumerate(BRANCHES):
+        axes = figure.add_subplot(1, 2, column + 1)
+        axes.set_title(f"{branch} branch")
+        measured = {label: [layers_of(study, branch) for study in group] for label, group in groups.items()}
+        if not any(layers for seeds in measured.values() for layers in seeds):
+            plotting.say(axes, "no encoder layers")
+            continue
+        entries_before, lowest = len(entries), math.inf
+        for index, (label, seeds) in enumerate(measured.items()):
+            numbers = sorted({number for layers in seeds for number in layers})
+            if not numbers:
+                continue
+            values = [[layers[number]["entropy"] for layers in seeds if number in layers] for number in numbers]
+            entries[label] = _line(axes, index, numbers, values)
+            lowest = min(lowest, min(map(min, values)))
+        limits = {layer["tokens"]: layer["entropy_limit"] for seeds in measured.values() for layers in seeds
+                  for layer in layers.values()}  # fmt: skip
+        _uniform_limits(axes, limits, lowest)
+        axes.set_xlabel("encoder layer")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if column == 0 or not entries_before:
+            axes.set_ylabel("attention entropy (nats)")
+    if not entries:
+        raise MsposeError("attention entropy: no run has an encoder layer, so there is no self-attention to draw")
+    _explain(figure, groups, entries, "no encoder layers")
+    return figure
+
+
+@plotting.printed
+def gap_figure(studies: Studies) -> Figure:
+    """Distance between the mean query and the mean key over the steps of training, in q's and k's own units.
+
+    Above the whole training, below its first epoch enlarged; both branches side by side. A point is the mean over
+    images, layers and heads that the log holds of a step.
+
+    Raises MsposeError where no study has a training log with it.
+    """
+    groups = by_label(studies)
+    logged = {label: [study["training"] for study in group if _logs(study)] for label, group in groups.items()}
+    logged = {label: training for label, training in logged.items() if training}
+    if not logged:
+        raise MsposeError(
+            "query-key distance over training: no run has it in its TensorBoard log; only training by mspose writes it"
+        )
+    figure = plotting.empty_figure(3.7)
+    entries: dict[str, Line2D] = {}
+    epoch = max(training["steps_per_epoch"] for seeds in logged.values() for training in seeds)
+    for column, branch in enumerate(BRANCHES):
+        whole, first = figure.add_subplot(2, 2, column + 1), figure.add_subplot(2, 2, column + 3)
+        whole.set_title(f"{branch} branch, whole training")
+        first.set_title(f"{branch} branch, first epoch enlarged")
+        labelled, drawn = bool(entries), False
+        for index, label in enumerate(groups):
+            seeds = [training for training in logged.get(label, []) if training["query_key_gap"].get(branch)]
+            if not seeds:
+                continue
+            steps, values_NR = _together(seeds, branch)
+            entries[label] = _line(whole, index, steps, values_NR, marked=8)
+            early = steps < epoch
+            _line(first, index, steps[early], values_NR[early], marked=8)
+            drawn = True
+        if not drawn:
+            plotting.say(whole, "no encoder layers")
+            plotting.say(first, "no encoder layers")
+            continue
+        whole.axvspan(0, epoch, color="0.9", linewidth=0, zorder=0)
+        first.set_xlim(-0.02 * epoch, epoch)
+        for axes in (whole, first):
+            axes.set_ylim(bottom=0)
+            axes.set_ylim(top=axes.get_ylim()[1] * 1.05)
+            axes.set_xlabel("training (steps)")
+            if not labelled:
+                axes.set_ylabel("query-key distance\n(units of q and k)")
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    _explain(figure, groups, entries, "no training log")
+    return figure
+
+
+def _logs(study: Study) -> bool:
+    return bool(study.get("training")) and any(study["training"]["query_key_gap"].values())
+
+
+def _together(seeds: Sequence[Mapping[str, Any]], branch: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The steps that all seeds reached, and value_NR of every step and seed, interpolated where a log lacks a step."""
+    end = min(max(training["step"]) for training in seeds)
+    steps = np.unique([step for training in seeds for step in training["step"] if step <= end]).astype(float)
+    values = [np.interp(steps, training["step"], training["query_key_gap"][branch]) for training in seeds]
+    return steps, np.stack(values, axis=1)
+
+
+def _line(axes: Axes, index: int, x: Any, values: Any, *, marked: int = 0) -> Line2D:
+    """Mean over seeds as a line, their range as a band; `marked` points carry the marker, all of them if 0."""
+    look = plotting.line(index)
+    mean = [float(np.mean(of_point)) for of_point in values]
+    low, high = [float(np.min(of_point)) for of_point in values], [float(np.max(of_point)) for of_point in values]
+    if any(bottom < top for bottom, top in zip(low, high, strict=True)):
+        axes.fill_between(x, low, high, color=look.color, alpha=0.2, linewidth=0)
+    every = max(len(mean) // marked, 1) if marked else 1
+    start = index * every // 8  # so that the markers of lines on top of each other do not hide each other
+    (drawn,) = axes.plot(x, mean, color=look.color, marker=look.marker, linestyle=look.linestyle,
+                         markevery=(start, every), markeredgecolor="white", markeredgewidth=0.4)  # fmt: skip
+    return drawn
+
+
+def _uniform_limits(axes: Axes, limits: Mapping[int, float], lowest: float) -> None:
+    """A dashed line for the entropy of attention that is spread over all tokens, and room for its words above it."""
+    highest = max(limits.values())
+    reach = max(highest - lowest, 1.0)
+    axes.set_ylim(max(lowest - 0.12 * reach, 0) if lowest > 0 else -0.03 * reach, highest + 0.16 * reach)
+    for tokens, limit in limits.items():
+        axes.axhline(limit, color=plotting.BLACK, linewidth=0.8, linestyle=(0, (2, 2)))
+        axes.annotate(
+            f"uniform: log {tokens} = {limit:.2f}", (0.02, limit), (0, 1.5), xycoords=("axes fraction", "data"),
+            textcoords="offset points", fontsize=plotting.SMALL, va="bottom",
+        )  # fmt: skip
+
+
+def _explain(
+    figure: Figure, groups: Mapping[str, Sequence[Study]], entries: Mapping[str, Line2D], missing: str
+) -> None:
+    """The legend; a run that is not in the diagram is named with the reason."""
+    listed = []
+    for label, group in groups.items():
+        if label in entries:
+            listed.append((named(label, len(group)), entries[label]))
+        else:
+            listed.append((named(label, len(group), missing), Line2D([], [], linestyle="none")))
+    several = any(len(group) > 1 for group in groups.values())
+    plotting.legend(figure, listed, title="mean of the seeds; band: lowest to highest" if several else "")

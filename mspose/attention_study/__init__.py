@@ -1,5 +1,0 @@
-"""Why self-attention collapses, and what a remedy does to it: figures of finished runs, and a probe for any model."""
-
-from mspose.attention_study.probing import probe
-
-__all__ = ["probe"]

@@ -1,0 +1,1 @@
+"""Studies over runs: ablations, tables, baselines, the paper."""

@@ -1,0 +1,1 @@
+"""Tools around the method: data in, results out."""

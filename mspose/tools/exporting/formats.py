@@ -1,0 +1,115 @@
+"""The formats of exported files: what is written, and how a file is opened again to see what it answers."""
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.export import Dim, ExportedProgram
+
+from mspose.errors import MsposeError
+from mspose.tools.exporting.deployed import OUTPUTS, Deployed
+
+METADATA = "metadata.json"  # within a torch.export file
+OPSET = 18
+DYNAMIC = ({0: Dim("batch"), 1: Dim("height"), 2: Dim("width")},)
+
+Answer = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[Any]]]
+"""From images, RGB uint8 (B, H, W, 3), to what `OUTPUTS` names."""
+
+
+class Format(NamedTuple):
+    """A format of exported files."""
+
+    file_name: str
+    require: Callable[[], None]
+    """Raises MsposeError where a package is missing that the format needs."""
+    write: Callable[[ExportedProgram, Mapping[str, Any]], bytes]
+    """The file's content, of a program and its metadata."""
+    open: Callable[[bytes], Answer]
+
+
+def trace(module: Deployed) -> ExportedProgram:
+    """The program of a module, for any number of images of any size."""
+    height, width = module.preprocessing.resize + 7, module.preprocessing.resize + 13  # sizes without a meaning
+    image_BHW3 = torch.zeros(2, height, width, 3, dtype=torch.uint8)
+    with torch.no_grad():
+        program = torch.export.export(module.eval(), (image_BHW3,), dynamic_shapes=DYNAMIC, strict=False)
+    program.graph.eliminate_dead_code()  # what the losses of training alone ask for
+    program.graph_module.recompile()
+    return program
+
+
+def _require_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise MsposeError(f"--format onnx needs {error.name}: pip install onnx onnxscript onnxruntime") from error
+
+
+def _write_onnx(program: ExportedProgram, metadata: Mapping[str, Any]) -> bytes:
+    exported = torch.onnx.export(
+        program,
+        dynamo=True,
+        input_names=["image"],
+        output_names=list(OUTPUTS),
+        opset_version=OPSET,
+        verbose=False,
+    )
+    assert exported is not None
+    model = exported.model_proto
+    _name_sizes(model.graph)
+    for name, value in metadata.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = name, value if isinstance(value, str) else json.dumps(value)
+    return model.SerializeToString()
+
+
+def _name_sizes(graph: Any) -> None:
+    """Give sizes that may vary their names in `DYNAMIC`: exporters have names of their own, also in inner shapes."""
+    del graph.value_info[:]
+    for value in (*graph.input, *graph.output):
+        names = ["batch", "height", "width"] if value.name == "image" else ["batch"]
+        for size, name in zip(value.type.tensor_type.shape.dim, names, strict=False):
+            size.dim_param = name
+
+
+def _open_onnx(content: bytes) -> Answer:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4  # what goes wrong is raised as well
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+    def answer(image_BHW3: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        return dict(zip(OUTPUTS, session.run(list(OUTPUTS), {"image": image_BHW3}), strict=True))
+
+    return answer
+
+
+def _write_torch_export(program: ExportedProgram, metadata: Mapping[str, Any]) -> bytes:
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files={METADATA: json.dumps(metadata)})
+    return file.getvalue()
+
+
+def _open_torch_export(content: bytes) -> Answer:
+    module = torch.export.load(io.BytesIO(content)).module()
+
+    def answer(image_BHW3: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        with torch.no_grad():
+            return {name: output.numpy() for name, output in module(torch.from_numpy(image_BHW3)).items()}
+
+    return answer
+
+
+FORMATS = {
+    "onnx": Format("model.onnx", _require_onnx, _write_onnx, _open_onnx),
+    "torch-export": Format("model.pt2", lambda: None, _write_torch_export, _open_torch_export),
+}

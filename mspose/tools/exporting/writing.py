@@ -1,0 +1,129 @@
+"""`mspose export`: a model as one file that runs without this package, kept only where it answers as the model does."""
+
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mspose import __version__
+from mspose.errors import MsposeError
+from mspose.files import whole_file
+from mspose.inference import PoseEstimator, load
+from mspose.tools.exporting.agreement import TOLERANCE, Deviation, deviation
+from mspose.tools.exporting.deployed import OUTPUTS, Deployed, GraphPreprocessing
+from mspose.tools.exporting.formats import FORMATS, Format, trace
+
+INPUT = "RGB image of any size: uint8 (batch, height, width, 3)"
+CONVENTIONS = (
+    "camera-to-world poses: position is the camera's centre in metres, orientation a unit quaternion w x y z with "
+    "w >= 0; camera axes are x right, y down, z forward"
+)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written and checked."""
+
+    path: Path
+    deviation: Deviation
+
+    def __str__(self) -> str:
+        lines = [f"input   image: {INPUT}", *(f"output  {name}: {what}" for name, what in OUTPUTS.items())]
+        lines.append(f"largest deviation from mspose.load: {self.deviation}")
+        return "\n".join([*lines, f"{self.path} ({self.path.stat().st_size / 1e6:.1f} MB)"])
+
+
+def export_run(run: Path | str, format: str, out: Path | None = None, scene: str | None = None) -> Exported:
+    """Write the model of a run, computing in float32 on the CPU, as one file with its preprocessing inside.
+
+    Args:
+        run: as `mspose.load` takes it.
+        format: one of `FORMATS`.
+        out: the file, with the format's suffix (default: the format's file name, in the run's folder or, of a model
+            from the hub, in the current one). What was there stays unless the new file passes.
+        scene: the scene of all images; by default the file predicts it.
+
+    Raises:
+        MsposeError: no such model or scene, a package that is missing, a file that cannot be written, a network that
+            the exporter does not take, or answers that deviate by more than `TOLERANCE`.
+    """
+    chosen = FORMATS[format]
+    chosen.require()
+    estimator = load(run, "cpu")
+    if scene is not None:
+        estimator.check_scene(scene)
+    estimator(np.full((64, 64, 3), 127, np.uint8))  # a model that cannot answer is refused at once
+    path = out or (Path(run) if Path(run).is_dir() else Path()) / chosen.file_name
+    if path.is_dir():
+        raise MsposeError(f"cannot write {path}: it is a folder; --out names a file")
+    if path.suffix != (suffix := Path(chosen.file_name).suffix):
+        raise MsposeError(f"--out {path}: the name of a file of format {format} ends in {suffix}, for its readers")
+    with whole_file(path, "wb") as file:
+        with _silence(), _in_one_line(f"{run} cannot be exported as {format}"):
+            content = _content(estimator, chosen, scene)
+            found = deviation(chosen.open(content), estimator, scene)
+        if not found.tolerable:
+            raise MsposeError(
+                f"{run} as {format} does not answer as the model does, so that it was not kept: largest deviation "
+                f"{found}; at most {TOLERANCE:g} is let pass"
+            )
+        file.write(content)
+    return Exported(path, found)
+
+
+def _content(estimator: PoseEstimator, format: Format, scene: str | None) -> bytes:
+    preparation = estimator.preprocessing
+    preprocessing = GraphPreprocessing(preparation.resize, preparation.crop, preparation.mean, preparation.std)
+    network = copy.deepcopy(estimator.fused).float()
+    index = None if scene is None else estimator.scenes.index(scene)
+    return format.write(trace(Deployed(preprocessing, network, index)), _metadata(estimator, scene))
+
+
+def _metadata(estimator: PoseEstimator, scene: str | None) -> dict[str, Any]:
+    """What a reader of the file has to know, and where it comes from."""
+    description = estimator.description
+    return {
+        "made_by": f"mspose {__version__}, torch {torch.__version__}",
+        "scenes": list(estimator.scenes),
+        **({} if scene is None else {"given_scene": scene}),
+        "input": INPUT,
+        "outputs": OUTPUTS,
+        "conventions": CONVENTIONS,
+        "preprocessing": {"inside": "the image as it comes from the camera goes in", **description["preprocessing"]},
+        **{name: description[name] for name in ("kind", "trained_on", "config_hash") if name in description},
+    }
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Exporters talk a lot, in every way there is; what goes wrong is said once, in our words."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
+def _in_one_line(failure: str) -> Iterator[None]:
+    """What exporters and readers raise, of any kind, as MsposeError; they wrap what they met in words of their own."""
+    try:
+        yield
+    except (MsposeError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+        raise MsposeError(f"{failure}: {reason[:300]}") from error

@@ -1,0 +1,1 @@
+"""Poses of a user's own images and videos, as files."""

@@ -1,0 +1,289 @@
+"""The table of an ablation, from committed made-up records in tests/golden and from changed copies of them."""
+
+import io
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from mspose.cli import main
+from mspose.errors import MsposeError
+from mspose.metrics import read_predictions
+from mspose.studies.ablation.finished import finished_cells
+from mspose.studies.ablation.plan import Ablation, read_ablation
+from mspose.studies.ablation.table import ablation_table
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+FILE, RESULTS = GOLDEN / "remedies.yaml", GOLDEN / "results"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _settings_are_read_once() -> Iterator[None]:
+    rows = read_ablation(FILE).rows()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ablation, "rows", lambda *_, **__: rows)
+        yield
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """A copy of the made-up records that the test may change."""
+    return Path(shutil.copytree(RESULTS, tmp_path / "results"))
+
+
+def cell(results: Path, label: str, seed: int) -> Path:
+    return results / "remedies-small" / label / f"seed-{seed}"
+
+
+def change(path: Path, **values: Any) -> None:
+    """Set values in a JSON or YAML file."""
+    read, write = (json.loads, json.dumps) if path.suffix == ".json" else (yaml.safe_load, yaml.safe_dump)
+    path.write_text(write({**read(path.read_text()), **values}))
+
+
+def rows(text: str, label: str) -> list[list[str]]:
+    """The cells of a row of a Markdown table, of its two parts."""
+    lines = [line for line in text.splitlines() if line.startswith(f"| {label} (")]
+    return [[part.strip() for part in line.split("|")[1:-1]] for line in lines]
+
+
+# the whole text
+
+
+@pytest.mark.parametrize(("format", "ending"), [("markdown", "md"), ("latex", "tex")])
+def test_the_text_is_that_of_the_committed_files(format: Any, ending: str) -> None:
+    """Where a change is meant: mspose table tests/golden/results --ablation tests/golden/remedies.yaml --format ..."""
+    expected = (GOLDEN / f"remedies.{ending}").read_text(encoding="utf-8")
+    assert ablation_table(FILE, [RESULTS], format=format) == expected
+
+
+def test_the_csv_is_that_of_the_committed_file() -> None:
+    """To nine digits: sums and medians are not rounded alike on every machine."""
+    text = ablation_table(FILE, [RESULTS], format="csv")
+    found, expected = (pd.read_csv(io.StringIO(part)) for part in (text, (GOLDEN / "remedies.csv").read_text()))
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-9)
+
+
+def test_latex_has_errors_and_attention_one_below_the_other_and_is_well_formed() -> None:
+    text = ablation_table(FILE, [RESULTS], format="latex")
+    assert text.count("\\begin{") == text.count("\\end{") == 3 and text.count("{") == text.count("}")
+    tabulars = re.findall(r"\\begin\{tabular\}\{(l[c]+)\}\n(.*?)\\end\{tabular\}", text, re.DOTALL)
+    assert [("Average" in body, "Query-key gap" in body) for _, body in tabulars] == [(True, False), (False, True)]
+    assert ["branch" in body for _, body in tabulars] == [False, True]
+    for columns, body in tabulars:
+        lines = [line for line in body.splitlines() if "&" in line]
+        assert len(lines) == 9 and all(line.count(" & ") + line.count("&  &") >= 1 for line in lines)
+        assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {len(columns) - 1}
+        assert all(line.endswith("\\\\") for line in lines)
+        rules = [line for line in body.splitlines() if "rule" in line]
+        assert rules == ["\\toprule", "\\midrule", "\\midrule", "\\bottomrule"]
+    assert text.isascii()  # no input encoding to declare
+
+
+# what the figures are
+
+
+def test_medians_differences_and_attention_are_those_of_the_records() -> None:
+    table = pd.read_csv(io.StringIO(ablation_table(FILE, [RESULTS], format="csv"))).set_index(["variant", "scene"])
+    medians = {}
+    for label in ("none", "aligned"):
+        for seed in (0, 1, 2):
+            frames = read_predictions(cell(RESULTS, label, seed) / "predictions" / "test.csv")
+            medians[label, seed] = frames.groupby("scene")["position_error_m"].median()
+    attic = [medians["aligned", seed]["attic"] for seed in (0, 1, 2)]
+    assert table.loc[("aligned", "attic"), "position_m"] == pytest.approx(np.mean(attic), abs=1e-12)
+    assert table.loc[("aligned", "attic"), "position_m_std"] == pytest.approx(np.std(attic, ddof=1), abs=1e-12)
+    averages = {key: (value["attic"] + value["cellar"]) / 2 for key, value in medians.items()}
+    difference = np.mean([averages["aligned", seed] - averages["none", seed] for seed in (0, 1, 2)])
+    row = table.loc[("aligned", "Average")]
+    assert row["position_m_difference"] == pytest.approx(difference, abs=1e-12)
+    assert row["position_m_low"] < difference < row["position_m_high"] < 0
+
+    entropies = []
+    for seed in (0, 1, 2):
+        study = json.loads((cell(RESULTS, "none", seed) / "attention" / "attention.json").read_text())
+        entropies.append(np.mean([x["entropy"] for x in study["layers"] if x["branch"] == "orientation"]))
+    reference = table.loc[("none", "Average")]
+    assert reference["orientation_entropy_nats"] == pytest.approx(np.mean(entropies), abs=1e-12)
+    assert reference["orientation_entropy_nats_std"] == pytest.approx(np.std(entropies, ddof=1), abs=1e-12)
+    assert reference["orientation_layers"] == "uniform 5, healthy 1"
+
+
+def test_marks_say_what_is_established() -> None:
+    text = ablation_table(FILE, [RESULTS])
+    aligned, scaled, none = rows(text, "aligned"), rows(text, "scaled"), rows(text, "none")
+    assert aligned[0][4].startswith("−0.155 [") and not aligned[0][4].endswith(("†", "‡"))
+    assert aligned[1][4].endswith("+0.48] †")
+    assert scaled[0][4].startswith("+0.062 [+0.0") and scaled[0][4].endswith("‡")
+    assert none[0][4] == none[1][4] == "–"
+    for words in ("† not established: the interval includes 0", "‡ an established worsening", "frames and seeds"):
+        assert words in text
+
+
+def test_the_same_frames_are_drawn_for_both_variants_of_a_pair(results: Path) -> None:
+    """A variant whose every error is the reference's plus a constant has an interval without width."""
+    for seed in (0, 1, 2):
+        table = pd.read_csv(cell(results, "none", seed) / "predictions" / "test.csv")
+        offset = table[["tx_est", "ty_est", "tz_est"]].to_numpy() - table[["tx", "ty", "tz"]].to_numpy()
+        length = np.linalg.norm(offset, axis=1, keepdims=True)
+        table[["tx_est", "ty_est", "tz_est"]] += 0.05 * offset / length
+        table.to_csv(cell(results, "aligned", seed) / "predictions" / "test.csv", index=False)
+    assert rows(ablation_table(FILE, [results]), "aligned")[0][4] == "+0.050 [+0.050, +0.050] ‡"
+
+
+# what is missing, and what does not belong
+
+
+def test_missing_cells_and_unpaired_seeds_are_named(results: Path) -> None:
+    shutil.rmtree(cell(results, "none", 2))
+    text = ablation_table(FILE, [results])
+    assert "Missing: seed 2 of none, scaled; seeds 0, 1, 2 of both." in text
+    assert "Not in a difference, since the variant or none lacks them: seed 2 of aligned." in text
+    assert rows(text, "aligned")[0][0] == "aligned (3 seeds)"  # whose mean has all its seeds
+
+
+def test_without_the_reference_there_are_no_differences(results: Path) -> None:
+    shutil.rmtree(results / "remedies-small" / "none")
+    text = ablation_table(FILE, [results])
+    assert "No differences: none, the reference, has no finished cell." in text
+    assert rows(text, "aligned")[0][4] == "–" and "bootstrap" not in text
+
+
+def test_of_a_single_seed_the_interval_is_said_to_cover_frames_alone(results: Path) -> None:
+    text = ablation_table(FILE, [results], seeds=[1])
+    assert "over frames alone, since there is one seed" in text and "widened" not in text
+    assert "includes 0, or is of one seed" in text and rows(text, "aligned")[0][4].endswith("] †")
+    assert rows(text, "aligned")[0][0] == "aligned (1 seed)" and "±" not in rows(text, "aligned")[0][3]
+    assert "Missing: seed 1 of both." in text
+    shutil.rmtree(cell(results, "scaled", 0))
+    assert "Interval over frames alone, since one seed is paired: scaled." in ablation_table(FILE, [results])
+
+
+def test_cells_with_other_settings_are_left_out_and_named(results: Path) -> None:
+    change(cell(results, "aligned", 1) / "config.yaml", loss={"qka_weight": 0.2})
+    text = ablation_table(FILE, [results])
+    assert rows(text, "aligned")[0][0] == "aligned (2 seeds)"
+    message = "Left out, other settings than remedies.yaml: seed 1 of aligned (loss.qka_weight 0.2, not 0.1)."
+    assert message in text and "Missing: seed 1 of aligned" in text
+
+
+def test_settings_that_all_cells_share_are_named_and_places_do_not_count(results: Path) -> None:
+    for path in results.rglob("config.yaml"):
+        change(path, training={"epochs": 3}, runs="/elsewhere", device="cuda")
+    text = ablation_table(FILE, [results])
+    assert "All cells have other settings than remedies.yaml: training.epochs 3, not 30." in text
+    assert rows(text, "aligned")[0][0] == "aligned (3 seeds)" and "elsewhere" not in text
+
+
+def test_quick_tries_never_count(results: Path) -> None:
+    for seed in (0, 1, 2):
+        change(cell(results, "aligned", seed) / "metrics.json", quick=True)
+    text = ablation_table(FILE, [results])
+    assert not rows(text, "aligned") and "Left out, quick tries at toy size: seeds 0, 1, 2 of aligned." in text
+
+
+def test_variants_that_the_file_does_not_have_are_named(results: Path) -> None:
+    shutil.copytree(cell(results, "aligned", 0), cell(results, "old", 0))
+    change(cell(results, "old", 0) / "metrics.json", variant="old")
+    assert "Left out, not in remedies.yaml: old." in ablation_table(FILE, [results])
+
+
+def test_attention_of_another_training_is_left_out(results: Path) -> None:
+    change(cell(results, "aligned", 0) / "attention" / "attention.json", config_hash="other")
+    text = ablation_table(FILE, [results])
+    assert "seed 0 of aligned" in text and "No attention figures of this training" in text
+    shutil.rmtree(cell(results, "aligned", 1) / "attention")
+    shutil.rmtree(cell(results, "aligned", 2) / "attention")
+    assert rows(ablation_table(FILE, [results]), "aligned")[0][5:] == ["–", "–", "–"]
+
+
+def test_without_any_attention_the_columns_are_left_out(results: Path) -> None:
+    for path in results.rglob("attention.json"):
+        path.unlink()
+    text = ablation_table(FILE, [results])
+    assert "Attention entropy" not in text and "No attention figures" in text
+
+
+def test_cells_tested_on_other_frames_are_refused(results: Path) -> None:
+    path = cell(results, "aligned", 1) / "predictions" / "test.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(MsposeError, match=r"aligned/seed-1 was tested on other frames than .*aligned/seed-0"):
+        ablation_table(FILE, [results])
+
+
+def test_cells_that_were_not_measured_alike_are_refused(results: Path) -> None:
+    change(cell(results, "aligned", 1) / "metrics.json", scene_selection="given")
+    with pytest.raises(MsposeError, match="not measured alike"):
+        ablation_table(FILE, [results])
+
+
+def test_a_run_counts_before_its_record_and_where_they_differ_the_log_says_so(
+    results: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    change(cell(results, "none", 0) / "metrics.json", bad_frames=3)  # its figures are the same
+    finished = finished_cells(read_ablation(FILE), [results, RESULTS])
+    assert finished.cells["none"][0].folder == cell(results, "none", 0)
+    assert not caplog.records
+    metrics = json.loads((cell(results, "none", 0) / "metrics.json").read_text())
+    metrics["scenes"]["attic"]["median_position_error_m"] = 9.0
+    change(cell(results, "none", 0) / "metrics.json", scenes=metrics["scenes"])
+    finished_cells(read_ablation(FILE), [results, RESULTS])
+    assert "different figures: those of the first count" in caplog.text
+
+
+def test_the_same_cell_twice_below_one_folder_is_refused(results: Path) -> None:
+    shutil.copytree(cell(results, "none", 0), cell(results, "none", 0).parent / "copy")
+    with pytest.raises(MsposeError, match="are both remedies-small/none/0: remove one"):
+        ablation_table(FILE, [results])
+
+
+def test_without_any_cell_the_message_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(MsposeError, match=r"no finished cell of remedies-small; run `mspose ablate remedies`"):
+        ablation_table(FILE, [tmp_path, tmp_path / "nowhere"])
+
+
+@pytest.mark.parametrize("text", ["- 1", "a: [", ""])
+def test_broken_settings_are_named(results: Path, text: str) -> None:
+    path = cell(results, "none", 0) / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(MsposeError, match=re.escape(str(path))):
+        ablation_table(FILE, [results])
+
+
+def test_an_unknown_format_is_refused() -> None:
+    with pytest.raises(MsposeError, match="expected one of markdown, latex, csv"):
+        ablation_table(FILE, [RESULTS], format="html")  # type: ignore[arg-type]
+
+
+# from the command line
+
+
+def test_the_table_verb_prints_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    main(["table", str(RESULTS), "--ablation", str(FILE), "--format", "latex", "--seeds", "0", "1"])
+    assert capsys.readouterr().out == ablation_table(FILE, [RESULTS], seeds=[0, 1], format="latex")
+    main(["table", str(RESULTS), "--ablation", str(FILE), "--out", str(tmp_path / "table.md")])
+    assert (tmp_path / "table.md").read_text(encoding="utf-8") == (GOLDEN / "remedies.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--ablation", str(FILE), "--kind", "recall"], "--kind: without effect beside --ablation"),
+        (["--seeds", "1"], "--seeds: without effect without --ablation"),
+        (["--ablation", "nothing"], "ablation 'nothing' is not in"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(
+    words: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["table", str(RESULTS), *words])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and named in error and error.count("\n") == 1
