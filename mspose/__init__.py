@@ -19,7 +19,9 @@ HOMES = {"load": "prediction", "MSTransformer": "models.mstransformer", "MSPN": 
 
 
 def __getattr__(name: str) -> Any:
-    """What `HOMES` names and submodules such as `mspose.poses` load when first used: `mspose --help` stays quick."""
+    """What `HOMES` names and submodules such as `mspose.poses` load when first used: `mspose
+    --help` stays quick.
+    """
     if name in HOMES:
         return getattr(importlib.import_module(f"mspose.{HOMES[name]}"), name)
     try:

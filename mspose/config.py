@@ -1,7 +1,9 @@
-"""Settings: frozen dataclasses whose field docstrings are the `--help`, and how they are read, checked and stored.
+"""Settings: frozen dataclasses whose field docstrings are the `--help`, and how they are read,
+checked and stored.
 
-An experiment file (`--config experiments/7scenes.yaml`) sets some fields, the command line overrides it, the run folder
-keeps the resolved whole in `config.yaml`. Constructors elsewhere take plain values, never these objects.
+An experiment file (`--config experiments/7scenes.yaml`) sets some fields, the command line
+overrides it, the run folder keeps the resolved whole in `config.yaml`. Constructors elsewhere take
+plain values, never these objects.
 """
 
 import dataclasses
@@ -34,7 +36,9 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 if TYPE_CHECKING:
     HalfTurn = float
 else:
-    HalfTurn = restricted_number_type("HalfTurn", float, [(">=", 0), ("<=", 0.5)], docstring="between 0 and 0.5")
+    HalfTurn = restricted_number_type(
+        "HalfTurn", float, [(">=", 0), ("<=", 0.5)], docstring="between 0 and 0.5"
+    )
 
 
 @dataclass(frozen=True)
@@ -50,19 +54,29 @@ class DataSettings:
     frames_per_scene: NonNegativeInt = 0
     """Frames of each scene and split to use, evenly spread; 0: all."""
     ground_truth: str | None = None
-    """Which poses, where a data set has several (7Scenes: `original` or `sfm`); by default the card's first."""
+    """Which poses, where a data set has several (7Scenes: `original` or `sfm`); by default the
+    card's first.
+    """
     labels: list[str] = field(default_factory=list)
-    """Label files to read in place of the data set's own (MST/ActMST label CSVs, or 7Scenes' sfm text files)."""
+    """Label files to read in place of the data set's own (MST/ActMST label CSVs, or 7Scenes' sfm
+    text files).
+    """
     holdout: ClosedUnitInterval = 0.0
-    """Share of each training sequence, in one contiguous block, kept from training to watch held-out errors."""
+    """Share of each training sequence, in one contiguous block, kept from training to watch
+    held-out errors.
+    """
     resize: PositiveInt = 256
     """Length in pixels that the short side of an image is resized to."""
     crop: PositiveInt = 224
-    """Side in pixels of the square crop that the network sees: random in augmented training, else the centre."""
+    """Side in pixels of the square crop that the network sees: random in augmented training, else
+    the centre.
+    """
     cache: str = "datasets/.cache"
     """Folder for the decoded, resized frames (one byte per value, read through a memory map)."""
     cache_on_device: bool = False
-    """Hold all training frames in the memory of the training device (7Scenes at 256 pixels: 6.8 GB)."""
+    """Hold all training frames in the memory of the training device (7Scenes at 256 pixels: 6.8
+    GB).
+    """
 
     def source(self) -> dict[str, Any]:
         """Where frames and labels come from, as the arguments of `mspose.data.cache.open_split`."""
@@ -72,14 +86,18 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The network (MS-Transformer; Shavit et al., ICCV 2021), and what may be changed in its attention."""
+    """The network (MS-Transformer; Shavit et al., ICCV 2021), and what may be changed in its
+    attention.
+    """
 
     kind: Literal["ms-transformer", "mspn"] = "ms-transformer"
-    """`ms-transformer`, or the baseline `mspn`: backbone, scene classifier, a linear pose head per scene (MSPN; Blanton
-    et al., CVPR Workshops 2020), which has no attention and leaves the transformers' settings aside."""
+    """`ms-transformer`, or the baseline `mspn`: backbone, scene classifier, a linear pose head per
+    scene (MSPN; Blanton et al., CVPR Workshops 2020), which has no attention and leaves the
+    transformers' settings aside."""
     backbone: str = "efficientnet_b0"
-    """`efficientnet_b0` (torchvision, downloads its weights), `efficientnet_lite0` (weights from an installed package),
-    or any timm model with feature maps of stride 8 and 16, such as `tf_efficientnet_b0`."""
+    """`efficientnet_b0` (torchvision, downloads its weights), `efficientnet_lite0` (weights from an
+    installed package), or any timm model with feature maps of stride 8 and 16, such as
+    `tf_efficientnet_b0`."""
     pretrained: bool = True
     """Start the backbone from ImageNet weights."""
     dim: PositiveInt = 256
@@ -100,15 +118,18 @@ class ModelSettings:
     """Encoder layers of the orientation branch; 0 removes its encoder self-attention."""
     orientation_decoder_layers: PositiveInt = 6
     """Decoder layers of the orientation branch."""
-    position_encoding: Literal["learned", "sine", "sine-normalized", "rotary", "relative-bias", "none"] = "sine"
-    """Encoding of token positions: MST's learned tables, ActMST's fixed sine, or DETR's sine normalised to 2 pi; or, in
-    the encoders alone (the decoders' keys then have the fixed sine): 2-D axial rotary, T5's relative bias, or none."""
+    position_encoding: Literal[
+        "learned", "sine", "sine-normalized", "rotary", "relative-bias", "none"
+    ] = "sine"
+    """Encoding of token positions: MST's learned tables, ActMST's fixed sine, or DETR's sine
+    normalised to 2 pi; or, in the encoders alone (the decoders' keys then have the fixed sine): 2-D
+    axial rotary, T5's relative bias, or none."""
     query_key_weights: Literal["plain", "spectral-norm", "sigma-reparam"] = "plain"
-    """Weights of the encoders' query and key projections: as they are, or under ViTGAN's improved spectral
-    normalisation or sigmaReparam."""
+    """Weights of the encoders' query and key projections: as they are, or under ViTGAN's improved
+    spectral normalisation or sigmaReparam."""
     attention_scale: Literal["head-dim", "tokens"] = "head-dim"
-    """Scores of the encoders' self-attention are divided by the root of a head's channels, or of the number of
-    tokens."""
+    """Scores of the encoders' self-attention are divided by the root of a head's channels, or of
+    the number of tokens."""
     query_initialisation: Literal["normal", "orthogonal"] = "normal"
     """Start of the decoders' scene queries."""
     head_hidden: PositiveInt = 1024
@@ -117,10 +138,14 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class LossSettings:
-    """The objective: pose terms under learned or fixed weights, scene, and query-key alignment (QKA)."""
+    """The objective: pose terms under learned or fixed weights, scene, and query-key alignment
+    (QKA).
+    """
 
     weighting: Literal["learned", "fixed"] = "learned"
-    """`learned`: L exp(-s) + s with learned s (Kendall and Cipolla 2017); `fixed`: the two weights below."""
+    """`learned`: L exp(-s) + s with learned s (Kendall and Cipolla 2017); `fixed`: the two weights
+    below.
+    """
     s_position: float = 0.0
     """Start of the learned s of the position term."""
     s_orientation: float = -3.0
@@ -134,11 +159,11 @@ class LossSettings:
     qka_weight: NonNegativeFloat = 0.1
     """Weight of query-key alignment (ActMST's lambda); 0: the term is not computed."""
     entropy_weight: float = 0.0
-    """Weight of the encoders' attention entropy, as a share of its limit log(tokens); above 0 it holds attention
-    together, below 0 it spreads it; 0: the term is not computed."""
+    """Weight of the encoders' attention entropy, as a share of its limit log(tokens); above 0 it
+    holds attention together, below 0 it spreads it; 0: the term is not computed."""
     diversity_weight: NonNegativeFloat = 0.0
-    """Weight of the mean cosine similarity of different queries' attention in the encoders; 0: the term is not
-    computed."""
+    """Weight of the mean cosine similarity of different queries' attention in the encoders; 0: the
+    term is not computed."""
 
 
 @dataclass(frozen=True)
@@ -148,11 +173,12 @@ class AugmentationSettings:
     enabled: bool = True
     """Random crop and colour jitter; off: the centre crop alone, as in evaluation."""
     crop_reach: ClosedUnitInterval = 1.0
-    """Share of the crop's places, around the centre, that random crops are drawn from: 1 in the papers, 0 the centre
-    alone."""
+    """Share of the crop's places, around the centre, that random crops are drawn from: 1 in the
+    papers, 0 the centre alone."""
     crop_label: Literal["kept", "turned"] = "kept"
-    """Orientation label of a random crop: `kept` as in the papers, though a crop away from the centre looks elsewhere,
-    or `turned` with it, to that of a camera which looks at the crop's centre (needs the focal length)."""
+    """Orientation label of a random crop: `kept` as in the papers, though a crop away from the
+    centre looks elsewhere, or `turned` with it, to that of a camera which looks at the crop's
+    centre (needs the focal length)."""
     brightness: ClosedUnitInterval = 0.5
     """Brightness factor drawn from 1 - b to 1 + b."""
     contrast: ClosedUnitInterval = 0.5
@@ -162,7 +188,9 @@ class AugmentationSettings:
     hue: HalfTurn = 0.2
     """Hue shift drawn from -h to h, in turns (0.5 is the opposite colour)."""
     cutout: ClosedUnitInterval = 0.0
-    """Side, as a share of the crop's, of a square that is blanked at a random place (cut-out); 0: none."""
+    """Side, as a share of the crop's, of a square that is blanked at a random place (cut-out); 0:
+    none.
+    """
 
 
 @dataclass(frozen=True)
@@ -180,7 +208,9 @@ class TrainingSettings:
     weight_decay: NonNegativeFloat = 1e-4
     """Adam's L2 weight decay."""
     schedule: Literal["step", "cosine"] = "step"
-    """`step`: times `step_factor` every `step_epochs` epochs; `cosine`: linear warm-up, then half a cosine to zero."""
+    """`step`: times `step_factor` every `step_epochs` epochs; `cosine`: linear warm-up, then half a
+    cosine to zero.
+    """
     step_epochs: PositiveInt = 10
     """Epochs between two steps of the `step` schedule."""
     step_factor: PositiveFloat = 0.1
@@ -192,11 +222,11 @@ class TrainingSettings:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of the network's forward pass (autocast)."""
     compile: bool = False
-    """Compile the network's forward pass (`torch.compile`), for GPUs: on a CPU that is slower than what is here without
-    it. Where it does not work, a message says so."""
+    """Compile the network's forward pass (`torch.compile`), for GPUs: on a CPU that is slower than
+    what is here without it. Where it does not work, a message says so."""
     recompute_backbone: bool = False
-    """Forget the backbone's activations and compute them again in the backward pass: a third less memory, for the time
-    of one more forward pass of the backbone."""
+    """Forget the backbone's activations and compute them again in the backward pass: a third less
+    memory, for the time of one more forward pass of the backbone."""
     equalize_scenes: bool = False
     """Draw every scene until all have as many samples as the largest."""
     trains: Literal["all", "position-head"] = "all"
@@ -204,9 +234,13 @@ class TrainingSettings:
     start_from: str | None = None
     """Run folder whose model is the start, in place of fresh weights (two-stage training)."""
     evaluate_every: PositiveInt = 1
-    """Epochs between two looks at medians, attention entropy and query-key gap; the last epoch always has one."""
+    """Epochs between two looks at medians, attention entropy and query-key gap; the last epoch
+    always has one.
+    """
     evaluate_frames: PositiveInt = 200
-    """Frames, evenly spread, of the training part and of the held-out part that such a look uses at most."""
+    """Frames, evenly spread, of the training part and of the held-out part that such a look uses at
+    most.
+    """
 
 
 @dataclass(frozen=True)
@@ -216,7 +250,9 @@ class Settings:
     experiment: str = "virtual"
     """Name of the experiment: the first folder under `runs`."""
     variant: str | None = None
-    """Name of the variant: the second folder; by default `all`, or the scenes and the ground truth where chosen."""
+    """Name of the variant: the second folder; by default `all`, or the scenes and the ground truth
+    where chosen.
+    """
     seed: NonNegativeInt = 0
     """Seed of weights, order, augmentation and dropout."""
     runs: str = "runs"
@@ -224,9 +260,13 @@ class Settings:
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, ..."""
     quick: bool = False
-    """Marks a try at toy size, whose results share no table with real ones (set by `mspose ablate --quick`)."""
+    """Marks a try at toy size, whose results share no table with real ones (set by `mspose ablate
+    --quick`).
+    """
     on_bad_frame: Literal["stop", "skip"] = "stop"
-    """A missing or broken image or pose file: stop and name it, or leave it out and report how many."""
+    """A missing or broken image or pose file: stop and name it, or leave it out and report how
+    many.
+    """
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     loss: LossSettings = field(default_factory=LossSettings)
@@ -257,10 +297,18 @@ PLACES = (
 
 def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted names and values of nested settings, dataclass or dict."""
-    tree = asdict(settings) if dataclasses.is_dataclass(settings) and not isinstance(settings, type) else settings
+    tree = (
+        asdict(settings)
+        if dataclasses.is_dataclass(settings) and not isinstance(settings, type)
+        else settings
+    )
     flat: dict[str, Any] = {}
     for name, value in tree.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        flat |= (
+            flatten(value, f"{prefix}{name}.")
+            if isinstance(value, dict)
+            else {prefix + name: value}
+        )
     return flat
 
 
@@ -284,10 +332,14 @@ def write_settings(path: Path, settings: Settings) -> None:
 
 
 class Parser(ArgumentParser):
-    """A parser that raises MsposeError in one line, with the names that exist, where jsonargparse would exit."""
+    """A parser that raises MsposeError in one line, with the names that exist, where jsonargparse
+    would exit.
+    """
 
     def parse_args(self, *arguments: Any, **options: Any) -> Any:
-        """As jsonargparse's; what its readers let through (binary files, endless numbers) ends in one line too."""
+        """As jsonargparse's; what its readers let through (binary files, endless numbers) ends in
+        one line too.
+        """
         try:
             return super().parse_args(*arguments, **options)
         except (UnicodeDecodeError, TypeError, OverflowError, RecursionError) as error:
@@ -303,16 +355,24 @@ class Parser(ArgumentParser):
             r"Group '(?P<group>[^']+)' does not accept option '(?P<name>[^']+)'",
             r"Option '(?P<name>[^']+)' is not accepted",
         )
-        found = next((match for pattern in patterns if (match := re.search(pattern, message))), None)
+        found = next(
+            (match for pattern in patterns if (match := re.search(pattern, message))), None
+        )
         if found is None:
             return ""
-        unknown = ".".join(part for part in (found.groupdict().get("group"), found["name"]) if part).replace("-", "_")
+        unknown = ".".join(
+            part for part in (found.groupdict().get("group"), found["name"]) if part
+        ).replace("-", "_")
         hidden = {"help", "print_config", "print_shtab", "==SUPPRESS=="}
         names = {action.dest for action in self._actions} - hidden
-        leaves = sorted(name for name in names if not any(other.startswith(name + ".") for other in names))
+        leaves = sorted(
+            name for name in names if not any(other.startswith(name + ".") for other in names)
+        )
         group = unknown.rpartition(".")[0] + "."
         siblings = [name for name in leaves if name.startswith(group)]
-        siblings = siblings or sorted({name.partition(".")[0] + (".*" if "." in name else "") for name in leaves})
+        siblings = siblings or sorted(
+            {name.partition(".")[0] + (".*" if "." in name else "") for name in leaves}
+        )
         close = difflib.get_close_matches(unknown, leaves, n=3, cutoff=0.6)
         meant = f"did you mean {' or '.join(close)}? " if close else ""
         return f"; {meant}names that exist: {', '.join(siblings)}"
@@ -321,7 +381,9 @@ class Parser(ArgumentParser):
 def settings_parser(**options: Any) -> ArgumentParser:
     """A jsonargparse parser of `Settings` with `--config FILE`; the caller adds its own arguments."""
     parser = Parser(**options)
-    parser.add_argument("--config", action="config", help="experiment file (YAML); what follows overrides it")
+    parser.add_argument(
+        "--config", action="config", help="experiment file (YAML); what follows overrides it"
+    )
     parser.add_class_arguments(Settings, None, fail_untyped=True)
     return parser
 
@@ -329,26 +391,36 @@ def settings_parser(**options: Any) -> ArgumentParser:
 def to_settings(parsed: Namespace, parser: ArgumentParser) -> Settings:
     """The frozen dataclasses of what was parsed, with plain Python numbers.
 
-    Raises MsposeError for a group that is not a mapping, a number without end, or a name that is a path.
+    Raises MsposeError for a group that is not a mapping, a number without end, or a name that is a
+    path.
     """
     for item in dataclasses.fields(Settings):
         value = parsed.get(item.name)
-        if dataclasses.is_dataclass(getattr(Settings(), item.name)) and not isinstance(value, Namespace):
+        if dataclasses.is_dataclass(getattr(Settings(), item.name)) and not isinstance(
+            value, Namespace
+        ):
             raise MsposeError(
-                f"{item.name} is {value!r}, expected settings by name, as `mspose train --help` lists them"
+                f"{item.name} is {value!r}, expected settings by name, as `mspose train --help`"
+                " lists them"
             )
     try:
         objects = parser.instantiate_classes(parsed)
-        settings = _plain(Settings(**{item.name: objects[item.name] for item in dataclasses.fields(Settings)}))
+        settings = _plain(
+            Settings(**{item.name: objects[item.name] for item in dataclasses.fields(Settings)})
+        )
         flat = flatten(settings)
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise MsposeError(f"the settings do not fit together: {' '.join(str(error).split())}") from error
+        raise MsposeError(
+            f"the settings do not fit together: {' '.join(str(error).split())}"
+        ) from error
     for name, value in flat.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise MsposeError(f"{name} {value} is not a finite number")
     for name in ("experiment", "variant"):
         if flat[name] is not None and re.fullmatch(r"[\w+][\w.+=-]*", flat[name]) is None:
-            raise MsposeError(f"{name} {flat[name]!r} is not a plain name (letters, digits, - _ . + =)")
+            raise MsposeError(
+                f"{name} {flat[name]!r} is not a plain name (letters, digits, - _ . + =)"
+            )
     if settings.seed >= 2**63:
         raise MsposeError(f"seed {settings.seed} is too large: choose one below 2**63")
     return settings
@@ -357,7 +429,9 @@ def to_settings(parsed: Namespace, parser: ArgumentParser) -> Settings:
 def _plain(value: Any) -> Any:
     """The same value without jsonargparse's restricted number classes, which YAML would not write."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return type(value)(**{item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)})
+        return type(value)(
+            **{item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        )
     if isinstance(value, bool | str) or value is None:
         return value
     if isinstance(value, list):
@@ -368,7 +442,8 @@ def _plain(value: Any) -> Any:
 def read_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
     """Settings from a YAML file, then command-line style overrides such as `--seed=1`.
 
-    Raises MsposeError for a missing file, a misspelt key (with the names that exist) or a value of the wrong kind.
+    Raises MsposeError for a missing file, a misspelt key (with the names that exist) or a value of
+    the wrong kind.
     """
     if not Path(path).is_file():
         raise MsposeError(f"no such settings file: {path}")
@@ -384,7 +459,8 @@ def _parser_of_changes() -> ArgumentParser:
 def changed_settings(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     """Settings with some changed, by dotted name as `flatten` gives them.
 
-    Raises MsposeError for a name that does not exist (with those that do) or a value of the wrong kind.
+    Raises MsposeError for a name that does not exist (with those that do) or a value of the wrong
+    kind.
     """
     parser = _parser_of_changes()
     tree, known = asdict(settings), flatten(settings)

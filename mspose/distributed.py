@@ -1,6 +1,8 @@
-"""Several processes that work as one, as torchrun starts them; a process on its own pays for nothing here.
+"""Several processes that work as one, as torchrun starts them; a process on its own pays for
+nothing here.
 
-What is on the GPU goes through NCCL, what is on the CPU through gloo, so that the processes can agree on something
+What is on the GPU goes through NCCL, what is on the CPU through gloo, so that the processes can
+agree on something
 without making a GPU wait. The main process is number 0: it alone writes and speaks.
 """
 
@@ -27,12 +29,16 @@ LOST = r"gloo|NCCL|[Cc]onnection|Broken pipe|[Ss]ocket"
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes and speaks: number 0 of those that torchrun started, or alone."""
+    """Whether this process is the one that writes and speaks: number 0 of those that torchrun
+    started, or alone.
+    """
     return not dist.is_torchelastic_launched() or os.environ["RANK"] == "0"
 
 
 def share() -> tuple[int, int]:
-    """(number of this process, how many there are), once they have joined; (0, 1) for a process on its own."""
+    """(number of this process, how many there are), once they have joined; (0, 1) for a process on
+    its own.
+    """
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
@@ -42,21 +48,30 @@ def processes() -> int:
 
 
 def own_device(name: str) -> str:
-    """The name of this process's device: of several processes on a machine, each has the GPU of its number there.
+    """The name of this process's device: of several processes on a machine, each has the GPU of its
+    number there.
 
     Raises:
         MsposeError: `name` is one GPU, and there are several processes.
     """
-    if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1 or not name.startswith("cuda"):
+    if (
+        not dist.is_torchelastic_launched()
+        or int(os.environ["WORLD_SIZE"]) == 1
+        or not name.startswith("cuda")
+    ):
         return name
     if name != "cuda":
-        raise MsposeError(f"device {name} cannot be shared by {os.environ['WORLD_SIZE']} processes: say --device cuda")
+        raise MsposeError(
+            f"device {name} cannot be shared by {os.environ['WORLD_SIZE']} processes: say --device"
+            " cuda"
+        )
     return f"cuda:{os.environ['LOCAL_RANK']}"
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Join the processes that torchrun started, until the block ends; nothing happens where there is one alone.
+    """Join the processes that torchrun started, until the block ends; nothing happens where there
+    is one alone.
 
     Raises:
         MsposeError: another process ended while this one waited for it.
@@ -74,13 +89,14 @@ def joined(device: torch.device) -> Iterator[None]:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
         yield
-        dist.barrier()  # taken down before its threads are done with the last message, gloo hangs in torch 2.6
+        # taken down before its threads are done with the last message, gloo hangs in torch 2.6
+        dist.barrier()
     except RuntimeError as error:
         if re.search(LOST, str(error)) is None:
             raise
         raise MsposeError(
-            f"process {os.environ['RANK']} lost another process of this run, which was killed or stopped with an error "
-            "of its own; the same command goes on from the last checkpoint"
+            f"process {os.environ['RANK']} lost another process of this run, which was killed or"
+            " stopped with an error of its own; the same command goes on from the last checkpoint"
         ) from error
     except Preempted:  # by all alike
         dist.barrier()
@@ -148,7 +164,9 @@ class Preemption:
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if error is not None and processes() > 1:
-            return  # all processes end: torchrun's SIGTERM, which the first end brings, is not to cut off what they say
+            # all processes end: torchrun's SIGTERM, which the first end brings, is not to cut off
+            # what they say
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -156,5 +174,7 @@ class Preemption:
         self.noted = number
 
     def asked(self) -> int:
-        """The number of a signal that some process had by now, the same answer on all; 0 where none had any."""
+        """The number of a signal that some process had by now, the same answer on all; 0 where none
+        had any.
+        """
         return largest(self.noted)

@@ -1,4 +1,6 @@
-"""Evaluation: a run's predictions on one split, and the metrics that are computed from that file alone."""
+"""Evaluation: a run's predictions on one split, and the metrics that are computed from that file
+alone.
+"""
 
 import json
 import logging
@@ -17,7 +19,14 @@ from mspose.data.cards import INDOOR_THRESHOLDS, Card, read_card
 from mspose.errors import MsposeError
 from mspose.files import whole_file
 from mspose.inference import PoseEstimator, load, predict_frames
-from mspose.metrics import ONE_SCENE, compute_metrics, read_metrics, read_predictions, write_metrics, write_predictions
+from mspose.metrics import (
+    ONE_SCENE,
+    compute_metrics,
+    read_metrics,
+    read_predictions,
+    write_metrics,
+    write_predictions,
+)
 from mspose.provenance import device_name, provenance
 
 EXTERNAL = "external"
@@ -38,24 +47,37 @@ def evaluate_run(
     on_bad_frame: str = "stop",
     progress: bool = True,
 ) -> tuple[dict[str, Any], Path]:
-    """Predict a split with a run's model into `predictions/<split>.csv`, then its metrics; returns them and their file.
+    """Predict a split with a run's model into `predictions/<split>.csv`, then its metrics; returns
+    them and their file.
 
-    `data` overrides fields of the run's data settings (`root`, `scenes`, `dataset`, ...); of another data set only they
-    and the cache's folder count. The scene is predicted unless `given_scene`. On another data set or ground truth than
-    the run's own, both stand in the names of the two files. `compile` compiles the network first: for GPUs.
+    `data` overrides fields of the run's data settings (`root`, `scenes`, `dataset`, ...); of
+    another data set only they and the cache's folder count. The scene is predicted unless
+    `given_scene`. On another data set or ground truth than the run's own, both stand in the names
+    of the two files. `compile` compiles the network first: for GPUs.
     """
     estimator = load(run, device)
     device_used = next(estimator.network.parameters()).device
     with distributed.joined(device_used):
         opened = open_for_run(
-            run, estimator, split, data=data, batch_size=batch_size, on_bad_frame=on_bad_frame, progress=progress
+            run,
+            estimator,
+            split,
+            data=data,
+            batch_size=batch_size,
+            on_bad_frame=on_bad_frame,
+            progress=progress,
         )
         batches, settings = opened.batches, opened.settings
-        table = predict_frames(estimator.fused, batches, given_scene=given_scene, compile=compile, progress=progress)
+        table = predict_frames(
+            estimator.fused, batches, given_scene=given_scene, compile=compile, progress=progress
+        )
 
         dataset, ground_truth = opened.dataset, opened.ground_truth
         trained_on = estimator.description.get("trained_on") or {}
-        same = (dataset, ground_truth) == (trained_on.get("dataset"), trained_on.get("ground_truth"))
+        same = (dataset, ground_truth) == (
+            trained_on.get("dataset"),
+            trained_on.get("ground_truth"),
+        )
         name = split if same else f"{dataset}-{ground_truth}-{split}"
         about = {
             "dataset": dataset,
@@ -71,7 +93,9 @@ def evaluate_run(
             "model": {"config_hash": estimator.description.get("config_hash"), **trained_on},
             "device": device_name(device_used),
         }
-        return distributed.from_main(lambda: evaluate_predictions(store_predictions(run, name, table, **about)))
+        return distributed.from_main(
+            lambda: evaluate_predictions(store_predictions(run, name, table, **about))
+        )
 
 
 @dataclass(frozen=True)
@@ -99,7 +123,8 @@ def open_for_run(
     on_bad_frame: str = "stop",
     progress: bool = True,
 ) -> OpenedSplit:
-    """Open a split for a run's model, as the run's data settings say; `data` overrides them, see `evaluate_run`.
+    """Open a split for a run's model, as the run's data settings say; `data` overrides them, see
+    `evaluate_run`.
 
     Raises MsposeError where the data is not there, or of scenes that the model does not know.
     """
@@ -108,12 +133,20 @@ def open_for_run(
     own = settings.data if data.get("dataset") in (None, settings.data.dataset) else None
     chosen: DataSettings = replace(own or DataSettings(cache=settings.data.cache), **data)
     card = read_card(chosen.dataset)
-    scenes = chosen.scenes or list(() if chosen.labels else estimator.scenes if own else card.scenes)
+    scenes = chosen.scenes or list(
+        () if chosen.labels else estimator.scenes if own else card.scenes
+    )
     if unknown := [name for name in scenes if name not in estimator.scenes]:
         known = ", ".join(estimator.scenes)
-        raise MsposeError(f"scene {', '.join(unknown)} is unknown to the model of {run}, which knows: {known}")
+        raise MsposeError(
+            f"scene {', '.join(unknown)} is unknown to the model of {run}, which knows: {known}"
+        )
     if config_hash(settings) != estimator.description.get("config_hash"):
-        log.warning("%s: config.yaml was changed since the model was made, or made by another version of mspose", run)
+        log.warning(
+            "%s: config.yaml was changed since the model was made, or made by another version of"
+            " mspose",
+            run,
+        )
     with distributed.one_per_machine_first():
         frames, cache, bad_frames = open_split(
             card,
@@ -138,7 +171,9 @@ def open_for_run(
 
 
 def store_predictions(run: Path, name: str, table: pd.DataFrame, **about: Any) -> Path:
-    """Write `predictions/<name>.csv` and, beside it, a JSON of what its columns cannot say; returns the CSV's path."""
+    """Write `predictions/<name>.csv` and, beside it, a JSON of what its columns cannot say; returns
+    the CSV's path.
+    """
     path = run / "predictions" / f"{name}.csv"
     write_predictions(path, table)
     with whole_file(path.with_suffix(".json")) as file:
@@ -155,12 +190,13 @@ def evaluate_predictions(
     split: str | None = None,
     method: str | None = None,
 ) -> tuple[dict[str, Any], Path]:
-    """Write `metrics.json` from a predictions file alone, our own or another method's; returns both.
+    """Write `metrics.json` from a predictions file alone, our own or another method's; returns
+    both.
 
-    What the file cannot say (data set, ground truth, split, who made it, thresholds) comes from the JSON beside it
-    where mspose wrote one, else from the arguments; `dataset` is the name or path of a card. The metrics of
-    `runs/.../predictions/test.csv` are `runs/.../metrics.json`, those of another split `metrics-<split>.json` there; a
-    file from elsewhere gets `metrics.json` beside it.
+    What the file cannot say (data set, ground truth, split, who made it, thresholds) comes from the
+    JSON beside it where mspose wrote one, else from the arguments; `dataset` is the name or path of
+    a card. The metrics of `runs/.../predictions/test.csv` are `runs/.../metrics.json`, those of
+    another split `metrics-<split>.json` there; a file from elsewhere gets `metrics.json` beside it.
     """
     predictions = read_predictions(path)
     card = read_card(dataset) if dataset else None
@@ -168,7 +204,11 @@ def evaluate_predictions(
     own = path.parent.name == "predictions" and beside.is_file()
     if own:
         about = _stored_about(beside)
-        asked = {"dataset": card.name if card else None, "ground_truth": ground_truth, "split": split}
+        asked = {
+            "dataset": card.name if card else None,
+            "ground_truth": ground_truth,
+            "split": split,
+        }
         for name, given in asked.items():
             if given not in (None, about[name]):
                 raise MsposeError(f"{path} was predicted on {name} {about[name]}, not {given}")
@@ -192,7 +232,9 @@ def evaluate_predictions(
     metrics = {**about, **compute_metrics(predictions, thresholds=pairs)}
     metrics["provenance"] = {**provenance(), **made_by, "predictions": str(path)}
     folder = path.parent.parent if own else path.parent
-    target = folder / ("metrics.json" if path.stem == "test" or not own else f"metrics-{path.stem}.json")
+    target = folder / (
+        "metrics.json" if path.stem == "test" or not own else f"metrics-{path.stem}.json"
+    )
     if not own:
         _refuse_to_replace(target, path)
     write_metrics(target, metrics)
@@ -205,7 +247,9 @@ def _stored_about(beside: Path) -> dict[str, Any]:
         about = json.loads(beside.read_text(encoding="utf-8"))
         for name in ("dataset", "ground_truth", "split"):
             about[name] = str(about[name])
-        about["thresholds"] = [(float(metres), float(degrees)) for metres, degrees in about["thresholds"]]
+        about["thresholds"] = [
+            (float(metres), float(degrees)) for metres, degrees in about["thresholds"]
+        ]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise MsposeError(
             f"{beside} is not what mspose writes beside predictions: remove it, or evaluate anew"
@@ -213,23 +257,38 @@ def _stored_about(beside: Path) -> dict[str, Any]:
     return about
 
 
-def _check_fits(card: Card, ground_truth: str | None, predictions: pd.DataFrame, path: Path) -> None:
-    """Another method's file can be of a data set that has its scenes; one without scenes can be of any."""
+def _check_fits(
+    card: Card, ground_truth: str | None, predictions: pd.DataFrame, path: Path
+) -> None:
+    """Another method's file can be of a data set that has its scenes; one without scenes can be of
+    any.
+    """
     if ground_truth not in (None, *card.ground_truths):
-        raise MsposeError(f"{card.name} has no ground truth {ground_truth!r}; it has: {', '.join(card.ground_truths)}")
-    if strange := sorted(set(predictions["scene"]) - {ONE_SCENE, *card.known_scenes}) if card.known_scenes else []:
+        raise MsposeError(
+            f"{card.name} has no ground truth {ground_truth!r}; it has:"
+            f" {', '.join(card.ground_truths)}"
+        )
+    if strange := (
+        sorted(set(predictions["scene"]) - {ONE_SCENE, *card.known_scenes})
+        if card.known_scenes
+        else []
+    ):
         scenes = ", ".join(card.known_scenes)
         raise MsposeError(f"{path}: {card.name} has no scene {strange[0]!r}; its scenes: {scenes}")
 
 
 def _refuse_to_replace(target: Path, path: Path) -> None:
-    """The metrics of another file in this folder, or of the run whose folder this is, are not to be lost."""
+    """The metrics of another file in this folder, or of the run whose folder this is, are not to be
+    lost.
+    """
     if not target.is_file():
         return
     there = read_metrics(target)
     source = (there.get("provenance") or {}).get("predictions", "another file")
     if there["experiment"] != EXTERNAL or Path(source).name != path.name:
-        raise MsposeError(f"{target} holds the metrics of {source}: put {path.name} into a folder of its own")
+        raise MsposeError(
+            f"{target} holds the metrics of {source}: put {path.name} into a folder of its own"
+        )
 
 
 def summary(metrics: dict[str, Any]) -> str:
@@ -251,7 +310,9 @@ def summary_grid(metrics: Mapping[str, Any]) -> pd.DataFrame:
                 "scene accuracy": "-" if accuracy is None else f"{accuracy:.3f}",
                 **{
                     f"{metres:g} m, {degrees:g} deg": f"{100 * recall:.1f} %"
-                    for (metres, degrees), recall in zip(metrics["thresholds"], figures["recall"], strict=True)
+                    for (metres, degrees), recall in zip(
+                        metrics["thresholds"], figures["recall"], strict=True
+                    )
                 },
             }
         )

@@ -18,7 +18,8 @@ from mspose.errors import MsposeError
 
 @contextmanager
 def whole_file(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
-    """A file to write that replaces `path` only when the block ends well; else `path` stays as it was.
+    """A file to write that replaces `path` only when the block ends well; else `path` stays as it
+    was.
 
     Raises MsposeError where the disk is full or the folder cannot be written.
     """
@@ -38,7 +39,9 @@ def whole_file(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
         temporary.replace(path)
     except OSError as error:
         what = error.strerror or str(error)
-        raise MsposeError(f"cannot write {path}: {what}; what was there before is untouched") from error
+        raise MsposeError(
+            f"cannot write {path}: {what}; what was there before is untouched"
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -49,7 +52,8 @@ def whole_file(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
 def whole_folder(path: Path | str) -> Iterator[Path]:
     """A new folder to fill that gets its name when the block ends well; else nothing is left of it.
 
-    Raises MsposeError where the disk is full, the folder cannot be made, or another one that holds files is there.
+    Raises MsposeError where the disk is full, the folder cannot be made, or another one that holds
+    files is there.
     """
     path = Path(path)
     temporary: Path | None = None
@@ -62,7 +66,9 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
         yield inner
         inner.rename(path)
     except OSError as error:
-        raise MsposeError(f"cannot write {path}: {error.strerror or error}; nothing was written") from error
+        raise MsposeError(
+            f"cannot write {path}: {error.strerror or error}; nothing was written"
+        ) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -88,7 +94,8 @@ def _umask() -> int:
 
 
 def read_tensors(path: Path) -> Any:
-    """A file of tensors and plain values: torch.save's, or `.safetensors`. One that holds code is refused, never run.
+    """A file of tensors and plain values: torch.save's, or `.safetensors`. One that holds code is
+    refused, never run.
 
     Raises MsposeError where the file is missing, damaged, or would need unpickling code.
     """
@@ -97,16 +104,24 @@ def read_tensors(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with warnings.catch_warnings(action="ignore"):  # about pickle protocols; what matters is an error
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # about pickle protocols; what matters is an error
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in many ways: zip, pickle, end of file, safetensors' header
+    except (
+        Exception
+    ) as error:  # a damaged file fails in many ways: zip, pickle, end of file, safetensors' header
         message = str(error)
         named = re.search(r"GLOBAL ([\w.]*\w)", message)
-        if named or any(sign in message for sign in ("TorchScript", "unrecognized function", "Can only build")):
+        if named or any(
+            sign in message for sign in ("TorchScript", "unrecognized function", "Can only build")
+        ):
             code = f" ({named[1]})" if named else ""
             raise MsposeError(
                 f"{path}: refused, reading it would run code that the file names{code}: "
                 "save the state dict alone, torch.save(model.state_dict(), path)"
             ) from error
         reason = message.strip().split("\n")[0][:100] or "it ends too early"
-        raise MsposeError(f"{path}: not a checkpoint that can be read, or damaged ({reason})") from error
+        raise MsposeError(
+            f"{path}: not a checkpoint that can be read, or damaged ({reason})"
+        ) from error

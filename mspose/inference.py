@@ -28,7 +28,8 @@ from mspose.run import load_model
 
 Image = NDArray[np.uint8] | Path | str
 """RGB uint8 (H, W, 3), or the path of an image file."""
-SMALL_BATCH = 8  # images; a GPU is done with them before the kernels of the next batch have been launched one by one
+# images; a GPU is done with them before the kernels of the next batch have been launched one by one
+SMALL_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,9 @@ class PoseEstimator:
         network: the network as it was trained.
     """
 
-    def __init__(self, network: PoseNetwork, preprocessing: Preprocessing, description: dict[str, Any]):
+    def __init__(
+        self, network: PoseNetwork, preprocessing: Preprocessing, description: dict[str, Any]
+    ):
         self.network = network
         self.preprocessing = preprocessing
         self.description = description
@@ -93,20 +96,27 @@ class PoseEstimator:
         return self.network.scenes
 
     def __call__(self, image: Image, scene: str | None = None) -> Estimate:
-        """Estimate the pose of an image: RGB uint8 (H, W, 3) of any size, or a file's path; `scene` is predicted unless
-        given.
+        """Estimate the pose of an image: RGB uint8 (H, W, 3) of any size, or a file's path; `scene`
+        is predicted unless given.
 
-        Raises ValueError for an array of another shape or type, MsposeError for a scene that the network does not know
-        and for a file that cannot be read. Pixels of a file are taken as they are stored (`data.images.read_image`).
+        Raises ValueError for an array of another shape or type, MsposeError for a scene that the
+        network does not know and for a file that cannot be read. Pixels of a file are taken as they
+        are stored (`data.images.read_image`).
         """
         return self.estimates([image], scene)[0]
 
     def estimates(self, images: Sequence[Image], scene: str | None = None) -> list[Estimate]:
-        """Estimates for several images of any sizes, in one pass of the network; otherwise as of a single one."""
+        """Estimates for several images of any sizes, in one pass of the network; otherwise as of a
+        single one.
+        """
         if len(images) == 0:
             return []
-        arrays = (read_image(Path(image)) if isinstance(image, str | Path) else image for image in images)
-        return self.estimates_of(torch.cat([self.preprocessing(image_HW3) for image_HW3 in arrays]), scene)
+        arrays = (
+            read_image(Path(image)) if isinstance(image, str | Path) else image for image in images
+        )
+        return self.estimates_of(
+            torch.cat([self.preprocessing(image_HW3) for image_HW3 in arrays]), scene
+        )
 
     def estimates_of(self, image_B3HW: torch.Tensor, scene: str | None = None) -> list[Estimate]:
         """Estimates for images that `preprocessing` has prepared, on any device; of none, none.
@@ -119,31 +129,47 @@ class PoseEstimator:
             return []
         parameter = next(self.fused.parameters())
         image_B3HW = image_B3HW.to(parameter.device, parameter.dtype)
-        index_B = None if scene is None else torch.full((len(image_B3HW),), self.scenes.index(scene))
+        index_B = (
+            None if scene is None else torch.full((len(image_B3HW),), self.scenes.index(scene))
+        )
         with torch.inference_mode():
-            output = self.fused(image_B3HW, None if index_B is None else index_B.to(parameter.device))
+            output = self.fused(
+                image_B3HW, None if index_B is None else index_B.to(parameter.device)
+            )
         position_B3 = output.position_B3.double().cpu().numpy()
         orientation_B4 = output.orientation_B4.double().cpu().numpy()
         if not (np.isfinite(position_B3).all() and np.isfinite(orientation_B4).all()):
             raise MsposeError("the model's estimate is not finite: its weights are unusable")
         probability_BS = output.scene_log_probability_BS.double().exp().tolist()
         return [
-            Estimate(position, orientation, self.scenes[index], dict(zip(self.scenes, probability, strict=True)))
+            Estimate(
+                position,
+                orientation,
+                self.scenes[index],
+                dict(zip(self.scenes, probability, strict=True)),
+            )
             for position, orientation, index, probability in zip(
-                position_B3, normalize_quaternion(orientation_B4), output.scene_B.tolist(), probability_BS, strict=True
+                position_B3,
+                normalize_quaternion(orientation_B4),
+                output.scene_B.tolist(),
+                probability_BS,
+                strict=True,
             )
         ]
 
     def check_scene(self, scene: str) -> None:
         """Raise MsposeError for a scene that the network does not know."""
         if scene not in self.scenes:
-            raise MsposeError(f"scene {scene} is unknown to the model, which knows: {', '.join(self.scenes)}")
+            raise MsposeError(
+                f"scene {scene} is unknown to the model, which knows: {', '.join(self.scenes)}"
+            )
 
 
 def load(run: Path | str, device: str = "auto") -> PoseEstimator:
     """The trained model of a run folder, or of the Hugging Face hub (`user/name`), ready to use.
 
-    Raises MsposeError where the folder holds no model, a broken one, or one of another architecture.
+    Raises MsposeError where the folder holds no model, a broken one, or one of another
+    architecture.
     """
     run = model_folder(run)
     weights, description = load_model(run)
@@ -151,11 +177,17 @@ def load(run: Path | str, device: str = "auto") -> PoseEstimator:
     try:
         stored = description["preprocessing"]
         mean, std = (tuple(float(value) for value in stored[name]) for name in ("mean", "std"))
-        if len(mean) != 3 or len(std) != 3 or not isinstance(description.get("trained_on", {}), dict):
+        if (
+            len(mean) != 3
+            or len(std) != 3
+            or not isinstance(description.get("trained_on", {}), dict)
+        ):
             raise ValueError("mean and std have three values, trained_on is a mapping")
         preprocessing = Preprocessing(int(stored["resize"]), int(stored["crop"]), mean, std)
     except (KeyError, TypeError, ValueError) as error:
-        raise MsposeError(f"{run}/model.json does not describe a model of this version: {error}") from error
+        raise MsposeError(
+            f"{run}/model.json does not describe a model of this version: {error}"
+        ) from error
     return PoseEstimator(network.to(resolve_device(device)).eval(), preprocessing, description)
 
 
@@ -171,7 +203,9 @@ def resolve_device(name: str) -> torch.device:
         torch.empty(1, device=device).cpu()  # fails on `meta` too, where nothing could be computed
     except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), "")
-        raise MsposeError(f"device {name} cannot be used here ({reason}): choose --device cpu or auto") from error
+        raise MsposeError(
+            f"device {name} cannot be used here ({reason}): choose --device cpu or auto"
+        ) from error
     return device
 
 
@@ -183,22 +217,32 @@ def predict_batches(
     given_scene: bool = False,
     forward: Callable[..., PoseOutput] | None = None,
 ) -> pd.DataFrame:
-    """Predictions, with the columns of a predictions file, for the rows of `frames` that `batches` brings.
+    """Predictions, with the columns of a predictions file, for the rows of `frames` that `batches`
+    brings.
 
-    Of several processes, number p brings the batches p, p + processes, ..., and all get the whole table. `forward` is
-    the network's own, compiled; by default it is not.
+    Of several processes, number p brings the batches p, p + processes, ..., and all get the whole
+    table. `forward` is the network's own, compiled; by default it is not.
     """
     rows: list[NDArray[np.int64]] = []
-    answers_B9: list[torch.Tensor] = []  # on the device until all are there: reading one makes a GPU wait
+    answers_B9: list[
+        torch.Tensor
+    ] = []  # on the device until all are there: reading one makes a GPU wait
     dtype = next(network.parameters()).dtype
     training = network.training
     network.eval()
     try:
         with torch.inference_mode():
             for batch in batches:
-                output = (forward or network)(batch.image_B3HW.to(dtype), batch.scene_B if given_scene else None)
+                output = (forward or network)(
+                    batch.image_B3HW.to(dtype), batch.scene_B if given_scene else None
+                )
                 chosen_B, best_B = output.scene_log_probability_BS.max(dim=1)
-                columns = (best_B[:, None], chosen_B.exp()[:, None], output.position_B3, output.orientation_B4)
+                columns = (
+                    best_B[:, None],
+                    chosen_B.exp()[:, None],
+                    output.position_B3,
+                    output.orientation_B4,
+                )
                 answers_B9.append(torch.cat([column.double() for column in columns], dim=1))
                 rows.append(batch.row)
     finally:
@@ -210,14 +254,21 @@ def predict_batches(
     answer_N9 = torch.cat([answer_B9 for _, answer_B9 in parts]).numpy()
     if not (finite_N := np.isfinite(answer_N9[:, 2:]).all(axis=1)).all():
         image = frames["image"].iloc[row_N[int(finite_N.argmin())]]
-        raise MsposeError(f"the model's estimate for {image} is not finite: its weights are unusable")
+        raise MsposeError(
+            f"the model's estimate for {image} is not finite: its weights are unusable"
+        )
     orientation_N4 = normalize_quaternion(answer_N9[:, 5:])
-    labels = frames.iloc[row_N][["image", "scene", "tx", "ty", "tz", "qw", "qx", "qy", "qz"]].reset_index(drop=True)
+    labels = frames.iloc[row_N][
+        ["image", "scene", "tx", "ty", "tz", "qw", "qx", "qy", "qz"]
+    ].reset_index(drop=True)
     table = labels.assign(
         predicted_scene=np.array(network.scenes, dtype=object)[answer_N9[:, 0].astype(np.int64)],
         scene_probability=answer_N9[:, 1],
         **{f"{axis}_est": answer_N9[:, 2 + index] for index, axis in enumerate(("tx", "ty", "tz"))},
-        **{f"{part}_est": orientation_N4[:, index] for index, part in enumerate(("qw", "qx", "qy", "qz"))},
+        **{
+            f"{part}_est": orientation_N4[:, index]
+            for index, part in enumerate(("qw", "qx", "qy", "qz"))
+        },
     )
     return with_errors(table)[list(PREDICTION_COLUMNS)]
 
@@ -233,7 +284,8 @@ def predict_frames(
 ) -> pd.DataFrame:
     """`predict_batches` over the centre crops of the given rows (default: all) of a frame table.
 
-    Several processes share the batches out, and all get the whole table. `compile` compiles the network first.
+    Several processes share the batches out, and all get the whole table. `compile` compiles the
+    network first.
     """
     chosen = np.arange(len(batches.frames)) if rows is None else rows
     process, processes = distributed.share()

@@ -1,15 +1,20 @@
 """The objective: named, weighted terms whose sum is the loss.
 
-    L = L_x exp(-s_x) + s_x  +  L_q exp(-s_q) + s_q  +  NLL(scene)  +  lambda (QKA_position + QKA_orientation)
+    L = L_x exp(-s_x) + s_x  +  L_q exp(-s_q) + s_q  +  NLL(scene)  +  lambda (QKA_position +
+    QKA_orientation)
 
-with s_x and s_q learned (Kendall and Cipolla, CVPR 2017) and the query-key alignment QKA of ActMST (Lee, Kim and Heo,
-NeurIPS 2024, arXiv 2411.01443). Two regularisers of the encoders' self-attention can join them, each with its weight:
+with s_x and s_q learned (Kendall and Cipolla, CVPR 2017) and the query-key alignment QKA of ActMST
+(Lee, Kim and Heo, NeurIPS 2024, arXiv 2411.01443). Two regularisers of the encoders' self-attention
+can join them, each with its weight:
 
-    entropy      mean of H / log N, with H the entropy in nats of a query's attention to N tokens (Zhai et al., ICML
-                 2023). A negative weight rewards spread attention, as the entropy-based attention regularisation of
-                 Attanasio et al. (Findings of ACL 2022) does; a positive one holds it together.
-    diversity    mean cosine similarity of the attention of two different queries: the patch-wise cosine of Gong et al.
-                 (arXiv 2104.12753), of rows of the attention map in place of tokens.
+    entropy      mean of H / log N, with H the entropy in nats of a query's attention to N tokens
+                 (Zhai et al., ICML
+                 2023). A negative weight rewards spread attention, as the entropy-based attention
+                 regularisation of Attanasio et al. (Findings of ACL 2022) does; a positive one
+                 holds it together.
+    diversity    mean cosine similarity of the attention of two different queries: the patch-wise
+                 cosine of Gong et al. (arXiv 2104.12753), of rows of the attention map in place of
+                 tokens.
 
 Both are means over images, heads and layers, and then over the two branches.
 """
@@ -35,9 +40,10 @@ class LossTerms:
 
     Attributes:
         terms: weighted terms, by name; the loss is their sum.
-        raw: the same quantities unweighted and without gradients, for the log: `position` in metres, `orientation`
-            (norm of a quaternion difference, 0..2), `scene` (nats), `qka_position` and `qka_orientation`; where they
-            are terms, `entropy_...` (share of its limit, 0..1) and `diversity_...` (cosine, 0..1) of both branches.
+        raw: the same quantities unweighted and without gradients, for the log: `position` in
+            metres, `orientation` (norm of a quaternion difference, 0..2), `scene` (nats),
+            `qka_position` and `qka_orientation`; where they are terms, `entropy_...` (share of its
+            limit, 0..1) and `diversity_...` (cosine, 0..1) of both branches.
     """
 
     terms: dict[str, Tensor]
@@ -55,24 +61,31 @@ def position_loss(estimate_B3: Tensor, truth_B3: Tensor) -> Tensor:
 
 
 def orientation_loss(estimate_B4: Tensor, truth_B4: Tensor) -> Tensor:
-    """Batch mean of the L2 norm of the difference of the two normalised quaternions; sensitive to their sign."""
+    """Batch mean of the L2 norm of the difference of the two normalised quaternions; sensitive to
+    their sign.
+    """
     difference_B4 = F.normalize(estimate_B4, dim=-1) - F.normalize(truth_B4, dim=-1)
     return torch.linalg.vector_norm(difference_B4, dim=-1).mean()
 
 
 def entropy_share(attention: AttentionMap) -> Tensor:
-    """Mean over images, heads and queries of the attention entropy, as a share of its limit log K: 0 to 1."""
+    """Mean over images, heads and queries of the attention entropy, as a share of its limit log K:
+    0 to 1.
+    """
     keys = attention.key_BHKD.shape[2]
     return attention_entropy(attention).mean() / math.log(max(keys, 2))  # of one key, it is 0
 
 
 def diversity_loss(attention: AttentionMap) -> Tensor:
-    """Mean over images and heads of `attention_similarity`: 0 (all queries differ) to 1 (all attend alike)."""
+    """Mean over images and heads of `attention_similarity`: 0 (all queries differ) to 1 (all attend
+    alike).
+    """
     return attention_similarity(attention).mean()
 
 
 class EncoderAttention(Observer):
-    """Keeps the encoders' attention maps of one forward pass (before dropout; what makes them, not the weights).
+    """Keeps the encoders' attention maps of one forward pass (before dropout; what makes them, not
+    the weights).
 
     Attributes:
         maps: of every branch that has an encoder, by the number of the layer.
@@ -104,7 +117,8 @@ class PoseLoss(nn.Module):
         """A term of weight 0 is not part of the loss.
 
         Args:
-            weighting: `learned` balances position and orientation by s_x and s_q; `fixed` by the two weights.
+            weighting: `learned` balances position and orientation by s_x and s_q; `fixed` by the
+                two weights.
             s_position, s_orientation: starting values of the learned s_x and s_q.
             position_weight, orientation_weight: of `fixed` weighting.
             scene_weight: of the scene's negative log-likelihood.
@@ -141,7 +155,10 @@ class PoseLoss(nn.Module):
             self.s_position = nn.Parameter(torch.tensor(float(s_position)))
             self.s_orientation = nn.Parameter(torch.tensor(float(s_orientation)))
         elif not (position_weight or orientation_weight or scene_weight):
-            raise MsposeError("position_weight, orientation_weight, scene_weight: expected one above 0, found none")
+            raise MsposeError(
+                "position_weight, orientation_weight, scene_weight: expected one above 0, found"
+                " none"
+            )
 
     @property
     def needs_attention(self) -> bool:
@@ -163,21 +180,36 @@ class PoseLoss(nn.Module):
             position_B3: true camera centres in metres.
             orientation_B4: true quaternions w x y z; any norm.
             scene_B: true scene indices, int64.
-            attention: the encoders' attention maps, as `EncoderAttention` has them; read if `needs_attention`.
+            attention: the encoders' attention maps, as `EncoderAttention` has them; read if
+                `needs_attention`.
 
         Raises:
-            ValueError: a tensor of another shape than its name says, or no attention where it is needed.
+            ValueError: a tensor of another shape than its name says, or no attention where it is
+                needed.
         """
         _check_shapes(output, position_B3, orientation_B4, scene_B)
         position = position_loss(output.position_B3, position_B3.to(output.position_B3.dtype))
-        orientation = orientation_loss(output.orientation_B4, orientation_B4.to(output.orientation_B4.dtype))
+        orientation = orientation_loss(
+            output.orientation_B4, orientation_B4.to(output.orientation_B4.dtype)
+        )
         scene = F.nll_loss(output.scene_log_probability_BS, scene_B)
         qka = {
-            f"qka_{branch}": gap_BLH.mean() for branch, gap_BLH in output.query_key_gap.items() if gap_BLH.shape[1] > 0
+            f"qka_{branch}": gap_BLH.mean()
+            for branch, gap_BLH in output.query_key_gap.items()
+            if gap_BLH.shape[1] > 0
         }
         entropy = self._of_attention("entropy", self.entropy_weight, entropy_share, attention)
-        diversity = self._of_attention("diversity", self.diversity_weight, diversity_loss, attention)
-        raw = {"position": position, "orientation": orientation, "scene": scene, **qka, **entropy, **diversity}
+        diversity = self._of_attention(
+            "diversity", self.diversity_weight, diversity_loss, attention
+        )
+        raw = {
+            "position": position,
+            "orientation": orientation,
+            "scene": scene,
+            **qka,
+            **entropy,
+            **diversity,
+        }
 
         terms = {}
         if self.weighting == "learned":
@@ -195,7 +227,9 @@ class PoseLoss(nn.Module):
         if entropy:
             terms["entropy"] = self.entropy_weight * torch.stack(list(entropy.values())).mean()
         if diversity:
-            terms["diversity"] = self.diversity_weight * torch.stack(list(diversity.values())).mean()
+            terms["diversity"] = (
+                self.diversity_weight * torch.stack(list(diversity.values())).mean()
+            )
         return LossTerms(terms, {name: value.detach() for name, value in raw.items()})
 
     @staticmethod
@@ -209,24 +243,33 @@ class PoseLoss(nn.Module):
         if not weight:
             return {}
         if attention is None:
-            raise ValueError(f"attention: expected the encoders' attention maps, of which {name} is a term, found none")
+            raise ValueError(
+                f"attention: expected the encoders' attention maps, of which {name} is a term,"
+                " found none"
+            )
         return {
             f"{name}_{branch}": torch.stack([measure(layer) for layer in layers.values()]).mean()
             for branch, layers in attention.items()
         }
 
     def weights(self) -> dict[str, float]:
-        """The learned weights `s_x` and `s_q` as they stand, for the log; empty where weights are fixed."""
+        """The learned weights `s_x` and `s_q` as they stand, for the log; empty where weights are
+        fixed.
+        """
         if self.weighting == "fixed":
             return {}
         return {"s_x": self.s_position.item(), "s_q": self.s_orientation.item()}
 
 
-def _check_shapes(output: PoseOutput, position_B3: Tensor, orientation_B4: Tensor, scene_B: Tensor) -> None:
+def _check_shapes(
+    output: PoseOutput, position_B3: Tensor, orientation_B4: Tensor, scene_B: Tensor
+) -> None:
     expect_shape("output.position_B3", output.position_B3, ("batch", 3))
     batch = output.position_B3.shape[0]
     expect_shape("output.orientation_B4", output.orientation_B4, (batch, 4))
-    expect_shape("output.scene_log_probability_BS", output.scene_log_probability_BS, (batch, "scenes"))
+    expect_shape(
+        "output.scene_log_probability_BS", output.scene_log_probability_BS, (batch, "scenes")
+    )
     expect_shape("position_B3", position_B3, (batch, 3))
     expect_shape("orientation_B4", orientation_B4, (batch, 4))
     expect_shape("scene_B", scene_B, (batch,))

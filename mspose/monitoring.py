@@ -1,8 +1,10 @@
-"""What TensorBoard shows of a training run: loss terms step by step, and a closer look after an epoch.
+"""What TensorBoard shows of a training run: loss terms step by step, and a closer look after an
+epoch.
 
-A look reports, on a fixed choice of training frames and of held-out frames, median errors and scene accuracy, and on a
-few of them the attention entropy (Zhai et al., ICML 2023), the similarity of different queries' attention and the
-query-key gap of every encoder layer. A layer whose attention collapsed raises a line in the log.
+A look reports, on a fixed choice of training frames and of held-out frames, median errors and scene
+accuracy, and on a few of them the attention entropy (Zhai et al., ICML 2023), the similarity of
+different queries' attention and the query-key gap of every encoder layer. A layer whose attention
+collapsed raises a line in the log.
 """
 
 import logging
@@ -50,7 +52,8 @@ BLUE, ORANGE = "#0072B2", "#D55E00"  # from the colour-blind safe palette of Oka
 
 
 class Monitor:
-    """Writes one run's TensorBoard events; they supersede what an interrupted process wrote from `first_step` on.
+    """Writes one run's TensorBoard events; they supersede what an interrupted process wrote from
+    `first_step` on.
 
     Of several processes the main one writes; all look, sharing the frames out.
     """
@@ -80,11 +83,15 @@ class Monitor:
         with self._writing():
             self.writer.add_images("inputs/after_augmentation", image_B3HW.clamp(0, 1), step)
 
-    def look(self, step: int, network: PoseNetwork, parts: Mapping[str, Batches]) -> dict[str, float]:
-        """Medians, scene accuracy, attention and a trajectory plot of each part (`train`, `held_out`), as logged.
+    def look(
+        self, step: int, network: PoseNetwork, parts: Mapping[str, Batches]
+    ) -> dict[str, float]:
+        """Medians, scene accuracy, attention and a trajectory plot of each part (`train`,
+        `held_out`), as logged.
 
-        `step` counts the steps done. The look stands beside the last of them, so that a run that continues with step
-        number `step`, and purges from there on, keeps it. A process that does not write gets no values.
+        `step` counts the steps done. The look stands beside the last of them, so that a run that
+        continues with step number `step`, and purges from there on, keeps it. A process that does
+        not write gets no values.
         """
         step -= 1
         values: dict[str, float] = {}
@@ -152,7 +159,9 @@ class LayerAttention:
         return verdict(self.entropy, self.similarity, self.tokens)
 
     def figures(self) -> dict[str, float]:
-        """As they are logged: `attention_entropy/<name>`, `attention_similarity/<name>`, `query_key_gap/<name>`."""
+        """As they are logged: `attention_entropy/<name>`, `attention_similarity/<name>`,
+        `query_key_gap/<name>`.
+        """
         return {
             f"attention_entropy/{self.name}": self.entropy,
             f"attention_similarity/{self.name}": self.similarity,
@@ -161,7 +170,9 @@ class LayerAttention:
 
 
 class _Figures(Observer):
-    """Entropy, similarity and gap of every encoder layer, figure_B3 of one batch after the other; and the tokens."""
+    """Entropy, similarity and gap of every encoder layer, figure_B3 of one batch after the other;
+    and the tokens.
+    """
 
     def __init__(self) -> None:
         self.figures: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
@@ -170,12 +181,16 @@ class _Figures(Observer):
     def encoder(self, branch: str, layer: int, attention: AttentionMap) -> None:
         gap_BH = query_key_gap(attention.query_BHQD, attention.key_BHKD)
         figures = (attention_entropy(attention), attention_similarity(attention), gap_BH)
-        self.figures[branch, layer].append(torch.stack([figure_BH.mean(dim=1) for figure_BH in figures], dim=1))
+        self.figures[branch, layer].append(
+            torch.stack([figure_BH.mean(dim=1) for figure_BH in figures], dim=1)
+        )
         self.tokens[branch, layer] = attention.key_BHKD.shape[2]
 
 
 def attention_of_layers(network: PoseNetwork, batches: Batches) -> list[LayerAttention]:
-    """What the encoders' self-attention is on a few frames, layer by layer; of a network that has none, nothing."""
+    """What the encoders' self-attention is on a few frames, layer by layer; of a network that has
+    none, nothing.
+    """
     if not network.has_attention:
         return []
     watch = _Figures()
@@ -186,7 +201,12 @@ def attention_of_layers(network: PoseNetwork, batches: Batches) -> list[LayerAtt
             network(batch.image_B3HW, observer=watch)
     network.train(training)
     return [
-        LayerAttention(branch, layer + 1, watch.tokens[branch, layer], *torch.cat(figures_B3).mean(dim=0).tolist())
+        LayerAttention(
+            branch,
+            layer + 1,
+            watch.tokens[branch, layer],
+            *torch.cat(figures_B3).mean(dim=0).tolist(),
+        )
         for (branch, layer), figures_B3 in watch.figures.items()
     ]
 
@@ -194,9 +214,9 @@ def attention_of_layers(network: PoseNetwork, batches: Batches) -> list[LayerAtt
 class Alarm:
     """Says in the log when a layer's attention collapses, and when it is uniform.
 
-    A layer is said once, until it has been something else: a collapse as a warning, uniform attention as information,
-    and that not at the first look, since attention starts out spread over everything. A run that was continued begins
-    anew.
+    A layer is said once, until it has been something else: a collapse as a warning, uniform
+    attention as information, and that not at the first look, since attention starts out spread over
+    everything. A run that was continued begins anew.
     """
 
     def __init__(self) -> None:
@@ -211,15 +231,26 @@ class Alarm:
             if found not in (HEALTHY, self._said.get(layer.name)):
                 log.log(
                     logging.WARNING if found == COLLAPSED else logging.INFO,
-                    "attention of %s encoder layer %d is %s: entropy %.2f of at most %.2f nats, similarity %.2f",
-                    *(layer.branch, layer.layer, found, layer.entropy, math.log(layer.tokens), layer.similarity),
+                    "attention of %s encoder layer %d is %s: entropy %.2f of at most %.2f nats,"
+                    " similarity %.2f",
+                    *(
+                        layer.branch,
+                        layer.layer,
+                        found,
+                        layer.entropy,
+                        math.log(layer.tokens),
+                        layer.similarity,
+                    ),
                 )
             self._said[layer.name] = found
 
 
 def trajectory_figure(table: pd.DataFrame) -> "Figure":
-    """True and estimated camera positions of every scene, seen along the axis in which the truth varies least."""
-    import matplotlib  # here, since it takes longer to load than the whole frame table and no first step needs it
+    """True and estimated camera positions of every scene, seen along the axis in which the truth
+    varies least.
+    """
+    # here, since it takes longer to load than the whole frame table and no first step needs it
+    import matplotlib
     from matplotlib.figure import Figure
 
     matplotlib.use("Agg")
@@ -243,8 +274,12 @@ def trajectory_figure(table: pd.DataFrame) -> "Figure":
 
 
 def _segments(axes, truth_N2: NDArray[np.float64], estimate_N2: NDArray[np.float64]) -> None:  # type: ignore[no-untyped-def]
-    """Truth and estimate as points, each pair joined by a thin line whose length is the error seen from above."""
+    """Truth and estimate as points, each pair joined by a thin line whose length is the error seen
+    from above.
+    """
     pairs = np.stack([truth_N2, estimate_N2, np.full_like(truth_N2, np.nan)], axis=1).reshape(-1, 2)
     axes.plot(*pairs.T, color="0.75", linewidth=0.6, zorder=1)
     axes.scatter(*truth_N2.T, s=7, color=BLUE, label="true", zorder=3)
-    axes.scatter(*estimate_N2.T, s=7, color=ORANGE, marker="x", linewidths=0.8, label="estimated", zorder=2)
+    axes.scatter(
+        *estimate_N2.T, s=7, color=ORANGE, marker="x", linewidths=0.8, label="estimated", zorder=2
+    )

@@ -7,7 +7,9 @@ import jinja2
 
 
 def environment(folder: Path) -> jinja2.Environment:
-    """Templates of a folder. What goes into `.html` is escaped; a name that was not given is an error."""
+    """Templates of a folder. What goes into `.html` is escaped; a name that was not given is an
+    error.
+    """
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
         undefined=jinja2.StrictUndefined,

@@ -1,8 +1,10 @@
-"""How pictures look: sizes for print, colours and marks that every reader can tell apart, files that appear whole.
+"""How pictures look: sizes for print, colours and marks that every reader can tell apart, files
+that appear whole.
 
-Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which the colour-blind tell apart; a marker and a
-line style go with each, for print in grey. Heat maps are viridis: perceptually uniform, for the colour-blind and in
-grey too.
+Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which the colour-blind tell
+apart; a marker and a
+line style go with each, for print in grey. Heat maps are viridis: perceptually uniform, for the
+colour-blind and in grey too.
 """
 
 import textwrap
@@ -78,7 +80,14 @@ class Line(NamedTuple):
 
 _COLORS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK, GREY)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
+_DASHES = (
+    "-",
+    (0, (5, 1.5)),
+    (0, (1, 1)),
+    (0, (5, 1.5, 1, 1.5)),
+    (0, (8, 2)),
+    (0, (3, 1, 1, 1, 1, 1)),
+)
 _HATCHES = ("////", "....", "\\\\\\\\", "xxxx", "----", "||||", "++++", "oooo")
 
 
@@ -96,7 +105,9 @@ Arguments = ParamSpec("Arguments")
 
 
 def printed(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
-    """A function that returns a figure, drawn and laid out with the settings above whoever calls it."""
+    """A function that returns a figure, drawn and laid out with the settings above whoever calls
+    it.
+    """
 
     @wraps(draw)
     def styled(*arguments: Arguments.args, **named: Arguments.kwargs) -> Figure:
@@ -117,7 +128,9 @@ def empty_figure(height: float, width: float = WIDTH) -> Figure:
 def say(axes: Axes, text: str) -> None:
     """Words in place of a diagram that there is nothing to draw in."""
     axes.set_axis_off()
-    axes.text(0.5, 0.5, wrapped(text, 26), transform=axes.transAxes, ha="center", va="center", color=GREY)
+    axes.text(
+        0.5, 0.5, wrapped(text, 26), transform=axes.transAxes, ha="center", va="center", color=GREY
+    )
 
 
 def wrapped(text: str, width: int) -> str:
@@ -125,13 +138,22 @@ def wrapped(text: str, width: int) -> str:
     return textwrap.fill(text, width)
 
 
-def legend(figure: Figure, entries: Mapping[str, Artist] | Sequence[tuple[str, Artist]], *, title: str = "") -> None:
-    """A legend above all axes, of as many columns as the figure is wide; the figure grows by its height."""
+def legend(
+    figure: Figure, entries: Mapping[str, Artist] | Sequence[tuple[str, Artist]], *, title: str = ""
+) -> None:
+    """A legend above all axes, of as many columns as the figure is wide; the figure grows by its
+    height.
+    """
     pairs = list(entries.items() if isinstance(entries, Mapping) else entries)
     labels, handles = [wrapped(label, 60) for label, _ in pairs], [handle for _, handle in pairs]
     for columns in range(min(len(pairs), 4), 0, -1):
         drawn = figure.legend(
-            handles, labels, loc="outside upper center", ncols=columns, title=title, title_fontsize=SMALL
+            handles,
+            labels,
+            loc="outside upper center",
+            ncols=columns,
+            title=title,
+            title_fontsize=SMALL,
         )
         figure.draw_without_rendering()
         extent = drawn.get_window_extent()
@@ -142,12 +164,17 @@ def legend(figure: Figure, entries: Mapping[str, Artist] | Sequence[tuple[str, A
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write `path`, whole, in the format that its ending names (.png, .pdf, .svg), the same bytes for the same figure.
+    """Write `path`, whole, in the format that its ending names (.png, .pdf, .svg), the same bytes
+    for the same figure.
 
     Raises MsposeError where it cannot be written.
     """
     kind = path.suffix[1:]
-    metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
+    metadata = {
+        "png": {"Software": None},
+        "pdf": {"CreationDate": None},
+        "svg": {"Date": None},
+    }.get(kind)
     with rc_context(RC), whole_file(path, "wb") as file:
         figure.savefig(file, format=kind, dpi=DPI, metadata=metadata)
     return path

@@ -14,10 +14,11 @@ PACKAGES = ("mspose", "torch", "torchvision", "numpy", "pandas", "timm")
 
 
 def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Where figures come from: versions, the commit of the code and whether it was changed since, machine, UTC time.
+    """Where figures come from: versions, the commit of the code and whether it was changed since,
+    machine, UTC time.
 
-    device: the one that the figures were computed on. `commit` and `dirty` are None where the package is not in a git
-    repository; a package is None where it is not installed.
+    device: the one that the figures were computed on. `commit` and `dirty` are None where the
+    package is not in a git repository; a package is None where it is not installed.
     """
     commit, dirty = _git_state(Path(__file__).resolve().parent)
     return {
@@ -39,13 +40,17 @@ def _version(package: str) -> str | None:
 
 
 def _git_state(package: Path) -> tuple[str | None, bool | None]:
-    """(commit, dirty). A package that merely lies inside somebody's repository, untracked, has no commit of its own."""
+    """(commit, dirty). A package that merely lies inside somebody's repository, untracked, has no
+    commit of its own.
+    """
     # inside a git hook GIT_DIR and the like name another repository
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(package), *arguments]
-        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=30)
+        run = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True, timeout=30
+        )
         return run.stdout.strip()
 
     try:

@@ -1,5 +1,5 @@
-"""A run's folder: `checkpoint.pt` (to resume), `model.safetensors` and `model.json` (to use the model: weights; scenes,
-architecture, preprocessing).
+"""A run's folder: `checkpoint.pt` (to resume), `model.safetensors` and `model.json` (to use the
+model: weights; scenes, architecture, preprocessing).
 """
 
 import json
@@ -37,7 +37,9 @@ def load_checkpoint(run: Path) -> dict[str, Any] | None:
 
 
 def save_model(run: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Write `model.safetensors`, then `model.json`: architecture, scenes, preprocessing, what it learned from."""
+    """Write `model.safetensors`, then `model.json`: architecture, scenes, preprocessing, what it
+    learned from.
+    """
     plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()}
     text = json.dumps({"format": MODEL_FORMAT, **description}, indent=2)
     with whole_file(run / WEIGHTS, "wb") as file:
@@ -50,7 +52,9 @@ def load_model(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(weights, description) of a run folder. Raises MsposeError naming what is missing or broken."""
     for path in (run / MODEL, run / WEIGHTS):
         if not path.is_file():
-            raise MsposeError(f"{run} holds no model ({path.name} is missing): give the folder of a trained run")
+            raise MsposeError(
+                f"{run} holds no model ({path.name} is missing): give the folder of a trained run"
+            )
     description = read_description(run)
     try:
         return load_file(run / WEIGHTS), description
@@ -68,5 +72,7 @@ def read_description(run: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise MsposeError(f"{run / MODEL} is not a model description written by mspose") from error
     if found != MODEL_FORMAT:
-        raise MsposeError(f"{run / MODEL}: format {found} is not {MODEL_FORMAT}, which this version reads")
+        raise MsposeError(
+            f"{run / MODEL}: format {found} is not {MODEL_FORMAT}, which this version reads"
+        )
     return description

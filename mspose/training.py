@@ -1,8 +1,8 @@
 """The training loop: plain PyTorch, read from top to bottom.
 
-Everything random is drawn from the seed and the step, so a run that continues from its checkpoint goes on exactly as
-if it had never been interrupted. Several processes (torchrun) train as one: each has a part of every batch, and loss,
-gradients and batch norm are those of the whole batch.
+Everything random is drawn from the seed and the step, so a run that continues from its checkpoint
+goes on exactly as if it had never been interrupted. Several processes (torchrun) train as one: each
+has a part of every batch, and loss, gradients and batch norm are those of the whole batch.
 """
 
 import logging
@@ -48,8 +48,8 @@ LOG_EVERY = 10  # steps
 def train(settings: Settings, *, progress: bool = True) -> Path:
     """Train one run, or continue it where it stopped; returns its folder.
 
-    Raises MsposeError for missing data, a folder that holds a run with other settings, or a loss that is not finite;
-    Preempted where a signal asked it to stop.
+    Raises MsposeError for missing data, a folder that holds a run with other settings, or a loss
+    that is not finite; Preempted where a signal asked it to stop.
     """
     card = read_card(settings.data.dataset)
     run = settings.run_folder(card.ground_truths[0])
@@ -65,9 +65,17 @@ def train(settings: Settings, *, progress: bool = True) -> Path:
 
 
 def train_from(
-    state: dict[str, Any], run: Path, settings: Settings, card: Card, device: torch.device, *, progress: bool
+    state: dict[str, Any],
+    run: Path,
+    settings: Settings,
+    card: Card,
+    device: torch.device,
+    *,
+    progress: bool,
 ) -> None:
-    """Train to the end from the state of a checkpoint, or from the beginning where it holds epoch 0, step 0 alone."""
+    """Train to the end from the state of a checkpoint, or from the beginning where it holds epoch
+    0, step 0 alone.
+    """
     options, augmentation, weighing = settings.training, settings.augmentation, settings.loss
     check_attention_terms(
         settings.model.kind,
@@ -83,22 +91,40 @@ def train_from(
     network.recompute_backbone = options.recompute_backbone
     learning = freeze(network, options.trains)
     network.to(device)
-    weights = [weight for weight in [*network.parameters(), *loss_of.parameters()] if weight.requires_grad]
+    weights = [
+        weight for weight in [*network.parameters(), *loss_of.parameters()] if weight.requires_grad
+    ]
     optimizer = torch.optim.Adam(
-        weights, lr=options.learning_rate, eps=options.adam_eps, weight_decay=options.weight_decay, fused=True
+        weights,
+        lr=options.learning_rate,
+        eps=options.adam_eps,
+        weight_decay=options.weight_decay,
+        fused=True,
     )
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16")
-    kept: dict[str, Any] = {"network": network, "loss": loss_of, "optimizer": optimizer, "scaler": scaler}
+    kept: dict[str, Any] = {
+        "network": network,
+        "loss": loss_of,
+        "optimizer": optimizer,
+        "scaler": scaler,
+    }
     restore(state, kept, run)
 
     process, processes = distributed.share()
     objective: nn.Module = Objective(network, loss_of, options.precision, compile=options.compile)
     statistics = SharedStatistics(network) if processes > 1 else None
     if processes > 1:
-        warnings.filterwarnings("ignore", message="Grad strides")  # channels last, of convolutions: copied at no cost
-        # A static graph: the same weights get a gradient in every step; a loss weight of 0 leaves some without.
-        with warnings.catch_warnings(action="ignore"):  # that a later name of broadcast_buffers is to be preferred
-            objective = DistributedDataParallel(objective, broadcast_buffers=False, static_graph=True)
+        warnings.filterwarnings(
+            "ignore", message="Grad strides"
+        )  # channels last, of convolutions: copied at no cost
+        # A static graph: the same weights get a gradient in every step; a loss weight of 0 leaves
+        # some without.
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # that a later name of broadcast_buffers is to be preferred
+            objective = DistributedDataParallel(
+                objective, broadcast_buffers=False, static_graph=True
+            )
 
     steps_per_epoch = parts["train"].epoch_length(options.equalize_scenes)
     total_steps = steps_per_epoch * options.epochs
@@ -109,15 +135,21 @@ def train_from(
     if distributed.is_main():
         write_settings(run / "config.yaml", settings)
     description = describe(network, settings, card, parts["train"])
-    jitter = Jitter(augmentation.brightness, augmentation.contrast, augmentation.saturation, augmentation.hue)
+    jitter = Jitter(
+        augmentation.brightness, augmentation.contrast, augmentation.saturation, augmentation.hue
+    )
     monitor = Monitor(run, first_step=first_step, frames=options.evaluate_frames)
     unchecked = Unchecked(parts["train"])
-    bar = tqdm(total=total_steps, initial=first_step, desc="training", unit="step", disable=not progress)
+    bar = tqdm(
+        total=total_steps, initial=first_step, desc="training", unit="step", disable=not progress
+    )
 
     def save(epoch: int, step: int) -> None:
         if distributed.is_main():
             states = {name: part.state_dict() for name, part in kept.items()}
-            save_checkpoint(run, {"epoch": epoch, "step": step, "config_hash": config_hash(settings), **states})
+            save_checkpoint(
+                run, {"epoch": epoch, "step": step, "config_hash": config_hash(settings), **states}
+            )
 
     with distributed.Preemption() as preemption, closing(monitor), closing(bar):
         for epoch in range(first_epoch, options.epochs):
@@ -145,7 +177,8 @@ def train_from(
                 if statistics is not None:
                     statistics.shared = not whole
                 loss, readings = objective(batch)
-                # The processes' mean, from which all learn, is then the mean over the images of the whole batch.
+                # The processes' mean, from which all learn, is then the mean over the images of the
+                # whole batch.
                 weight = 1.0 if whole else len(batch.row) * processes / batch.whole
                 optimizer.zero_grad(set_to_none=True)
                 scaler.scale(loss * weight).backward()
@@ -165,7 +198,10 @@ def train_from(
                         "learning_rate": rate,
                         "gradient_norm": float(norm),
                         "images_per_second": images_per_second,
-                        **{f"loss_weight/{name}": value for name, value in loss_of.weights().items()},
+                        **{
+                            f"loss_weight/{name}": value
+                            for name, value in loss_of.weights().items()
+                        },
                     }
                     monitor.step(step, values)
                     bar.set_postfix(loss=f"{values['loss/total']:.3f}", refresh=False)
@@ -177,58 +213,93 @@ def train_from(
                     save(epoch, number + 1)
                     distributed.largest(0)  # a process that ended would end the one that saves
                     raise Preempted(
-                        f"{signal.Signals(asked).name}: saved in {run} after "
-                        f"{place(epoch, number + 1, options.epochs)}; the same command goes on from there"
+                        f"{signal.Signals(asked).name}: saved in {run} after"
+                        f" {place(epoch, number + 1, options.epochs)}; the same command goes on"
+                        " from there"
                     )
 
             unchecked.check()
             done = epoch + 1
             if done % options.evaluate_every == 0 or done == options.epochs:
-                report_look(monitor.look(done * steps_per_epoch, network, parts), done, options.epochs)
+                report_look(
+                    monitor.look(done * steps_per_epoch, network, parts), done, options.epochs
+                )
             if distributed.is_main():
                 save_model(run, network.state_dict(), {**description, "epochs": done})
             save(done, 0)
 
 
 class Unchecked:
-    """The steps whose loss has not been looked at; a look makes a GPU wait, so that it is taken at several at once."""
+    """The steps whose loss has not been looked at; a look makes a GPU wait, so that it is taken at
+    several at once.
+    """
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
         self.steps: list[tuple[int, int, NDArray[np.int64], Mapping[str, Tensor], Tensor]] = []
 
-    def add(self, epoch: int, number: int, batch: Batch, readings: Mapping[str, Tensor], norm: Tensor | None) -> None:
+    def add(
+        self,
+        epoch: int,
+        number: int,
+        batch: Batch,
+        readings: Mapping[str, Tensor],
+        norm: Tensor | None,
+    ) -> None:
         """Note a step with its loss, and the norm of its gradient if that has to be finite too."""
         loss = readings["loss/total"]
-        self.steps.append((epoch, number, batch.row, readings, torch.stack((loss, loss if norm is None else norm))))
+        self.steps.append(
+            (
+                epoch,
+                number,
+                batch.row,
+                readings,
+                torch.stack((loss, loss if norm is None else norm)),
+            )
+        )
 
     def check(self) -> None:
-        """Raise MsposeError, the same on all processes, where a step was not finite: the first, with its images."""
+        """Raise MsposeError, the same on all processes, where a step was not finite: the first,
+        with its images.
+        """
         if not self.steps:
             return
         finite_N2 = torch.stack([noted for *_, noted in self.steps]).isfinite().tolist()
-        mine = next((place for place, finite in enumerate(finite_N2) if not all(finite)), len(self.steps))
+        mine = next(
+            (place for place, finite in enumerate(finite_N2) if not all(finite)), len(self.steps)
+        )
         if -distributed.largest(-mine) < len(self.steps):
-            # a loss that is not finite says more than a gradient, which all the processes have of it
+            # a loss that is not finite says more than a gradient, which all the processes have of
+            # it
             gradient_alone = mine < len(self.steps) and finite_N2[mine][0]
-            raise MsposeError(min(distributed.gather((mine, gradient_alone, self._fault(mine, gradient_alone))))[-1])
+            raise MsposeError(
+                min(distributed.gather((mine, gradient_alone, self._fault(mine, gradient_alone))))[
+                    -1
+                ]
+            )
         self.steps.clear()
 
     def _fault(self, place: int, gradient_alone: bool) -> str:
         if place == len(self.steps):
             return ""
         epoch, number, row_B, readings, _ = self.steps[place]
-        terms = [f"{name[5:]} {float(value):g}" for name, value in readings.items() if name.startswith("loss/")]
+        terms = [
+            f"{name[5:]} {float(value):g}"
+            for name, value in readings.items()
+            if name.startswith("loss/")
+        ]
         named = ", ".join(self.batches.frames["image"].iloc[row_B])
         return (
-            f"the {'gradient' if gradient_alone else 'loss'} is not finite in epoch {epoch + 1}, step {number + 1} "
-            f"({', '.join(terms)}); its images: {named}; "
-            "the last checkpoint is kept; try a smaller --training.learning_rate or --training.clip_gradient"
+            f"the {'gradient' if gradient_alone else 'loss'} is not finite in epoch {epoch + 1},"
+            f" step {number + 1} ({', '.join(terms)}); its images: {named}; the last checkpoint is"
+            " kept; try a smaller --training.learning_rate or --training.clip_gradient"
         )
 
 
 def check_folder(run: Path, settings: Settings) -> None:
-    """Refuse a folder that holds a run with other settings: one that learned something, or was converted."""
+    """Refuse a folder that holds a run with other settings: one that learned something, or was
+    converted.
+    """
     stored = run / "config.yaml"
     begun = (run / CHECKPOINT).exists() or (run / WEIGHTS).exists()
     if begun and stored.exists() and (changed := differences(read_settings(stored), settings)):
@@ -241,10 +312,14 @@ def check_folder(run: Path, settings: Settings) -> None:
 def open_data_and_network(
     settings: Settings, card: Card, device: torch.device, *, progress: bool
 ) -> tuple[dict[str, Batches], PoseNetwork]:
-    """The batches of `train` and, where something is held out, of `held_out`; and a fresh network for their scenes."""
+    """The batches of `train` and, where something is held out, of `held_out`; and a fresh network
+    for their scenes.
+    """
     data = settings.data
     if data.crop < SMALLEST_IMAGE:
-        raise MsposeError(f"data.crop {data.crop} is too small: the network takes {SMALLEST_IMAGE} pixels or more")
+        raise MsposeError(
+            f"data.crop {data.crop} is too small: the network takes {SMALLEST_IMAGE} pixels or more"
+        )
     with distributed.one_per_machine_first():
         render_if_virtual(data.dataset, data.root, data.scenes, progress=progress)
         frames, cache, _ = open_split(
@@ -262,30 +337,53 @@ def open_data_and_network(
     held = holdout_rows(frames, data.holdout)
     if held.all():
         raise MsposeError(f"data.holdout {data.holdout:g} leaves no frame to train on")
-    parts = {"train": frames[~held].reset_index(drop=True), "held_out": frames[held].reset_index(drop=True)}
-    common = {"scenes": scenes, "crop": data.crop, "mean": network.mean, "std": network.std, "device": device}
+    parts = {
+        "train": frames[~held].reset_index(drop=True),
+        "held_out": frames[held].reset_index(drop=True),
+    }
+    common = {
+        "scenes": scenes,
+        "crop": data.crop,
+        "mean": network.mean,
+        "std": network.std,
+        "device": device,
+    }
     batch_size = settings.training.batch_size
     return (
-        {name: Batches(part, cache, batch_size=batch_size, **common) for name, part in parts.items() if len(part)},
+        {
+            name: Batches(part, cache, batch_size=batch_size, **common)
+            for name, part in parts.items()
+            if len(part)
+        },
         network,
     )
 
 
 def start_from(network: PoseNetwork, source: Path) -> None:
-    """Take the weights of another run's model. Raises MsposeError where its scenes or architecture differ."""
+    """Take the weights of another run's model. Raises MsposeError where its scenes or architecture
+    differ.
+    """
     weights, description = load_model(source)
     # what the architecture of an older run does not name has the default
     old = {"kind": description.get("kind"), **network.settings(), **description["architecture"]}
     new = {"kind": network.kind, **network.architecture}
-    shaping = [name for name in new if name not in ("dropout", "attention_dropout", "query_initialisation")]
-    changed = [f"{name} {old[name]} there, {new[name]} here" for name in shaping if old[name] != new[name]]
+    shaping = [
+        name for name in new if name not in ("dropout", "attention_dropout", "query_initialisation")
+    ]
+    changed = [
+        f"{name} {old[name]} there, {new[name]} here" for name in shaping if old[name] != new[name]
+    ]
     if changed:
-        raise MsposeError(f"training.start_from {source} holds another architecture: {'; '.join(changed)}")
+        raise MsposeError(
+            f"training.start_from {source} holds another architecture: {'; '.join(changed)}"
+        )
     load_weights(network, weights, source)
 
 
 def freeze(network: PoseNetwork, trains: str) -> nn.Module:
-    """Let only part of the network learn, and return that part: what is switched to training mode each epoch."""
+    """Let only part of the network learn, and return that part: what is switched to training mode
+    each epoch.
+    """
     if trains == "all":
         return network
     network.requires_grad_(False)
@@ -294,14 +392,24 @@ def freeze(network: PoseNetwork, trains: str) -> nn.Module:
 
 
 def read_checkpoint(run: Path, settings: Settings) -> dict[str, Any]:
-    """The state of this run's checkpoint; of a run that has none, the epoch and the step to begin with."""
+    """The state of this run's checkpoint; of a run that has none, the epoch and the step to begin
+    with.
+    """
     state = load_checkpoint(run)
     if state is None:
         return {"epoch": 0, "step": 0}
-    if missing := {"epoch", "step", "config_hash", "network", "loss", "optimizer", "scaler"} - state.keys():
-        raise MsposeError(f"{run}/checkpoint.pt is not a checkpoint of this version: it has no {min(missing)}")
+    if (
+        missing := {"epoch", "step", "config_hash", "network", "loss", "optimizer", "scaler"}
+        - state.keys()
+    ):
+        raise MsposeError(
+            f"{run}/checkpoint.pt is not a checkpoint of this version: it has no {min(missing)}"
+        )
     if state["config_hash"] != config_hash(settings):
-        raise MsposeError(f"{run}/checkpoint.pt was made with other settings than its config.yaml: remove one of them")
+        raise MsposeError(
+            f"{run}/checkpoint.pt was made with other settings than its config.yaml: remove one of"
+            " them"
+        )
     return state
 
 
@@ -314,7 +422,9 @@ def restore(state: Mapping[str, Any], kept: Mapping[str, Any], run: Path) -> Non
         for name in ("loss", "optimizer", "scaler"):
             kept[name].load_state_dict(state[name])
     except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise MsposeError(f"{run}/checkpoint.pt is not a checkpoint of this version: {error}") from error
+        raise MsposeError(
+            f"{run}/checkpoint.pt is not a checkpoint of this version: {error}"
+        ) from error
 
 
 def describe(network: PoseNetwork, settings: Settings, card: Card, batches: Batches) -> dict:
@@ -349,16 +459,26 @@ def learning_rate(step: int, total_steps: int, steps_per_epoch: int, settings: S
     """The rate of a step, from the step alone."""
     options = settings.training
     if options.schedule == "step":
-        return options.learning_rate * options.step_factor ** (step // steps_per_epoch // options.step_epochs)
+        return options.learning_rate * options.step_factor ** (
+            step // steps_per_epoch // options.step_epochs
+        )
     warm = round(options.warmup * total_steps)
     if step < warm:
         return options.learning_rate * (step + 1) / warm
-    return options.learning_rate * (1 + math.cos(math.pi * (step - warm) / max(1, total_steps - warm))) / 2
+    return (
+        options.learning_rate
+        * (1 + math.cos(math.pi * (step - warm) / max(1, total_steps - warm)))
+        / 2
+    )
 
 
 def place(epochs_done: int, steps_done: int, epochs: int) -> str:
     """How far a run is, in words."""
-    return f"step {steps_done} of epoch {epochs_done + 1}/{epochs}" if steps_done else f"epoch {epochs_done}/{epochs}"
+    return (
+        f"step {steps_done} of epoch {epochs_done + 1}/{epochs}"
+        if steps_done
+        else f"epoch {epochs_done}/{epochs}"
+    )
 
 
 def report_look(values: dict[str, float], epoch: int, epochs: int) -> None:

@@ -6,10 +6,12 @@ import shutil
 import signal
 import threading
 
-# one thread for us and for the processes that tests start: small tensors gain nothing from more, and busy machines lose
+# one thread for us and for the processes that tests start: small tensors gain nothing from more,
+# and busy machines lose
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# a shell's background job starts with SIGINT ignored, and so would the processes that tests interrupt
+# a shell's background job starts with SIGINT ignored, and so would the processes that tests
+# interrupt
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -37,7 +39,9 @@ FRAMES = {"train": 12, "test": 5}
 
 
 def write_small_data(folder: Path) -> Path:
-    """Two scenes of noise images whose tint follows the pose, as label CSV and card; returns the card."""
+    """Two scenes of noise images whose tint follows the pose, as label CSV and card; returns the
+    card.
+    """
     rng = np.random.default_rng(7)
     rows = []
     for scene, tint in (("attic", 60), ("cellar", 160)):
@@ -84,7 +88,9 @@ def settings_for(card: Path, folder: Path) -> Settings:
         experiment="small",
         runs=str(folder / "runs"),
         device="cpu",
-        data=DataSettings(dataset=str(card), resize=48, crop=40, cache=str(folder / "cache"), holdout=0.25),
+        data=DataSettings(
+            dataset=str(card), resize=48, crop=40, cache=str(folder / "cache"), holdout=0.25
+        ),
         model=ModelSettings(
             backbone="efficientnet_lite0",
             pretrained=False,
@@ -119,7 +125,9 @@ def small_run(small_data, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def call(capsys):
-    """`call("train", ...)`, the command line -> (exit status, standard output, lines on standard error)."""
+    """`call("train", ...)`, the command line -> (exit status, standard output, lines on standard
+    error).
+    """
     from mspose.cli import main
 
     # `main` sets up logging for its process; the other tests share ours
@@ -146,8 +154,18 @@ def browser():
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     if (chromium := next(filter(None, map(shutil.which, names)), None)) is None:
         pytest.skip("no Chromium on this machine")
-    quiet = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
-    webgl = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # on machines without a GPU
+    quiet = [
+        "--no-sandbox",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-sync",
+    ]
+    webgl = [
+        "--use-gl=angle",
+        "--use-angle=swiftshader",
+        "--enable-unsafe-swiftshader",
+    ]  # on machines without a GPU
     with sync_api.sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=chromium, args=quiet + webgl)
         yield started

@@ -1,10 +1,12 @@
-"""The reference that speed is measured against: the same network and loader as the field's released code runs them.
+"""The reference that speed is measured against: the same network and loader as the field's released
+code runs them.
 
-Plain eager PyTorch: memory laid out N C H W, transformers sequence first as DETR's, attention weights written out and
-kept for the backward pass, dropout by `nn.Dropout`, keys and values of the decoder's cross-attention projected for
-every token, images opened one at a time with PIL. No line of `mspose`'s attention, transformer or loader runs here, so
-that outputs and gradients can be compared as well as times. B images, N tokens, S scenes, C channels, H heads, D
-channels per head, L layers.
+Plain eager PyTorch: memory laid out N C H W, transformers sequence first as DETR's, attention
+weights written out and kept for the backward pass, dropout by `nn.Dropout`, keys and values of the
+decoder's cross-attention projected for every token, images opened one at a time with PIL. No line
+of `mspose`'s attention, transformer or loader runs here, so that outputs and gradients can be
+compared as well as times. B images, N tokens, S scenes, C channels, H heads, D channels per head, L
+layers.
 """
 
 import copy
@@ -32,7 +34,13 @@ class EagerReference(nn.Module):
         dim, heads, scenes = settings["dim"], settings["heads"], len(settings["scenes"])
         self.backbone = reference_backbone(network)
         self.position_encoding = copy.deepcopy(network.position_encoding)
-        sizes = dim, heads, settings["feedforward"], settings["dropout"], settings["attention_dropout"]
+        sizes = (
+            dim,
+            heads,
+            settings["feedforward"],
+            settings["dropout"],
+            settings["attention_dropout"],
+        )
         for branch in ("position", "orientation"):
             layers = settings[f"{branch}_encoder_layers"], settings[f"{branch}_decoder_layers"]
             channels = getattr(self.backbone, f"{branch}_channels")
@@ -49,7 +57,10 @@ class EagerReference(nn.Module):
         position_map, orientation_map = self.backbone(image_B3HW)
         position_SBC, position_gap = self.position(position_map, self.position_encoding)
         orientation_SBC, orientation_gap = self.orientation(orientation_map, self.position_encoding)
-        position_BSC, orientation_BSC = position_SBC.transpose(0, 1), orientation_SBC.transpose(0, 1)
+        position_BSC, orientation_BSC = (
+            position_SBC.transpose(0, 1),
+            orientation_SBC.transpose(0, 1),
+        )
         logit_BS = self.scene(torch.cat((position_BSC, orientation_BSC), dim=2)).squeeze(2)
         log_probability_BS = F.log_softmax(logit_BS, dim=1)
         if scene_B is None:
@@ -107,8 +118,12 @@ class ReferenceBranch(nn.Module):
         dim, heads = sizes[:2]
         self.heads = heads
         self.project = ReferenceProjection(channels, dim)
-        self.encoder = ReferenceStack([ReferenceEncoderLayer(*sizes) for _ in range(layers[0])], dim)
-        self.decoder = ReferenceStack([ReferenceDecoderLayer(*sizes) for _ in range(layers[1])], dim)
+        self.encoder = ReferenceStack(
+            [ReferenceEncoderLayer(*sizes) for _ in range(layers[0])], dim
+        )
+        self.decoder = ReferenceStack(
+            [ReferenceDecoderLayer(*sizes) for _ in range(layers[1])], dim
+        )
         self.scene_query = nn.Parameter(torch.empty(scenes, dim))
 
     def forward(self, map_BCHW: Tensor, position_encoding: nn.Module) -> tuple[Tensor, Tensor]:
@@ -125,7 +140,9 @@ class ReferenceBranch(nn.Module):
         scene_SBC = torch.zeros_like(query_SBC)
         for layer in self.decoder.layers:
             scene_SBC = layer(scene_SBC, query_SBC, memory_NBC, position_NBC)
-        gap_BLH = torch.stack(gaps_BH, dim=1) if gaps_BH else memory_NBC.new_zeros(batch, 0, self.heads)
+        gap_BLH = (
+            torch.stack(gaps_BH, dim=1) if gaps_BH else memory_NBC.new_zeros(batch, 0, self.heads)
+        )
         return self.decoder.norm(scene_SBC), gap_BLH
 
 
@@ -149,14 +166,20 @@ class ReferenceAttention(nn.Module):
         self.out_proj = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, query_QBC: Tensor, key_KBC: Tensor, value_KBC: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns tokens_QBC and gap_BH, the norm of the mean query minus the mean key of every head."""
+    def forward(
+        self, query_QBC: Tensor, key_KBC: Tensor, value_KBC: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns tokens_QBC and gap_BH, the norm of the mean query minus the mean key of every
+        head.
+        """
         count, batch, dim = query_QBC.shape
         heads, size = self.heads, dim // self.heads
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         query, key, value = (
             F.linear(tokens, weight, bias).view(len(tokens), batch * heads, size).transpose(0, 1)
-            for tokens, weight, bias in zip((query_QBC, key_KBC, value_KBC), weights, biases, strict=True)
+            for tokens, weight, bias in zip(
+                (query_QBC, key_KBC, value_KBC), weights, biases, strict=True
+            )
         )
         weight = torch.softmax(torch.bmm(query, key.transpose(1, 2)) / math.sqrt(size), dim=-1)
         attended = torch.bmm(self.dropout(weight), value)
@@ -177,7 +200,9 @@ class ReferenceFeedForward(nn.Module):
 
 
 class ReferenceEncoderLayer(nn.Module):
-    def __init__(self, dim: int, heads: int, feedforward: int, dropout: float, attention_dropout: float):
+    def __init__(
+        self, dim: int, heads: int, feedforward: int, dropout: float, attention_dropout: float
+    ):
         super().__init__()
         self.self_attention = ReferenceAttention(dim, heads, attention_dropout)
         self.feedforward = ReferenceFeedForward(dim, feedforward, dropout)
@@ -193,15 +218,23 @@ class ReferenceEncoderLayer(nn.Module):
 
 
 class ReferenceDecoderLayer(nn.Module):
-    def __init__(self, dim: int, heads: int, feedforward: int, dropout: float, attention_dropout: float):
+    def __init__(
+        self, dim: int, heads: int, feedforward: int, dropout: float, attention_dropout: float
+    ):
         super().__init__()
         self.self_attention = ReferenceAttention(dim, heads, attention_dropout)
         self.cross_attention = ReferenceAttention(dim, heads, attention_dropout)
         self.feedforward = ReferenceFeedForward(dim, feedforward, dropout)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.dropout1, self.dropout2, self.dropout3 = nn.Dropout(dropout), nn.Dropout(dropout), nn.Dropout(dropout)
+        self.dropout1, self.dropout2, self.dropout3 = (
+            nn.Dropout(dropout),
+            nn.Dropout(dropout),
+            nn.Dropout(dropout),
+        )
 
-    def forward(self, scene_SBC: Tensor, query_SBC: Tensor, memory_NBC: Tensor, position_NBC: Tensor) -> Tensor:
+    def forward(
+        self, scene_SBC: Tensor, query_SBC: Tensor, memory_NBC: Tensor, position_NBC: Tensor
+    ) -> Tensor:
         normed = self.norm1(scene_SBC)
         query = key = normed + query_SBC
         scene_SBC = scene_SBC + self.dropout1(self.self_attention(query, key, normed)[0])
@@ -211,16 +244,29 @@ class ReferenceDecoderLayer(nn.Module):
 
 
 def reference_transform(
-    *, resize: int, crop: int, mean: Sequence[float], std: Sequence[float], random_crop: bool, jitter: bool
+    *,
+    resize: int,
+    crop: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    random_crop: bool,
+    jitter: bool,
 ) -> transforms.Compose:
-    """The released code's preprocessing of one PIL image: in training with a random crop and jitter, else without."""
-    steps = [transforms.Resize(resize), transforms.RandomCrop(crop) if random_crop else transforms.CenterCrop(crop)]
+    """The released code's preprocessing of one PIL image: in training with a random crop and
+    jitter, else without.
+    """
+    steps = [
+        transforms.Resize(resize),
+        transforms.RandomCrop(crop) if random_crop else transforms.CenterCrop(crop),
+    ]
     if jitter:
         steps.append(transforms.ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.2))
     return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(mean, std)])
 
 
-def reference_batches(paths: Sequence[Path], transform: transforms.Compose, batch_size: int) -> Iterator[Tensor]:
+def reference_batches(
+    paths: Sequence[Path], transform: transforms.Compose, batch_size: int
+) -> Iterator[Tensor]:
     """image_B3HW of the files in their order, each decoded and transformed by itself."""
     for start in range(0, len(paths), batch_size):
         images = []

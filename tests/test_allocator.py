@@ -23,7 +23,9 @@ for keep in sys.argv[1]:
 
 @pytest.mark.skipif(not keep_freed_memory(False), reason="the C library is not glibc")
 def test_memory_that_is_kept_costs_no_page_faults_and_the_setting_can_be_undone():
-    answer = subprocess.run([sys.executable, "-c", PROGRAM, "rkr"], capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "rkr"], capture_output=True, text=True, check=True
+    )
     returned, kept, again = map(int, answer.stdout.split())
     assert kept < returned / 20
     assert again > 20 * kept

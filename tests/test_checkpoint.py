@@ -86,11 +86,15 @@ def test_a_file_that_needs_code_is_refused(tmp_path, content):
         read_tensors(tmp_path / "bad.pt")
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", b"PK\x03\x04 broken zip", b"\x80\x02."])
+@pytest.mark.parametrize(
+    "content", [b"", b"not a checkpoint at all", b"PK\x03\x04 broken zip", b"\x80\x02."]
+)
 def test_a_broken_file_is_one_clear_line(tmp_path, content):
     path = tmp_path / "bad.pt"
     path.write_bytes(content)
-    with pytest.raises(MsposeError, match=r"bad\.pt: not a checkpoint that can be read, or damaged") as caught:
+    with pytest.raises(
+        MsposeError, match=r"bad\.pt: not a checkpoint that can be read, or damaged"
+    ) as caught:
         read_tensors(path)
     assert "\n" not in str(caught.value)
 

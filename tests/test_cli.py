@@ -26,7 +26,10 @@ from mspose.poses import pose_matrix
 from mspose.run import load_checkpoint
 
 VERBS = {
-    **{verb: getattr(cli, f"_{verb}") for verb in ("train", "evaluate", "table", "baselines", "convert", "bench")},
+    **{
+        verb: getattr(cli, f"_{verb}")
+        for verb in ("train", "evaluate", "table", "baselines", "convert", "bench")
+    },
     **{verb: getattr(study_verbs, verb) for verb in ("attention", "ablate", "cell", "paper")},
     **{verb: getattr(result_verbs, verb) for verb in ("predict", "export", "report", "view")},
     **{f"data {name}": make for name, make in data_verbs.ACTIONS.items()},
@@ -35,7 +38,9 @@ VERBS = {
 
 @pytest.fixture
 def refused(call):
-    """`refused(pattern, "train", ...)`: exit status 2 and one line on standard error, which has the pattern in it."""
+    """`refused(pattern, "train", ...)`: exit status 2 and one line on standard error, which has the
+    pattern in it.
+    """
 
     def check(pattern: str, *words: object) -> str:
         status, out, lines = call(*words)
@@ -74,21 +79,49 @@ def test_train_evaluate_baselines_and_table(call, experiment, tmp_path, small_da
         status, out, lines = call("evaluate", run, "--quiet", "--thresholds=[[0.5,10]]")
         assert (status, lines) == (0, [])
         assert "0.5 m, 10 deg" in out
-        assert out.splitlines()[-2:] == [f"look at it with: mspose report {run}", str(run / "metrics.json")]
+        assert out.splitlines()[-2:] == [
+            f"look at it with: mspose report {run}",
+            str(run / "metrics.json"),
+        ]
         predictions = tmp_path / f"theirs-{seed}" / "theirs.csv"
         predictions.parent.mkdir()
         shutil.copy(run / "predictions" / "test.csv", predictions)
-        words = ("evaluate", "--predictions", predictions, "--dataset", small_data, "--split", "test", "--method", "X")
+        words = (
+            "evaluate",
+            "--predictions",
+            predictions,
+            "--dataset",
+            small_data,
+            "--split",
+            "test",
+            "--method",
+            "X",
+        )
         assert call(*words)[0] == 0
-        ours, theirs = (json.loads((f / "metrics.json").read_text()) for f in (run, predictions.parent))
-        assert ours["average"]["median_position_error_m"] == theirs["average"]["median_position_error_m"]
-        assert (theirs["experiment"], theirs["variant"], theirs["dataset"]) == ("external", "X", "small")
+        ours, theirs = (
+            json.loads((f / "metrics.json").read_text()) for f in (run, predictions.parent)
+        )
+        assert (
+            ours["average"]["median_position_error_m"]
+            == theirs["average"]["median_position_error_m"]
+        )
+        assert (theirs["experiment"], theirs["variant"], theirs["dataset"]) == (
+            "external",
+            "X",
+            "small",
+        )
     assert call("baselines", "--config", experiment, "--quiet")[0] == 0
     status, out, lines = call("table", tmp_path / "runs")
     assert (status, lines) == (0, [])
-    for name in ("small/all (2 seeds)", "small/baseline-mean-pose (1 seed, scene given)", "small/baseline-retrieval"):
+    for name in (
+        "small/all (2 seeds)",
+        "small/baseline-mean-pose (1 seed, scene given)",
+        "small/baseline-retrieval",
+    ):
         assert name in out
-    status, out, _ = call("table", tmp_path / "runs", "--format=latex", "--out", tmp_path / "table.tex")
+    status, out, _ = call(
+        "table", tmp_path / "runs", "--format=latex", "--out", tmp_path / "table.tex"
+    )
     assert (status, out) == (0, "")
     assert "\\begin{tabular}" in (tmp_path / "table.tex").read_text()
     status, out, lines = call(*train)
@@ -111,10 +144,20 @@ def test_scenes_override_the_experiment_file(call, experiment, tmp_path):
 
 def test_dashes_and_underscores_are_the_same(call, own_run, tmp_path):
     assert _underscored("--on-bad-frame") == _underscored("--on_bad_frame") == "--on_bad_frame"
-    assert _underscored("--model.position-encoding=sine-normalized") == "--model.position_encoding=sine-normalized"
-    assert [_underscored(word) for word in ("sine-normalized", "-h", "a-b.csv")] == ["sine-normalized", "-h", "a-b.csv"]
+    assert (
+        _underscored("--model.position-encoding=sine-normalized")
+        == "--model.position_encoding=sine-normalized"
+    )
+    assert [_underscored(word) for word in ("sine-normalized", "-h", "a-b.csv")] == [
+        "sine-normalized",
+        "-h",
+        "a-b.csv",
+    ]
     for given, batch in (("--given-scene", "--batch-size=3"), ("--given_scene", "--batch_size=3")):
-        assert call("evaluate", own_run, given, batch, "--quiet", "--cache", tmp_path / "cache")[0] == 0
+        assert (
+            call("evaluate", own_run, given, batch, "--quiet", "--cache", tmp_path / "cache")[0]
+            == 0
+        )
         assert json.loads((own_run / "metrics.json").read_text())["scene_selection"] == "given"
 
 
@@ -125,7 +168,15 @@ def test_a_virtual_data_set_is_rendered_before_it_is_trained_on(call, experiment
         "render": {"width": 64, "height": 48, "focal_px": 50, "frames_per_sequence": 4},
     }  # fmt: skip
     (tmp_path / "rooms.yaml").write_text(yaml.safe_dump(card))
-    words = ("--config", experiment, "--data.dataset", tmp_path / "rooms.yaml", "--scenes", "library", "--quiet")
+    words = (
+        "--config",
+        experiment,
+        "--data.dataset",
+        tmp_path / "rooms.yaml",
+        "--scenes",
+        "library",
+        "--quiet",
+    )
     status, _, lines = call("train", *words, "--training.epochs=1", "--data.holdout=0")
     assert (status, lines) == (0, [])
     assert (tmp_path / "rooms" / "library" / "TestSplit.txt").is_file()
@@ -139,11 +190,30 @@ def test_frames_are_cached_for_training_and_evaluation(call, experiment, tmp_pat
     folders = [Path(line.split("|")[-2].strip()) for line in out.splitlines()[2:]]
     assert sorted(folders) == sorted((tmp_path / "cache").iterdir())
     made = {folder: (folder / "index.npy").stat().st_mtime_ns for folder in folders}
-    train = ("train", "--config", experiment, "--quiet", "--training.epochs=1", "--data.cache_on_device=true")
+    train = (
+        "train",
+        "--config",
+        experiment,
+        "--quiet",
+        "--training.epochs=1",
+        "--data.cache_on_device=true",
+    )
     assert call(*train)[0] == 0
     assert call("evaluate", tmp_path / "runs/small/all/seed-0", "--quiet")[0] == 0
-    assert {folder: (folder / "index.npy").stat().st_mtime_ns for folder in (tmp_path / "cache").iterdir()} == made
-    words = ("--config", experiment, "--resize=24", "--scenes", "attic", "--split=test", "--cache", tmp_path / "other")
+    assert {
+        folder: (folder / "index.npy").stat().st_mtime_ns
+        for folder in (tmp_path / "cache").iterdir()
+    } == made
+    words = (
+        "--config",
+        experiment,
+        "--resize=24",
+        "--scenes",
+        "attic",
+        "--split=test",
+        "--cache",
+        tmp_path / "other",
+    )
     status, out, lines = call("data", "cache", *words, "--quiet")
     assert (status, lines) == (0, [])
     (folder,) = (tmp_path / "other").iterdir()
@@ -268,26 +338,41 @@ def test_bad_experiment_files_are_refused_in_one_line(refused, text, pattern, tm
         ("--scenes garage", "scene garage has no train frames in .*labels.csv"),
         ("--data.ground_truth sfm", "small has no ground truth 'sfm'; there is: made-up"),
         ("--data.holdout 1", "data.holdout 1 leaves no frame to train on"),
-        ("--data.root /nowhere", r"image not found: /nowhere/attic/train-01/frame-000.png .*--on-bad-frame skip"),
+        (
+            "--data.root /nowhere",
+            r"image not found: /nowhere/attic/train-01/frame-000.png .*--on-bad-frame skip",
+        ),
         ("--data.labels [/]", "small: no label files in /|no such label file"),
         ("--data.labels [nowhere.csv]", "no such label file: .*nowhere.csv"),
         ("--data.cache {file}", "cannot make the frame cache .*; choose another with --data.cache"),
         ("--runs {file}", "cannot write .*config.yaml: Not a directory"),
         ("--training.start_from nowhere", "nowhere holds no model"),
-        ("--training.learning_rate 1e30", "loss is not finite in epoch 1, step 2 .*; its images: .*png"),
+        (
+            "--training.learning_rate 1e30",
+            "loss is not finite in epoch 1, step 2 .*; its images: .*png",
+        ),
     ],
 )
 def test_settings_that_do_not_work_out_are_refused_in_one_line(refused, experiment, words, pattern):
-    refused(pattern, "train", "--config", experiment, "--quiet", *words.format(file=experiment).split())
+    refused(
+        pattern, "train", "--config", experiment, "--quiet", *words.format(file=experiment).split()
+    )
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory.\nMore of it."), MemoryError()])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory.\nMore of it."), MemoryError()]
+)
 def test_too_little_memory_is_one_line(refused, own_run, monkeypatch, error):
     def full(*_, **__):
         raise error
 
     monkeypatch.setattr("mspose.evaluation.predict_frames", full)
-    refused(r"out of memory: a smaller --training.batch_size .*--batch_size", "evaluate", own_run, "--quiet")
+    refused(
+        r"out of memory: a smaller --training.batch_size .*--batch_size",
+        "evaluate",
+        own_run,
+        "--quiet",
+    )
 
 
 def test_messages_of_libraries_are_left_out(call, own_run, tmp_path, monkeypatch):
@@ -308,7 +393,15 @@ def test_messages_of_libraries_are_left_out(call, own_run, tmp_path, monkeypatch
 
 
 def test_missing_data_says_where_and_the_two_ways_on(refused, experiment, tmp_path):
-    words = ("--config", experiment, "--data.dataset=7scenes", f"--data.root={tmp_path}", "--scenes", "chess", "fire")
+    words = (
+        "--config",
+        experiment,
+        "--data.dataset=7scenes",
+        f"--data.root={tmp_path}",
+        "--scenes",
+        "chess",
+        "fire",
+    )
     for verb in ("train", "baselines"):
         line = refused("7scenes: no data of scenes chess, fire", verb, *words)
         assert str(tmp_path / "chess" / "TrainSplit.txt") in line
@@ -342,24 +435,44 @@ def damage_labels(data: Path, old: str, new: str) -> None:
         ("attic", '"attic', "labels.csv, line [0-9]+: not a CSV file"),
     ],
 )  # fmt: skip
-def test_damaged_labels_are_named_with_their_line(refused, experiment, own_data, own_run, old, new, pattern):
+def test_damaged_labels_are_named_with_their_line(
+    refused, experiment, own_data, own_run, old, new, pattern
+):
     damage_labels(own_data.parent, old, new)
     refused(pattern, "train", "--config", experiment, "--quiet", "--data.dataset", own_data)
     if "column t1" not in pattern:  # a number in a training row is not read for the test split
         refused(pattern, "evaluate", own_run, "--quiet", "--dataset", own_data)
 
 
-def test_a_truncated_image_stops_or_is_left_out(refused, call, experiment, own_data, own_run, tmp_path):
+def test_a_truncated_image_stops_or_is_left_out(
+    refused, call, experiment, own_data, own_run, tmp_path
+):
     for split in ("train", "test"):
         image = own_data.parent / f"attic/{split}-01/frame-001.png"
         image.write_bytes(image.read_bytes()[:1000])
-    words = ("train", "--config", experiment, "--quiet", "--data.dataset", own_data, "--training.epochs=1")
+    words = (
+        "train",
+        "--config",
+        experiment,
+        "--quiet",
+        "--data.dataset",
+        own_data,
+        "--training.epochs=1",
+    )
     refused("attic/train-01/frame-001.png.*--on-bad-frame skip", *words)
     status, _, lines = call(*words, "--on-bad-frame=skip", "--variant=skip")
     assert status == 0
     assert len(lines) == 1
     assert "1 of 24 frames left out; the first: " in lines[0]
-    evaluate = ("evaluate", own_run, "--quiet", "--dataset", own_data, "--cache", tmp_path / "cache")
+    evaluate = (
+        "evaluate",
+        own_run,
+        "--quiet",
+        "--dataset",
+        own_data,
+        "--cache",
+        tmp_path / "cache",
+    )
     refused("attic/test-01/frame-001.png.*--on-bad-frame skip", *evaluate)
     status, _, lines = call(*evaluate, "--on-bad-frame", "skip")
     assert status == 0
@@ -376,7 +489,10 @@ def seven_scenes(tmp_path) -> Path:
         folder.mkdir(parents=True)
         (folder.parent / f"{split}Split.txt").write_text(f"sequence{sequence}\n")
         for number in range(3):
-            np.savetxt(folder / f"frame-{number:06d}.pose.txt", pose_matrix(rng.normal(size=3), rng.normal(size=4))[0])
+            np.savetxt(
+                folder / f"frame-{number:06d}.pose.txt",
+                pose_matrix(rng.normal(size=3), rng.normal(size=4))[0],
+            )
             image = Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8))
             image.save(folder / f"frame-{number:06d}.color.png")
     return tmp_path / "7scenes"
@@ -395,7 +511,13 @@ def seven_scenes(tmp_path) -> Path:
 )  # fmt: skip
 def test_damaged_scenes_are_named(refused, experiment, seven_scenes, file, text, pattern):
     (seven_scenes / "chess" / file).write_text(text)
-    words = ("--data.dataset=7scenes", f"--data.root={seven_scenes}", "--scenes", "chess", "--quiet")
+    words = (
+        "--data.dataset=7scenes",
+        f"--data.root={seven_scenes}",
+        "--scenes",
+        "chess",
+        "--quiet",
+    )
     refused(pattern, "train", "--config", experiment, *words)
 
 
@@ -404,23 +526,39 @@ def test_bad_predictions_are_named_with_their_line(refused, call, own_run, tmp_p
     table = pd.read_csv(own_run / "predictions" / "test.csv")
     for number, (change, pattern) in enumerate(
         (
-            (table.assign(tx_est=[np.nan, *table["tx_est"][1:]]), "line 2: tx_est is '', expected a finite number"),
-            (table.assign(tx_est=["x", *table["tx_est"][1:]]), "line 2: tx_est is 'x', expected a finite number"),
+            (
+                table.assign(tx_est=[np.nan, *table["tx_est"][1:]]),
+                "line 2: tx_est is '', expected a finite number",
+            ),
+            (
+                table.assign(tx_est=["x", *table["tx_est"][1:]]),
+                "line 2: tx_est is 'x', expected a finite number",
+            ),
             (table.drop(columns="tz_est"), "column tz_est missing"),
             (table.assign(image="same.png"), "line 3: same.png is there twice in scene attic"),
-            (table.assign(qw_est=0.0, qx_est=0.0, qy_est=0.0, qz_est=0.0), "line 2: the estimated quaternion"),
+            (
+                table.assign(qw_est=0.0, qx_est=0.0, qy_est=0.0, qz_est=0.0),
+                "line 2: the estimated quaternion",
+            ),
             (table.iloc[:0], "it has a header line and no rows"),
         )
     ):
         change.to_csv(tmp_path / f"{number}.csv", index=False)
-        refused(rf"{number}.csv.*{pattern}", "evaluate", "--predictions", tmp_path / f"{number}.csv")
+        refused(
+            rf"{number}.csv.*{pattern}", "evaluate", "--predictions", tmp_path / f"{number}.csv"
+        )
     (tmp_path / "bytes.csv").write_bytes(bytes(range(256)))
     refused("bytes.csv is not a CSV text file", "evaluate", "--predictions", tmp_path / "bytes.csv")
 
 
 def test_scenes_that_are_not_known(refused, own_run, seven_scenes, tmp_path):
     words = ("evaluate", own_run, "--quiet", "--cache", tmp_path / "cache")
-    refused("scene garage is unknown to the model of .*, which knows: attic, cellar", *words, "--scenes", "garage")
+    refused(
+        "scene garage is unknown to the model of .*, which knows: attic, cellar",
+        *words,
+        "--scenes",
+        "garage",
+    )
     other = ("--dataset", "7scenes", "--root", seven_scenes, "--scenes", "chess")
     refused("scene chess is unknown to the model of .*, which knows: attic, cellar", *words, *other)
 
@@ -435,7 +573,9 @@ def test_a_broken_run_is_one_line(refused, own_run, small_data):
     refused("metrics.json is not a metrics file", "table", own_run)
     (own_run / "config.yaml").write_text("model: [\n")
     card = f"--data.dataset={small_data}"
-    refused("parsing", "train", "--runs", own_run.parents[2], "--experiment=small", "--seed=5", card)
+    refused(
+        "parsing", "train", "--runs", own_run.parents[2], "--experiment=small", "--seed=5", card
+    )
 
 
 # real processes, and disks that are full
@@ -454,7 +594,9 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 def test_a_process_ends_with_status_2_and_one_line(tmp_path):
     command = [sys.executable, "-m", "mspose", "train", "--model.position-encodng", "sine"]
-    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    finished = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+    )
     assert (finished.returncode, finished.stdout) == (2, "")
     (line,) = finished.stderr.splitlines()
     assert line.startswith("mspose: error: ")
@@ -487,15 +629,21 @@ def test_output_that_cannot_be_written_is_one_line(own_run, call, tmp_path, monk
         full.close()
 
 
-def test_training_goes_on_after_ctrl_c_and_after_a_full_disk(experiment, small_settings, call, tmp_path):
+def test_training_goes_on_after_ctrl_c_and_after_a_full_disk(
+    experiment, small_settings, call, tmp_path
+):
     settings = replace(small_settings, training=replace(small_settings.training, epochs=6))
     write_settings(experiment, settings)
     run = settings.run_folder("made-up")
     words = ["train", "--config", str(experiment), "--quiet"]
 
-    training = subprocess.Popen([sys.executable, "-m", "mspose", *words], stderr=subprocess.PIPE, text=True)
+    training = subprocess.Popen(
+        [sys.executable, "-m", "mspose", *words], stderr=subprocess.PIPE, text=True
+    )
     deadline = time.time() + 120
-    while not (run / "checkpoint.pt").exists() and training.poll() is None and time.time() < deadline:
+    while (
+        not (run / "checkpoint.pt").exists() and training.poll() is None and time.time() < deadline
+    ):
         time.sleep(0.005)
     training.send_signal(signal.SIGINT)
     _, said = training.communicate(timeout=60)
@@ -510,14 +658,18 @@ def test_training_goes_on_after_ctrl_c_and_after_a_full_disk(experiment, small_s
     assert status == 2
     continuing, error = lines
     assert "continuing" in continuing
-    assert re.fullmatch(r"mspose: error: cannot write .*model.safetensors: File too large; .*untouched", error)
+    assert re.fullmatch(
+        r"mspose: error: cannot write .*model.safetensors: File too large; .*untouched", error
+    )
     assert (run / "checkpoint.pt").read_bytes() == before
     assert not list(run.rglob("*.part"))
 
     status, _, lines = call(*words)
     assert status == 0
     assert "continuing" in lines[0]
-    assert all("is uniform" in line for line in lines[1:])  # what the log says of the attention of small networks
+    assert all(
+        "is uniform" in line for line in lines[1:]
+    )  # what the log says of the attention of small networks
     state = load_checkpoint(run)
     assert state is not None
     assert state["epoch"] == 6

@@ -63,7 +63,10 @@ def test_bad_settings_are_refused_in_one_line(argument, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model:\n  posicion_encoding: sine\n", "posicion_encoding.*did you mean model.position_encoding"),
+        (
+            "model:\n  posicion_encoding: sine\n",
+            "posicion_encoding.*did you mean model.position_encoding",
+        ),
         ("modle:\n  dim: 3\n", "modle.*names that exist"),
         ("model: [\n", "parsing"),
         ("model:\n  dim: wide\n", "model.dim.*wide"),
@@ -80,7 +83,12 @@ def test_bad_files_are_refused_in_one_line(tmp_path, text, message):
 
 
 def test_resolved_settings_come_back(tmp_path):
-    settings = parse("--training.epochs=7", "--data.holdout=0.25", "--data.scenes=[a]", "--training.learning_rate=3e-4")
+    settings = parse(
+        "--training.epochs=7",
+        "--data.holdout=0.25",
+        "--data.scenes=[a]",
+        "--training.learning_rate=3e-4",
+    )
     write_settings(tmp_path / "config.yaml", settings)
     assert read_settings(tmp_path / "config.yaml") == settings
     with pytest.raises(MsposeError, match="no such settings file"):
@@ -90,7 +98,11 @@ def test_resolved_settings_come_back(tmp_path):
 def test_the_hash_stands_for_mathematics_not_for_places():
     settings = Settings()
     elsewhere = parse(
-        "--runs=/elsewhere", "--device=cpu", "--data.root=/data", "--data.cache=/cache", "--data.cache_on_device=true"
+        "--runs=/elsewhere",
+        "--device=cpu",
+        "--data.root=/data",
+        "--data.cache=/cache",
+        "--data.cache_on_device=true",
     )
     other = parse("--model.position_encoding=learned")
     assert config_hash(settings) == config_hash(elsewhere)

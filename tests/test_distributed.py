@@ -28,10 +28,11 @@ def torchrun(*words: object, options: tuple[str, ...] = ()) -> subprocess.Comple
 
 
 def settings_below(folder: Path, small_settings: Settings) -> Settings:
-    """Twelve steps of a pretrained network without dropout: of 22 frames in batches of 7, 7, 7 and 1.
+    """Twelve steps of a pretrained network without dropout: of 22 frames in batches of 7, 7, 7 and
+    1.
 
-    Rounding does not grow in them: the network is not random, the steps are small, and no weight whose gradient is all
-    rounding makes a step of full length.
+    Rounding does not grow in them: the network is not random, the steps are small, and no weight
+    whose gradient is all rounding makes a step of full length.
     """
     return replace(
         small_settings,
@@ -40,14 +41,21 @@ def settings_below(folder: Path, small_settings: Settings) -> Settings:
         model=replace(small_settings.model, pretrained=True, dropout=0.0, attention_dropout=0.0),
         loss=replace(small_settings.loss, scene_weight=0.0),  # leaves weights without a gradient
         training=replace(
-            small_settings.training, epochs=3, batch_size=7, learning_rate=1e-5, adam_eps=1e-3, evaluate_every=3
+            small_settings.training,
+            epochs=3,
+            batch_size=7,
+            learning_rate=1e-5,
+            adam_eps=1e-3,
+            evaluate_every=3,
         ),
     )
 
 
 @pytest.fixture(scope="module")
 def runs(small_data, tmp_path_factory):
-    """(one, two, settings): finished runs of one process and of two, and the settings file of the second."""
+    """(one, two, settings): finished runs of one process and of two, and the settings file of the
+    second.
+    """
     from conftest import settings_for
 
     folder = tmp_path_factory.mktemp("distributed")
@@ -68,7 +76,10 @@ def runs(small_data, tmp_path_factory):
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
-    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    return {
+        name: [(event.step, event.value) for event in events.Scalars(name)]
+        for name in events.Tags()["scalars"]
+    }
 
 
 def test_two_processes_take_the_steps_of_one(runs):
@@ -76,11 +87,18 @@ def test_two_processes_take_the_steps_of_one(runs):
     ours, theirs = scalars(one), scalars(two)
     assert ours.keys() == theirs.keys()
     names = [name for name in ours if name.startswith(("loss", "error", "query_key_gap", "median"))]
-    assert {"loss/total", "loss_weight/s_q", "median_position_m/train", "query_key_gap/position"} <= set(names)
+    assert {
+        "loss/total",
+        "loss_weight/s_q",
+        "median_position_m/train",
+        "query_key_gap/position",
+    } <= set(names)
     for name in names:
         assert [step for step, _ in theirs[name]] == [step for step, _ in ours[name]]
         values = [value for _, value in ours[name]]
-        assert [value for _, value in theirs[name]] == pytest.approx(values, rel=2e-5, abs=1e-6), name
+        assert [value for _, value in theirs[name]] == pytest.approx(values, rel=2e-5, abs=1e-6), (
+            name
+        )
     assert [step for step, _ in ours["loss/total"]] == [0, 10]
     assert len(list(two.glob("events*"))) == 1
 
@@ -99,7 +117,14 @@ def test_two_processes_take_the_steps_of_one(runs):
 def test_evaluation_is_shared_out_and_merged(runs, tmp_path):
     one, _, _ = runs
     shutil.copytree(one, run := tmp_path / "seed-0")
-    words = ("-m", "mspose", "evaluate", run, "--batch-size=4", "--quiet")  # of ten frames: 4 and 2, and 4
+    words = (
+        "-m",
+        "mspose",
+        "evaluate",
+        run,
+        "--batch-size=4",
+        "--quiet",
+    )  # of ten frames: 4 and 2, and 4
     done = torchrun(*words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("| average |") == 1
@@ -140,10 +165,15 @@ def test_preempted_then_killed_a_run_goes_on_and_ends_bit_identical(runs, tmp_pa
     harmed = torchrun(tmp_path / "harmed.py", *words, options=("--max-restarts=1",))
     said = [line for line in harmed.stderr.splitlines() if line.startswith("mspose: ")]
     assert said == [
-        f"mspose: SIGUSR1: saved in {run} after step 2 of epoch 2/3; the same command goes on from there",
+        (
+            f"mspose: SIGUSR1: saved in {run} after step 2 of epoch 2/3; the same command goes on"
+            " from there"
+        ),
         f"mspose: continuing {run} after step 2 of epoch 2/3",
-        "mspose: error: process 0 lost another process of this run, which was killed or stopped with an error of its "
-        "own; the same command goes on from the last checkpoint",
+        (
+            "mspose: error: process 0 lost another process of this run, which was killed or stopped"
+            " with an error of its own; the same command goes on from the last checkpoint"
+        ),
     ]
     assert harmed.returncode == 1
     assert "SIGKILL" in harmed.stderr
@@ -161,7 +191,12 @@ def test_preempted_then_killed_a_run_goes_on_and_ends_bit_identical(runs, tmp_pa
 @pytest.fixture
 def second_of_two(monkeypatch):
     """The environment that torchrun gives to the second of two processes."""
-    for name, value in {"TORCHELASTIC_RUN_ID": "a", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+    for name, value in {
+        "TORCHELASTIC_RUN_ID": "a",
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "2",
+    }.items():
         monkeypatch.setenv(name, value)
     level = cli.log.level
     yield
@@ -172,7 +207,9 @@ def second_of_two(monkeypatch):
 def test_each_process_has_the_gpu_of_its_number():
     assert distributed.own_device("cuda") == "cuda:1"
     assert distributed.own_device("cpu") == "cpu"
-    with pytest.raises(MsposeError, match="device cuda:0 cannot be shared by 2 processes: say --device cuda"):
+    with pytest.raises(
+        MsposeError, match="device cuda:0 cannot be shared by 2 processes: say --device cuda"
+    ):
         distributed.own_device("cuda:0")
 
 

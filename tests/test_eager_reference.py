@@ -1,4 +1,6 @@
-"""The network gives the eager reference's outputs and gradients; the reference loader gives the cache's pixels."""
+"""The network gives the eager reference's outputs and gradients; the reference loader gives the
+cache's pixels.
+"""
 
 import numpy as np
 import pytest
@@ -50,7 +52,9 @@ def batch(count=3, size=64):
 
 def assert_same_output(found, expected):
     for name in ("position_B3", "orientation_B4", "scene_log_probability_BS", "scene_B"):
-        torch.testing.assert_close(found[name], expected[name], **EXACT, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            found[name], expected[name], **EXACT, msg=lambda text, name=name: f"{name}: {text}"
+        )
     for branch, gap_BLH in expected.query_key_gap.items():
         torch.testing.assert_close(found.query_key_gap[branch], gap_BLH, **EXACT)
 
@@ -74,30 +78,43 @@ def test_outputs_and_gradients_are_those_of_the_network(changes, training):
         torch.manual_seed(2)  # the backbone's stochastic depth
         output = side(image_B3HW, truth[-1])
         PoseLoss(qka_weight=0.1)(output, *truth).total.backward()
-        sides.append((output, {name: parameter.grad for name, parameter in side.named_parameters()}))
+        sides.append(
+            (output, {name: parameter.grad for name, parameter in side.named_parameters()})
+        )
     (found, gradients), (expected, judges) = sides
     assert_same_output(found, expected)
     assert set(gradients) == set(judges)
     for name, judge in judges.items():
-        torch.testing.assert_close(gradients[name], judge, **EXACT, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            gradients[name], judge, **EXACT, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_in_float32_outputs_and_gradients_are_within_rounding_of_the_reference():
-    """To 1e-5 of the largest number of each output and gradient, plus what rounding alone does to the reference."""
+    """To 1e-5 of the largest number of each output and gradient, plus what rounding alone does to
+    the reference.
+    """
     network = build(backbone="efficientnet_lite0").float()
     reference, exact = EagerReference(network), EagerReference(network).double()
     image_B3HW, *truth = batch()
     sides = []
-    for side, dtype in ((network, torch.float32), (reference, torch.float32), (exact, torch.float64)):
+    for side, dtype in (
+        (network, torch.float32),
+        (reference, torch.float32),
+        (exact, torch.float64),
+    ):
         output = side(image_B3HW.to(dtype), truth[-1])
         PoseLoss(qka_weight=0.1).to(dtype)(output, *truth).total.backward()
         gradients = {name: parameter.grad.double() for name, parameter in side.named_parameters()}
         sides.append(
-            {"position": output.position_B3.double(), "orientation": output.orientation_B4.double()} | gradients
+            {"position": output.position_B3.double(), "orientation": output.orientation_B4.double()}
+            | gradients
         )
     for name, judge in sides[2].items():
         ours, theirs = (float((side[name] - judge).detach().abs().max()) for side in sides[:2])
-        limit = 1e-4 if name.startswith("backbone") else 1e-5  # convolutions round otherwise with channels last
+        limit = (
+            1e-4 if name.startswith("backbone") else 1e-5
+        )  # convolutions round otherwise with channels last
         assert ours <= 3 * theirs + limit * float(judge.detach().abs().max()) + 1e-7, name
 
 
@@ -140,19 +157,25 @@ def test_loads_what_prediction_sees(tmp_path, size):
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)).save(path)
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
-    transform = reference_transform(resize=48, crop=40, mean=mean, std=std, random_crop=False, jitter=False)
+    transform = reference_transform(
+        resize=48, crop=40, mean=mean, std=std, random_crop=False, jitter=False
+    )
     (found,) = reference_batches([path, path], transform, batch_size=2)
 
     resized = resize_short_side(read_image(path), 48)
     top, left = centre_crop(*resized.shape[:2], 40)
-    crop = torch.from_numpy(np.ascontiguousarray(resized[top : top + 40, left : left + 40])).permute(2, 0, 1)
+    crop = torch.from_numpy(
+        np.ascontiguousarray(resized[top : top + 40, left : left + 40])
+    ).permute(2, 0, 1)
     expected = normalize(crop[None].float().div_(255), mean, std)[0]
     torch.testing.assert_close(found, torch.stack([expected, expected]))
 
 
 def test_jitter_and_random_crop_change_an_image(tmp_path):
     path = tmp_path / "image.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3)).astype(np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3)).astype(np.uint8)).save(
+        path
+    )
     torch.manual_seed(0)
     for random in ({"random_crop": True, "jitter": False}, {"random_crop": False, "jitter": True}):
         transform = reference_transform(resize=48, crop=40, mean=(0, 0, 0), std=(1, 1, 1), **random)

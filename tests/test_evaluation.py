@@ -62,8 +62,12 @@ def own_run(small_run, tmp_path) -> Path:
 
 def errors_by_hand(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Metres, and degrees between two rotations by the trace of R^T R'."""
-    metres = np.sqrt(((table[ESTIMATE[:3]].to_numpy() - table[POSITION].to_numpy()) ** 2).sum(axis=1))
-    rotations = [quaternion_to_rotation(table[names].to_numpy()) for names in (ESTIMATE[3:], ORIENTATION)]
+    metres = np.sqrt(
+        ((table[ESTIMATE[:3]].to_numpy() - table[POSITION].to_numpy()) ** 2).sum(axis=1)
+    )
+    rotations = [
+        quaternion_to_rotation(table[names].to_numpy()) for names in (ESTIMATE[3:], ORIENTATION)
+    ]
     cosine = (np.einsum("bij,bij->b", *rotations) - 1) / 2
     return metres, np.degrees(np.arccos(np.clip(cosine, -1, 1)))
 
@@ -77,9 +81,15 @@ def test_predictions_have_the_documented_columns_for_every_frame(evaluated, smal
     assert list(table) == COLUMNS
     assert table["image"].tolist() == labels["img_path"].tolist()
     assert table["scene"].tolist() == labels["scene"].tolist()
-    np.testing.assert_allclose(table[POSITION].to_numpy(), labels[["t1", "t2", "t3"]].to_numpy(), atol=1e-12)
-    np.testing.assert_allclose(table[ORIENTATION].to_numpy(), labels[["q1", "q2", "q3", "q4"]].to_numpy(), atol=1e-12)
-    np.testing.assert_allclose(np.linalg.norm(table[ESTIMATE[3:]].to_numpy(), axis=1), 1, atol=1e-12)
+    np.testing.assert_allclose(
+        table[POSITION].to_numpy(), labels[["t1", "t2", "t3"]].to_numpy(), atol=1e-12
+    )
+    np.testing.assert_allclose(
+        table[ORIENTATION].to_numpy(), labels[["q1", "q2", "q3", "q4"]].to_numpy(), atol=1e-12
+    )
+    np.testing.assert_allclose(
+        np.linalg.norm(table[ESTIMATE[3:]].to_numpy(), axis=1), 1, atol=1e-12
+    )
     assert set(table["predicted_scene"]) <= {"attic", "cellar"}
     assert table["scene_probability"].between(0.5, 1).all()  # the more probable of two
     metres, degrees = errors_by_hand(table)
@@ -99,11 +109,14 @@ def test_metrics_are_those_of_the_csv_alone(evaluated):
             "frames": 5,
             "median_position_error_m": np.median(metres[rows]),
             "median_orientation_error_deg": np.median(degrees[rows]),
-            "recall": [np.mean((metres[rows] <= m) & (degrees[rows] <= d)) for m, d in ((0.5, 10), (2, 90))],
+            "recall": [
+                np.mean((metres[rows] <= m) & (degrees[rows] <= d)) for m, d in ((0.5, 10), (2, 90))
+            ],
             "scene_accuracy": np.mean(table["predicted_scene"][rows] == scene),
         }
     expected["average"] = {
-        name: np.mean([expected[scene][name] for scene in ("attic", "cellar")], axis=0) for name in expected["attic"]
+        name: np.mean([expected[scene][name] for scene in ("attic", "cellar")], axis=0)
+        for name in expected["attic"]
     } | {"frames": 10}
     assert metrics["scenes"].keys() == {"attic", "cellar"}
     for name, figures in expected.items():
@@ -111,7 +124,12 @@ def test_metrics_are_those_of_the_csv_alone(evaluated):
         assert found.keys() == figures.keys()
         for key, value in figures.items():
             assert found[key] == pytest.approx(value, abs=1e-5), (name, key)
-    about = {"dataset": "small", "ground_truth": "made-up", "split": "test", "scene_selection": "predicted"}
+    about = {
+        "dataset": "small",
+        "ground_truth": "made-up",
+        "split": "test",
+        "scene_selection": "predicted",
+    }
     about |= {"experiment": "small", "variant": "all", "seed": 5, "bad_frames": 0}
     assert {name: metrics[name] for name in about} == about
 
@@ -123,7 +141,9 @@ def test_provenance_says_what_made_the_figures(evaluated):
     assert provenance["commit"] is None or re.fullmatch(r"[0-9a-f]{40}", provenance["commit"])
     assert re.match(r"\d{4}-\d\d-\d\dT", provenance["time_utc"])
     assert provenance["device"] == device_name(torch.device("cpu"))
-    assert provenance["model"]["config_hash"] == config_hash(read_settings(evaluated / "config.yaml"))
+    assert provenance["model"]["config_hash"] == config_hash(
+        read_settings(evaluated / "config.yaml")
+    )
     assert provenance["model"]["dataset"] == "small"
     assert Path(provenance["predictions"]) == evaluated / "predictions" / "test.csv"
 
@@ -157,11 +177,16 @@ def test_the_given_scene_takes_the_place_of_the_predicted_one(own_run, tmp_path)
     save_model(own_run, weights, description)
     metrics, tables = {}, {}
     for given in (False, True):
-        metrics[given], _ = evaluate_run(own_run, data=cached(tmp_path), given_scene=given, progress=False)
+        metrics[given], _ = evaluate_run(
+            own_run, data=cached(tmp_path), given_scene=given, progress=False
+        )
         tables[given] = pd.read_csv(own_run / "predictions" / "test.csv")
         assert set(tables[given]["predicted_scene"]) == {"attic"}
         assert metrics[given]["average"]["scene_accuracy"] == 0.5
-    assert (metrics[False]["scene_selection"], metrics[True]["scene_selection"]) == ("predicted", "given")
+    assert (metrics[False]["scene_selection"], metrics[True]["scene_selection"]) == (
+        "predicted",
+        "given",
+    )
     same = np.isclose(tables[False][ESTIMATE], tables[True][ESTIMATE], atol=1e-6).all(axis=1)
     np.testing.assert_array_equal(same, tables[True]["scene"] == "attic")
 
@@ -172,7 +197,9 @@ def test_another_split_has_files_of_its_own(own_run, tmp_path):
     assert (metrics["split"], metrics["average"]["frames"]) == ("train", 24)
     assert len(pd.read_csv(own_run / "predictions" / "train.csv")) == 24
     assert not (own_run / "metrics.json").exists()
-    with pytest.raises(MsposeError, match=r"no frames of split 'validation' in .*; splits there: test, train"):
+    with pytest.raises(
+        MsposeError, match=r"no frames of split 'validation' in .*; splits there: test, train"
+    ):
         evaluate_run(own_run, split="validation", data=cached(tmp_path), progress=False)
 
 
@@ -190,7 +217,12 @@ def test_some_scenes_and_other_thresholds(own_run, tmp_path):
 def test_a_summary_for_people(evaluated):
     metrics = json.loads((evaluated / "metrics.json").read_text())
     lines = summary(metrics).splitlines()
-    assert [lines[row].split("|")[1].strip() for row in (0, 2, 3, 4)] == ["scene", "attic", "cellar", "average"]
+    assert [lines[row].split("|")[1].strip() for row in (0, 2, 3, 4)] == [
+        "scene",
+        "attic",
+        "cellar",
+        "average",
+    ]
     assert f"{metrics['scenes']['attic']['median_position_error_m']:.3f}" in lines[2]
     metrics["average"]["scene_accuracy"] = None
     assert " - " in summary(metrics).splitlines()[-1]
@@ -208,9 +240,16 @@ def test_another_methods_file_needs_poses_alone(evaluated, small_data, tmp_path)
     )
     assert path == tmp_path / "metrics.json"
     assert list(metrics["scenes"]) == ["all"]
-    assert metrics["average"]["median_position_error_m"] == pytest.approx(np.median(table["position_error_m"]))
+    assert metrics["average"]["median_position_error_m"] == pytest.approx(
+        np.median(table["position_error_m"])
+    )
     assert metrics["average"]["scene_accuracy"] is None
-    about = {"dataset": "small", "ground_truth": "made-up", "split": "test", "experiment": "external"}
+    about = {
+        "dataset": "small",
+        "ground_truth": "made-up",
+        "split": "test",
+        "experiment": "external",
+    }
     about |= {"variant": "Theirs", "seed": None, "thresholds": [[0.5, 10.0], [2.0, 90.0]]}
     assert {name: metrics[name] for name in about} == about
 
@@ -238,7 +277,9 @@ def test_metrics_of_another_file_are_not_overwritten(evaluated, tmp_path):
         shutil.copy(evaluated / "predictions" / "test.csv", tmp_path / name)
     evaluate_predictions(tmp_path / "one.csv")
     evaluate_predictions(tmp_path / "one.csv")
-    with pytest.raises(MsposeError, match=r"metrics.json holds the metrics of .*one.csv: put two.csv into a folder"):
+    with pytest.raises(
+        MsposeError, match=r"metrics.json holds the metrics of .*one.csv: put two.csv into a folder"
+    ):
         evaluate_predictions(tmp_path / "two.csv")
     run = tmp_path / "run"
     shutil.copytree(evaluated, run)
@@ -250,12 +291,21 @@ def test_metrics_of_another_file_are_not_overwritten(evaluated, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "null", "{}", '{"dataset": "a", "ground_truth": "b", "split": "c", "thresholds": "ab"}']
+    "text",
+    [
+        "",
+        "[]",
+        "null",
+        "{}",
+        '{"dataset": "a", "ground_truth": "b", "split": "c", "thresholds": "ab"}',
+    ],
 )
 def test_a_broken_note_beside_predictions_is_named(evaluated, tmp_path, text):
     shutil.copytree(evaluated, tmp_path / "run")
     (tmp_path / "run" / "predictions" / "test.json").write_text(text)
-    with pytest.raises(MsposeError, match="test.json is not what mspose writes beside predictions: remove it"):
+    with pytest.raises(
+        MsposeError, match="test.json is not what mspose writes beside predictions: remove it"
+    ):
         evaluate_predictions(tmp_path / "run" / "predictions" / "test.csv")
 
 
@@ -264,7 +314,11 @@ def test_a_broken_note_beside_predictions_is_named(evaluated, tmp_path, text):
 
 def other_card(folder: Path, small_data: Path, **changes) -> Path:
     card = yaml.safe_load(small_data.read_text())
-    card |= {"root": str(small_data.parent), "labels": [str(small_data.parent / "labels.csv")], **changes}
+    card |= {
+        "root": str(small_data.parent),
+        "labels": [str(small_data.parent / "labels.csv")],
+        **changes,
+    }
     (folder / f"{card['name']}.yaml").write_text(yaml.safe_dump(card))
     return folder / f"{card['name']}.yaml"
 
@@ -272,15 +326,27 @@ def other_card(folder: Path, small_data: Path, **changes) -> Path:
 def test_another_data_set_stands_in_the_file_names(own_run, small_data, tmp_path):
     write_settings(
         own_run / "config.yaml",
-        replace(settings := read_settings(own_run / "config.yaml"), data=replace(settings.data, scenes=["attic"])),
+        replace(
+            settings := read_settings(own_run / "config.yaml"),
+            data=replace(settings.data, scenes=["attic"]),
+        ),
     )
-    card = other_card(tmp_path, small_data, name="other", ground_truths=["lidar"], thresholds=[[1, 2]])
+    card = other_card(
+        tmp_path, small_data, name="other", ground_truths=["lidar"], thresholds=[[1, 2]]
+    )
     metrics, path = evaluate_run(own_run, data=cached(tmp_path, dataset=str(card)), progress=False)
     assert path == own_run / "metrics-other-lidar-test.json"
     assert (own_run / "predictions" / "other-lidar-test.csv").is_file()
     assert not (own_run / "metrics.json").exists()
-    assert (metrics["dataset"], metrics["ground_truth"], metrics["thresholds"]) == ("other", "lidar", [[1.0, 2.0]])
-    assert list(metrics["scenes"]) == ["attic", "cellar"]  # the run's own choice is of its own data set
+    assert (metrics["dataset"], metrics["ground_truth"], metrics["thresholds"]) == (
+        "other",
+        "lidar",
+        [[1.0, 2.0]],
+    )
+    assert list(metrics["scenes"]) == [
+        "attic",
+        "cellar",
+    ]  # the run's own choice is of its own data set
     assert metrics["provenance"]["model"]["dataset"] == "small"
 
 
@@ -301,7 +367,9 @@ def test_scenes_that_the_model_does_not_know(own_run, small_data, tmp_path):
 def test_other_label_files_bring_their_own_scenes(own_run, small_data, tmp_path):
     labels = pd.read_csv(small_data.parent / "labels.csv")
     labels.query("scene == 'cellar'").to_csv(tmp_path / "cellar.csv", index=False)
-    metrics, _ = evaluate_run(own_run, data=cached(tmp_path, labels=[str(tmp_path / "cellar.csv")]), progress=False)
+    metrics, _ = evaluate_run(
+        own_run, data=cached(tmp_path, labels=[str(tmp_path / "cellar.csv")]), progress=False
+    )
     assert list(metrics["scenes"]) == ["cellar"]
 
 
@@ -316,7 +384,9 @@ def test_bad_frames_stop_or_are_counted(own_run, own_data, tmp_path, caplog):
     labels.write_text("\n".join(lines) + "\n")
 
     data = cached(tmp_path, dataset=str(own_data))
-    with pytest.raises(MsposeError, match=rf"labels.csv, line {row + 1}: .*NaN.*--on-bad-frame skip"):
+    with pytest.raises(
+        MsposeError, match=rf"labels.csv, line {row + 1}: .*NaN.*--on-bad-frame skip"
+    ):
         evaluate_run(own_run, data=data, progress=False)
     labels.write_text("\n".join([*lines[:row], whole, *lines[row + 1 :]]) + "\n")
     with pytest.raises(MsposeError, match=r"attic/test-01/frame-001.png.*--on-bad-frame skip"):
@@ -327,7 +397,10 @@ def test_bad_frames_stop_or_are_counted(own_run, own_data, tmp_path, caplog):
     metrics, path = evaluate_run(own_run, data=data, on_bad_frame="skip", progress=False)
     assert path == own_run / "metrics.json"  # the same data set by its name, wherever it lies
     assert metrics["bad_frames"] == 2
-    assert {name: figures["frames"] for name, figures in metrics["scenes"].items()} == {"attic": 4, "cellar": 4}
+    assert {name: figures["frames"] for name, figures in metrics["scenes"].items()} == {
+        "attic": 4,
+        "cellar": 4,
+    }
     assert "frame-001.png" in caplog.text
     assert "bad frames left out: 2" in table_text([own_run], published=False)
 
@@ -341,7 +414,11 @@ def test_bad_frames_stop_or_are_counted(own_run, own_data, tmp_path, caplog):
         ("model.json", None, "model.json is missing"),
         ("model.json", "", "model.json is not a model description"),
         ("model.json", '{"format": 99}', "format 99 is not 1"),
-        ("model.json", '{"format": 1, "kind": "ms-transformer"}', "does not describe a model.*architecture"),
+        (
+            "model.json",
+            '{"format": 1, "kind": "ms-transformer"}',
+            "does not describe a model.*architecture",
+        ),
         ("model.safetensors", None, "model.safetensors is missing"),
         ("model.safetensors", "half of it", "model.safetensors is broken"),
         ("config.yaml", None, "no such settings file: .*config.yaml"),
@@ -359,7 +436,9 @@ def test_broken_runs_are_one_line(own_run, name, content, message):
 
 def test_a_folder_without_a_run(tmp_path):
     for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(MsposeError, match="holds no model .*: give the folder of a trained run"):
+        with pytest.raises(
+            MsposeError, match="holds no model .*: give the folder of a trained run"
+        ):
             evaluate_run(folder, progress=False)
 
 
@@ -403,7 +482,9 @@ def test_a_full_disk_keeps_what_was_there(evaluated, tmp_path, monkeypatch):
 
 
 def write_seven_scenes(root: Path, scenes: list[str]) -> Path:
-    """Scenes in 7Scenes' layout with three training and two test frames each, and both ground truths; the card."""
+    """Scenes in 7Scenes' layout with three training and two test frames each, and both ground
+    truths; the card.
+    """
     rng = np.random.default_rng(11)
     for scene in scenes:
         for sequence, split, count in ((1, "train", 3), (2, "test", 2)):
@@ -412,14 +493,24 @@ def write_seven_scenes(root: Path, scenes: list[str]) -> Path:
             lines = []
             for number in range(count):
                 name = f"frame-{number:06d}"
-                position, quaternion = rng.uniform(-1, 1, (1, 3)), np.array([[1, *rng.uniform(-0.3, 0.3, 3)]])
+                position, quaternion = (
+                    rng.uniform(-1, 1, (1, 3)),
+                    np.array([[1, *rng.uniform(-0.3, 0.3, 3)]]),
+                )
                 np.savetxt(folder / f"{name}.pose.txt", pose_matrix(position, quaternion)[0])
-                Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(folder / f"{name}.color.png")
+                Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(
+                    folder / f"{name}.color.png"
+                )
                 # the second truth is 0.5 m further along x, and world-to-camera
                 centre = position + np.array([0.5, 0, 0])
-                translation = -np.einsum("bij,bj->bi", quaternion_to_rotation(invert_quaternion(quaternion)), centre)
+                translation = -np.einsum(
+                    "bij,bj->bi", quaternion_to_rotation(invert_quaternion(quaternion)), centre
+                )
                 numbers = [*invert_quaternion(quaternion)[0], *translation[0], 525.0]
-                lines.append(f"seq-{sequence:02d}/{name}.color.png {' '.join(map(repr, map(float, numbers)))}\n")
+                lines.append(
+                    f"seq-{sequence:02d}/{name}.color.png"
+                    f" {' '.join(map(repr, map(float, numbers)))}\n"
+                )
             (root / scene / f"{split.capitalize()}Split.txt").write_text(f"sequence{sequence}\n")
             (root / "sfm").mkdir(exist_ok=True)
             (root / "sfm" / f"{scene}_{split}.txt").write_text("".join(lines))
@@ -431,7 +522,9 @@ def write_seven_scenes(root: Path, scenes: list[str]) -> Path:
 def test_ground_truths_are_kept_apart_in_everything_that_is_written(small_settings, tmp_path):
     card = write_seven_scenes(tmp_path / "data", ["chess", "heads"])
     data = replace(small_settings.data, dataset=str(card), holdout=0.0)
-    settings = replace(small_settings, data=data, training=replace(small_settings.training, epochs=1))
+    settings = replace(
+        small_settings, data=data, training=replace(small_settings.training, epochs=1)
+    )
     runs = {
         truth: train(replace(settings, data=replace(data, ground_truth=truth)), progress=False)
         for truth in ("original", "sfm")
@@ -448,25 +541,38 @@ def test_ground_truths_are_kept_apart_in_everything_that_is_written(small_settin
         assert json.loads((run / "predictions" / "test.json").read_text())["ground_truth"] == truth
         tables[truth] = pd.read_csv(run / "predictions" / "test.csv")
     np.testing.assert_allclose(tables["sfm"]["tx"], tables["original"]["tx"] + 0.5, atol=1e-9)
-    np.testing.assert_allclose(tables["sfm"][ORIENTATION], tables["original"][ORIENTATION], atol=1e-9)
+    np.testing.assert_allclose(
+        tables["sfm"][ORIENTATION], tables["original"][ORIENTATION], atol=1e-9
+    )
 
     crossed, path = evaluate_run(runs["original"], data={"ground_truth": "sfm"}, progress=False)
     assert path == runs["original"] / "metrics-7scenes-sfm-test.json"
-    assert (crossed["ground_truth"], crossed["provenance"]["model"]["ground_truth"]) == ("sfm", "original")
+    assert (crossed["ground_truth"], crossed["provenance"]["model"]["ground_truth"]) == (
+        "sfm",
+        "original",
+    )
     assert json.loads((runs["original"] / "metrics.json").read_text())["ground_truth"] == "original"
 
-    with pytest.raises(MsposeError, match=r"cannot share a table: .*ground truth original.*ground truth sfm"):
+    with pytest.raises(
+        MsposeError, match=r"cannot share a table: .*ground truth original.*ground truth sfm"
+    ):
         table_text([tmp_path / "runs"], published=False)
-    assert [row.name for row in collect_runs(runs.values(), ground_truth="original")] == ["small/all"]
+    assert [row.name for row in collect_runs(runs.values(), ground_truth="original")] == [
+        "small/all"
+    ]
     rows = collect_runs(runs.values(), ground_truth="sfm")
     assert {row.name for row in rows} == {"small/all", "small/all-sfm"}
-    with pytest.raises(MsposeError, match="7scenes has no ground truth 'lidar'; there are: original, sfm"):
+    with pytest.raises(
+        MsposeError, match="7scenes has no ground truth 'lidar'; there are: original, sfm"
+    ):
         evaluate_run(runs["sfm"], data={"ground_truth": "lidar"}, progress=False)
 
 
 def test_settings_of_another_data_set_start_from_the_defaults(own_run, small_data, tmp_path):
     settings = read_settings(own_run / "config.yaml")
-    changed = DataSettings(dataset=str(small_data), root="/nowhere", labels=["/nowhere.csv"], cache=settings.data.cache)
+    changed = DataSettings(
+        dataset=str(small_data), root="/nowhere", labels=["/nowhere.csv"], cache=settings.data.cache
+    )
     write_settings(own_run / "config.yaml", replace(settings, data=changed))
     card = other_card(tmp_path, small_data, name="other")
     metrics, _ = evaluate_run(own_run, data=cached(tmp_path, dataset=str(card)), progress=False)

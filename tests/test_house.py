@@ -52,7 +52,9 @@ def test_readme_names_every_module_of_the_top_floors():
 
 
 def make(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        ["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
 
 
 def test_make_help_lists_every_target():
@@ -63,7 +65,9 @@ def test_make_help_lists_every_target():
         assert f"make {target} " in listed, target
 
 
-README_COMMANDS = sorted({line.split("#")[0].strip() for line in re.findall(r"^make .*$", README, re.M)})
+README_COMMANDS = sorted(
+    {line.split("#")[0].strip() for line in re.findall(r"^make .*$", README, re.M)}
+)
 
 
 @pytest.mark.parametrize("command", README_COMMANDS)
@@ -81,10 +85,19 @@ def test_the_make_commands_of_the_readme_exist_and_their_arguments_are_accepted(
             _parse_train(shlex.split(line)[2:])
 
 
-@pytest.mark.parametrize("name", ["7scenes", "cambridge", "cambridge-finetune", "virtual", "redkitchen"])
+@pytest.mark.parametrize(
+    "name", ["7scenes", "cambridge", "cambridge-finetune", "virtual", "redkitchen"]
+)
 def test_train_commands_of_the_makefile_take_every_variable(name):
     dry = make(
-        "-n", "-o", ".venv/.ready", "train", f"DATASET={name}", "SCENE=a b", "SEED=3", "ARGS=--training.epochs 2"
+        "-n",
+        "-o",
+        ".venv/.ready",
+        "train",
+        f"DATASET={name}",
+        "SCENE=a b",
+        "SEED=3",
+        "ARGS=--training.epochs 2",
     )
     line = next(line for line in dry.stdout.splitlines() if "mspose train" in line)
     settings = _parse_train(shlex.split(line)[2:])
@@ -92,10 +105,18 @@ def test_train_commands_of_the_makefile_take_every_variable(name):
     assert settings.data.scenes == ["a", "b"]
 
 
-@pytest.mark.parametrize(("target", "verb"), [("train", "train --config"), ("eval", "evaluate runs/a")])
+@pytest.mark.parametrize(
+    ("target", "verb"), [("train", "train --config"), ("eval", "evaluate runs/a")]
+)
 def test_several_processes_are_started_by_torchrun(target, verb):
-    for count, start in (("1", ".venv/bin/mspose"), ("4", "torchrun --standalone --nproc-per-node 4 -m mspose")):
-        assert f"{start} {verb}" in make("-n", "-o", ".venv/.ready", target, "RUN=runs/a", f"NPROC={count}").stdout
+    for count, start in (
+        ("1", ".venv/bin/mspose"),
+        ("4", "torchrun --standalone --nproc-per-node 4 -m mspose"),
+    ):
+        assert (
+            f"{start} {verb}"
+            in make("-n", "-o", ".venv/.ready", target, "RUN=runs/a", f"NPROC={count}").stdout
+        )
 
 
 def test_eval_asks_for_its_run():
@@ -110,7 +131,9 @@ def _parse_train(words: list[str]):
     return _settings(parser.parse_args(words), parser)
 
 
-@pytest.mark.parametrize("page", ["README.md", *(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md"))])
+@pytest.mark.parametrize(
+    "page", ["README.md", *(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md"))]
+)
 def test_links_and_pictures_of_the_pages_are_there(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):

@@ -18,9 +18,19 @@ from mspose.run import load_model, save_model
 def batches_for(card_path, estimator, folder, **options) -> Batches:
     card = read_card(card_path)
     frames, cache = open_cache(
-        load_frames(card, split="test"), data_root(card), short_side=48, folder=folder, progress=False
+        load_frames(card, split="test"),
+        data_root(card),
+        short_side=48,
+        folder=folder,
+        progress=False,
     )
-    values = {"crop": 40, "mean": estimator.network.mean, "std": estimator.network.std, "batch_size": 4, **options}
+    values = {
+        "crop": 40,
+        "mean": estimator.network.mean,
+        "std": estimator.network.std,
+        "batch_size": 4,
+        **options,
+    }
     return Batches(frames, cache, scenes=estimator.scenes, **values)
 
 
@@ -30,9 +40,13 @@ def test_one_image_gives_the_pose_that_the_whole_split_gives(small_run, small_da
     assert list(table) == list(PREDICTION_COLUMNS)
     for _, row in table.iterrows():
         estimate = estimator(read_image(data_root(read_card(small_data)) / row["image"]))
-        np.testing.assert_allclose(estimate.position, row[["tx_est", "ty_est", "tz_est"]].astype(float), atol=1e-5)
         np.testing.assert_allclose(
-            estimate.orientation, row[["qw_est", "qx_est", "qy_est", "qz_est"]].astype(float), atol=1e-5
+            estimate.position, row[["tx_est", "ty_est", "tz_est"]].astype(float), atol=1e-5
+        )
+        np.testing.assert_allclose(
+            estimate.orientation,
+            row[["qw_est", "qx_est", "qy_est", "qz_est"]].astype(float),
+            atol=1e-5,
         )
         assert estimate.scene == row["predicted_scene"]
         assert estimate.scene_probability == pytest.approx(row["scene_probability"], abs=1e-5)
@@ -51,7 +65,9 @@ def test_a_compiled_network_predicts_the_same(small_run, small_data, tmp_path, m
     monkeypatch.setattr(torch, "compile", compiler)
     estimator = mspose.load(small_run)
     batches = batches_for(small_data, estimator, tmp_path)
-    plain, compiled = (predict_frames(estimator.network, batches, compile=choice) for choice in (False, True))
+    plain, compiled = (
+        predict_frames(estimator.network, batches, compile=choice) for choice in (False, True)
+    )
     assert seen == [{"dynamic": False, "mode": None}]
     pd.testing.assert_frame_equal(plain, compiled, rtol=1e-5, atol=1e-6)
 
@@ -60,19 +76,31 @@ def test_a_given_scene_takes_that_scenes_pose(small_run, small_data, tmp_path):
     estimator = mspose.load(small_run)
     image = np.random.default_rng(0).integers(0, 255, (70, 55, 3), dtype=np.uint8)
     answers = {scene: estimator(image, scene) for scene in estimator.scenes}
-    assert {scene: answer.scene for scene, answer in answers.items()} == {"attic": "attic", "cellar": "cellar"}
+    assert {scene: answer.scene for scene, answer in answers.items()} == {
+        "attic": "attic",
+        "cellar": "cellar",
+    }
     assert not np.allclose(answers["attic"].position, answers["cellar"].position)
-    assert sum(answer.scene_probability for answer in answers.values()) == pytest.approx(1, abs=1e-5)
-    table = predict_frames(estimator.network, batches_for(small_data, estimator, tmp_path), given_scene=True)
+    assert sum(answer.scene_probability for answer in answers.values()) == pytest.approx(
+        1, abs=1e-5
+    )
+    table = predict_frames(
+        estimator.network, batches_for(small_data, estimator, tmp_path), given_scene=True
+    )
     row = table.iloc[0]
     given = estimator(read_image(data_root(read_card(small_data)) / row["image"]), row["scene"])
-    np.testing.assert_allclose(given.position, row[["tx_est", "ty_est", "tz_est"]].astype(float), atol=1e-5)
-    with pytest.raises(MsposeError, match="scene chess is unknown to the model, which knows: attic, cellar"):
+    np.testing.assert_allclose(
+        given.position, row[["tx_est", "ty_est", "tz_est"]].astype(float), atol=1e-5
+    )
+    with pytest.raises(
+        MsposeError, match="scene chess is unknown to the model, which knows: attic, cellar"
+    ):
         estimator(image, "chess")
 
 
 @pytest.mark.parametrize(
-    "image", [np.zeros((50, 60), np.uint8), np.zeros((50, 60, 3)), ["path.png"], np.zeros((3, 50, 60))]
+    "image",
+    [np.zeros((50, 60), np.uint8), np.zeros((50, 60, 3)), ["path.png"], np.zeros((3, 50, 60))],
 )
 def test_an_array_of_another_kind_is_refused(small_run, image):
     with pytest.raises(ValueError, match=r"uint8|\(H, W, 3\)"):
@@ -99,18 +127,28 @@ def copy_of(run, folder, **changes):
 
 def test_models_that_do_not_fit_are_named(small_run, tmp_path):
     weights, description = load_model(small_run)
-    with pytest.raises(MsposeError, match=r"model.json does not .* kind: expected one of .*mspn, found 'posenet'"):
+    with pytest.raises(
+        MsposeError, match=r"model.json does not .* kind: expected one of .*mspn, found 'posenet'"
+    ):
         mspose.load(copy_of(small_run, tmp_path, kind="posenet"))
-    with pytest.raises(MsposeError, match=r"does not describe a model.*unexpected keyword argument"):
+    with pytest.raises(
+        MsposeError, match=r"does not describe a model.*unexpected keyword argument"
+    ):
         mspose.load(copy_of(small_run, tmp_path, kind="mspn"))
     wider = {**description["architecture"], "head_hidden": 20}
-    with pytest.raises(MsposeError, match=r"another architecture: position_head.*\(16,.*expected \(20,"):
+    with pytest.raises(
+        MsposeError, match=r"another architecture: position_head.*\(16,.*expected \(20,"
+    ):
         mspose.load(copy_of(small_run, tmp_path, architecture=wider))
     with pytest.raises(MsposeError, match=r"does not describe a model.*wings"):
-        mspose.load(copy_of(small_run, tmp_path, architecture={**description["architecture"], "wings": 2}))
+        mspose.load(
+            copy_of(small_run, tmp_path, architecture={**description["architecture"], "wings": 2})
+        )
     first = next(iter(weights))
     with pytest.raises(MsposeError, match=f"{first} is missing"):
-        mspose.load(copy_of(small_run, tmp_path, weights={k: v for k, v in weights.items() if k != first}))
+        mspose.load(
+            copy_of(small_run, tmp_path, weights={k: v for k, v in weights.items() if k != first})
+        )
     with pytest.raises(MsposeError, match="holds no model"):
         mspose.load(tmp_path / "nowhere")
 
@@ -118,7 +156,9 @@ def test_models_that_do_not_fit_are_named(small_run, tmp_path):
 def test_models_from_before_a_setting_are_those_of_its_default(small_run, tmp_path):
     _, description = load_model(small_run)
     added = ("query_key_weights", "attention_scale", "query_initialisation")
-    older = {name: value for name, value in description["architecture"].items() if name not in added}
+    older = {
+        name: value for name, value in description["architecture"].items() if name not in added
+    }
     assert len(older) == len(description["architecture"]) - 3
     again = mspose.load(copy_of(small_run, tmp_path, architecture=older))
     assert again.network.architecture == description["architecture"]
@@ -128,9 +168,13 @@ def test_weights_that_give_no_finite_pose_are_named(small_run, small_data, tmp_p
     estimator = mspose.load(small_run)
     with torch.no_grad():
         next(estimator.network.position_head.parameters()).fill_(float("nan"))
-    with pytest.raises(MsposeError, match="the model's estimate is not finite: its weights are unusable"):
+    with pytest.raises(
+        MsposeError, match="the model's estimate is not finite: its weights are unusable"
+    ):
         estimator(np.zeros((60, 80, 3), np.uint8))
-    with pytest.raises(MsposeError, match=r"estimate for attic/test-01/frame-000.png is not finite"):
+    with pytest.raises(
+        MsposeError, match=r"estimate for attic/test-01/frame-000.png is not finite"
+    ):
         predict_frames(estimator.network, batches_for(small_data, estimator, tmp_path))
 
 
@@ -143,13 +187,18 @@ def test_devices():
 
 def test_a_float64_model_keeps_its_precision(small_run, small_data, tmp_path):
     weights, _ = load_model(small_run)
-    fine = {name: tensor.double() + 1e-12 if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    fine = {
+        name: tensor.double() + 1e-12 if tensor.is_floating_point() else tensor
+        for name, tensor in weights.items()
+    }
     estimator = mspose.load(copy_of(small_run, tmp_path / "run", weights=fine))
     for name, tensor in estimator.network.state_dict().items():
         assert torch.equal(tensor, fine[name]), name
     table = predict_frames(estimator.network, batches_for(small_data, estimator, tmp_path))
     image = read_image(data_root(read_card(small_data)) / table["image"][0])
-    np.testing.assert_allclose(estimator(image).position, table.loc[0, ["tx_est", "ty_est", "tz_est"]].astype(float))
+    np.testing.assert_allclose(
+        estimator(image).position, table.loc[0, ["tx_est", "ty_est", "tz_est"]].astype(float)
+    )
 
 
 def test_estimates_come_from_a_fused_copy_and_the_network_stays_as_it_was_trained(small_run):
@@ -165,4 +214,6 @@ def test_estimates_come_from_a_fused_copy_and_the_network_stays_as_it_was_traine
     with torch.inference_mode():
         output = estimator.network(estimator.preprocessing(image))
     np.testing.assert_allclose(found.position, output.position_B3[0], atol=1e-5)
-    assert found.scene_probability == pytest.approx(float(output.scene_log_probability_BS.exp().max()), abs=1e-5)
+    assert found.scene_probability == pytest.approx(
+        float(output.scene_log_probability_BS.exp().max()), abs=1e-5
+    )

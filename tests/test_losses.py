@@ -42,13 +42,24 @@ LABELS = (random(3, 3, seed=6), random(3, 4, seed=7), torch.tensor([4, 0, 2]))
 def oracle(output, position, orientation, scene):
     """Unweighted terms in numpy."""
     arrays = {
-        name: output[name].detach().numpy() for name in ("position_B3", "orientation_B4", "scene_log_probability_BS")
+        name: output[name].detach().numpy()
+        for name in ("position_B3", "orientation_B4", "scene_log_probability_BS")
     }
     position_error = np.sqrt(((arrays["position_B3"] - position.numpy()) ** 2).sum(1)).mean()
-    unit = [q / np.sqrt((q**2).sum(1, keepdims=True)) for q in (arrays["orientation_B4"], orientation.numpy())]
+    unit = [
+        q / np.sqrt((q**2).sum(1, keepdims=True))
+        for q in (arrays["orientation_B4"], orientation.numpy())
+    ]
     orientation_error = np.sqrt(((unit[0] - unit[1]) ** 2).sum(1)).mean()
-    nll = -np.mean([arrays["scene_log_probability_BS"][image, index] for image, index in enumerate(scene.tolist())])
-    gaps = {f"qka_{name}": gap.detach().numpy().mean() for name, gap in output.query_key_gap.items()}
+    nll = -np.mean(
+        [
+            arrays["scene_log_probability_BS"][image, index]
+            for image, index in enumerate(scene.tolist())
+        ]
+    )
+    gaps = {
+        f"qka_{name}": gap.detach().numpy().mean() for name, gap in output.query_key_gap.items()
+    }
     return {"position": position_error, "orientation": orientation_error, "scene": nll, **gaps}
 
 
@@ -76,7 +87,11 @@ def test_fixed_terms_agree_with_numpy():
     output = make_output()
     loss = PoseLoss(weighting="fixed", position_weight=2.0, orientation_weight=30.0, qka_weight=0.0)
     found, raw = loss(output, *LABELS), oracle(output, *LABELS)
-    expected = {"position": 2 * raw["position"], "orientation": 30 * raw["orientation"], "scene": raw["scene"]}
+    expected = {
+        "position": 2 * raw["position"],
+        "orientation": 30 * raw["orientation"],
+        "scene": raw["scene"],
+    }
     assert values(found.terms) == pytest.approx(expected, rel=1e-12)
     assert list(loss.parameters()) == []
     assert loss.weights() == {}
@@ -122,7 +137,11 @@ def test_gradients_reach_every_output_and_the_raw_values_carry_none():
         ({"scene_weight": 0}, (2, 4), {"position", "orientation", "qka"}),
         ({}, (0, 0), {"position", "orientation", "scene"}),
         ({}, (0, 4), {"position", "orientation", "scene", "qka"}),
-        ({"weighting": "fixed", "orientation_weight": 0.0, "scene_weight": 0.0, "qka_weight": 0}, (2, 4), {"position"}),
+        (
+            {"weighting": "fixed", "orientation_weight": 0.0, "scene_weight": 0.0, "qka_weight": 0},
+            (2, 4),
+            {"position"},
+        ),
     ],
 )
 def test_a_term_of_weight_zero_or_without_layers_is_not_there(settings, layers, names):
@@ -136,7 +155,9 @@ def test_a_term_of_weight_zero_or_without_layers_is_not_there(settings, layers, 
 def test_one_branch_without_layers_leaves_the_other():
     output = make_output(layers=(0, 4))
     found = PoseLoss(qka_weight=1.0).double()(output, *LABELS)
-    assert found.terms["qka"].item() == pytest.approx(output.query_key_gap["orientation"].mean().item())
+    assert found.terms["qka"].item() == pytest.approx(
+        output.query_key_gap["orientation"].mean().item()
+    )
 
 
 def test_a_perfect_estimate_has_zero_error_and_finite_gradients():
@@ -192,7 +213,9 @@ def test_refuses_labels_of_another_shape(place, shape, words):
 def test_refuses_outputs_of_another_shape():
     output = make_output()
     output.orientation_B4 = output.orientation_B4[:2]
-    with pytest.raises(ValueError, match=r"output.orientation_B4: expected shape \(3, 4\), found \(2, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"output.orientation_B4: expected shape \(3, 4\), found \(2, 4\)"
+    ):
         PoseLoss()(output, *LABELS)
 
 
@@ -202,10 +225,18 @@ def test_refuses_outputs_of_another_shape():
         ({"weighting": "adaptive"}, "weighting: expected learned or fixed, found 'adaptive'"),
         ({"qka_weight": -0.1}, "qka_weight: expected a weight of at least 0, found -0.1"),
         ({"position_weight": math.nan}, "position_weight: .*found nan"),
-        ({"diversity_weight": -0.1}, "diversity_weight: expected a weight of at least 0, found -0.1"),
+        (
+            {"diversity_weight": -0.1},
+            "diversity_weight: expected a weight of at least 0, found -0.1",
+        ),
         ({"entropy_weight": -math.inf}, "entropy_weight: expected a finite weight, found -inf"),
         (
-            {"weighting": "fixed", "position_weight": 0, "orientation_weight": 0, "scene_weight": 0},
+            {
+                "weighting": "fixed",
+                "position_weight": 0,
+                "orientation_weight": 0,
+                "scene_weight": 0,
+            },
             "expected one above 0",
         ),
     ],
@@ -221,15 +252,25 @@ def test_refuses_settings_in_words(settings, words):
 def make_attention(layers=(1, 2), tokens=(4, 6), dtype=torch.float64):
     """Maps of 3 images, 2 heads, and as many layers and tokens as the two branches have."""
     seen = EncoderAttention()
-    for branch, count, length, seed in zip(("position", "orientation"), layers, tokens, (20, 40), strict=True):
+    for branch, count, length, seed in zip(
+        ("position", "orientation"), layers, tokens, (20, 40), strict=True
+    ):
         for layer in range(count):
-            query, key = (random(3, 2, length, 5, seed=seed + 2 * layer + one).to(dtype) for one in (0, 1))
-            seen.encoder(branch, layer, AttentionMap((2 * query).requires_grad_(), key.requires_grad_(), 5**-0.5))
+            query, key = (
+                random(3, 2, length, 5, seed=seed + 2 * layer + one).to(dtype) for one in (0, 1)
+            )
+            seen.encoder(
+                branch,
+                layer,
+                AttentionMap((2 * query).requires_grad_(), key.requires_grad_(), 5**-0.5),
+            )
     return seen.maps
 
 
 def attention_oracle(attention):
-    """Mean entropy as a share of its limit, and mean cosine of two rows, pair by pair; of one layer."""
+    """Mean entropy as a share of its limit, and mean cosine of two rows, pair by pair; of one
+    layer.
+    """
     query, key = (tensor.detach().double().numpy() for tensor in attention[:2])
     weight = np.exp(attention.scale * np.einsum("bhqd,bhkd->bhqk", query, key))
     weight /= weight.sum(axis=-1, keepdims=True)
@@ -237,7 +278,9 @@ def attention_oracle(attention):
     cosines = []
     for rows in weight.reshape(-1, *weight.shape[2:]):
         unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-        cosines.append([unit[i] @ unit[j] for i in range(len(unit)) for j in range(len(unit)) if i != j])
+        cosines.append(
+            [unit[i] @ unit[j] for i in range(len(unit)) for j in range(len(unit)) if i != j]
+        )
     return np.array([entropy, np.mean(cosines)])
 
 
@@ -269,17 +312,25 @@ def test_the_terms_of_the_attention_have_exact_gradients(measure):
     attention = make_attention(layers=(1, 0))["position"][0]
     for learned in (attention.query_BHQD, attention.key_BHKD):
         learned.grad = None
-    assert torch.autograd.gradcheck(lambda q, k: measure(attention._replace(query_BHQD=q, key_BHKD=k)), attention[:2])
+    assert torch.autograd.gradcheck(
+        lambda q, k: measure(attention._replace(query_BHQD=q, key_BHKD=k)), attention[:2]
+    )
 
 
 def test_spread_and_different_attention_lower_their_terms():
-    """The entropy is 1 at most, of attention spread over everything; the similarity 1 where all attend alike."""
-    alike = AttentionMap(torch.ones(1, 1, 6, 4), torch.arange(24.0).view(1, 1, 6, 4), 1.0)  # all on the last key
+    """The entropy is 1 at most, of attention spread over everything; the similarity 1 where all
+    attend alike.
+    """
+    alike = AttentionMap(
+        torch.ones(1, 1, 6, 4), torch.arange(24.0).view(1, 1, 6, 4), 1.0
+    )  # all on the last key
     spread = alike._replace(key_BHKD=torch.ones(1, 1, 6, 4))
     apart = AttentionMap(50 * torch.eye(6)[None, None], torch.eye(6)[None, None], 1.0)
     entropies = [float(entropy_share(one)) for one in (alike, spread, apart)]
     assert entropies == pytest.approx([0, 1, 0], abs=1e-5)
-    assert [float(diversity_loss(one)) for one in (alike, spread, apart)] == pytest.approx([1, 1, 0], abs=1e-6)
+    assert [float(diversity_loss(one)) for one in (alike, spread, apart)] == pytest.approx(
+        [1, 1, 0], abs=1e-6
+    )
 
 
 def test_networks_without_encoders_have_no_term_of_attention():
@@ -293,7 +344,10 @@ def test_networks_without_encoders_have_no_term_of_attention():
 
 def test_attention_that_is_needed_and_not_given_is_an_error():
     assert not PoseLoss().needs_attention
-    with pytest.raises(ValueError, match="attention: expected the encoders' attention maps, of which diversity is a"):
+    with pytest.raises(
+        ValueError,
+        match="attention: expected the encoders' attention maps, of which diversity is a",
+    ):
         PoseLoss(diversity_weight=0.1)(make_output(), *LABELS)
 
 
@@ -308,7 +362,9 @@ def test_a_forward_pass_that_is_begun_anew_is_seen_once():
 
 
 def test_no_attention_map_is_held_for_the_backward_pass():
-    """What autograd holds of 600 tokens is a share of one map, though there are two layers and two terms."""
+    """What autograd holds of 600 tokens is a share of one map, though there are two layers and two
+    terms.
+    """
     attention = make_attention(layers=(2, 0), tokens=(600, 1), dtype=torch.float32)
     loss = PoseLoss(entropy_weight=0.1, diversity_weight=0.1)
     held = {}
@@ -318,5 +374,9 @@ def test_no_attention_map_is_held_for_the_backward_pass():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
-        loss(make_output(), *(label.float() if label.is_floating_point() else label for label in LABELS), attention)
+        loss(
+            make_output(),
+            *(label.float() if label.is_floating_point() else label for label in LABELS),
+            attention,
+        )
     assert sum(held.values()) < 0.1 * 3 * 2 * 600 * 600 * 4

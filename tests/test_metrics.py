@@ -48,7 +48,9 @@ def predictions(position_m: list[float], degrees: list[float], **columns: Any) -
 def random_predictions(count: int, seed: int = 0) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     names = rng.choice(["chess", "fire", "heads"], size=count)
-    table = predictions([0.0] * count, [0.0] * count, scene=names, predicted_scene=rng.permutation(names))
+    table = predictions(
+        [0.0] * count, [0.0] * count, scene=names, predicted_scene=rng.permutation(names)
+    )
     return with_errors(table.assign(**{name: rng.normal(size=count) for name in POSE_COLUMNS}))
 
 
@@ -59,8 +61,21 @@ def write_text(path: Path, table: pd.DataFrame) -> Path:
 
 def run_metrics(**changes: Any) -> dict[str, Any]:
     computed = compute_metrics(predictions([0.1, 0.2], [1.0, 2.0]), thresholds=[(0.15, 5.0)])
-    about = {"dataset": "7scenes", "ground_truth": "original", "split": "test", "scene_selection": "predicted"}
-    return {**about, "experiment": "e", "variant": "all", "seed": 0, **computed, "bad_frames": 0, **changes}
+    about = {
+        "dataset": "7scenes",
+        "ground_truth": "original",
+        "split": "test",
+        "scene_selection": "predicted",
+    }
+    return {
+        **about,
+        "experiment": "e",
+        "variant": "all",
+        "seed": 0,
+        **computed,
+        "bad_frames": 0,
+        **changes,
+    }
 
 
 # predictions files
@@ -68,7 +83,9 @@ def run_metrics(**changes: Any) -> dict[str, Any]:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(-1e12, 1e12), min_size=14, max_size=14))
-def test_poses_read_back_as_the_same_floats(tmp_path_factory: pytest.TempPathFactory, values: list[float]) -> None:
+def test_poses_read_back_as_the_same_floats(
+    tmp_path_factory: pytest.TempPathFactory, values: list[float]
+) -> None:
     table = predictions([0.0, 0.0], [0.0, 0.0])
     table.loc[1, list(POSE_COLUMNS)] = values
     path = tmp_path_factory.mktemp("floats") / "test.csv"
@@ -79,7 +96,9 @@ def test_poses_read_back_as_the_same_floats(tmp_path_factory: pytest.TempPathFac
     write_predictions(path, table)
     read = read_predictions(path)
     assert tuple(read.columns) == PREDICTION_COLUMNS
-    np.testing.assert_array_equal(read[list(POSE_COLUMNS)].to_numpy(), table[list(POSE_COLUMNS)].to_numpy())
+    np.testing.assert_array_equal(
+        read[list(POSE_COLUMNS)].to_numpy(), table[list(POSE_COLUMNS)].to_numpy()
+    )
     assert read["scene_probability"].tolist() == [0.75, 0.75]
 
 
@@ -87,7 +106,10 @@ def test_written_errors_are_those_of_the_poses_and_no_warning_follows(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     table = random_predictions(50)
-    write_predictions(tmp_path / "test.csv", table.assign(position_error_m=-1.0).drop(columns="orientation_error_deg"))
+    write_predictions(
+        tmp_path / "test.csv",
+        table.assign(position_error_m=-1.0).drop(columns="orientation_error_deg"),
+    )
     read = read_predictions(tmp_path / "test.csv")
     assert not caplog.records
     expected = position_error(
@@ -105,11 +127,15 @@ def test_float32_and_unpredicted_scenes_are_written(tmp_path: Path) -> None:
     write_predictions(tmp_path / "a" / "test.csv", table)
     read = read_predictions(tmp_path / "a" / "test.csv")
     assert read["predicted_scene"].isna().all() and read["scene_probability"].isna().all()
-    np.testing.assert_array_equal(read["ty_est"], np.array([0.1, 0.2], dtype=np.float32).astype(np.float64))
+    np.testing.assert_array_equal(
+        read["ty_est"], np.array([0.1, 0.2], dtype=np.float32).astype(np.float64)
+    )
 
 
 def test_names_that_pandas_takes_for_missing_values_stay_names(tmp_path: Path) -> None:
-    table = predictions([0.1, 0.2, 0.3], [1, 2, 3], scene=["NA", "null", "1"], predicted_scene=["NA", "nan", "1"])
+    table = predictions(
+        [0.1, 0.2, 0.3], [1, 2, 3], scene=["NA", "null", "1"], predicted_scene=["NA", "nan", "1"]
+    )
     table["image"] = ["a, b.png", 'c"d.png', "é.png"]
     write_predictions(tmp_path / "test.csv", table)
     read = read_predictions(tmp_path / "test.csv")
@@ -130,7 +156,9 @@ def test_names_that_pandas_takes_for_missing_values_stay_names(tmp_path: Path) -
         (lambda t: t.assign(predicted_scene=["chess", None]), "predicted_scene is empty"),
     ],
 )
-def test_writing_refuses_what_reading_would_and_keeps_the_old_file(tmp_path: Path, change: Any, named: str) -> None:
+def test_writing_refuses_what_reading_would_and_keeps_the_old_file(
+    tmp_path: Path, change: Any, named: str
+) -> None:
     path = tmp_path / "test.csv"
     path.write_text("as it was")
     with pytest.raises(MsposeError, match=named) as error:
@@ -165,7 +193,11 @@ def test_error_columns_that_disagree_are_counted_and_the_poses_count(
     with caplog.at_level(logging.WARNING, logger="mspose"):
         read = read_predictions(write_text(tmp_path / "p.csv", table))
     (record,) = caplog.records
-    assert record.name == "mspose" and "2 of 4 rows" in record.getMessage() and "line 4" in record.getMessage()
+    assert (
+        record.name == "mspose"
+        and "2 of 4 rows" in record.getMessage()
+        and "line 4" in record.getMessage()
+    )
     np.testing.assert_allclose(read["position_error_m"], [0.1, 0.2, 0.3, 0.4], rtol=1e-12)
     np.testing.assert_allclose(read["orientation_error_deg"], [1, 2, 3, 4], rtol=1e-12)
 
@@ -194,7 +226,10 @@ def set_cells(table: pd.DataFrame, row: int, **cells: Any) -> pd.DataFrame:
         ({"tx": ""}, "line 4: tx is ''"),
         ({"qw": 0.0}, "line 4: the true quaternion"),
         ({"qw_est": 0, "qz_est": 0}, "line 4: the estimated quaternion"),
-        ({"image": "seq-01/frame-000000.color.png"}, "line 4: seq-01/frame-000000.color.png is there twice"),
+        (
+            {"image": "seq-01/frame-000000.color.png"},
+            "line 4: seq-01/frame-000000.color.png is there twice",
+        ),
         ({"image": ""}, "line 4: image ''"),
         ({"scene": ""}, "line 4: .*scene ''"),
         ({"predicted_scene": ""}, "line 4: predicted_scene is empty"),
@@ -202,7 +237,9 @@ def set_cells(table: pd.DataFrame, row: int, **cells: Any) -> pd.DataFrame:
         ({"position_error_m": "nan"}, "line 4: position_error_m is 'nan'"),
     ],
 )
-def test_a_bad_value_is_named_with_its_line(tmp_path: Path, cells: dict[str, Any], named: str) -> None:
+def test_a_bad_value_is_named_with_its_line(
+    tmp_path: Path, cells: dict[str, Any], named: str
+) -> None:
     table = set_cells(with_errors(predictions([0.1, 0.2, 0.3], [1, 2, 3])), 2, **cells)
     path = write_text(tmp_path / "p.csv", table)
     with pytest.raises(MsposeError, match=named) as error:
@@ -215,7 +252,9 @@ def test_lines_are_counted_past_blank_ones_and_a_byte_order_mark_is_no_name(tmp_
     good = "\ufeff" + "\r\n".join([lines[0], "", lines[1], "", lines[2], ""])
     (tmp_path / "p.csv").write_bytes(good.encode())
     assert len(read_predictions(tmp_path / "p.csv")) == 2
-    (tmp_path / "p.csv").write_bytes(good.replace(lines[2], lines[2].replace("0.2", "far")).encode())
+    (tmp_path / "p.csv").write_bytes(
+        good.replace(lines[2], lines[2].replace("0.2", "far")).encode()
+    )
     with pytest.raises(MsposeError, match="line 5: ty_est is 'far'"):
         read_predictions(tmp_path / "p.csv")
 
@@ -227,11 +266,16 @@ def test_lines_are_counted_past_blank_ones_and_a_byte_order_mark_is_no_name(tmp_
         (",".join(PREDICTION_COLUMNS).encode() + b"\n", "is empty"),
         (b"\x89PNG\r\n\x1a\n\xff\xfe", "not a CSV text file"),
         ((",".join([*PREDICTION_COLUMNS, "tx"]) + "\n").encode(), "column tx is there twice"),
-        ((",".join(PREDICTION_COLUMNS) + "\na.png,chess\n").encode(), "line 2: 2 values, expected 20"),
+        (
+            (",".join(PREDICTION_COLUMNS) + "\na.png,chess\n").encode(),
+            "line 2: 2 values, expected 20",
+        ),
         (b"image;scene;tx\na.png;chess;1\n", "column image, tx, ty.* missing"),
     ],
 )
-def test_a_file_that_is_no_predictions_file_is_refused(tmp_path: Path, content: bytes, named: str) -> None:
+def test_a_file_that_is_no_predictions_file_is_refused(
+    tmp_path: Path, content: bytes, named: str
+) -> None:
     path = tmp_path / "p.csv"
     path.write_bytes(content)
     with pytest.raises(MsposeError, match=named) as error:
@@ -257,11 +301,16 @@ def test_medians_are_numpys_whatever_the_order_of_rows(count: int, seed: int) ->
     assert list(shuffled["scenes"]) == sorted(set(table["scene"]))
     for name, scene in shuffled["scenes"].items():
         part = table[table["scene"] == name]
-        truth, estimate = part[["qw", "qx", "qy", "qz"]], part[["qw_est", "qx_est", "qy_est", "qz_est"]]
+        truth, estimate = (
+            part[["qw", "qx", "qy", "qz"]],
+            part[["qw_est", "qx_est", "qy_est", "qz_est"]],
+        )
         angle = orientation_error(estimate.to_numpy(), truth.to_numpy())
         assert scene["frames"] == len(part)
         assert scene["median_orientation_error_deg"] == np.median(angle)
-        distance = np.linalg.norm(part[["tx", "ty", "tz"]].to_numpy() - part[["tx_est", "ty_est", "tz_est"]], axis=1)
+        distance = np.linalg.norm(
+            part[["tx", "ty", "tz"]].to_numpy() - part[["tx_est", "ty_est", "tz_est"]], axis=1
+        )
         assert scene["median_position_error_m"] == pytest.approx(np.median(distance), rel=1e-14)
         assert scene["scene_accuracy"] == np.mean(part["predicted_scene"] == name)
 
@@ -288,13 +337,17 @@ def test_recall_never_falls_when_a_threshold_is_loosened(
 def test_recall_wants_both_errors_and_takes_the_threshold_itself() -> None:
     table = predictions([0.25, 0.25, 0.1, 0.3], [0.0, 90.0, 90.0, 0.0])
     limit = float(with_errors(table)["orientation_error_deg"].max())
-    computed = compute_metrics(table, thresholds=[(0.25, 5), (0.25, limit), (0.3, limit), (0.24999, limit)])
+    computed = compute_metrics(
+        table, thresholds=[(0.25, 5), (0.25, limit), (0.3, limit), (0.24999, limit)]
+    )
     assert computed["average"]["recall"] == [0.25, 0.75, 1.0, 0.25]
     assert computed["thresholds"] == [[0.25, 5.0], [0.25, limit], [0.3, limit], [0.24999, limit]]
 
 
 def test_an_average_counts_scenes_alike_and_an_even_count_takes_the_middle_two() -> None:
-    table = predictions([0.5, 0.25, 1.0, 4.0, 8.0], [0.0] * 5, scene=["b", "b", "b", "b", "a"], predicted_scene="b")
+    table = predictions(
+        [0.5, 0.25, 1.0, 4.0, 8.0], [0.0] * 5, scene=["b", "b", "b", "b", "a"], predicted_scene="b"
+    )
     computed = compute_metrics(table, thresholds=[(1.0, 1.0)])
     assert list(computed["scenes"]) == ["a", "b"]
     assert computed["scenes"]["b"] == {
@@ -319,7 +372,9 @@ def test_metrics_do_not_trust_error_columns() -> None:
     assert compute_metrics(table, thresholds=[])["average"]["median_position_error_m"] == 0.5
 
 
-@pytest.mark.parametrize("pair", [(0.0, 5.0), (-1.0, 5.0), (math.nan, 5.0), (0.1, math.inf), (0.1,), (0.1, 1, 2)])
+@pytest.mark.parametrize(
+    "pair", [(0.0, 5.0), (-1.0, 5.0), (math.nan, 5.0), (0.1, math.inf), (0.1,), (0.1, 1, 2)]
+)
 def test_an_impossible_threshold_is_refused(pair: Any) -> None:
     with pytest.raises(MsposeError, match="threshold"):
         compute_metrics(predictions([0.1], [1.0]), thresholds=[(0.1, 1.0), pair])
@@ -337,7 +392,10 @@ def test_no_metrics_without_predictions_or_with_a_pose_that_is_none() -> None:
 
 def test_metrics_read_back(tmp_path: Path) -> None:
     path = tmp_path / "run" / "metrics.json"
-    for written in (run_metrics(), run_metrics(dataset=None, ground_truth=None, split=None, seed=None)):
+    for written in (
+        run_metrics(),
+        run_metrics(dataset=None, ground_truth=None, split=None, seed=None),
+    ):
         write_metrics(path, written)
         assert read_metrics(path) == written
 
@@ -349,7 +407,10 @@ def test_what_is_not_a_number_is_not_written(tmp_path: Path, value: float) -> No
     before = path.read_text()
     bad = run_metrics()
     bad["scenes"]["chess"]["median_position_error_m"] = value
-    for metrics_, named in ((bad, "chess: median_position_error_m"), (run_metrics(provenance={"x": value}), "JSON")):
+    for metrics_, named in (
+        (bad, "chess: median_position_error_m"),
+        (run_metrics(provenance={"x": value}), "JSON"),
+    ):
         with pytest.raises(MsposeError, match=named):
             write_metrics(path, metrics_)
     assert path.read_text() == before and list(tmp_path.iterdir()) == [path]
@@ -377,12 +438,31 @@ def without(key: str) -> dict[str, Any]:
         (json.dumps(run_metrics(scenes={"chess": 3})), "chess: expected an object"),
         (json.dumps(without("average")), "average: expected an object"),
         (json.dumps(run_metrics()).replace('"frames": 2', '"frames": 1.5'), "chess: frames"),
-        (json.dumps(run_metrics()).replace('"scene_accuracy": 1.0', '"scene_accuracy": "yes"'), "scene_accuracy"),
-        (json.dumps(run_metrics(average={**run_metrics()["average"], "median_position_error_m": math.nan})), "average"),
-        (json.dumps(run_metrics(average={**run_metrics()["average"], "median_position_error_m": 10**400})), "average"),
+        (
+            json.dumps(run_metrics()).replace('"scene_accuracy": 1.0', '"scene_accuracy": "yes"'),
+            "scene_accuracy",
+        ),
+        (
+            json.dumps(
+                run_metrics(
+                    average={**run_metrics()["average"], "median_position_error_m": math.nan}
+                )
+            ),
+            "average",
+        ),
+        (
+            json.dumps(
+                run_metrics(
+                    average={**run_metrics()["average"], "median_position_error_m": 10**400}
+                )
+            ),
+            "average",
+        ),
     ],
 )
-def test_a_broken_or_foreign_metrics_file_is_refused_in_one_line(tmp_path: Path, content: str, named: str) -> None:
+def test_a_broken_or_foreign_metrics_file_is_refused_in_one_line(
+    tmp_path: Path, content: str, named: str
+) -> None:
     path = tmp_path / "metrics.json"
     path.write_text(content)
     with pytest.raises(MsposeError, match=named) as error:
@@ -406,7 +486,12 @@ def test_unreadable_metrics_files_are_refused(tmp_path: Path) -> None:
 
 def test_provenance_names_versions_machine_and_time(tmp_path: Path) -> None:
     found = provenance()
-    assert found["torch"] and found["numpy"] == np.__version__ and found["device"] and found["platform"]
+    assert (
+        found["torch"]
+        and found["numpy"] == np.__version__
+        and found["device"]
+        and found["platform"]
+    )
     assert found["time_utc"].endswith("+00:00")
     write_metrics(tmp_path / "metrics.json", run_metrics(provenance=found))
 
@@ -427,7 +512,10 @@ def test_the_commit_is_that_of_the_repository_that_holds_the_package(
     (package / "other.py").write_text("")
     git("add", "other.py")
     git("commit", "--quiet", "-m", "other")
-    assert metrics._git_state(package) == (None, None)  # the package merely lies in somebody's repository
+    assert metrics._git_state(package) == (
+        None,
+        None,
+    )  # the package merely lies in somebody's repository
     git("add", "metrics.py")
     git("commit", "--quiet", "-m", "package")
     commit = git("rev-parse", "HEAD")

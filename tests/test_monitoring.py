@@ -41,9 +41,21 @@ def batches(small_data, network, tmp_path_factory) -> Batches:
     card = read_card(small_data)
     folder = tmp_path_factory.mktemp("cache")
     frames, cache = open_cache(
-        load_frames(card, split="test"), data_root(card), short_side=48, folder=folder, progress=False
+        load_frames(card, split="test"),
+        data_root(card),
+        short_side=48,
+        folder=folder,
+        progress=False,
     )
-    return Batches(frames, cache, scenes=network.scenes, crop=40, mean=network.mean, std=network.std, batch_size=3)
+    return Batches(
+        frames,
+        cache,
+        scenes=network.scenes,
+        crop=40,
+        mean=network.mean,
+        std=network.std,
+        batch_size=3,
+    )
 
 
 def centre_crops(batches: Batches, rows: np.ndarray) -> np.ndarray:
@@ -60,7 +72,9 @@ def read_events(folder) -> EventAccumulator:
 
 
 def positions(**scenes) -> pd.DataFrame:
-    """Ten frames per scene: a name and the spread (metres) of x, y and z; estimates are 0.1 m off along each axis."""
+    """Ten frames per scene: a name and the spread (metres) of x, y and z; estimates are 0.1 m off
+    along each axis.
+    """
     rng = np.random.default_rng(5)
     parts = []
     for scene, spread in scenes.items():
@@ -72,7 +86,14 @@ def positions(**scenes) -> pd.DataFrame:
 
 @pytest.mark.parametrize(
     ("spread", "seen"),
-    [((3, 1, 2), "xz"), ((1, 3, 2), "yz"), ((2, 3, 1), "xy"), ((3, 2, 0), "xy"), ((0, 0, 5), "yz"), ((0, 0, 0), "yz")],
+    [
+        ((3, 1, 2), "xz"),
+        ((1, 3, 2), "yz"),
+        ((2, 3, 1), "xy"),
+        ((3, 2, 0), "xy"),
+        ((0, 0, 5), "yz"),
+        ((0, 0, 0), "yz"),
+    ],
 )
 def test_a_trajectory_is_seen_along_the_axis_of_least_spread(spread, seen):
     table = positions(hall=spread)
@@ -109,7 +130,11 @@ WHAT = ("attention_entropy", "attention_similarity", "query_key_gap")
 
 
 def figures_of(network, batches) -> dict[str, float]:
-    return {name: value for layer in attention_of_layers(network, batches) for name, value in layer.figures().items()}
+    return {
+        name: value
+        for layer in attention_of_layers(network, batches)
+        for name, value in layer.figures().items()
+    }
 
 
 def test_attention_figures_are_the_means_over_the_frames_that_are_looked_at(network, batches):
@@ -124,7 +149,9 @@ def test_attention_figures_are_the_means_over_the_frames_that_are_looked_at(netw
             score = np.einsum("bhqd,bhkd->bhqk", query, key) / np.sqrt(query.shape[-1])
             weight = np.exp(score - score.max(axis=-1, keepdims=True))
             weight /= weight.sum(axis=-1, keepdims=True)
-            expected[f"attention_entropy/{branch}_layer_{layer + 1}"] = -(weight * np.log(weight)).sum(axis=-1).mean()
+            expected[f"attention_entropy/{branch}_layer_{layer + 1}"] = (
+                -(weight * np.log(weight)).sum(axis=-1).mean()
+            )
             unit = weight / np.linalg.norm(weight, axis=-1, keepdims=True)
             others = ~np.eye(unit.shape[2], dtype=bool)
             cosine = (unit @ unit.swapaxes(2, 3))[:, :, others]
@@ -153,7 +180,13 @@ def test_looking_at_attention_leaves_the_network_in_its_mode(network, batches):
 
 def fresh(kind="ms-transformer"):
     """A network without an encoder in its position branch."""
-    sizes = {"dim": 16, "heads": 2, "feedforward": 16, "head_hidden": 16, "backbone": "efficientnet_lite0"}
+    sizes = {
+        "dim": 16,
+        "heads": 2,
+        "feedforward": 16,
+        "head_hidden": 16,
+        "backbone": "efficientnet_lite0",
+    }
     layers = {"position_encoder_layers": 0, "position_decoder_layers": 1}
     layers |= {"orientation_encoder_layers": 1, "orientation_decoder_layers": 1}
     return make_network(kind, scenes=["attic", "cellar"], pretrained=False, **sizes, **layers)
@@ -168,7 +201,8 @@ def test_a_network_without_attention_is_looked_at_all_the_same(batches, tmp_path
     values = monitor.look(6, fresh("mspn"), {"train": batches})
     monitor.close()
     assert values.keys() == {
-        f"{name}/train" for name in ("median_position_m", "median_orientation_deg", "scene_accuracy")
+        f"{name}/train"
+        for name in ("median_position_m", "median_orientation_deg", "scene_accuracy")
     }
 
 
@@ -183,7 +217,8 @@ def hear(alarm, caplog, **verdicts):
     caplog.clear()
     caplog.set_level("INFO", logger="mspose")
     layers = [
-        LayerAttention(branch, 1, 25, ENTROPY[found], SIMILARITY[found], 0.5) for branch, found in verdicts.items()
+        LayerAttention(branch, 1, 25, ENTROPY[found], SIMILARITY[found], 0.5)
+        for branch, found in verdicts.items()
     ]
     assert [layer.verdict for layer in layers] == list(verdicts.values())
     alarm.hear(layers)
@@ -194,7 +229,10 @@ def test_a_collapse_is_said_once_until_the_layer_recovered(caplog):
     alarm = Alarm()
     collapsed = (
         "WARNING",
-        "attention of position encoder layer 1 is collapsed: entropy 0.70 of at most 3.22 nats, similarity 0.95",
+        (
+            "attention of position encoder layer 1 is collapsed: entropy 0.70 of at most 3.22 nats,"
+            " similarity 0.95"
+        ),
     )
     assert hear(alarm, caplog, position=HEALTHY, orientation=HEALTHY) == []
     assert hear(alarm, caplog, position=COLLAPSED, orientation=HEALTHY) == [collapsed]
@@ -211,7 +249,9 @@ def test_uniform_attention_is_information_and_expected_at_the_first_look(caplog)
     assert hear(alarm, caplog, position=UNIFORM, orientation=HEALTHY) == []
     ((level, message),) = hear(alarm, caplog, position=UNIFORM, orientation=HEALTHY)
     assert level == "INFO"
-    assert message.startswith("attention of position encoder layer 1 is uniform: entropy 3.20 of at most 3.22 nats")
+    assert message.startswith(
+        "attention of position encoder layer 1 is uniform: entropy 3.20 of at most 3.22 nats"
+    )
     assert hear(alarm, caplog, position=UNIFORM, orientation=HEALTHY) == []
     ((level, _),) = hear(alarm, caplog, position=COLLAPSED, orientation=HEALTHY)
     assert level == "WARNING"
@@ -227,7 +267,9 @@ def test_a_look_raises_the_alarm_where_a_layer_has_collapsed(batches, tmp_path, 
     with torch.no_grad():
         attention.in_proj_weight[:16] = 0
         attention.in_proj_bias[:16] = 30
-        attention.in_proj_weight[16:32] = 3 * torch.randn(16, 16, generator=torch.Generator().manual_seed(1))
+        attention.in_proj_weight[16:32] = 3 * torch.randn(
+            16, 16, generator=torch.Generator().manual_seed(1)
+        )
     monitor = Monitor(tmp_path, first_step=0, frames=4)
     for step in (3, 6):
         values = monitor.look(step, network, {"train": batches})
@@ -256,7 +298,9 @@ def test_a_look_has_the_figures_of_the_frames_it_looks_at(network, batches, tmp_
     monitor = Monitor(tmp_path, first_step=0, frames=4)
     values = monitor.look(6, network, {"train": batches})
     monitor.close()
-    average = compute_metrics(predict_frames(network, batches, evenly(10, 4)), thresholds=[])["average"]
+    average = compute_metrics(predict_frames(network, batches, evenly(10, 4)), thresholds=[])[
+        "average"
+    ]
     assert average["frames"] == 4
     assert values["median_position_m/train"] == average["median_position_error_m"]
     assert values["median_orientation_deg/train"] == average["median_orientation_error_deg"]
@@ -271,7 +315,9 @@ def test_a_look_has_the_figures_of_the_frames_it_looks_at(network, batches, tmp_
 
 def test_a_continued_run_replaces_what_the_interrupted_one_wrote_later(network, batches, tmp_path):
     first = Monitor(tmp_path, first_step=0, frames=4)
-    for step in range(6):  # two epochs of three steps; interrupted before the checkpoint of the second
+    for step in range(
+        6
+    ):  # two epochs of three steps; interrupted before the checkpoint of the second
         first.step(step, {"loss": step})
     kept = first.look(3, network, {"train": batches})
     first.look(6, network, {"train": batches})

@@ -42,14 +42,19 @@ def step(objective: nn.Module, size: int = 4):
     """The readings of a batch, and the gradient of every weight."""
     generator = torch.Generator().manual_seed(size)
     image, position, orientation = (
-        torch.randn(shape, generator=generator) for shape in ((size, 3, 64, 64), (size, 3), (size, 4))
+        torch.randn(shape, generator=generator)
+        for shape in ((size, 3, 64, 64), (size, 3), (size, 4))
     )
     batch = Batch(image, position, orientation, torch.arange(size) % 2, np.arange(size), size)
     objective.zero_grad()
     torch.manual_seed(5)
     loss, readings = objective.train()(batch)
     loss.backward()
-    return readings, {name: weight.grad for name, weight in objective.named_parameters() if weight.grad is not None}
+    return readings, {
+        name: weight.grad
+        for name, weight in objective.named_parameters()
+        if weight.grad is not None
+    }
 
 
 def assert_same_gradients(found, expected, rtol=1e-4):
@@ -126,31 +131,53 @@ def test_a_compiled_step_is_the_step_and_is_compiled_once(kind, weights, monkeyp
     torch._dynamo.reset()
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no distributed package")
-@pytest.mark.parametrize(("kind", "weights"), [("ms-transformer", TERMS), ("mspn", {"scene_weight": 0.0})])
+@pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="this PyTorch has no distributed package"
+)
+@pytest.mark.parametrize(
+    ("kind", "weights"), [("ms-transformer", TERMS), ("mspn", {"scene_weight": 0.0})]
+)
 def test_it_trains_under_distributed_data_parallel_with_a_static_graph(kind, weights, tmp_path):
     plain, expected = step(build(kind, **weights))
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1
+    )
     try:
-        with warnings.catch_warnings(action="ignore"):  # that a later name of broadcast_buffers is to be preferred
-            objective = DistributedDataParallel(build(kind, **weights), broadcast_buffers=False, static_graph=True)
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # that a later name of broadcast_buffers is to be preferred
+            objective = DistributedDataParallel(
+                build(kind, **weights), broadcast_buffers=False, static_graph=True
+            )
         for _ in range(2):  # the second step uses what the first one found out
             readings, gradients = step(objective)
     finally:
         torch.distributed.destroy_process_group()
-    assert float(readings["loss/position"]) == pytest.approx(float(plain["loss/position"]), rel=1e-4)
-    assert_same_gradients({name.removeprefix("module."): value for name, value in gradients.items()}, expected)
+    assert float(readings["loss/position"]) == pytest.approx(
+        float(plain["loss/position"]), rel=1e-4
+    )
+    assert_same_gradients(
+        {name.removeprefix("module."): value for name, value in gradients.items()}, expected
+    )
 
 
 def test_terms_of_attention_need_attention(caplog):
     caplog.set_level(logging.INFO, logger="mspose")
     none = {"qka_weight": 0.0, "entropy_weight": 0.0, "diversity_weight": 0.0}
-    check_attention_terms("ms-transformer", qka_weight=0.1, entropy_weight=-1.0, diversity_weight=1.0)
+    check_attention_terms(
+        "ms-transformer", qka_weight=0.1, entropy_weight=-1.0, diversity_weight=1.0
+    )
     check_attention_terms("mspn", **none)
     assert not caplog.records
     for name in ("entropy_weight", "diversity_weight"):
-        with pytest.raises(MsposeError, match=f"loss.{name} 0.5: a model of kind mspn has no attention"):
+        with pytest.raises(
+            MsposeError, match=f"loss.{name} 0.5: a model of kind mspn has no attention"
+        ):
             check_attention_terms("mspn", **{**none, name: 0.5})
     check_attention_terms("mspn", **{**none, "qka_weight": 0.1})
     (record,) = caplog.records
-    assert record.message == "a model of kind mspn has no queries and keys: loss.qka_weight 0.1 is no term of its loss"
+    assert (
+        record.message
+        == "a model of kind mspn has no queries and keys: loss.qka_weight 0.1 is no term of its"
+        " loss"
+    )

@@ -30,7 +30,9 @@ def turned_by(degrees: float, axis: np.ndarray) -> np.ndarray:
 
 
 def product(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    return np.array([p[0] * q[0] - p[1:] @ q[1:], *(p[0] * q[1:] + q[0] * p[1:] + np.cross(p[1:], q[1:]))])
+    return np.array(
+        [p[0] * q[0] - p[1:] @ q[1:], *(p[0] * q[1:] + q[0] * p[1:] + np.cross(p[1:], q[1:]))]
+    )
 
 
 @given(QUATERNION)
@@ -75,15 +77,21 @@ def test_camera_to_world_inverts_world_to_camera(quaternion, translation):
     world_to_camera = np.eye(4)
     world_to_camera[:3, :3] = quaternion_to_rotation(quaternion)[0]
     world_to_camera[:3, 3] = translation
-    np.testing.assert_allclose(pose_matrix(position, orientation)[0] @ world_to_camera, np.eye(4), atol=1e-9)
+    np.testing.assert_allclose(
+        pose_matrix(position, orientation)[0] @ world_to_camera, np.eye(4), atol=1e-9
+    )
 
 
-@given(QUATERNION, AXIS, st.one_of(st.floats(1e-3, 180), st.sampled_from([1e-3, 90.0, 179.999, 180.0])))
+@given(
+    QUATERNION, AXIS, st.one_of(st.floats(1e-3, 180), st.sampled_from([1e-3, 90.0, 179.999, 180.0]))
+)
 def test_orientation_error_is_the_angle(quaternion, axis, degrees):
     truth = normalize_quaternion(quaternion)[0]
     estimate = product(truth, turned_by(degrees, axis))
     for sign, scale in ((1, 1), (-1, 1), (1, 7.5)):
-        assert orientation_error(sign * scale * estimate, truth)[0] == pytest.approx(degrees, abs=1e-4)
+        assert orientation_error(sign * scale * estimate, truth)[0] == pytest.approx(
+            degrees, abs=1e-4
+        )
 
 
 @given(QUATERNION)
@@ -112,7 +120,9 @@ def test_position_error_takes_tensors_and_checks_shapes():
 
 def test_mean_quaternion_ignores_signs():
     axis = np.array([0.0, 0, 1])
-    quaternions = np.stack([turned_by(angle, axis) for angle in (10, 20, 30)]) * np.array([[1], [-1], [1]])
+    quaternions = np.stack([turned_by(angle, axis) for angle in (10, 20, 30)]) * np.array(
+        [[1], [-1], [1]]
+    )
     assert orientation_error(mean_quaternion(quaternions), turned_by(20, axis))[0] < 1e-6
 
 
@@ -123,4 +133,6 @@ def test_a_turned_camera_looks_along_the_ray_of_the_pixel(quaternion, right, dow
     ray = before @ np.array([right, down, focal])
     np.testing.assert_allclose(after[:, 2], ray / np.linalg.norm(ray), atol=1e-9)
     angle = math.degrees(math.atan2(math.hypot(right, down), focal))
-    assert orientation_error(turned, quaternion)[0] == pytest.approx(angle, abs=1e-6)  # and by no roll beyond that
+    assert orientation_error(turned, quaternion)[0] == pytest.approx(
+        angle, abs=1e-6
+    )  # and by no roll beyond that

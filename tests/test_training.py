@@ -51,11 +51,23 @@ def test_a_killed_run_goes_on_and_ends_bit_identical(small_settings, tmp_path):
 
     again = vary(settings, runs=str(tmp_path / "killed"))
     write_settings(tmp_path / "experiment.yaml", again)
-    command = [sys.executable, "-m", "mspose", "train", "--config", str(tmp_path / "experiment.yaml"), "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "mspose",
+        "train",
+        "--config",
+        str(tmp_path / "experiment.yaml"),
+        "--quiet",
+    ]
     killed = again.run_folder("made-up")
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.time() + 120
-    while not (killed / "checkpoint.pt").exists() and process.poll() is None and time.time() < deadline:
+    while (
+        not (killed / "checkpoint.pt").exists()
+        and process.poll() is None
+        and time.time() < deadline
+    ):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, process.stderr.read().decode()
@@ -91,7 +103,9 @@ main(sys.argv[4:])
 """
 
 
-@pytest.mark.parametrize(("number", "at", "left"), [("SIGTERM", (1, 2), (1, 3)), ("SIGUSR1", (0, 4), (0, 5))])
+@pytest.mark.parametrize(
+    ("number", "at", "left"), [("SIGTERM", (1, 2), (1, 3)), ("SIGUSR1", (0, 4), (0, 5))]
+)
 def test_a_preempted_run_goes_on_from_that_very_step(small_settings, tmp_path, number, at, left):
     settings = vary(small_settings, training__epochs=3)
     assert settings.model.dropout > 0
@@ -101,12 +115,21 @@ def test_a_preempted_run_goes_on_from_that_very_step(small_settings, tmp_path, n
     again = vary(settings, runs=str(tmp_path / "preempted"))
     write_settings(tmp_path / "experiment.yaml", again)
     words = ["train", "--config", str(tmp_path / "experiment.yaml"), "--quiet"]
-    interrupted = [sys.executable, "-c", INTERRUPTED, str(int(signal.Signals[number])), *map(str, at)]
+    interrupted = [
+        sys.executable,
+        "-c",
+        INTERRUPTED,
+        str(int(signal.Signals[number])),
+        *map(str, at),
+    ]
     preempted = subprocess.run([*interrupted, *words], capture_output=True, text=True, check=False)
     run = again.run_folder("made-up")
     (line,) = preempted.stderr.splitlines()
     place = f"step {left[1]} of epoch {left[0] + 1}/3"
-    assert line == f"mspose: {number}: saved in {run} after {place}; the same command goes on from there"
+    assert (
+        line
+        == f"mspose: {number}: saved in {run} after {place}; the same command goes on from there"
+    )
     assert preempted.returncode == 75
     state = load_checkpoint(run)
     assert state is not None
@@ -131,7 +154,9 @@ KINDS = {
 
 
 @pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
-def test_other_networks_and_terms_go_on_bit_identical_too(small_settings, tmp_path, monkeypatch, changes):
+def test_other_networks_and_terms_go_on_bit_identical_too(
+    small_settings, tmp_path, monkeypatch, changes
+):
     settings = vary(small_settings, **changes)
     whole = train(settings, progress=False)
 
@@ -157,7 +182,11 @@ def test_an_mspn_run_trains_evaluates_loads_and_starts_another(small_settings, c
     recompute = {"training__recompute_backbone": True}  # of either kind
     run = train(vary(small_settings, model__kind="mspn", **recompute), progress=False)
     (line,) = [record.message for record in caplog.records if "qka_weight" in record.message]
-    assert line == "a model of kind mspn has no queries and keys: loss.qka_weight 0.1 is no term of its loss"
+    assert (
+        line
+        == "a model of kind mspn has no queries and keys: loss.qka_weight 0.1 is no term of its"
+        " loss"
+    )
     weights, description = load_model(run)
     assert description["kind"] == "mspn"
     assert description["architecture"] == {
@@ -167,7 +196,9 @@ def test_an_mspn_run_trains_evaluates_loads_and_starts_another(small_settings, c
     events.Reload()
     scalars = set(events.Tags()["scalars"])
     assert {"loss/position", "loss/scene", "median_position_m/train"} <= scalars
-    assert not [name for name in scalars if "attention" in name or "query_key_gap" in name or "qka" in name]
+    assert not [
+        name for name in scalars if "attention" in name or "query_key_gap" in name or "qka" in name
+    ]
 
     metrics, _ = evaluate_run(run, progress=False)
     assert metrics["average"]["frames"] == 10
@@ -177,20 +208,37 @@ def test_an_mspn_run_trains_evaluates_loads_and_starts_another(small_settings, c
     assert estimate.scene == "cellar"
     assert np.isfinite(estimate.position).all()
 
-    changes = {"training__trains": "position-head", "loss__weighting": "fixed", "loss__orientation_weight": 0.0}
-    second = vary(small_settings, experiment="second", model__kind="mspn", training__start_from=str(run), **changes)
+    changes = {
+        "training__trains": "position-head",
+        "loss__weighting": "fixed",
+        "loss__orientation_weight": 0.0,
+    }
+    second = vary(
+        small_settings,
+        experiment="second",
+        model__kind="mspn",
+        training__start_from=str(run),
+        **changes,
+    )
     after, _ = load_model(train(second, progress=False))
     changed = {name for name in weights if not torch.equal(weights[name], after[name])}
     assert changed
     assert all(name.startswith("position_head.") for name in changed)
-    with pytest.raises(MsposeError, match="holds another architecture: kind mspn there, ms-transformer here"):
-        train(vary(small_settings, experiment="third", training__start_from=str(run)), progress=False)
+    with pytest.raises(
+        MsposeError, match="holds another architecture: kind mspn there, ms-transformer here"
+    ):
+        train(
+            vary(small_settings, experiment="third", training__start_from=str(run)), progress=False
+        )
 
 
 def test_terms_of_attention_that_a_network_cannot_have_are_one_line(small_settings, monkeypatch):
     monkeypatch.setattr(training, "open_data_and_network", None)  # before any data is read
     settings = vary(small_settings, model__kind="mspn", loss__diversity_weight=0.5)
-    with pytest.raises(MsposeError, match="loss.diversity_weight 0.5: a model of kind mspn has no attention to weigh"):
+    with pytest.raises(
+        MsposeError,
+        match="loss.diversity_weight 0.5: a model of kind mspn has no attention to weigh",
+    ):
         train(settings, progress=False)
 
 
@@ -198,7 +246,9 @@ def test_a_start_from_before_a_setting_had_its_default_value(small_settings, sma
     weights, description = load_model(small_run)
     description.pop("format")
     added = ("query_key_weights", "attention_scale", "query_initialisation")
-    older = {name: value for name, value in description["architecture"].items() if name not in added}
+    older = {
+        name: value for name, value in description["architecture"].items() if name not in added
+    }
     save_model(tmp_path / "old", weights, {**description, "architecture": older})
     new = vary(
         small_settings,
@@ -209,7 +259,9 @@ def test_a_start_from_before_a_setting_had_its_default_value(small_settings, sma
     )
     train(new, progress=False)
     other = vary(new, experiment="third", model__attention_scale="tokens")
-    with pytest.raises(MsposeError, match="another architecture: attention_scale head-dim there, tokens here"):
+    with pytest.raises(
+        MsposeError, match="another architecture: attention_scale head-dim there, tokens here"
+    ):
         train(other, progress=False)
 
 
@@ -247,14 +299,18 @@ def test_a_broken_checkpoint_is_one_clear_line(small_settings):
     with pytest.raises(MsposeError, match="not a checkpoint of this version"):
         train(small_settings, progress=False)
     save_checkpoint(run, {"epoch": 1})
-    with pytest.raises(MsposeError, match="not a checkpoint of this version: it has no config_hash"):
+    with pytest.raises(
+        MsposeError, match="not a checkpoint of this version: it has no config_hash"
+    ):
         train(small_settings, progress=False)
     save_checkpoint(run, {**state, "config_hash": "0"})
     with pytest.raises(MsposeError, match="made with other settings than its config.yaml"):
         train(small_settings, progress=False)
 
 
-def test_a_loss_that_is_not_finite_names_its_images_and_keeps_the_checkpoint(small_settings, monkeypatch):
+def test_a_loss_that_is_not_finite_names_its_images_and_keeps_the_checkpoint(
+    small_settings, monkeypatch
+):
     class Broken(training.PoseLoss):
         calls = 0
 
@@ -287,7 +343,9 @@ def test_a_gradient_that_is_not_finite_is_never_saved(small_settings, monkeypatc
             return loss
 
     monkeypatch.setattr(training, "PoseLoss", Steep)
-    with pytest.raises(MsposeError, match=r"the gradient is not finite in epoch 1, step 5 \(total \d.*its images: "):
+    with pytest.raises(
+        MsposeError, match=r"the gradient is not finite in epoch 1, step 5 \(total \d.*its images: "
+    ):
         train(small_settings, progress=False)
     run = small_settings.run_folder("made-up")
     assert load_checkpoint(run) is None
@@ -308,7 +366,9 @@ def test_the_step_that_is_named_is_the_first_of_all_processes(small_settings, mo
     with pytest.raises(MsposeError, match="the loss is not finite in step 2 of process 1"):
         unchecked.check()
     monkeypatch.setattr(distributed, "gather", lambda mine: [(3, False, ""), mine])
-    with pytest.raises(MsposeError, match="the gradient is not finite in epoch 1, step 2 .*total 2.; its images: "):
+    with pytest.raises(
+        MsposeError, match="the gradient is not finite in epoch 1, step 2 .*total 2.; its images: "
+    ):
         unchecked.check()
 
 
@@ -316,14 +376,27 @@ def test_tensorboard_shows_the_run(small_run):
     events = EventAccumulator(str(small_run), size_guidance={"scalars": 0})
     events.Reload()
     scalars = set(events.Tags()["scalars"])
-    assert {f"loss/{name}" for name in ("position", "orientation", "scene", "qka", "total")} <= scalars
-    assert {"learning_rate", "gradient_norm", "loss_weight/s_x", "loss_weight/s_q", "images_per_second"} <= scalars
+    assert {
+        f"loss/{name}" for name in ("position", "orientation", "scene", "qka", "total")
+    } <= scalars
+    assert {
+        "learning_rate",
+        "gradient_norm",
+        "loss_weight/s_x",
+        "loss_weight/s_q",
+        "images_per_second",
+    } <= scalars
     for part in ("train", "held_out"):
         names = ("median_position_m", "median_orientation_deg", "scene_accuracy")
         assert {f"{name}/{part}" for name in names} <= scalars
     for layer in ("position_layer_1", "orientation_layer_1", "orientation_layer_2"):
-        assert {f"{name}/{layer}" for name in ("attention_entropy", "attention_similarity", "query_key_gap")} <= scalars
-    assert {"trajectory/train", "trajectory/held_out", "inputs/after_augmentation"} <= set(events.Tags()["images"])
+        assert {
+            f"{name}/{layer}"
+            for name in ("attention_entropy", "attention_similarity", "query_key_gap")
+        } <= scalars
+    assert {"trajectory/train", "trajectory/held_out", "inputs/after_augmentation"} <= set(
+        events.Tags()["images"]
+    )
     entropy = events.Scalars("attention_entropy/orientation_layer_1")
     assert len(entropy) == 2
     assert 0 < entropy[-1].value <= np.log(25) + 1e-5  # 5x5 tokens of a 40-pixel crop
@@ -335,14 +408,20 @@ def test_held_out_frames_are_not_trained_on(small_settings):
     train_images, held_images = (set(parts[name].frames["image"]) for name in ("train", "held_out"))
     assert (len(train_images), len(held_images)) == (18, 6)
     assert not train_images & held_images
-    whole, _ = open_data_and_network(vary(small_settings, data__holdout=0.0), card, torch.device("cpu"), progress=False)
+    whole, _ = open_data_and_network(
+        vary(small_settings, data__holdout=0.0), card, torch.device("cpu"), progress=False
+    )
     assert set(whole) == {"train"}
     with pytest.raises(MsposeError, match="leaves no frame"):
-        open_data_and_network(vary(small_settings, data__holdout=1.0), card, torch.device("cpu"), progress=False)
+        open_data_and_network(
+            vary(small_settings, data__holdout=1.0), card, torch.device("cpu"), progress=False
+        )
 
 
 def test_training_lowers_the_loss(small_settings):
-    run = train(vary(small_settings, training__epochs=12, augmentation__enabled=False), progress=False)
+    run = train(
+        vary(small_settings, training__epochs=12, augmentation__enabled=False), progress=False
+    )
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
     medians = [event.value for event in events.Scalars("median_position_m/train")]
@@ -352,13 +431,17 @@ def test_training_lowers_the_loss(small_settings):
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_other_precisions_train(small_settings, precision):
-    run = train(vary(small_settings, training__precision=precision, training__epochs=1), progress=False)
+    run = train(
+        vary(small_settings, training__precision=precision, training__epochs=1), progress=False
+    )
     weights, _ = load_model(run)
     assert all(tensor.isfinite().all() for tensor in weights.values() if tensor.is_floating_point())
     assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in weights.values())
 
 
-def test_training_goes_on_where_nothing_can_be_compiled(small_settings, small_run, monkeypatch, caplog):
+def test_training_goes_on_where_nothing_can_be_compiled(
+    small_settings, small_run, monkeypatch, caplog
+):
     def compiler(function, **_):
         def no_compiler(*_, **__):
             raise RuntimeError("no C++ compiler\nand a long story")
@@ -390,7 +473,9 @@ def test_two_stages_train_the_position_head_alone(small_settings, small_run):
 
 
 def test_a_start_of_another_architecture_is_refused(small_settings, small_run):
-    other = vary(small_settings, training__start_from=str(small_run), model__orientation_encoder_layers=1)
+    other = vary(
+        small_settings, training__start_from=str(small_run), model__orientation_encoder_layers=1
+    )
     with pytest.raises(MsposeError, match="orientation_encoder_layers 2 there, 1 here"):
         train(other, progress=False)
     nowhere = vary(small_settings, variant="b", training__start_from="runs/none")
@@ -417,7 +502,9 @@ def test_gradient_clipping_bounds_the_update(small_settings, monkeypatch):
 
     def record(weights, most, *args, **kwargs):
         norm = real(weights, most, *args, **kwargs)
-        after = torch.stack([weight.grad.norm() for weight in weights if weight.grad is not None]).norm()
+        after = torch.stack(
+            [weight.grad.norm() for weight in weights if weight.grad is not None]
+        ).norm()
         norms.append((float(norm), float(after)))
         return norm
 
@@ -429,13 +516,17 @@ def test_gradient_clipping_bounds_the_update(small_settings, monkeypatch):
 
 @pytest.mark.parametrize("name", ["step", "cosine"])
 def test_learning_rate_of_every_step(name):
-    settings = Settings(training=TrainingSettings(learning_rate=1.0, schedule=name, step_epochs=2, warmup=0.25))
+    settings = Settings(
+        training=TrainingSettings(learning_rate=1.0, schedule=name, step_epochs=2, warmup=0.25)
+    )
     rates = [learning_rate(step, 40, 10, settings) for step in range(40)]
     if name == "step":
         assert rates == pytest.approx([1.0] * 20 + [0.1] * 20)
     else:
         assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
-        assert rates[10:] == pytest.approx([(1 + np.cos(np.pi * step / 30)) / 2 for step in range(30)])
+        assert rates[10:] == pytest.approx(
+            [(1 + np.cos(np.pi * step / 30)) / 2 for step in range(30)]
+        )
         assert rates[-1] < 0.01
 
 

@@ -1,4 +1,6 @@
-"""Why self-attention collapses, and what a remedy does to it: figures of finished runs, and a probe for any model."""
+"""Why self-attention collapses, and what a remedy does to it: figures of finished runs, and a probe
+for any model.
+"""
 
 from mspose.attention.probing import probe
 

@@ -1,7 +1,9 @@
-"""Curves over layers and over training: attention entropy and the distance between queries and keys.
+"""Curves over layers and over training: attention entropy and the distance between queries and
+keys.
 
-All are drawn from `attention.json` alone, of one run or of several. Runs of the same label are seeds of one variant:
-their mean is drawn as a line, from the lowest to the highest of them as a band.
+All are drawn from `attention.json` alone, of one run or of several. Runs of the same label are
+seeds of one variant: their mean is drawn as a line, from the lowest to the highest of them as a
+band.
 """
 
 import math
@@ -23,7 +25,8 @@ from mspose.models.network import BRANCHES
 
 @plotting.printed
 def entropy_figure(studies: Studies) -> Figure:
-    """Attention entropy in nats of every encoder layer, both branches side by side, with the uniform limit log L.
+    """Attention entropy in nats of every encoder layer, both branches side by side, with the
+    uniform limit log L.
 
     Raises MsposeError where no study has an encoder layer.
     """
@@ -33,7 +36,9 @@ def entropy_figure(studies: Studies) -> Figure:
     for column, branch in enumerate(BRANCHES):
         axes = figure.add_subplot(1, 2, column + 1)
         axes.set_title(f"{branch} branch")
-        measured = {label: [layers_of(study, branch) for study in group] for label, group in groups.items()}
+        measured = {
+            label: [layers_of(study, branch) for study in group] for label, group in groups.items()
+        }
         if not any(layers for seeds in measured.values() for layers in seeds):
             plotting.say(axes, "no encoder layers")
             continue
@@ -42,7 +47,10 @@ def entropy_figure(studies: Studies) -> Figure:
             numbers = sorted({number for layers in seeds for number in layers})
             if not numbers:
                 continue
-            values = [[layers[number]["entropy"] for layers in seeds if number in layers] for number in numbers]
+            values = [
+                [layers[number]["entropy"] for layers in seeds if number in layers]
+                for number in numbers
+            ]
             entries[label] = _line(axes, index, numbers, values)
             lowest = min(lowest, min(map(min, values)))
         limits = {layer["tokens"]: layer["entropy_limit"] for seeds in measured.values() for layers in seeds
@@ -53,26 +61,33 @@ def entropy_figure(studies: Studies) -> Figure:
         if column == 0 or not entries_before:
             axes.set_ylabel("attention entropy (nats)")
     if not entries:
-        raise MsposeError("attention entropy: no run has an encoder layer, so there is no self-attention to draw")
+        raise MsposeError(
+            "attention entropy: no run has an encoder layer, so there is no self-attention to draw"
+        )
     _explain(figure, groups, entries, "no encoder layers")
     return figure
 
 
 @plotting.printed
 def gap_figure(studies: Studies) -> Figure:
-    """Distance between the mean query and the mean key over the steps of training, in q's and k's own units.
+    """Distance between the mean query and the mean key over the steps of training, in q's and k's
+    own units.
 
-    Above the whole training, below its first epoch enlarged; both branches side by side. A point is the mean over
-    images, layers and heads that the log holds of a step.
+    Above the whole training, below its first epoch enlarged; both branches side by side. A point is
+    the mean over images, layers and heads that the log holds of a step.
 
     Raises MsposeError where no study has a training log with it.
     """
     groups = by_label(studies)
-    logged = {label: [study["training"] for study in group if _logs(study)] for label, group in groups.items()}
+    logged = {
+        label: [study["training"] for study in group if _logs(study)]
+        for label, group in groups.items()
+    }
     logged = {label: training for label, training in logged.items() if training}
     if not logged:
         raise MsposeError(
-            "query-key distance over training: no run has it in its TensorBoard log; only training by mspose writes it"
+            "query-key distance over training: no run has it in its TensorBoard log; only training"
+            " by mspose writes it"
         )
     figure = plotting.empty_figure(3.7)
     entries: dict[str, Line2D] = {}
@@ -83,7 +98,11 @@ def gap_figure(studies: Studies) -> Figure:
         first.set_title(f"{branch} branch, first epoch enlarged")
         labelled, drawn = bool(entries), False
         for index, label in enumerate(groups):
-            seeds = [training for training in logged.get(label, []) if training["query_key_gap"].get(branch)]
+            seeds = [
+                training
+                for training in logged.get(label, [])
+                if training["query_key_gap"].get(branch)
+            ]
             if not seeds:
                 continue
             steps, values_NR = _together(seeds, branch)
@@ -112,33 +131,52 @@ def _logs(study: Study) -> bool:
     return bool(study.get("training")) and any(study["training"]["query_key_gap"].values())
 
 
-def _together(seeds: Sequence[Mapping[str, Any]], branch: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The steps that all seeds reached, and value_NR of every step and seed, interpolated where a log lacks a step."""
+def _together(
+    seeds: Sequence[Mapping[str, Any]], branch: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The steps that all seeds reached, and value_NR of every step and seed, interpolated where a
+    log lacks a step.
+    """
     end = min(max(training["step"]) for training in seeds)
-    steps = np.unique([step for training in seeds for step in training["step"] if step <= end]).astype(float)
-    values = [np.interp(steps, training["step"], training["query_key_gap"][branch]) for training in seeds]
+    steps = np.unique(
+        [step for training in seeds for step in training["step"] if step <= end]
+    ).astype(float)
+    values = [
+        np.interp(steps, training["step"], training["query_key_gap"][branch]) for training in seeds
+    ]
     return steps, np.stack(values, axis=1)
 
 
 def _line(axes: Axes, index: int, x: Any, values: Any, *, marked: int = 0) -> Line2D:
-    """Mean over seeds as a line, their range as a band; `marked` points carry the marker, all of them if 0."""
+    """Mean over seeds as a line, their range as a band; `marked` points carry the marker, all of
+    them if 0.
+    """
     look = plotting.line(index)
     mean = [float(np.mean(of_point)) for of_point in values]
-    low, high = [float(np.min(of_point)) for of_point in values], [float(np.max(of_point)) for of_point in values]
+    low, high = (
+        [float(np.min(of_point)) for of_point in values],
+        [float(np.max(of_point)) for of_point in values],
+    )
     if any(bottom < top for bottom, top in zip(low, high, strict=True)):
         axes.fill_between(x, low, high, color=look.color, alpha=0.2, linewidth=0)
     every = max(len(mean) // marked, 1) if marked else 1
-    start = index * every // 8  # so that the markers of lines on top of each other do not hide each other
+    start = (
+        index * every // 8
+    )  # so that the markers of lines on top of each other do not hide each other
     (drawn,) = axes.plot(x, mean, color=look.color, marker=look.marker, linestyle=look.linestyle,
                          markevery=(start, every), markeredgecolor="white", markeredgewidth=0.4)  # fmt: skip
     return drawn
 
 
 def _uniform_limits(axes: Axes, limits: Mapping[int, float], lowest: float) -> None:
-    """A dashed line for the entropy of attention that is spread over all tokens, and room for its words above it."""
+    """A dashed line for the entropy of attention that is spread over all tokens, and room for its
+    words above it.
+    """
     highest = max(limits.values())
     reach = max(highest - lowest, 1.0)
-    axes.set_ylim(max(lowest - 0.12 * reach, 0) if lowest > 0 else -0.03 * reach, highest + 0.16 * reach)
+    axes.set_ylim(
+        max(lowest - 0.12 * reach, 0) if lowest > 0 else -0.03 * reach, highest + 0.16 * reach
+    )
     for tokens, limit in limits.items():
         axes.axhline(limit, color=plotting.BLACK, linewidth=0.8, linestyle=(0, (2, 2)))
         axes.annotate(
@@ -148,7 +186,10 @@ def _uniform_limits(axes: Axes, limits: Mapping[int, float], lowest: float) -> N
 
 
 def _explain(
-    figure: Figure, groups: Mapping[str, Sequence[Study]], entries: Mapping[str, Line2D], missing: str
+    figure: Figure,
+    groups: Mapping[str, Sequence[Study]],
+    entries: Mapping[str, Line2D],
+    missing: str,
 ) -> None:
     """The legend; a run that is not in the diagram is named with the reason."""
     listed = []
@@ -158,4 +199,6 @@ def _explain(
         else:
             listed.append((named(label, len(group), missing), Line2D([], [], linestyle="none")))
     several = any(len(group) > 1 for group in groups.values())
-    plotting.legend(figure, listed, title="mean of the seeds; band: lowest to highest" if several else "")
+    plotting.legend(
+        figure, listed, title="mean of the seeds; band: lowest to highest" if several else ""
+    )

@@ -15,7 +15,11 @@ GRID_STEP = 0.5
 def token_distances(position_NC: Tensor) -> NDArray[np.float64]:
     """(N, N): Euclidean distance of every two tokens' encodings."""
     position_NC = position_NC.double()
-    return torch.cdist(position_NC, position_NC, compute_mode="donot_use_mm_for_euclid_dist").cpu().numpy()
+    return (
+        torch.cdist(position_NC, position_NC, compute_mode="donot_use_mm_for_euclid_dist")
+        .cpu()
+        .numpy()
+    )
 
 
 def distance_profile(

@@ -1,4 +1,6 @@
-"""Distances between tokens under the position encoding: matrices, and a profile over the true distance on the grid."""
+"""Distances between tokens under the position encoding: matrices, and a profile over the true
+distance on the grid.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,10 +21,12 @@ ACROSS = 4  # matrices beside each other
 def encoding_figure(studies: Studies, samples: Sequence[Arrays | None] | None = None) -> Figure:
     """Distances of tokens under the position encodings that are added to them, both branches.
 
-    At the bottom a profile: the mean distance of two encodings over the distance of their tokens on the map, one line
-    per encoding. With `samples`, one per study, matrices stand above it: the distance of each token to each other one,
-    tokens in row-major order. Runs whose profiles are equal, such as those with the same fixed encoding, share a line
-    and a matrix; of several runs of the same label the first one is drawn.
+    At the bottom a profile: the mean distance of two encodings over the distance of their tokens on
+        the map, one line
+    per encoding. With `samples`, one per study, matrices stand above it: the distance of each token
+    to each other one, tokens in row-major order. Runs whose profiles are equal, such as those with
+    the same fixed encoding, share a line and a matrix; of several runs of the same label the first
+    one is drawn.
 
     Raises MsposeError where no run adds an encoding to its tokens.
     """
@@ -31,17 +35,24 @@ def encoding_figure(studies: Studies, samples: Sequence[Arrays | None] | None = 
     for (label, study), arrays in zip(studies, samples or [None] * len(studies), strict=True):
         if study.get("encoding") and label not in seen:
             seen.add(label)
-            alike.setdefault(json.dumps(study["encoding"]), []).append((label, study["encoding"], arrays))
+            alike.setdefault(json.dumps(study["encoding"]), []).append(
+                (label, study["encoding"], arrays)
+            )
     if not alike:
         raise MsposeError(
-            "distances under the position encoding: no run adds an encoding to its tokens (learned or sine do)"
+            "distances under the position encoding: no run adds an encoding to its tokens (learned"
+            " or sine do)"
         )
     encodings, matrices = {}, []
     for group in alike.values():
         kind = next(iter(group[0][1].values()))["kind"]
         encodings[f"{kind}: {', '.join(label for label, _, _ in group)}"] = group[0][1]
         title = f"{kind} ({len(group)} runs)" if len(group) > 1 else f"{kind}: {group[0][0]}"
-        matrices += [(title, arrays) for _, _, arrays in group if arrays is not None and _has_matrices(arrays)][:1]
+        matrices += [
+            (title, arrays)
+            for _, _, arrays in group
+            if arrays is not None and _has_matrices(arrays)
+        ][:1]
 
     bands = [matrices[first : first + ACROSS] for first in range(0, len(matrices), ACROSS)]
     across = min(len(matrices), ACROSS)
@@ -55,32 +66,46 @@ def encoding_figure(studies: Studies, samples: Sequence[Arrays | None] | None = 
 
 
 def _draw_matrices(part: SubFigure, matrices: Sequence[tuple[str, Arrays]], across: int) -> None:
-    """A column per encoding and a row per branch (of a single encoding a column per branch), with its own colours."""
+    """A column per encoding and a row per branch (of a single encoding a column per branch), with
+    its own colours.
+    """
     grid = part.add_gridspec(1, 2) if across == 1 else part.add_gridspec(2, across)
     for row, branch in enumerate(BRANCHES):
         found = [(title, arrays.get(f"encoding/{branch}")) for title, arrays in matrices]
-        highest = max((float(distance_NN.max()) for _, distance_NN in found if distance_NN is not None), default=0)
+        highest = max(
+            (float(distance_NN.max()) for _, distance_NN in found if distance_NN is not None),
+            default=0,
+        )
         drawn, image = [], None
         for column, (title, distance_NN) in enumerate(found):
             axes = part.add_subplot(grid[0, row] if across == 1 else grid[row, column])
             drawn.append(axes)
             if row == 0 or across == 1:
-                axes.set_title(plotting.wrapped(title, round(80 / (max(across, 2) + 0.5))), fontsize=plotting.SMALL)
+                axes.set_title(
+                    plotting.wrapped(title, round(80 / (max(across, 2) + 0.5))),
+                    fontsize=plotting.SMALL,
+                )
             if distance_NN is None:
                 plotting.say(axes, f"none in the {branch} branch")
                 continue
-            image = axes.imshow(distance_NN, cmap=plotting.HEAT, vmin=0, vmax=highest, interpolation="nearest")
+            image = axes.imshow(
+                distance_NN, cmap=plotting.HEAT, vmin=0, vmax=highest, interpolation="nearest"
+            )
             last = len(distance_NN) - 1
             axes.set_xticks([0, last], ["1", str(last + 1)])
             axes.set_yticks([0, last], ["1", str(last + 1)] if column == 0 else [])
             axes.set_xlabel("token", labelpad=-6)
         drawn[0].set_ylabel(f"{branch}\ntoken", labelpad=-6)
         if image is not None:
-            bar = part.colorbar(image, ax=drawn, aspect=14, pad=0.02, shrink=0.7 if across == 1 else 0.85)
+            bar = part.colorbar(
+                image, ax=drawn, aspect=14, pad=0.02, shrink=0.7 if across == 1 else 0.85
+            )
             bar.set_label("distance\n(L2 norm)", fontsize=plotting.SMALL)
 
 
-def _draw_profiles(part: SubFigure, encodings: Mapping[str, Mapping[str, Any]]) -> dict[str, Line2D]:
+def _draw_profiles(
+    part: SubFigure, encodings: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Line2D]:
     """A column per branch, a line per encoding."""
     entries: dict[str, Line2D] = {}
     for column, branch in enumerate(BRANCHES):

@@ -24,7 +24,9 @@ def by_label(studies: Iterable[tuple[str, Study]]) -> dict[str, list[Study]]:
     for label, study in studies:
         groups.setdefault(label, []).append(study)
     if not groups:
-        raise MsposeError("there is no study of attention to draw: run `mspose attention RUN` first")
+        raise MsposeError(
+            "there is no study of attention to draw: run `mspose attention RUN` first"
+        )
     return groups
 
 

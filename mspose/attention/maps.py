@@ -1,7 +1,10 @@
-"""Attention laid over the image: what chosen encoder queries and every scene's decoder query attend to.
+"""Attention laid over the image: what chosen encoder queries and every scene's decoder query attend
+to.
 
-Colours show the weight of a key as a multiple of the weight 1/L that uniform attention gives to each of L keys, so that
-the branches, with their maps of different sizes, share one scale: 1 is uniform, on a logarithmic scale.
+Colours show the weight of a key as a multiple of the weight 1/L that uniform attention gives to
+each of L keys, so that
+the branches, with their maps of different sizes, share one scale: 1 is uniform, on a logarithmic
+    scale.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -31,7 +34,9 @@ FRAMES_ACROSS = 3
 def layer_numbers(arrays: Arrays, part: str, branch: str) -> list[int]:
     """Numbers, from 1, of the layers of `encoder` or `decoder` of a branch that the samples hold."""
     names = (name.split("/") for name in arrays)
-    return sorted(int(name[2]) for name in names if name[:2] == [part, branch] and name[3:] == ["attention"])
+    return sorted(
+        int(name[2]) for name in names if name[:2] == [part, branch] and name[3:] == ["attention"]
+    )
 
 
 def first_middle_last(layers: Sequence[int]) -> list[int]:
@@ -43,7 +48,8 @@ def first_middle_last(layers: Sequence[int]) -> list[int]:
 def encoder_maps_figure(
     arrays: Arrays, *, frame: int = 0, layers: Sequence[int] | None = None, head: int | None = None
 ) -> Figure:
-    """What a few queries of the encoders attend to in a sample frame, position and orientation side by side.
+    """What a few queries of the encoders attend to in a sample frame, position and orientation side
+    by side.
 
     A row per query, whose own place is ringed, and a column per layer.
 
@@ -60,7 +66,9 @@ def encoder_maps_figure(
         for layer in _chosen(layer_numbers(arrays, "encoder", branch), layers, first_middle_last)
     ]
     if not chosen:
-        raise MsposeError("attention of encoder queries: the run has no encoder layer of those asked for")
+        raise MsposeError(
+            "attention of encoder queries: the run has no encoder layer of those asked for"
+        )
     maps = {place: _relative(arrays, "encoder", place, frame, head) for place in chosen}
     rows = max(map(len, maps.values()))
     figure, grid, norm = _sheet(rows, len(chosen), maps.values())
@@ -79,17 +87,27 @@ def encoder_maps_figure(
             if column == 0:
                 axes.set_ylabel(f"query {row + 1}", fontsize=plotting.SMALL)
     _bar(figure, norm)
-    _title(figure, f"{arrays['scenes'][frame]}: encoder attention, {_heads(head)}", "ring: the query's own place")
+    _title(
+        figure,
+        f"{arrays['scenes'][frame]}: encoder attention, {_heads(head)}",
+        "ring: the query's own place",
+    )
     return figure
 
 
 @plotting.printed
 def decoder_maps_figure(
-    arrays: Arrays, *, frames: Sequence[int] | None = None, layer: int | None = None, head: int | None = None
+    arrays: Arrays,
+    *,
+    frames: Sequence[int] | None = None,
+    layer: int | None = None,
+    head: int | None = None,
 ) -> Figure:
-    """What every scene's decoder query attends to in sample frames, position and orientation side by side.
+    """What every scene's decoder query attends to in sample frames, position and orientation side
+    by side.
 
-    Two columns per frame, below the frame itself, and a row per scene; each frame's true scene is framed.
+    Two columns per frame, below the frame itself, and a row per scene; each frame's true scene is
+    framed.
 
     Args:
         frames: of the samples, from 0; the first `FRAMES_ACROSS` where none are given.
@@ -104,19 +122,28 @@ def decoder_maps_figure(
         (branch, number)
         for branch in BRANCHES
         for number in _chosen(
-            layer_numbers(arrays, "decoder", branch), None if layer is None else [layer], lambda there: there[-1:]
+            layer_numbers(arrays, "decoder", branch),
+            None if layer is None else [layer],
+            lambda there: there[-1:],
         )
     ]
     if not chosen or not frames:
         raise MsposeError(
-            "attention of decoder queries: the samples have no frame and decoder layer of those asked for"
+            "attention of decoder queries: the samples have no frame and decoder layer of those"
+            " asked for"
         )
-    maps = {(frame, place): _relative(arrays, "decoder", place, frame, head) for frame in frames for place in chosen}
+    maps = {
+        (frame, place): _relative(arrays, "decoder", place, frame, head)
+        for frame in frames
+        for place in chosen
+    }
     names = [str(name) for name in arrays["scene_names"]]
     figure, grid, norm = _sheet(1 + len(names), len(maps), maps.values())
     for column, ((frame, (branch, number)), weight_SHW) in enumerate(maps.items()):
         if column % len(chosen) == 0:
-            _overlay(figure.add_subplot(grid[0, column : column + len(chosen)]), arrays["image_F"][frame])
+            _overlay(
+                figure.add_subplot(grid[0, column : column + len(chosen)]), arrays["image_F"][frame]
+            )
             figure.axes[-1].set_title(str(arrays["scenes"][frame]), fontsize=plotting.SMALL)
         for row, (name, weight_HW) in enumerate(zip(names, weight_SHW, strict=True), start=1):
             axes = figure.add_subplot(grid[row, column])
@@ -128,11 +155,15 @@ def decoder_maps_figure(
             if name == arrays["scenes"][frame]:
                 axes.spines[:].set(visible=True, color=plotting.ATTENDED, linewidth=2)
     _bar(figure, norm)
-    _title(figure, f"each scene's decoder attention, {_heads(head)}", "framed: the frame's true scene")
+    _title(
+        figure, f"each scene's decoder attention, {_heads(head)}", "framed: the frame's true scene"
+    )
     return figure
 
 
-def _chosen(there: list[int], asked: Sequence[int] | None, default: Callable[[list[int]], list[int]]) -> list[int]:
+def _chosen(
+    there: list[int], asked: Sequence[int] | None, default: Callable[[list[int]], list[int]]
+) -> list[int]:
     return default(there) if asked is None else [layer for layer in there if layer in asked]
 
 
@@ -140,7 +171,9 @@ def _heads(head: int | None) -> str:
     return "mean of heads" if head is None else f"head {head}"
 
 
-def _relative(arrays: Arrays, part: str, place: tuple[str, int], frame: int, head: int | None) -> NDArray[np.float64]:
+def _relative(
+    arrays: Arrays, part: str, place: tuple[str, int], frame: int, head: int | None
+) -> NDArray[np.float64]:
     """weight_MHW of every query of a frame, as multiples of uniform attention."""
     weight_FHMHW = arrays[f"{part}/{place[0]}/{place[1]}/attention"]
     frames, heads = weight_FHMHW.shape[:2]
@@ -153,7 +186,9 @@ def _relative(arrays: Arrays, part: str, place: tuple[str, int], frame: int, hea
     return weight_MHW * weight_MHW[0].size
 
 
-def _sheet(rows: int, columns: int, maps: Iterable[NDArray[np.float64]]) -> tuple[Figure, GridSpec, LogNorm]:
+def _sheet(
+    rows: int, columns: int, maps: Iterable[NDArray[np.float64]]
+) -> tuple[Figure, GridSpec, LogNorm]:
     """A figure for so many square panels, their grid, and the one scale of all maps."""
     panel = min(LARGEST_PANEL, (plotting.WIDTH - 0.5) / columns)
     figure = plotting.empty_figure(rows * (panel + 0.05) + 1.4, max(panel * columns + 0.5, 3.4))
@@ -161,7 +196,9 @@ def _sheet(rows: int, columns: int, maps: Iterable[NDArray[np.float64]]) -> tupl
     return figure, figure.add_gridspec(rows, columns), norm
 
 
-def _overlay(axes: Axes, image_HW3: NDArray[Any], weight_HW: NDArray[Any] | None = None, norm: Any = None) -> None:
+def _overlay(
+    axes: Axes, image_HW3: NDArray[Any], weight_HW: NDArray[Any] | None = None, norm: Any = None
+) -> None:
     """The image, in grey below the weights where there are any."""
     height, width = image_HW3.shape[:2]
     if weight_HW is None:
@@ -177,7 +214,9 @@ def _overlay(axes: Axes, image_HW3: NDArray[Any], weight_HW: NDArray[Any] | None
 
 
 def _title(figure: Figure, *lines: str) -> None:
-    figure.suptitle("\n".join(plotting.wrapped(line, round(14 * figure.get_figwidth())) for line in lines))
+    figure.suptitle(
+        "\n".join(plotting.wrapped(line, round(14 * figure.get_figwidth())) for line in lines)
+    )
 
 
 def _bar(figure: Figure, norm: LogNorm) -> None:

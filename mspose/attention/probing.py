@@ -1,4 +1,5 @@
-"""A probe for any PyTorch model: is an `nn.MultiheadAttention` inside healthy, uniform or collapsed?
+"""A probe for any PyTorch model: is an `nn.MultiheadAttention` inside healthy, uniform or
+collapsed?
 
     with mspose.attention.probe(module) as p:
         module(batch)
@@ -31,20 +32,25 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NOT_CALLED, NO_QUERIES, NOT_FINITE = "not called", "no queries", "not finite"
-"""In place of a verdict: never called, called with hidden queries or keys alone, NaN or infinity in queries or keys."""
+"""In place of a verdict: never called, called with hidden queries or keys alone, NaN or infinity in
+queries or keys.
+"""
 STRETCH = 256  # queries whose weights exist at one time
 WEIGHTS_AT_ONCE = 2**23
 """Attention weights of several images that exist at one time, where one image does not have more."""
 HIDDEN = -1e4
-"""A value of a floating-point mask from which on downwards it hides a key: exp of it is 0 in any precision."""
+"""A value of a floating-point mask from which on downwards it hides a key: exp of it is 0 in any
+precision.
+"""
 _ARGUMENTS = inspect.signature(nn.MultiheadAttention.forward)
 
 
 def probe(module: nn.Module) -> "Probe":
-    """Watch every `nn.MultiheadAttention` in `module`, itself included, while the `with` block runs.
+    """Watch every `nn.MultiheadAttention` in `module`, itself included, while the `with` block
+    runs.
 
-    Its outputs stay what they are, but for what PyTorch's fused inference path (switched off in the block, for the
-    whole process) does to rounding and to padded tokens, which that path blanks.
+    Its outputs stay what they are, but for what PyTorch's fused inference path (switched off in the
+    block, for the whole process) does to rounding and to padded tokens, which that path blanks.
 
     Raises:
         MsposeError: there is no `nn.MultiheadAttention` in `module`.
@@ -53,34 +59,49 @@ def probe(module: nn.Module) -> "Probe":
 
 
 class Probe:
-    """What `probe` returns: figures of every watched attention, over all its calls in the `with` block."""
+    """What `probe` returns: figures of every watched attention, over all its calls in the `with`
+    block.
+    """
 
     def __init__(self, module: nn.Module) -> None:
-        self._watched = {name: part for name, part in module.named_modules() if isinstance(part, nn.MultiheadAttention)}
+        self._watched = {
+            name: part
+            for name, part in module.named_modules()
+            if isinstance(part, nn.MultiheadAttention)
+        }
         if not self._watched:
             raise MsposeError(
-                f"{type(module).__name__} holds no torch.nn.MultiheadAttention, the kind of attention that a probe sees"
+                f"{type(module).__name__} holds no torch.nn.MultiheadAttention, the kind of"
+                " attention that a probe sees"
             )
         self._seen = {name: _Sums() for name in self._watched}
         self._undo = ExitStack()
 
     def __enter__(self) -> Self:
-        self._undo.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
-        torch.backends.mha.set_fastpath_enabled(False)  # it does not call the modules, whose hooks we are
+        self._undo.callback(
+            torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()
+        )
+        torch.backends.mha.set_fastpath_enabled(
+            False
+        )  # it does not call the modules, whose hooks we are
         for name, part in self._watched.items():
             hook = part.register_forward_hook(self._seen[name].add, with_kwargs=True)
             self._undo.callback(hook.remove)
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._undo.close()
 
     @property
     def verdicts(self) -> dict[str, str]:
-        """Every attention's name in `module`, as of `named_modules`, and its verdict: `healthy`, `uniform` or
-        `collapsed`, see `mspose.models.attention_map.verdict`; or why there is none, such as `not called`.
+        """Every attention's name in `module`, as of `named_modules`, and its verdict: `healthy`,
+        `uniform` or `collapsed`, see `mspose.models.attention_map.verdict`; or why there is none,
+        such as `not called`.
 
         Raises:
             MsposeError: none of them was called in the `with` block.
@@ -89,13 +110,16 @@ class Probe:
         return {name: sums.verdict() for name, sums in self._seen.items()}
 
     def table(self) -> "pd.DataFrame":
-        """A row per attention: `entropy` and `entropy_limit` (nats), `similarity`, `gap`, `calls` and `verdict`.
+        """A row per attention: `entropy` and `entropy_limit` (nats), `similarity`, `gap`, `calls`
+        and `verdict`.
 
-        Means over images, heads and queries. The limit is the entropy of attention that is spread over all keys that a
-        query sees. Under a mask, similarity is relative to that of such attention under the same mask, at most 1.
+        Means over images, heads and queries. The limit is the entropy of attention that is spread
+        over all keys that a query sees. Under a mask, similarity is relative to that of such
+        attention under the same mask, at most 1.
 
-        Queries that see no key are left out; so are, in self-attention (query and key are one tensor), queries that
-        `key_padding_mask` names, and from the gap the keys that it hides. Figures of what was not called are NaN.
+        Queries that see no key are left out; so are, in self-attention (query and key are one
+        tensor), queries that `key_padding_mask` names, and from the gap the keys that it hides.
+        Figures of what was not called are NaN.
 
         Raises:
             MsposeError: none of them was called in the `with` block.
@@ -103,14 +127,17 @@ class Probe:
         import pandas as pd
 
         self._check_called()
-        rows = [{**sums.means(), "calls": sums.calls, "verdict": sums.verdict()} for sums in self._seen.values()]
+        rows = [
+            {**sums.means(), "calls": sums.calls, "verdict": sums.verdict()}
+            for sums in self._seen.values()
+        ]
         return pd.DataFrame(rows, index=pd.Index(list(self._seen), name="module"))
 
     def _check_called(self) -> None:
         if not any(sums.calls for sums in self._seen.values()):
             raise MsposeError(
-                f"none of the {len(self._seen)} attentions was called: run the module, not a compiled one, "
-                "inside the with block"
+                f"none of the {len(self._seen)} attentions was called: run the module, not a"
+                " compiled one, inside the with block"
             )
 
 
@@ -124,7 +151,9 @@ class _Sums:
         self._sum_4 = torch.zeros(len(self.NAMES), dtype=torch.float64)
 
     @torch.no_grad()
-    def add(self, part: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any], _: object) -> None:
+    def add(
+        self, part: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any], _: object
+    ) -> None:
         """The forward hook: adds the images of one call."""
         self.calls += 1
         for attention in _attention_of(part, args, kwargs):
@@ -148,7 +177,10 @@ class _Sums:
 
 def _figures(attention: AttentionMap) -> Tensor:
     """Sums over images of `_Sums.NAMES`, each a mean over queries and heads."""
-    limit, similarity_BH = math.log(attention.key_BHKD.shape[2]), attention_similarity(attention, stretch=STRETCH)
+    limit, similarity_BH = (
+        math.log(attention.key_BHKD.shape[2]),
+        attention_similarity(attention, stretch=STRETCH),
+    )
     if attention.bias is not None and (hidden := attention.bias.isneginf()).any():
         limit = float((~hidden).sum(dim=-1).cpu().double().log().mean())
         similarity_BH = (similarity_BH / _similarity_of_even(hidden)).clamp(max=1)
@@ -162,8 +194,9 @@ def _figures(attention: AttentionMap) -> Tensor:
 
 
 def _similarity_of_even(hidden: Tensor) -> Tensor:
-    """similarity_BH of attention that is spread evenly over the keys that each query sees; infinite where no two
-    queries see the same key, so that nothing is like it. `hidden` broadcasts to (B, H, Q, K).
+    """similarity_BH of attention that is spread evenly over the keys that each query sees; infinite
+    where no two queries see the same key, so that nothing is like it. `hidden` broadcasts to (B, H,
+    Q, K).
     """
     blank = torch.zeros((), device=hidden.device)
     query, key = (blank.expand(*hidden.shape[:2], hidden.shape[axis], 1) for axis in (2, 3))
@@ -172,12 +205,18 @@ def _similarity_of_even(hidden: Tensor) -> Tensor:
     return even_BH.masked_fill(even_BH < 1e-6, torch.inf)
 
 
-def _attention_of(part: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[AttentionMap]:
-    """The attention maps of one call, some images at a time, without queries and keys that do not count."""
+def _attention_of(
+    part: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[AttentionMap]:
+    """The attention maps of one call, some images at a time, without queries and keys that do not
+    count.
+    """
     try:
         given = _ARGUMENTS.bind(part, *args, **kwargs).arguments
     except TypeError as error:
-        raise MsposeError(f"{type(part).__name__} is called otherwise than a torch.nn.MultiheadAttention") from error
+        raise MsposeError(
+            f"{type(part).__name__} is called otherwise than a torch.nn.MultiheadAttention"
+        ) from error
     query_BHQD, key_BHKD = _queries_and_keys(part, given["query"], given["key"])
     images, heads, queries, channels = query_BHQD.shape
     keys = key_BHKD.shape[2]
@@ -185,7 +224,10 @@ def _attention_of(part: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: di
     if padding is not None:
         padding = _scores(padding.reshape(images, 1, 1, -1), keys)
     if mask is not None:
-        mask = _scores(mask.reshape(1, 1, queries, -1) if mask.dim() == 2 else mask.unflatten(0, (-1, heads)), keys)
+        mask = _scores(
+            mask.reshape(1, 1, queries, -1) if mask.dim() == 2 else mask.unflatten(0, (-1, heads)),
+            keys,
+        )
 
     at_once = max(1, WEIGHTS_AT_ONCE // (heads * min(queries, STRETCH) * keys))
     if padding is not None or (mask is not None and len(mask) > 1):
@@ -193,23 +235,38 @@ def _attention_of(part: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: di
     for start in range(0, images, at_once):
         some = slice(start, start + at_once)
         attention = AttentionMap(query_BHQD[some], key_BHKD[some], scale=channels**-0.5)
-        biases = [scores if len(scores) == 1 else scores[some] for scores in (padding, mask) if scores is not None]
+        biases = [
+            scores if len(scores) == 1 else scores[some]
+            for scores in (padding, mask)
+            if scores is not None
+        ]
         if biases:
             bias = torch.stack(torch.broadcast_tensors(*biases)).sum(dim=0)
-            key_K = biases[0].isfinite().flatten() if padding is not None else key_BHKD.new_ones(keys, dtype=torch.bool)
+            key_K = (
+                biases[0].isfinite().flatten()
+                if padding is not None
+                else key_BHKD.new_ones(keys, dtype=torch.bool)
+            )
             query_Q = bias.isfinite().any(dim=-1).all(dim=1).flatten().expand(queries)
             if padding is not None and given["query"] is given["key"]:
                 query_Q = query_Q & key_K[:queries]
             bias = bias.expand(-1, -1, queries, -1)[:, :, query_Q][..., key_K]
             attention = AttentionMap(
-                attention.query_BHQD[:, :, query_Q], attention.key_BHKD[:, :, key_K], attention.scale, bias
+                attention.query_BHQD[:, :, query_Q],
+                attention.key_BHKD[:, :, key_K],
+                attention.scale,
+                bias,
             )
         if attention.query_BHQD.shape[2]:
             yield attention
 
 
-def _queries_and_keys(part: nn.MultiheadAttention, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """query_BHQD and key_BHKD of a call, with the keys that the module itself adds (`bias_k`, `add_zero_attn`)."""
+def _queries_and_keys(
+    part: nn.MultiheadAttention, query: Tensor, key: Tensor
+) -> tuple[Tensor, Tensor]:
+    """query_BHQD and key_BHKD of a call, with the keys that the module itself adds (`bias_k`,
+    `add_zero_attn`).
+    """
     if query.dim() == 2:  # one image, whatever batch_first says
         query, key = query[None], key[None]
     elif not part.batch_first:
@@ -218,18 +275,24 @@ def _queries_and_keys(part: nn.MultiheadAttention, query: Tensor, key: Tensor) -
     if part.in_proj_weight is not None:
         weights = part.in_proj_weight.chunk(3)[:2]
     biases = (None, None) if part.in_proj_bias is None else part.in_proj_bias.chunk(3)[:2]
-    query_BQC, key_BKC = (F.linear(x, *of) for x, *of in zip((query, key), weights, biases, strict=True))
+    query_BQC, key_BKC = (
+        F.linear(x, *of) for x, *of in zip((query, key), weights, biases, strict=True)
+    )
     if part.bias_k is not None:
-        key_BKC = torch.cat((key_BKC, part.bias_k.to(key_BKC.dtype).expand(len(key_BKC), -1, -1)), dim=1)
+        key_BKC = torch.cat(
+            (key_BKC, part.bias_k.to(key_BKC.dtype).expand(len(key_BKC), -1, -1)), dim=1
+        )
     if part.add_zero_attn:
         key_BKC = F.pad(key_BKC, (0, 0, 0, 1))
     split = (part.num_heads, part.head_dim)
-    return query_BQC.unflatten(-1, split).transpose(1, 2), key_BKC.unflatten(-1, split).transpose(1, 2)
+    return query_BQC.unflatten(-1, split).transpose(1, 2), key_BKC.unflatten(-1, split).transpose(
+        1, 2
+    )
 
 
 def _scores(mask: Tensor, keys: int) -> Tensor:
-    """What a mask, boolean (true: hidden) or of numbers, adds to the scores: -inf hides a key, 0 those that the module
-    itself added.
+    """What a mask, boolean (true: hidden) or of numbers, adds to the scores: -inf hides a key, 0
+    those that the module itself added.
     """
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill(mask, -torch.inf)

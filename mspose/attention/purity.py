@@ -1,6 +1,7 @@
 """How far queries and keys lie apart: the share of queries around each query.
 
-B images, H heads, Q queries, K keys, D channels per head, R queries of a stretch, P = Q + K points of the pool.
+B images, H heads, Q queries, K keys, D channels per head, R queries of a stretch, P = Q + K points
+of the pool.
 """
 
 import torch
@@ -9,22 +10,28 @@ from torch import Tensor
 from mspose.errors import MsposeError
 
 TIE = 1e-12
-"""Squared distances that differ by less than this share of the pool's largest squared norm are equal."""
+"""Squared distances that differ by less than this share of the pool's largest squared norm are
+equal.
+"""
 
 
-def query_purity(query_BHQD: Tensor, key_BHKD: Tensor, neighbours: int, *, stretch: int = 256) -> Tensor:
-    """Share of queries among the nearest neighbours of each query in the pooled queries and keys of its image and head.
+def query_purity(
+    query_BHQD: Tensor, key_BHKD: Tensor, neighbours: int, *, stretch: int = 256
+) -> Tensor:
+    """Share of queries among the nearest neighbours of each query in the pooled queries and keys of
+    its image and head.
 
-    This definition is ours: ActMST speaks of the purity of the region that queries occupy, but how the paper draws the
-    region was not at hand. Distances are Euclidean, in float64; a query is no neighbour of itself; of points that are
-    equally far, each counts in part. The memory is bounded to a few times H * stretch * P numbers.
+    This definition is ours: ActMST speaks of the purity of the region that queries occupy, but how
+    the paper draws the region was not at hand. Distances are Euclidean, in float64; a query is no
+    neighbour of itself; of points that are equally far, each counts in part. The memory is bounded
+    to a few times H * stretch * P numbers.
 
     Args:
         neighbours: how many neighbours k of a query are looked at.
 
     Returns:
-        purity_BHQ: 1 in a region of queries only, 0 among keys only; where queries and keys lie mixed its expectation
-            is (Q - 1) / (Q + K - 1), about 0.5 for as many of both.
+        purity_BHQ: 1 in a region of queries only, 0 among keys only; where queries and keys lie
+            mixed its expectation is (Q - 1) / (Q + K - 1), about 0.5 for as many of both.
 
     Raises:
         MsposeError: `neighbours` is below 1, or not below the number of points.
@@ -32,8 +39,8 @@ def query_purity(query_BHQD: Tensor, key_BHKD: Tensor, neighbours: int, *, stret
     queries, points = query_BHQD.shape[2], query_BHQD.shape[2] + key_BHKD.shape[2]
     if not 1 <= neighbours < points:
         raise MsposeError(
-            f"neighbours: expected 1 to {points - 1}, fewer than the {queries} queries and {points - queries} keys "
-            f"of an image, found {neighbours}"
+            f"neighbours: expected 1 to {points - 1}, fewer than the {queries} queries and"
+            f" {points - queries} keys of an image, found {neighbours}"
         )
     purity_BHQ = query_BHQD.new_empty(query_BHQD.shape[:3], dtype=torch.float32)
     with torch.autocast(query_BHQD.device.type, enabled=False):
@@ -49,7 +56,10 @@ def query_purity(query_BHQD: Tensor, key_BHKD: Tensor, neighbours: int, *, stret
 def _purity(pool_HPD: Tensor, rows: slice, queries: int, neighbours: int) -> Tensor:
     """purity_HR of the queries `rows`, which are the first of the pool's points."""
     norm_HP = pool_HPD.square().sum(dim=-1)
-    square_HRP = torch.baddbmm(norm_HP[:, None], pool_HPD[:, rows], pool_HPD.mT, alpha=-2) + norm_HP[:, rows, None]
+    square_HRP = (
+        torch.baddbmm(norm_HP[:, None], pool_HPD[:, rows], pool_HPD.mT, alpha=-2)
+        + norm_HP[:, rows, None]
+    )
     square_HRP[:, :, rows].diagonal(dim1=1, dim2=2).fill_(torch.inf)  # itself
     farthest_HR1 = square_HRP.topk(neighbours, largest=False).values.amax(dim=-1, keepdim=True)
     tie_H11 = TIE * norm_HP.amax(dim=-1)[:, None, None]

@@ -35,18 +35,24 @@ def write_study(run: Path, study: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_study(run: Path) -> dict[str, Any]:
-    """What `mspose attention` wrote of a run. Raises MsposeError in one line for a missing, broken or foreign file."""
+    """What `mspose attention` wrote of a run. Raises MsposeError in one line for a missing, broken
+    or foreign file.
+    """
     path, remedy = run / STUDY, f"run `mspose attention {run}`"
     try:
         study = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise MsposeError(f"{run} holds no study of its attention ({STUDY} is missing): {remedy}") from error
+        raise MsposeError(
+            f"{run} holds no study of its attention ({STUDY} is missing): {remedy}"
+        ) from error
     except OSError as error:
         raise MsposeError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise MsposeError(f"{path} is not JSON: {error}; {remedy} again") from error
     if fault := _fault(study):
-        raise MsposeError(f"{path} is not a study of attention of this version: {fault}; {remedy} again")
+        raise MsposeError(
+            f"{path} is not a study of attention of this version: {fault}; {remedy} again"
+        )
     return study
 
 
@@ -75,7 +81,9 @@ def study_grid(studies: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def label(study: Mapping[str, Any]) -> str:
-    """What a study is called in tables: experiment, variant and seed, and a mark where the run was a quick try."""
+    """What a study is called in tables: experiment, variant and seed, and a mark where the run was
+    a quick try.
+    """
     return f"{study['experiment']}/{study['variant']}/seed-{study['seed']}{' (quick)' if study['quick'] else ''}"
 
 
@@ -101,7 +109,9 @@ def _fault(study: Any) -> str | None:
     if not isinstance(study.get("encoding"), Mapping):
         return "encoding is missing"
     for branch, profile in study["encoding"].items():
-        if not isinstance(profile, Mapping) or not _alike(profile.get("grid_distance"), profile.get("token_distance")):
+        if not isinstance(profile, Mapping) or not _alike(
+            profile.get("grid_distance"), profile.get("token_distance")
+        ):
             return f"encoding, {branch}: expected as many grid_distance as token_distance"
     return _training_fault(study.get("training"))
 
@@ -117,14 +127,20 @@ def _layer_fault(layer: Any) -> str | None:
     if layer.get("verdict") not in (HEALTHY, UNIFORM, COLLAPSED):
         return f"verdict is {layer.get('verdict', 'missing')!r}"
     heads, histogram = layer.get("heads"), layer.get("purity_histogram")
-    if not isinstance(heads, list) or not heads or not all(isinstance(head, Mapping) for head in heads):
+    if (
+        not isinstance(heads, list)
+        or not heads
+        or not all(isinstance(head, Mapping) for head in heads)
+    ):
         return "heads is missing or empty"
     for figures in (layer, *heads):
         for name in FIGURES:
             if not _is_number(figures.get(name)):
                 return f"{name} is {figures.get(name, 'missing')!r}, expected a finite number"
     if not _is_number(layer.get("entropy_limit")):
-        return f"entropy_limit is {layer.get('entropy_limit', 'missing')!r}, expected a finite number"
+        return (
+            f"entropy_limit is {layer.get('entropy_limit', 'missing')!r}, expected a finite number"
+        )
     if not isinstance(histogram, Mapping) or not _is_histogram(
         histogram.get("edges"), histogram.get("share"), len(heads)
     ):
@@ -145,10 +161,15 @@ def _training_fault(training: Any) -> str | None:
     if training is None:
         return None
     gap = training.get("query_key_gap") if isinstance(training, Mapping) else None
-    if not isinstance(gap, Mapping) or not all(_alike(training.get("step"), values) for values in gap.values()):
+    if not isinstance(gap, Mapping) or not all(
+        _alike(training.get("step"), values) for values in gap.values()
+    ):
         return "training: expected step, and as many values of query_key_gap per branch"
     if not _is_whole(training.get("steps_per_epoch")):
-        return f"training: steps_per_epoch is {training.get('steps_per_epoch', 'missing')!r}, expected a whole number"
+        return (
+            f"training: steps_per_epoch is {training.get('steps_per_epoch', 'missing')!r}, expected"
+            " a whole number"
+        )
     return None
 
 

@@ -1,6 +1,8 @@
-"""A few frames' attention as plain arrays, for pictures; `mspose.studies.attention_study` lists them.
+"""A few frames' attention as plain arrays, for pictures; `mspose.studies.attention_study` lists
+them.
 
-B images, H heads, N tokens, M chosen queries, P chosen points, R queries of a stretch, S scenes, D channels per head.
+B images, H heads, N tokens, M chosen queries, P chosen points, R queries of a stretch, S scenes, D
+channels per head.
 """
 
 import math
@@ -18,13 +20,17 @@ from mspose.models.attention_map import AttentionMap
 from mspose.models.network import Observer
 
 QUERY_PLACES = ((0.5, 0.5), (0.2, 0.2), (0.2, 0.8), (0.8, 0.2), (0.8, 0.8))
-"""Rows and columns of the chosen encoder queries, as shares of the map's sides: the centre and towards the corners."""
+"""Rows and columns of the chosen encoder queries, as shares of the map's sides: the centre and
+towards the corners.
+"""
 POINTS = 1024
 """Tokens whose queries and keys are kept at most: all of a 28 x 28 map."""
 
 
 class Samples(Observer):
-    """Gathers `arrays()` while the network looks at the sample frames. Maps are square, as the network's crops are."""
+    """Gathers `arrays()` while the network looks at the sample frames. Maps are square, as the
+    network's crops are.
+    """
 
     def __init__(self) -> None:
         self._of_frames: dict[str, list[NDArray[Any]]] = defaultdict(list)
@@ -35,7 +41,9 @@ class Samples(Observer):
         return self._once | {name: np.concatenate(parts) for name, parts in self._of_frames.items()}
 
     def frames(self, batch: Batch, batches: Batches) -> None:
-        """Keep the images of a batch as the network sees them, with the normalisation undone, and what they are."""
+        """Keep the images of a batch as the network sees them, with the normalisation undone, and
+        what they are.
+        """
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (batches.mean, batches.std))
         image_B3HW = (batch.image_B3HW.float().cpu() * std + mean).clamp(0, 1)
         self._add("image_F", (255 * image_B3HW).round().permute(0, 2, 3, 1), torch.uint8)
@@ -43,12 +51,18 @@ class Samples(Observer):
             self._of_frames[name].append(batches.frames[column].iloc[batch.row].to_numpy(dtype=str))
 
     def encoder(self, branch: str, layer: int, attention: AttentionMap) -> None:
-        """Keep the attention of a few queries, what each key receives, and of the first frame queries and keys."""
+        """Keep the attention of a few queries, what each key receives, and of the first frame
+        queries and keys.
+        """
         name, tokens = f"encoder/{branch}/{layer + 1}", attention.query_BHQD.shape[2]
         side = math.isqrt(tokens)
         query_M = query_tokens(side)
-        self._once[f"encoder/{branch}/queries"] = np.stack(np.divmod(query_M, side), axis=1).astype(np.int16)
-        weight_BHMN = next(_of_queries(attention, torch.from_numpy(query_M)).log_weights(len(query_M))).exp()
+        self._once[f"encoder/{branch}/queries"] = np.stack(np.divmod(query_M, side), axis=1).astype(
+            np.int16
+        )
+        weight_BHMN = next(
+            _of_queries(attention, torch.from_numpy(query_M)).log_weights(len(query_M))
+        ).exp()
         self._add(f"{name}/attention", weight_BHMN.unflatten(-1, (side, side)), torch.float16)
 
         received_BHN = weight_BHMN.new_zeros(*weight_BHMN.shape[:2], tokens)
@@ -57,13 +71,18 @@ class Samples(Observer):
             received_BHN += log_weight_BHRN.exp().sum(dim=2)
             best_BHR = log_weight_BHRN.argmax(dim=-1)
             votes_BHN.scatter_add_(2, best_BHR, torch.ones_like(best_BHR, dtype=votes_BHN.dtype))
-        self._add(f"{name}/received", (received_BHN / tokens).unflatten(-1, (side, side)), torch.float32)
+        self._add(
+            f"{name}/received", (received_BHN / tokens).unflatten(-1, (side, side)), torch.float32
+        )
         self._add(f"{name}/votes", votes_BHN.unflatten(-1, (side, side)), torch.int16)
 
         if f"space/{branch}/{layer + 1}/1/query" not in self._once:
             token_P = evenly(tokens, POINTS)
             self._once[f"space/{branch}/tokens"] = token_P.astype(np.int16)
-            for kind, points_HND in (("query", attention.query_BHQD[0]), ("key", attention.key_BHKD[0])):
+            for kind, points_HND in (
+                ("query", attention.query_BHQD[0]),
+                ("key", attention.key_BHKD[0]),
+            ):
                 for head, points_ND in enumerate(points_HND.float().cpu().numpy(), start=1):
                     self._once[f"space/{branch}/{layer + 1}/{head}/{kind}"] = points_ND[token_P]
 
@@ -78,7 +97,9 @@ class Samples(Observer):
 
 
 def query_tokens(side: int) -> NDArray[np.int64]:
-    """Numbers of the tokens at `QUERY_PLACES` of a map of side times side tokens, row-major; all different."""
+    """Numbers of the tokens at `QUERY_PLACES` of a map of side times side tokens, row-major; all
+    different.
+    """
     places = np.minimum((np.array(QUERY_PLACES) * side).astype(np.int64), side - 1)
     tokens = places[:, 0] * side + places[:, 1]
     return tokens[np.sort(np.unique(tokens, return_index=True)[1])]

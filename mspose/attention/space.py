@@ -1,4 +1,6 @@
-"""Queries and keys of one head as points of a plane, and where in the image the most attended keys lie."""
+"""Queries and keys of one head as points of a plane, and where in the image the most attended keys
+lie.
+"""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -22,13 +24,20 @@ ACROSS = 3  # runs beside each other
 
 @plotting.printed
 def space_figure(
-    samples: Sequence[tuple[str, Arrays]], branch: str, layer: int, head: int, *, projection: Projection = "tsne"
+    samples: Sequence[tuple[str, Arrays]],
+    branch: str,
+    layer: int,
+    head: int,
+    *,
+    projection: Projection = "tsne",
 ) -> Figure:
-    """The query-key space of one head (layer and head counted from 1) on the first sample frame, one run or several.
+    """The query-key space of one head (layer and head counted from 1) on the first sample frame,
+    one run or several.
 
-    Each run has a diagram of its queries and keys in two dimensions, and the frame below it (beside it where it is the
-    only run). In both the keys are marked that most queries attend to: of each query the key with the largest weight
-    counts. Every run is projected by itself, so only shapes compare between runs, not places.
+    Each run has a diagram of its queries and keys in two dimensions, and the frame below it (beside
+    it where it is the only run). In both the keys are marked that most queries attend to: of each
+    query the key with the largest weight counts. Every run is projected by itself, so only shapes
+    compare between runs, not places.
 
     Args:
         projection: `tsne` (t-SNE, van der Maaten and Hinton, 2008) or `pca` (fast, linear).
@@ -39,7 +48,9 @@ def space_figure(
     name = f"space/{branch}/{layer}/{head}"
     samples = [(label, arrays) for label, arrays in samples if f"{name}/query" in arrays]
     if not samples:
-        raise MsposeError(f"query-key space: no run has a head {head} in layer {layer} of the {branch} branch")
+        raise MsposeError(
+            f"query-key space: no run has a head {head} in layer {layer} of the {branch} branch"
+        )
     across = 2 if len(samples) == 4 else min(len(samples), ACROSS)
     bands = -(-len(samples) // across)
     side = 1.65 if across == ACROSS else 2.5 if bands == 1 else 1.8
@@ -54,14 +65,22 @@ def space_figure(
         received_HW = arrays[f"encoder/{branch}/{layer}/received"][0, head - 1]
         attended = attended_keys(votes_HW, received_HW, MARKED)
         token_P = arrays[f"space/{branch}/tokens"]
-        _plane(plane, arrays[f"{name}/query"], arrays[f"{name}/key"], np.isin(token_P, attended), projection)
+        _plane(
+            plane,
+            arrays[f"{name}/query"],
+            arrays[f"{name}/key"],
+            np.isin(token_P, attended),
+            projection,
+        )
         plane.set_title(plotting.wrapped(label, round(72 / max(across, 2))))
         _picture(picture, arrays["image_F"][0], (int(height), int(width)), attended)
         share = votes_HW.ravel()[attended].sum() / votes_HW.sum()
         words = f"{len(attended)} keys: first choice of {share:.0%} of queries"
         if hidden := int((~np.isin(attended, token_P)).sum()):
             words += f" ({hidden} of these keys not among the points drawn)"
-        picture.set_xlabel(plotting.wrapped(words, round(84 / max(across, 2))), fontsize=plotting.SMALL)
+        picture.set_xlabel(
+            plotting.wrapped(words, round(84 / max(across, 2))), fontsize=plotting.SMALL
+        )
     plotting.legend(figure, {
         "queries": _mark(plotting.QUERIES, plotting.QUERY_MARK),
         "keys": _mark(plotting.KEYS, plotting.KEY_MARK),
@@ -71,8 +90,11 @@ def space_figure(
     return figure
 
 
-def attended_keys(votes_HW: NDArray[Any], received_HW: NDArray[Any], most: int) -> NDArray[np.int64]:
-    """Numbers of the tokens, row-major, whose keys get the most votes: at most `most`, only keys with any.
+def attended_keys(
+    votes_HW: NDArray[Any], received_HW: NDArray[Any], most: int
+) -> NDArray[np.int64]:
+    """Numbers of the tokens, row-major, whose keys get the most votes: at most `most`, only keys
+    with any.
 
     Args:
         votes_HW: number of queries that attend to this key more than to every other one.
@@ -82,8 +104,11 @@ def attended_keys(votes_HW: NDArray[Any], received_HW: NDArray[Any], most: int) 
     return order[votes_HW.ravel()[order] > 0]
 
 
-def project(points_PD: NDArray[Any], projection: Projection) -> tuple[NDArray[np.float64], tuple[str, str]]:
-    """point_P2, the points in two dimensions, and what the dimensions are called; the same every time.
+def project(
+    points_PD: NDArray[Any], projection: Projection
+) -> tuple[NDArray[np.float64], tuple[str, str]]:
+    """point_P2, the points in two dimensions, and what the dimensions are called; the same every
+    time.
 
     Raises MsposeError for another projection.
     """
@@ -100,24 +125,45 @@ def project(points_PD: NDArray[Any], projection: Projection) -> tuple[NDArray[np
 
         start: Any = "pca" if np.ptp(points_PD, axis=0).any() else "random"
         perplexity = min(30.0, (len(points_PD) - 1) / 3)
-        embedded_P2 = TSNE(perplexity=perplexity, init=start, random_state=0).fit_transform(points_PD)
-        return embedded_P2.astype(np.float64), ("t-SNE, dimension 1 (no unit)", "t-SNE, dimension 2 (no unit)")
+        embedded_P2 = TSNE(perplexity=perplexity, init=start, random_state=0).fit_transform(
+            points_PD
+        )
+        return embedded_P2.astype(np.float64), (
+            "t-SNE, dimension 1 (no unit)",
+            "t-SNE, dimension 2 (no unit)",
+        )
     raise MsposeError(f"projection: expected tsne or pca, found {projection!r}")
 
 
-def _plane(axes: Axes, query_PD: Any, key_PD: Any, attended_P: NDArray[np.bool_], projection: Projection) -> None:
+def _plane(
+    axes: Axes, query_PD: Any, key_PD: Any, attended_P: NDArray[np.bool_], projection: Projection
+) -> None:
     points_P2, names = project(np.concatenate([query_PD, key_PD]), projection)
     query_P2, key_P2 = points_P2[: len(query_PD)], points_P2[len(query_PD) :]
     marked_M2 = key_P2[attended_P]
     axes.scatter(
-        query_P2[:, 0], query_P2[:, 1], s=7, color=plotting.QUERIES, marker=plotting.QUERY_MARK, alpha=0.6, linewidths=0
+        query_P2[:, 0],
+        query_P2[:, 1],
+        s=7,
+        color=plotting.QUERIES,
+        marker=plotting.QUERY_MARK,
+        alpha=0.6,
+        linewidths=0,
     )
     axes.scatter(
-        key_P2[:, 0], key_P2[:, 1], s=9, color=plotting.KEYS, marker=plotting.KEY_MARK, alpha=0.8, linewidths=0
+        key_P2[:, 0],
+        key_P2[:, 1],
+        s=9,
+        color=plotting.KEYS,
+        marker=plotting.KEY_MARK,
+        alpha=0.8,
+        linewidths=0,
     )
     ring: Any = {"s": 26, "facecolor": "none", "marker": plotting.ATTENDED_MARK}
     axes.scatter(marked_M2[:, 0], marked_M2[:, 1], edgecolor="white", linewidths=2.4, **ring)
-    axes.scatter(marked_M2[:, 0], marked_M2[:, 1], edgecolor=plotting.ATTENDED, linewidths=1.2, **ring)
+    axes.scatter(
+        marked_M2[:, 0], marked_M2[:, 1], edgecolor=plotting.ATTENDED, linewidths=1.2, **ring
+    )
     axes.set_xlabel(names[0])
     axes.set_ylabel(names[1])
     axes.set_aspect("equal", adjustable="datalim")
@@ -126,14 +172,26 @@ def _plane(axes: Axes, query_PD: Any, key_PD: Any, attended_P: NDArray[np.bool_]
         axes.set_yticks([])
 
 
-def _picture(axes: Axes, image_HW3: NDArray[np.uint8], grid: tuple[int, int], attended: NDArray[np.int64]) -> None:
+def _picture(
+    axes: Axes, image_HW3: NDArray[np.uint8], grid: tuple[int, int], attended: NDArray[np.int64]
+) -> None:
     axes.imshow(image_HW3)
     height, width = image_HW3.shape[0] / grid[0], image_HW3.shape[1] / grid[1]
     for color, line in (("white", 2.4), (plotting.ATTENDED, 1.2)):
         for row, column in zip(*np.divmod(attended, grid[1]), strict=True):
-            corner = (column + 0.1) * width - 0.5, (row + 0.1) * height - 0.5  # neighbours keep apart
+            corner = (
+                (column + 0.1) * width - 0.5,
+                (row + 0.1) * height - 0.5,
+            )  # neighbours keep apart
             axes.add_patch(
-                Rectangle(corner, 0.8 * width, 0.8 * height, facecolor="none", edgecolor=color, linewidth=line)
+                Rectangle(
+                    corner,
+                    0.8 * width,
+                    0.8 * height,
+                    facecolor="none",
+                    edgecolor=color,
+                    linewidth=line,
+                )
             )
     axes.set_xticks([])
     axes.set_yticks([])

@@ -17,18 +17,26 @@ LOOK = "median_position_m/train"
 def read_scalars(run: Path) -> dict[str, dict[int, float]]:
     """tag -> step (from 0, in order) -> value, of the run's own events; empty without any.
 
-    Steps that an interrupted process logged and a later one did again count once, as the later one logged them.
+    Steps that an interrupted process logged and a later one did again count once, as the later one
+    logged them.
     """
     if not any(run.glob(EVENTS)):
         return {}
     events = EventAccumulator(str(run), size_guidance={SCALARS: 0, IMAGES: 1})
     events.Reload()
-    logged = {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()[SCALARS]}
+    logged = {
+        tag: {event.step: event.value for event in events.Scalars(tag)}
+        for tag in events.Tags()[SCALARS]
+    }
     return {tag: dict(sorted(values.items())) for tag, values in logged.items()}
 
 
-def gap_over_training(run: Path, branches: list[str], options: TrainingSettings) -> dict[str, Any] | None:
-    """`step` (counted from 0), per branch `query_key_gap` at these steps, `steps_per_epoch`; None without events."""
+def gap_over_training(
+    run: Path, branches: list[str], options: TrainingSettings
+) -> dict[str, Any] | None:
+    """`step` (counted from 0), per branch `query_key_gap` at these steps, `steps_per_epoch`; None
+    without events.
+    """
     logged = read_scalars(run)
     if LOOK not in logged or not all(GAPS + branch in logged for branch in branches):
         return None
@@ -36,6 +44,8 @@ def gap_over_training(run: Path, branches: list[str], options: TrainingSettings)
     steps = sorted(set.intersection(*(set(of_branch) for of_branch in gap.values())))
     return {
         "step": steps,
-        "query_key_gap": {branch: [short(gap[branch][step]) for step in steps] for branch in branches},
+        "query_key_gap": {
+            branch: [short(gap[branch][step]) for step in steps] for branch in branches
+        },
         "steps_per_epoch": (min(logged[LOOK]) + 1) // min(options.evaluate_every, options.epochs),
     }

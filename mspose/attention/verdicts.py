@@ -15,26 +15,39 @@ from mspose.errors import MsposeError
 from mspose.models.attention_map import COLLAPSED, HEALTHY, UNIFORM
 from mspose.models.network import BRANCHES
 
-VERDICTS = {HEALTHY: (plotting.GREEN, "o"), UNIFORM: (plotting.ORANGE, "s"), COLLAPSED: (plotting.VERMILLION, "X")}
+VERDICTS = {
+    HEALTHY: (plotting.GREEN, "o"),
+    UNIFORM: (plotting.ORANGE, "s"),
+    COLLAPSED: (plotting.VERMILLION, "X"),
+}
 """Colour and mark of a verdict."""
 HEADS_SHOWN = 2  # runs of which each head is drawn as well
 
 
 @plotting.printed
 def purity_figure(studies: Studies, *, head: int | None = None) -> Figure:
-    """Histograms of purity, a row per encoder layer and a column per branch, of one run or of several overlaid.
+    """Histograms of purity, a row per encoder layer and a column per branch, of one run or of
+    several overlaid.
 
-    Purity is the share of queries among the nearest neighbours of a query in the pooled queries and keys of a head: 1
-    means queries only, about 0.5 mixed. The bold outline is the mean over heads (and over runs of the same label), the
-    thin ones are the heads; with `head`, counted from 1, the outline is that head.
+    Purity is the share of queries among the nearest neighbours of a query in the pooled queries and
+    keys of a head: 1 means queries only, about 0.5 mixed. The bold outline is the mean over heads
+    (and over runs of the same label), the thin ones are the heads; with `head`, counted from 1, the
+    outline is that head.
 
     Raises:
         MsposeError: no study has an encoder layer, or there is no such head.
     """
     groups = by_label(studies)
-    found = {(branch, number) for _, study in studies for branch in BRANCHES for number in layers_of(study, branch)}
+    found = {
+        (branch, number)
+        for _, study in studies
+        for branch in BRANCHES
+        for number in layers_of(study, branch)
+    }
     if not found:
-        raise MsposeError("purity: no run has an encoder layer, so there are no queries and keys to draw")
+        raise MsposeError(
+            "purity: no run has an encoder layer, so there are no queries and keys to draw"
+        )
     rows = max(number for _, number in found)
     figure = plotting.empty_figure(0.55 + 0.95 * rows + (0.5 if rows == 1 else 0))
     entries: dict[str, Any] = {}
@@ -52,7 +65,13 @@ def purity_figure(studies: Studies, *, head: int | None = None) -> Figure:
             )  # fmt: skip
             if head is None and len(groups) <= HEADS_SHOWN:
                 for share_N in share_RHN.mean(axis=0):
-                    axes.stairs(100 * share_N, edges, color=look.color, linewidth=0.4, linestyle=look.linestyle)
+                    axes.stairs(
+                        100 * share_N,
+                        edges,
+                        color=look.color,
+                        linewidth=0.4,
+                        linestyle=look.linestyle,
+                    )
         _purity_axes(axes, branch, number, last=(branch, number + 1) not in found)
     highest = max(axes.get_ylim()[1] for axes in figure.axes)
     for axes in figure.axes:
@@ -62,11 +81,15 @@ def purity_figure(studies: Studies, *, head: int | None = None) -> Figure:
             axes = figure.add_subplot(rows, 2, column + 1)
             axes.set_title(f"{branch} branch")
             plotting.say(axes, "no encoder layers")
-    figure.supxlabel("purity (share of queries among a query's nearest neighbours)", fontsize=plotting.TEXT)
+    figure.supxlabel(
+        "purity (share of queries among a query's nearest neighbours)", fontsize=plotting.TEXT
+    )
     title = "mean of all heads" + ("; thin: each head" if len(groups) <= HEADS_SHOWN else "")
     title = title if head is None else f"head {head}"
     plotting.legend(
-        figure, [(named(label, len(groups[label])), drawn) for label, drawn in entries.items()], title=title
+        figure,
+        [(named(label, len(groups[label])), drawn) for label, drawn in entries.items()],
+        title=title,
     )
     return figure
 
@@ -74,9 +97,14 @@ def purity_figure(studies: Studies, *, head: int | None = None) -> Figure:
 def _shares(
     studies: Sequence[Study], place: tuple[str, int], head: int | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Edges of bins, and share_RHN of studies, heads and bins; of one head alone where `head` is given."""
+    """Edges of bins, and share_RHN of studies, heads and bins; of one head alone where `head` is
+    given.
+    """
     histograms = [layers_of(study, place[0])[place[1]]["purity_histogram"] for study in studies]
-    edges, share_RHN = np.asarray(histograms[0]["edges"]), np.asarray([of["share"] for of in histograms], dtype=float)
+    edges, share_RHN = (
+        np.asarray(histograms[0]["edges"]),
+        np.asarray([of["share"] for of in histograms], dtype=float),
+    )
     if head is not None:
         if not 1 <= head <= share_RHN.shape[1]:
             raise MsposeError(f"head: expected 1..{share_RHN.shape[1]}, found {head}")
@@ -87,16 +115,19 @@ def _shares(
 def centred(
     edges: NDArray[np.float64], share_N: NDArray[np.float64], neighbours: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The histogram (of any leading axes) with a bin around each value that purity can have: 0, 1/k, 2/k ... 1.
+    """The histogram (of any leading axes) with a bin around each value that purity can have: 0,
+    1/k, 2/k ... 1.
 
-    Between these there is nothing but shared ties, so that finer bins would look like a comb. A histogram whose bins
-    are not finer stays as it is.
+    Between these there is nothing but shared ties, so that finer bins would look like a comb. A
+    histogram whose bins are not finer stays as it is.
     """
     bins = share_N.shape[-1]
     if neighbours >= bins:
         return edges, share_N
     value = np.ceil(edges[:-1] * neighbours - 1e-6)
-    value = np.where(value / neighbours < edges[1:] - 1e-6, value, (edges[:-1] + edges[1:]) / 2 * neighbours)
+    value = np.where(
+        value / neighbours < edges[1:] - 1e-6, value, (edges[:-1] + edges[1:]) / 2 * neighbours
+    )
     value[-1] = neighbours
     belongs = value.round()[:, None] == np.arange(neighbours + 1)
     return (np.arange(neighbours + 2) - 0.5) / neighbours, share_N @ belongs
@@ -117,37 +148,57 @@ def _purity_axes(axes: Any, branch: str, number: int, *, last: bool) -> None:
 
 @plotting.printed
 def verdict_figure(studies: Studies) -> Figure:
-    """The verdict on every encoder layer of every run, in words, colours and marks, with the figures behind it.
+    """The verdict on every encoder layer of every run, in words, colours and marks, with the
+    figures behind it.
 
-    Below the word: entropy as a share of its limit log L, and similarity of different queries' attention. Of several
-    runs of the same label the most frequent verdict, and how many of them have it, with means.
+    Below the word: entropy as a share of its limit log L, and similarity of different queries'
+    attention. Of several runs of the same label the most frequent verdict, and how many of them
+    have it, with means.
 
     Raises MsposeError where no study has an encoder layer.
     """
     groups = by_label(studies)
     places = sorted(
-        {(branch, number) for _, study in studies for branch in BRANCHES for number in layers_of(study, branch)},
+        {
+            (branch, number)
+            for _, study in studies
+            for branch in BRANCHES
+            for number in layers_of(study, branch)
+        },
         key=lambda place: (BRANCHES.index(place[0]), place[1]),
     )
     if not places:
-        raise MsposeError("verdicts: no run has an encoder layer, so there is no self-attention to judge")
+        raise MsposeError(
+            "verdicts: no run has an encoder layer, so there is no self-attention to judge"
+        )
     width = min(plotting.WIDTH, 1.5 + 0.9 * len(groups))
     letters = round((width - 1.3) / len(groups) * 72 / (0.62 * plotting.SMALL))
     names = [plotting.wrapped(named(label, len(group)), letters) for label, group in groups.items()]
-    figure = plotting.empty_figure(0.55 + 0.13 * max(name.count("\n") + 1 for name in names) + 0.3 * len(places), width)
+    figure = plotting.empty_figure(
+        0.55 + 0.13 * max(name.count("\n") + 1 for name in names) + 0.3 * len(places), width
+    )
     axes = figure.add_subplot()
     for row, (branch, number) in enumerate(places):
         for column, group in enumerate(groups.values()):
-            layers = [layers_of(study, branch)[number] for study in group if number in layers_of(study, branch)]
+            layers = [
+                layers_of(study, branch)[number]
+                for study in group
+                if number in layers_of(study, branch)
+            ]
             _cell(axes, column, row, layers)
     axes.set_xlim(0, len(groups))
     axes.set_ylim(len(places), 0)
     axes.set_xticks(np.arange(len(groups)) + 0.5, names, fontsize=plotting.SMALL)
-    axes.set_yticks(np.arange(len(places)) + 0.5, [f"{branch}, layer {number}" for branch, number in places])
+    axes.set_yticks(
+        np.arange(len(places)) + 0.5, [f"{branch}, layer {number}" for branch, number in places]
+    )
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    below = "below the word: entropy (share of log L), similarity of different queries' attention (cosine)"
+    below = (
+        "below the word: entropy (share of log L), similarity of different queries' attention"
+        " (cosine)"
+    )
     figure.supxlabel(plotting.wrapped(below, round(17 * width)), fontsize=plotting.TINY)
     return figure
 
@@ -159,11 +210,25 @@ def _cell(axes: Any, column: int, row: int, layers: Sequence[Mapping[str, Any]])
         return
     word, count = Counter(layer["verdict"] for layer in layers).most_common(1)[0]
     color, mark = VERDICTS[word]
-    axes.add_patch(Rectangle((column + 0.03, row + 0.05), 0.94, 0.9, facecolor=(color, 0.35), edgecolor=color))
-    axes.plot(column + 0.13, row + 0.34, marker=mark, color=color, markeredgecolor=plotting.BLACK, markeredgewidth=0.5)
+    axes.add_patch(
+        Rectangle((column + 0.03, row + 0.05), 0.94, 0.9, facecolor=(color, 0.35), edgecolor=color)
+    )
+    axes.plot(
+        column + 0.13,
+        row + 0.34,
+        marker=mark,
+        color=color,
+        markeredgecolor=plotting.BLACK,
+        markeredgewidth=0.5,
+    )
     text = word if count == len(layers) else f"{word} {count}/{len(layers)}"
     axes.text(column + 0.56, row + 0.34, text, ha="center", va="center", fontsize=plotting.TINY)
-    share = np.mean([layer["entropy"] / layer["entropy_limit"] if layer["entropy_limit"] else 1 for layer in layers])
+    share = np.mean(
+        [
+            layer["entropy"] / layer["entropy_limit"] if layer["entropy_limit"] else 1
+            for layer in layers
+        ]
+    )
     similarity = np.mean([layer["similarity"] for layer in layers])
     axes.text(column + 0.5, row + 0.74, f"{share:.2f}, {similarity:.2f}", ha="center", va="center",
               fontsize=plotting.TINY - 0.5)  # fmt: skip

@@ -1,7 +1,8 @@
 """Batches: from the frame cache to normalised images on the device.
 
-Everything random is drawn from (seed, epoch, frame), so an epoch is the same whatever came before it, whatever the size
-of a batch and however many processes share it. While a batch is in use a thread reads the next one.
+Everything random is drawn from (seed, epoch, frame), so an epoch is the same whatever came before
+it, whatever the size of a batch and however many processes share it. While a batch is in use a
+thread reads the next one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -63,9 +64,11 @@ class _Draft:
 
 
 class Batches:
-    """Batches over a frame table (with `cache_row`) for a network with the given scenes, size and normalisation.
+    """Batches over a frame table (with `cache_row`) for a network with the given scenes, size and
+    normalisation.
 
-    Raises MsposeError where the crop is larger than a frame or a frame's scene is unknown to the network.
+    Raises MsposeError where the crop is larger than a frame or a frame's scene is unknown to the
+    network.
     """
 
     def __init__(
@@ -82,27 +85,44 @@ class Batches:
     ):
         unknown = sorted(set(frames["scene"]) - set(scenes))
         if unknown:
-            raise MsposeError(f"scene {', '.join(unknown)} is unknown to the model, which knows: {', '.join(scenes)}")
-        self.frames, self.cache, self.crop, self.mean, self.std = frames, cache, crop, tuple(mean), tuple(std)
+            raise MsposeError(
+                f"scene {', '.join(unknown)} is unknown to the model, which knows:"
+                f" {', '.join(scenes)}"
+            )
+        self.frames, self.cache, self.crop, self.mean, self.std = (
+            frames,
+            cache,
+            crop,
+            tuple(mean),
+            tuple(std),
+        )
         self.batch_size, self.device = batch_size, torch.device(device)
         number = {name: index for index, name in enumerate(scenes)}
         self.scene = np.array([number[name] for name in frames["scene"]], np.int64)
         self.position = torch.tensor(frames[["tx", "ty", "tz"]].to_numpy(), dtype=torch.float32)
-        self.orientation = torch.tensor(frames[["qw", "qx", "qy", "qz"]].to_numpy(), dtype=torch.float32)
+        self.orientation = torch.tensor(
+            frames[["qw", "qx", "qy", "qz"]].to_numpy(), dtype=torch.float32
+        )
         self._cache_row = frames["cache_row"].to_numpy(np.int64)
         self._height, self._width = cache.sizes[self._cache_row].T
-        self._normalization = tuple(torch.tensor(values, device=self.device) for values in (self.mean, self.std))
+        self._normalization = tuple(
+            torch.tensor(values, device=self.device) for values in (self.mean, self.std)
+        )
         smallest = int(np.minimum(self._height, self._width).argmin())
         height, width = self._height[smallest], self._width[smallest]
         if min(height, width) < crop:
             raise MsposeError(
-                f"data.crop {crop} does not fit into a frame of {width}x{height} pixels: set data.resize >= data.crop"
+                f"data.crop {crop} does not fit into a frame of {width}x{height} pixels: set"
+                " data.resize >= data.crop"
             )
 
     def in_order(self, rows: Sequence[int] | NDArray[np.int64] | None = None) -> Iterator[Batch]:
         """Centre crops of the given rows (default: all), in their order."""
         chosen = np.arange(len(self.frames)) if rows is None else np.asarray(rows, np.int64)
-        parts = (chosen[start : start + self.batch_size] for start in range(0, len(chosen), self.batch_size))
+        parts = (
+            chosen[start : start + self.batch_size]
+            for start in range(0, len(chosen), self.batch_size)
+        )
         for draft in ahead(self._centred(part, len(part)) for part in parts):
             yield self._batch(draft)
 
@@ -119,20 +139,25 @@ class Batches:
         first: int = 0,
         share: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
-        """The batches of one training epoch from number `first` on; without `jitter`, centre crops, nothing random.
+        """The batches of one training epoch from number `first` on; without `jitter`, centre crops,
+        nothing random.
 
-        `share` is (process, processes): of every batch, process number 0, 1, ... has its `share_of`.
+        `share` is (process, processes): of every batch, process number 0, 1, ... has its
+        `share_of`.
 
-        `crop_reach` is the share of the crop's places, around the centre, that random crops are drawn from. The label
-        of such a crop is `kept` (MS-Transformer, ActMST) or `turned`: its orientation is then that of a camera which
-        looks at the crop's centre. `cutout` is the side, as a share of the crop's, of a square that is set to the mean
-        colour at a random place. Raises MsposeError for `turned` where a focal length is unknown.
+        `crop_reach` is the share of the crop's places, around the centre, that random crops are
+        drawn from. The label of such a crop is `kept` (MS-Transformer, ActMST) or `turned`: its
+        orientation is then that of a camera which looks at the crop's centre. `cutout` is the side,
+        as a share of the crop's, of a square that is set to the mean colour at a random place.
+        Raises MsposeError for `turned` where a focal length is unknown.
         """
         order = epoch_order(self.scene, seed=seed, epoch=epoch, equalize_scenes=equalize_scenes)
         uniform_M7 = np.random.default_rng((seed, epoch, 0xC105)).random((len(order), 7))
         side = round(cutout * self.crop) if jitter is not None else 0
         # from numbers of its own: crops and jitter are the same with it and without
-        hole_M2 = np.random.default_rng((seed, epoch, 0xC070)).random((len(order), 2)) if side else None
+        hole_M2 = (
+            np.random.default_rng((seed, epoch, 0xC070)).random((len(order), 2)) if side else None
+        )
         focal_N = self._focal_lengths() if jitter is not None and crop_label == "turned" else None
 
         def drafts() -> Iterator[_Draft]:
@@ -144,13 +169,18 @@ class Batches:
                     yield self._centred(row, whole)
                     continue
                 uniform_B7 = uniform_M7[start : start + whole][mine]
-                place_2B = random_crop(self._height[row], self._width[row], self.crop, uniform_B7[:, :2], crop_reach)
+                place_2B = random_crop(
+                    self._height[row], self._width[row], self.crop, uniform_B7[:, :2], crop_reach
+                )
                 orientation_B4 = self.orientation[row]
                 if focal_N is not None:
                     orientation_B4 = self._turned(row, place_2B, focal_N[row])
                 hole = None
                 if hole_M2 is not None:
-                    hole = (*random_hole(self.crop, side, hole_M2[start : start + whole][mine]), side)
+                    hole = (
+                        *random_hole(self.crop, side, hole_M2[start : start + whole][mine]),
+                        side,
+                    )
                 crop_BHW3 = self._crops_ahead(row, place_2B)
                 colours = jitter.parameters(uniform_B7[:, 2:])
                 yield _Draft(row, whole, place_2B, crop_BHW3, orientation_B4, colours, hole)
@@ -166,18 +196,29 @@ class Batches:
 
     def _centred(self, row: NDArray[np.int64], whole: int) -> _Draft:
         place_2B = centre_crop(self._height[row], self._width[row], self.crop)
-        return _Draft(row, whole, place_2B, self._crops_ahead(row, place_2B), self.orientation[row], None)
+        return _Draft(
+            row, whole, place_2B, self._crops_ahead(row, place_2B), self.orientation[row], None
+        )
 
     def _crops_ahead(self, row: NDArray[np.int64], place_2B: Places) -> Tensor | None:
         if self.cache.device is not None:
             return None  # the device has its own work in order: only the main thread gives it more
-        return self.cache.crops(self._cache_row[row], *place_2B, self.crop, pin=self.device.type == "cuda")
+        return self.cache.crops(
+            self._cache_row[row], *place_2B, self.crop, pin=self.device.type == "cuda"
+        )
 
-    def _turned(self, row: NDArray[np.int64], place_2B: Places, focal_B: NDArray[np.float64]) -> Tensor:
+    def _turned(
+        self, row: NDArray[np.int64], place_2B: Places, focal_B: NDArray[np.float64]
+    ) -> Tensor:
         """Orientations of cameras that look at the crops' centres."""
         top_B, left_B = place_2B
-        right_B, down_B = left_B + (self.crop - self._width[row]) / 2, top_B + (self.crop - self._height[row]) / 2
-        return torch.from_numpy(turn_towards(self.orientation[row], right_B, down_B, focal_B)).float()
+        right_B, down_B = (
+            left_B + (self.crop - self._width[row]) / 2,
+            top_B + (self.crop - self._height[row]) / 2,
+        )
+        return torch.from_numpy(
+            turn_towards(self.orientation[row], right_B, down_B, focal_B)
+        ).float()
 
     def _focal_lengths(self) -> NDArray[np.float64]:
         """(N,) in pixels of the cached frames."""
@@ -225,7 +266,8 @@ def ahead(pieces: Iterator[T]) -> Iterator[T]:
 
 
 def share_of(count: int, share: tuple[int, int]) -> slice:
-    """The part of `count` things of process number `share[0]` of `share[1]`: consecutive, equal but for one.
+    """The part of `count` things of process number `share[0]` of `share[1]`: consecutive, equal but
+    for one.
 
     Where there are fewer things than processes, every process has them all.
     """
@@ -235,11 +277,13 @@ def share_of(count: int, share: tuple[int, int]) -> slice:
     return slice(count * number // processes, count * (number + 1) // processes)
 
 
-def epoch_order(scene_N: NDArray[np.int64], *, seed: int, epoch: int, equalize_scenes: bool) -> NDArray[np.int64]:
+def epoch_order(
+    scene_N: NDArray[np.int64], *, seed: int, epoch: int, equalize_scenes: bool
+) -> NDArray[np.int64]:
     """Row numbers of one epoch in random order.
 
-    With `equalize_scenes` every scene is drawn until all have as many samples as the largest: each frame of a smaller
-    scene appears equally often, but for a random remainder.
+    With `equalize_scenes` every scene is drawn until all have as many samples as the largest: each
+    frame of a smaller scene appears equally often, but for a random remainder.
     """
     generator = np.random.default_rng((seed, epoch, 0x0ADE))
     if not equalize_scenes:
@@ -254,7 +298,8 @@ def epoch_order(scene_N: NDArray[np.int64], *, seed: int, epoch: int, equalize_s
 
 
 def holdout_rows(frames: pd.DataFrame, share: float) -> NDArray[np.bool_]:
-    """(N,) which rows are held out: one block of `share` from the middle of each sequence of each scene.
+    """(N,) which rows are held out: one block of `share` from the middle of each sequence of each
+    scene.
 
     A block, not every n-th frame: neighbouring frames lie millimetres apart and would leak.
     """

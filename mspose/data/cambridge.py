@@ -1,8 +1,10 @@
 """Cambridge Landmarks' text files (Kendall et al., ICCV 2015).
 
-    <root>/<Scene>/dataset_train.txt, dataset_test.txt        three header lines, then `file X Y Z W P Q R`
+    <root>/<Scene>/dataset_train.txt, dataset_test.txt        three header lines, then `file X Y Z W
+                                                              P Q R`
 
-X Y Z is the camera's centre, W P Q R a quaternion world-to-camera, which the header does not say, of norm 1 or not.
+X Y Z is the camera's centre, W P Q R a quaternion world-to-camera, which the header does not say,
+of norm 1 or not.
 """
 
 import math
@@ -32,8 +34,8 @@ def read_cambridge(
 ) -> pd.DataFrame:
     """The frame table of one split of `scenes`, in the order of the files.
 
-    With `on_bad_frame="skip"` a frame with a bad line or without image is left out (see `frame_table`).
-    Raises MsposeError with file and line for bad lines and missing images.
+    With `on_bad_frame="skip"` a frame with a bad line or without image is left out (see
+    `frame_table`). Raises MsposeError with file and line for bad lines and missing images.
     """
     if split not in SPLIT_FILES:
         raise MsposeError(f"there is no split {split!r}; there are: {', '.join(SPLIT_FILES)}")
@@ -48,14 +50,20 @@ def read_cambridge(
             name, *cells = text.split() or [""]
             if line <= HEADER_LINES:
                 if len(cells) == 7 and not parse_numbers(cells)[1]:
-                    raise MsposeError(f"{path}, line {line} is a frame: expected {HEADER_LINES} header lines before it")
+                    raise MsposeError(
+                        f"{path}, line {line} is a frame: expected {HEADER_LINES} header lines"
+                        " before it"
+                    )
                 continue
             if not name:
                 continue
             if len(cells) == 7:
                 numbers, fault = parse_numbers(cells)
             else:
-                numbers, fault = [math.nan] * 7, f"expected 7 numbers after the image, found {len(cells)}"
+                numbers, fault = (
+                    [math.nan] * 7,
+                    f"expected 7 numbers after the image, found {len(cells)}",
+                )
             if not fault:
                 try:
                     find_image(root / scene, name)

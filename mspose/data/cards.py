@@ -1,6 +1,7 @@
 """Data-set cards: what a data set is, where it lies, and how its frames are read.
 
-A card is a YAML file, `datasets/<name>.yaml`, or one of your own anywhere. Paths in it are relative to the card.
+A card is a YAML file, `datasets/<name>.yaml`, or one of your own anywhere. Paths in it are relative
+to the card.
 """
 
 import math
@@ -20,7 +21,12 @@ from mspose.data.label_csv import read_label_csv
 from mspose.errors import MsposeError
 
 FORMATS = ("7scenes", "cambridge", "label-csv", "virtual")
-GROUND_TRUTHS = {"7scenes": ["original", "sfm"], "cambridge": ["sfm"], "virtual": ["rendered"], "label-csv": ["labels"]}
+GROUND_TRUTHS = {
+    "7scenes": ["original", "sfm"],
+    "cambridge": ["sfm"],
+    "virtual": ["rendered"],
+    "label-csv": ["labels"],
+}
 LABEL_CONVENTIONS = {
     "7scenes": CAMERA_TO_WORLD,
     "virtual": CAMERA_TO_WORLD,
@@ -65,7 +71,9 @@ class Card:
     label_convention: str
     """How poses in label CSVs are to be read: one of `mspose.data.frames.POSE_CONVENTIONS`."""
     focal_px: float
-    """Focal length in pixels of the original images; NaN where unknown or different from image to image."""
+    """Focal length in pixels of the original images; NaN where unknown or different from image to
+    image.
+    """
     thresholds: tuple[tuple[float, float], ...]
     """Recall thresholds: pairs of metres and degrees."""
     pose_convention: str
@@ -86,9 +94,11 @@ class Card:
 
 
 def read_card(name_or_path: str | Path) -> Card:
-    """The card of that name in `datasets/` (of the current directory, then of the repository), or of a YAML file.
+    """The card of that name in `datasets/` (of the current directory, then of the repository), or
+    of a YAML file.
 
-    Raises MsposeError for a name without card (listing those that exist), and for a card that is not right.
+    Raises MsposeError for a name without card (listing those that exist), and for a card that is
+    not right.
     """
     text = str(name_or_path)
     if text.endswith((".yaml", ".yml")) or "/" in text or os.sep in text:
@@ -103,8 +113,8 @@ def read_card(name_or_path: str | Path) -> Card:
             return _parse_card(path)
     there = sorted({card.stem for folder in folders for card in folder.glob("*.yaml")})
     raise MsposeError(
-        f"there is no data set {text!r}; there are: {', '.join(there) or 'none'} (cards in {folders[0]}), "
-        "or give the path of a card of your own"
+        f"there is no data set {text!r}; there are: {', '.join(there) or 'none'} (cards in"
+        f" {folders[0]}), or give the path of a card of your own"
     )
 
 
@@ -114,8 +124,8 @@ def data_root(card: Card, root: str | Path | None = None) -> Path:
 
 
 def predicted_data(dataset: str, root: str | None, predicted_on: str | None) -> tuple[Card, Path]:
-    """The card and folder of the frames that a run predicted: those of its settings (`dataset`, `root`), unless
-    `predicted_on`, the data set's name beside the predictions, is another.
+    """The card and folder of the frames that a run predicted: those of its settings (`dataset`,
+    `root`), unless `predicted_on`, the data set's name beside the predictions, is another.
 
     Raises MsposeError for a data set without card.
     """
@@ -142,8 +152,9 @@ def load_frames(
         split: `train` or `test`; for label CSVs any name that they use.
         scenes: by default all of the card; where label files are given, all that these hold.
         ground_truth: by default the card's first.
-        labels: files to read the poses from in place of the data set's own: label CSVs, or the text files of 7Scenes'
-            `sfm` ground truth, `<scene>_<split>.txt`; or a folder of `<scene>_<split>.csv` or `.txt`.
+        labels: files to read the poses from in place of the data set's own: label CSVs, or the text
+            files of 7Scenes' `sfm` ground truth, `<scene>_<split>.txt`; or a folder of
+            `<scene>_<split>.csv` or `.txt`.
         on_bad_frame: `stop`, or `skip` to leave out single frames that are bad (their number is in
             `table.attrs["bad_frames"]`).
 
@@ -153,14 +164,20 @@ def load_frames(
     truth = ground_truth or card.ground_truths[0]
     if truth not in card.ground_truths:
         raise MsposeError(
-            f"{card.name} has no ground truth {truth!r}; there {'is' if len(card.ground_truths) == 1 else 'are'}: "
-            f"{', '.join(card.ground_truths)}"
+            f"{card.name} has no ground truth {truth!r}; there"
+            f" {'is' if len(card.ground_truths) == 1 else 'are'}: {', '.join(card.ground_truths)}"
         )
     for scene in scenes:
         if card.known_scenes and scene not in card.known_scenes:
-            raise MsposeError(f"{card.name} has no scene {scene!r}; its scenes: {', '.join(card.known_scenes)}")
+            raise MsposeError(
+                f"{card.name} has no scene {scene!r}; its scenes: {', '.join(card.known_scenes)}"
+            )
     wanted = sorted(set(scenes) or set(card.scenes))
-    options: dict[str, Any] = {"dataset": card.name, "ground_truth": truth, "on_bad_frame": on_bad_frame}
+    options: dict[str, Any] = {
+        "dataset": card.name,
+        "ground_truth": truth,
+        "on_bad_frame": on_bad_frame,
+    }
 
     if card.format == "7scenes" and truth == "sfm":
         text_files = _sfm_files(card, folder, wanted, split, labels, narrow=not scenes)
@@ -192,21 +209,34 @@ def load_frames(
 
 
 def missing_data(card: Card, looked_for: Mapping[str, Path]) -> str:
-    """The message for data that is not there: what was looked for (scene -> file), where, and the ways on."""
+    """The message for data that is not there: what was looked for (scene -> file), where, and the
+    ways on.
+    """
     names = " ".join(looked_for)
-    what = f"{card.name}: no data of {'scene' if len(looked_for) == 1 else 'scenes'} {', '.join(looked_for)}"
+    what = (
+        f"{card.name}: no data of {'scene' if len(looked_for) == 1 else 'scenes'}"
+        f" {', '.join(looked_for)}"
+    )
     where = f"looked for {next(iter(looked_for.values()))}"
     quoted = names if len(looked_for) == 1 else f'"{names}"'
     advice = card.how_to_get or (
-        f"get it with `make data DATASET={card.name} SCENE={quoted}`, or see it work without a download: `make demo`"
+        f"get it with `make data DATASET={card.name} SCENE={quoted}`, or see it work without a"
+        " download: `make demo`"
     )
     return f"{what} ({where}); {advice}"
 
 
 def _sfm_files(
-    card: Card, root: Path, scenes: Sequence[str], split: str, labels: Sequence[str | Path], narrow: bool
+    card: Card,
+    root: Path,
+    scenes: Sequence[str],
+    split: str,
+    labels: Sequence[str | Path],
+    narrow: bool,
 ) -> dict[str, Path]:
-    """Scene -> text file of the sfm poses; with `narrow` and files in `labels`, only the scenes of those files."""
+    """Scene -> text file of the sfm poses; with `narrow` and files in `labels`, only the scenes of
+    those files.
+    """
     given = [Path(label).expanduser() for label in labels]
     folders = [path for path in given if path.is_dir()] or ([] if given else [root / "sfm"])
     found = {}
@@ -229,32 +259,49 @@ def _sfm_files(
                 found[scene] = folder / f"{scene}_{split}.txt"
     missing = [scene for scene in scenes if scene not in found]
     if missing and not (found and narrow and given and not folders):
-        place = folders[0] / f"{missing[0]}_{split}.txt" if folders else f"{missing[0]}_{split}.txt among {given}"
+        place = (
+            folders[0] / f"{missing[0]}_{split}.txt"
+            if folders
+            else f"{missing[0]}_{split}.txt among {given}"
+        )
         raise MsposeError(
-            f"{card.name}: no sfm poses of {', '.join(missing)} (looked for {place}); put the text files "
-            f"<scene>_<split>.txt into {root / 'sfm'} ({card.path} says where they are published), or name their "
-            "folder with --data.labels"
+            f"{card.name}: no sfm poses of {', '.join(missing)} (looked for {place}); put the text"
+            f" files <scene>_<split>.txt into {root / 'sfm'} ({card.path} says where they are"
+            " published), or name their folder with --data.labels"
         )
     return dict(sorted(found.items()))
 
 
-def _csv_files(card: Card, scenes: Sequence[str], split: str, truth: str, labels: Sequence[str | Path]) -> list[Path]:
+def _csv_files(
+    card: Card, scenes: Sequence[str], split: str, truth: str, labels: Sequence[str | Path]
+) -> list[Path]:
     if truth != card.ground_truths[0]:
-        raise MsposeError(f"label CSVs of {card.name} hold the ground truth {card.ground_truths[0]}, not {truth}")
+        raise MsposeError(
+            f"label CSVs of {card.name} hold the ground truth {card.ground_truths[0]}, not {truth}"
+        )
     files: list[Path] = []
     for path in [Path(label).expanduser() for label in labels] or card.labels:
         if path.is_dir():
-            files += [path / f"{scene}_{split}.csv" for scene in scenes] or sorted(path.glob("*.csv"))
+            files += [path / f"{scene}_{split}.csv" for scene in scenes] or sorted(
+                path.glob("*.csv")
+            )
         else:
             files.append(path)
         if path.suffix == ".txt" and card.format == "7scenes":
-            raise MsposeError(f"{path} holds sfm poses, not the ground truth {truth}: say --data.ground_truth sfm")
+            raise MsposeError(
+                f"{path} holds sfm poses, not the ground truth {truth}: say --data.ground_truth sfm"
+            )
     for file in files:
         if not file.is_file():
             advice = card.how_to_get if not labels else ""
-            raise MsposeError(f"{card.name}: no such label file: {file.absolute()}" + (f"; {advice}" if advice else ""))
+            raise MsposeError(
+                f"{card.name}: no such label file: {file.absolute()}"
+                + (f"; {advice}" if advice else "")
+            )
     if not files:
-        raise MsposeError(f"{card.name}: no label files in {', '.join(str(label) for label in labels)}")
+        raise MsposeError(
+            f"{card.name}: no label files in {', '.join(str(label) for label in labels)}"
+        )
     return files
 
 
@@ -284,21 +331,30 @@ def _parse_card(path: Path) -> Card:
     name = _text(path, values, "name", path.stem)
     convention = _text(path, values, "label_convention", LABEL_CONVENTIONS.get(style, ""))
     if convention not in POSE_CONVENTIONS:
-        raise MsposeError(f"{path}: label_convention is one of {', '.join(POSE_CONVENTIONS)}, not {convention!r}")
+        raise MsposeError(
+            f"{path}: label_convention is one of {', '.join(POSE_CONVENTIONS)}, not {convention!r}"
+        )
     scenes = _scenes(path, values, "scenes")
     extra = _scenes(path, values, "extra_scenes")
     if not scenes and style != "label-csv":
         raise MsposeError(f"{path}: scenes is missing or empty")
     labels = _texts(path, values, "labels", [])
     if style == "label-csv" and not labels:
-        raise MsposeError(f"{path}: labels is missing: a card of format label-csv names its label files")
+        raise MsposeError(
+            f"{path}: labels is missing: a card of format label-csv names its label files"
+        )
     truths = _texts(path, values, "ground_truths", GROUND_TRUTHS[style])
     if not truths or (style == "label-csv" and len(truths) != 1):
-        raise MsposeError(f"{path}: ground_truths names one ground truth (one card per ground truth of label CSVs)")
+        raise MsposeError(
+            f"{path}: ground_truths names one ground truth (one card per ground truth of label"
+            " CSVs)"
+        )
     for key, names in (("name", [name]), ("scenes", [*scenes, *extra]), ("ground_truths", truths)):
         for text in names:
             if PLAIN_NAME.fullmatch(text) is None:
-                raise MsposeError(f"{path}: {key}: {text!r} is not a plain name (letters, digits, - _ .)")
+                raise MsposeError(
+                    f"{path}: {key}: {text!r} is not a plain name (letters, digits, - _ .)"
+                )
     focal = values.get("focal_px")
     if focal is not None and not (_is_number(focal) and focal > 0):
         raise MsposeError(f"{path}: focal_px is a positive number of pixels, not {focal!r}")
@@ -331,7 +387,9 @@ def _parse_card(path: Path) -> Card:
 def _refuse_unknown(path: Path, values: Mapping[Any, Any], known: set[str], place: str) -> None:
     for key in values:
         if key not in known:
-            raise MsposeError(f"{path}: unknown key {place}{key!r}; there are: {', '.join(sorted(known))}")
+            raise MsposeError(
+                f"{path}: unknown key {place}{key!r}; there are: {', '.join(sorted(known))}"
+            )
 
 
 def _beside(card: Path, relative: str) -> Path:
@@ -366,15 +424,26 @@ def _scenes(path: Path, values: Mapping[str, Any], key: str) -> dict[str, SceneF
     for name, facts in value.items():
         facts = facts or {}
         if not isinstance(name, str) or not isinstance(facts, dict):
-            raise MsposeError(f"{path}: {key}: {name!r} is a name with its facts ({', '.join(sorted(_SCENE_KEYS))})")
+            raise MsposeError(
+                f"{path}: {key}: {name!r} is a name with its facts"
+                f" ({', '.join(sorted(_SCENE_KEYS))})"
+            )
         _refuse_unknown(path, facts, _SCENE_KEYS, f"{key}.{name}.")
         frames = facts.get("frames") or {}
-        if not isinstance(frames, dict) or not all(isinstance(count, int) for count in frames.values()):
-            raise MsposeError(f"{path}: {key}.{name}.frames is a number of frames per split, not {frames!r}")
+        if not isinstance(frames, dict) or not all(
+            isinstance(count, int) for count in frames.values()
+        ):
+            raise MsposeError(
+                f"{path}: {key}.{name}.frames is a number of frames per split, not {frames!r}"
+            )
         checksum = _text(path, facts, "sha256", "").lower()
         if checksum and re.fullmatch(r"[0-9a-f]{64}", checksum) is None:
-            raise MsposeError(f"{path}: {key}.{name}.sha256 is 64 hexadecimal digits, not {checksum!r}")
-        scenes[name] = SceneFacts(_text(path, facts, "url", "") or None, checksum or None, dict(frames))
+            raise MsposeError(
+                f"{path}: {key}.{name}.sha256 is 64 hexadecimal digits, not {checksum!r}"
+            )
+        scenes[name] = SceneFacts(
+            _text(path, facts, "url", "") or None, checksum or None, dict(frames)
+        )
     return scenes
 
 
@@ -382,7 +451,9 @@ def _thresholds(path: Path, value: Any) -> tuple[tuple[float, float], ...]:
     if value is None:
         return INDOOR_THRESHOLDS
     good = isinstance(value, list) and all(
-        isinstance(pair, list) and len(pair) == 2 and all(_is_number(number) and number > 0 for number in pair)
+        isinstance(pair, list)
+        and len(pair) == 2
+        and all(_is_number(number) and number > 0 for number in pair)
         for pair in value
     )
     if not good:

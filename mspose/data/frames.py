@@ -1,7 +1,7 @@
 """The frame table: one row per frame, in one pose convention, whatever the files said.
 
-Every loader collects what its files hold and calls `frame_table` once, at the end. Validation and the conversion of
-poses happen there and nowhere else; messages name the file and the line.
+Every loader collects what its files hold and calls `frame_table` once, at the end. Validation and
+the conversion of poses happen there and nowhere else; messages name the file and the line.
 """
 
 import logging
@@ -39,7 +39,8 @@ WORLD_TO_CAMERA_POSITION = "world-to-camera-position"
 """Position: camera centre. Orientation: world-to-camera. Cambridge Landmarks stores it so."""
 POSE_CONVENTIONS = (CAMERA_TO_WORLD, WORLD_TO_CAMERA, WORLD_TO_CAMERA_POSITION)
 
-# 7Scenes' published matrices are off by up to 4e-4; a scaled, sheared or mistyped one by far more than this
+# 7Scenes' published matrices are off by up to 4e-4; a scaled, sheared or mistyped one by far more
+# than this
 ROTATION_TOLERANCE = 1e-2
 # published quaternions have norms from 0.95 to 2.0
 SMALLEST_QUATERNION_NORM = 1e-6
@@ -82,21 +83,27 @@ def frame_table(
         where: row number -> the file (and line) that the row came from, for messages.
         source: the folder or files that were read, for the message about a scene without frames.
         focal_px: one value or one per row, in pixels of the original image; NaN where unknown.
-        faults: row number -> what the loader found wrong with it; the numbers of such a row are not looked at.
+        faults: row number -> what the loader found wrong with it; the numbers of such a row are not
+            looked at.
         scenes: scenes that must have at least one frame; by default those of the rows.
-        on_bad_frame: `stop` raises at the first bad frame; `skip` leaves bad frames out, warns with their number, and
-            notes it in `table.attrs["bad_frames"]`, and what is wrong with each in `table.attrs["faults"]`.
+        on_bad_frame: `stop` raises at the first bad frame; `skip` leaves bad frames out, warns with
+            their number, and notes it in `table.attrs["bad_frames"]`, and what is wrong with each
+            in `table.attrs["faults"]`.
 
-    Raises MsposeError for a bad frame (NaN, non-rotation, zero quaternion, impossible focal length, the loader's own
-    `faults`), a duplicate image, or a scene without frames.
+    Raises MsposeError for a bad frame (NaN, non-rotation, zero quaternion, impossible focal length,
+    the loader's own `faults`), a duplicate image, or a scene without frames.
     """
     if convention not in POSE_CONVENTIONS:
-        raise MsposeError(f"unknown pose convention {convention!r}; there are: {', '.join(POSE_CONVENTIONS)}")
+        raise MsposeError(
+            f"unknown pose convention {convention!r}; there are: {', '.join(POSE_CONVENTIONS)}"
+        )
     if on_bad_frame not in ("stop", "skip"):
         raise MsposeError(f"on_bad_frame is 'stop' or 'skip', not {on_bad_frame!r}")
     rows = len(image)
     position = np.asarray(position_B3, dtype=np.float64).reshape(rows, 3)
-    turn = np.asarray(orientation, dtype=np.float64).reshape((rows, 4) if np.ndim(orientation) < 3 else (rows, 3, 3))
+    turn = np.asarray(orientation, dtype=np.float64).reshape(
+        (rows, 4) if np.ndim(orientation) < 3 else (rows, 3, 3)
+    )
     focal = np.broadcast_to(np.asarray(focal_px, dtype=np.float64), (rows,))
 
     _refuse_duplicates(image, where)
@@ -104,13 +111,16 @@ def frame_table(
     if bad and on_bad_frame == "stop":
         first = min(bad)
         raise MsposeError(
-            f"{where(first)}: {bad[first]}; correct it, or go on without such frames with --on-bad-frame skip"
+            f"{where(first)}: {bad[first]}; correct it, or go on without such frames with"
+            " --on-bad-frame skip"
         )
     keep = np.ones(rows, dtype=bool)
     keep[list(bad)] = False
     if bad:
         first = min(bad)
-        logger.warning("left out %d of %d frames; the first: %s: %s", len(bad), rows, where(first), bad[first])
+        logger.warning(
+            "left out %d of %d frames; the first: %s: %s", len(bad), rows, where(first), bad[first]
+        )
 
     faults_found = [f"{where(row)}: {bad[row]}" for row in sorted(bad)]
     kept_scenes = {name for name, stays in zip(scene, keep, strict=True) if stays}
@@ -156,11 +166,15 @@ def read_lines(path: Path) -> list[str]:
 
 def natural_order(name: str) -> list[tuple[int, str]]:
     """Sorting key under which frame-2 comes before frame-10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
+    return [
+        (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)
+    ]
 
 
 def parse_numbers(values: Sequence[str] | Sequence[bytes]) -> tuple[list[float], str]:
-    """(numbers, fault): the values as floats and "", or NaNs and what is wrong with the first bad one."""
+    """(numbers, fault): the values as floats and "", or NaNs and what is wrong with the first bad
+    one.
+    """
     try:
         return [float(value) for value in values], ""
     except ValueError:
@@ -179,18 +193,30 @@ def _refuse_duplicates(image: Sequence[str], where: Callable[[int], str]) -> Non
     first: dict[str, int] = {}
     for row, name in enumerate(image):
         if name in first:
-            raise MsposeError(f"{where(row)}: image {name} is there twice (first: {where(first[name])})")
+            raise MsposeError(
+                f"{where(row)}: image {name} is there twice (first: {where(first[name])})"
+            )
         first[name] = row
 
 
 def _pose_faults(position: NDArray[Any], turn: NDArray[Any], focal: NDArray[Any]) -> dict[int, str]:
     """Row number -> what is wrong with its pose or focal length."""
     with np.errstate(over="ignore", invalid="ignore"):
-        not_finite = ~(np.isfinite(position).all(1) & np.isfinite(turn).all(tuple(range(1, turn.ndim))))
+        not_finite = ~(
+            np.isfinite(position).all(1) & np.isfinite(turn).all(tuple(range(1, turn.ndim)))
+        )
         if turn.ndim == 3:
-            off = np.abs(np.swapaxes(turn, 1, 2) @ turn - np.eye(3)).reshape(len(turn), 9).max(1, initial=0)
+            off = (
+                np.abs(np.swapaxes(turn, 1, 2) @ turn - np.eye(3))
+                .reshape(len(turn), 9)
+                .max(1, initial=0)
+            )
             sheared = ~not_finite & ~(off <= ROTATION_TOLERANCE)
-            mirrored = ~not_finite & ~sheared & (np.linalg.det(np.where(not_finite[:, None, None], 0, turn)) < 0)
+            mirrored = (
+                ~not_finite
+                & ~sheared
+                & (np.linalg.det(np.where(not_finite[:, None, None], 0, turn)) < 0)
+            )
             zero = np.zeros(len(turn), dtype=bool)
         else:
             norm = np.linalg.norm(turn, axis=1)
@@ -204,9 +230,13 @@ def _pose_faults(position: NDArray[Any], turn: NDArray[Any], focal: NDArray[Any]
     for row in np.flatnonzero(zero):
         faults[int(row)] = "the quaternion is zero"
     for row in np.flatnonzero(sheared):
-        faults[int(row)] = f"the pose is not a rotation: R^T R differs from the identity by up to {off[row]:.2g}"
+        faults[int(row)] = (
+            f"the pose is not a rotation: R^T R differs from the identity by up to {off[row]:.2g}"
+        )
     for row in np.flatnonzero(mirrored):
-        faults[int(row)] = "the pose is not a rotation but a reflection: its determinant is negative"
+        faults[int(row)] = (
+            "the pose is not a rotation but a reflection: its determinant is negative"
+        )
     for row in np.flatnonzero(not_finite):
         faults[int(row)] = "the pose holds NaN or infinity"
     return faults

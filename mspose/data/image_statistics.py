@@ -16,12 +16,15 @@ MOST_SIZES = 10  # that model.json lists
 
 
 def describe_images(frames: pd.DataFrame, cache: FrameCache, root: Path) -> dict[str, Any]:
-    """What `model.json` says of the images of a frame table (with `cache_row`) whose files lie below `root`.
+    """What `model.json` says of the images of a frame table (with `cache_row`) whose files lie
+    below `root`.
 
-    `image_sizes`: [width, height, frames] in pixels as stored, the most frequent first, at most MOST_SIZES; of images
-    that are equal after resizing, whose long sides differ by a few pixels, it is the first one's;
-    `focal_px`: the median; `focal_per_short_side`: lowest, median and highest focal length divided by the image's
-    short side, which is the field of view whatever the size. Focal lengths are None where no frame has one.
+    `image_sizes`: [width, height, frames] in pixels as stored, the most frequent first, at most
+    MOST_SIZES; of images that are equal after resizing, whose long sides differ by a few pixels, it
+    is the first one's;
+    `focal_px`: the median; `focal_per_short_side`: lowest, median and highest focal length divided
+    by the image's short side, which is the field of view whatever the size. Focal lengths are None
+    where no frame has one.
     """
     rows = frames["cache_row"].to_numpy()
     size_N2 = cache.sizes[rows]
@@ -39,14 +42,16 @@ def describe_images(frames: pd.DataFrame, cache: FrameCache, root: Path) -> dict
     return {
         "image_sizes": [[width, height, count] for (width, height), count in sizes.most_common()],
         "focal_px": float(np.median(focal_N[known])) if known.any() else None,
-        "focal_per_short_side": [float(pick(relative)) for pick in (np.min, np.median, np.max)]
-        if known.any()
-        else None,
+        "focal_per_short_side": (
+            [float(pick(relative)) for pick in (np.min, np.median, np.max)] if known.any() else None
+        ),
     }
 
 
 def _source_size(root: Path, image: str, height: int, width: int, short: int) -> tuple[int, int]:
-    """(width, height) of a file; from its cached size, rounded, where the file does not say the same any more."""
+    """(width, height) of a file; from its cached size, rounded, where the file does not say the
+    same any more.
+    """
     try:
         with Image.open(find_image(root, image)) as opened:
             if min(opened.size) == short:

@@ -1,4 +1,6 @@
-"""Images: from a name to RGB bytes, whatever the file holds, and the resize that training and prediction share."""
+"""Images: from a name to RGB bytes, whatever the file holds, and the resize that training and
+prediction share.
+"""
 
 import zlib
 from io import BytesIO
@@ -15,7 +17,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def find_image(root: Path, image: str) -> Path:
-    """The file of `image` under `root`, or the same name with another of `SUFFIXES` (some copies hold JPEGs for PNGs).
+    """The file of `image` under `root`, or the same name with another of `SUFFIXES` (some copies
+    hold JPEGs for PNGs).
 
     Raises MsposeError naming the file where there is none.
     """
@@ -32,8 +35,9 @@ def find_image(root: Path, image: str) -> Path:
 def read_image(path: Path) -> NDArray[np.uint8]:
     """The image as RGB uint8 (H, W, 3).
 
-    Grey, palette, CMYK and RGBA images are converted (transparency is dropped); of 16 bits per channel the upper 8 are
-    kept. Raises MsposeError, naming the file, where it is missing, empty, truncated, broken, or has 32 bits a channel.
+    Grey, palette, CMYK and RGBA images are converted (transparency is dropped); of 16 bits per
+    channel the upper 8 are kept. Raises MsposeError, naming the file, where it is missing, empty,
+    truncated, broken, or has 32 bits a channel.
     """
     try:
         data = Path(path).read_bytes()
@@ -47,14 +51,26 @@ def read_image(path: Path) -> NDArray[np.uint8]:
             return _to_rgb(image)
     except UnidentifiedImageError as error:
         raise MsposeError(f"{path} is not an image, or is cut off near its beginning") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, zlib.error, Image.DecompressionBombError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        IndexError,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:
         raise MsposeError(f"image {path} cannot be read: {error}") from error
 
 
 def to_rgb8(image_HW3: Any) -> NDArray[np.uint8]:
-    """`image_HW3` itself (contiguous), checked to be an RGB uint8 array (H, W, 3). Raises ValueError if it is not."""
+    """`image_HW3` itself (contiguous), checked to be an RGB uint8 array (H, W, 3). Raises
+    ValueError if it is not.
+    """
     if not isinstance(image_HW3, np.ndarray):
-        raise ValueError(f"image: expected a NumPy array uint8 (H, W, 3), found {type(image_HW3).__name__}")
+        raise ValueError(
+            f"image: expected a NumPy array uint8 (H, W, 3), found {type(image_HW3).__name__}"
+        )
     if image_HW3.ndim != 3 or image_HW3.shape[2] != 3 or 0 in image_HW3.shape:
         raise ValueError(f"image: expected shape (H, W, 3), RGB, found {image_HW3.shape}")
     if image_HW3.dtype != np.uint8:
@@ -63,8 +79,9 @@ def to_rgb8(image_HW3: Any) -> NDArray[np.uint8]:
 
 
 def resize_short_side(image_HW3: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """The image with its shorter side `size` pixels long: bilinear, antialiased, bit for bit as torchvision's
-    `Resize(size)` does on a PIL image; of tall images as with Pillow before 13, whatever Pillow is here.
+    """The image with its shorter side `size` pixels long: bilinear, antialiased, bit for bit as
+    torchvision's `Resize(size)` does on a PIL image; of tall images as with Pillow before 13,
+    whatever Pillow is here.
     """
     height, width = image_HW3.shape[:2]
     short, long = min(height, width), max(height, width)
@@ -73,7 +90,9 @@ def resize_short_side(image_HW3: NDArray[np.uint8], size: int) -> NDArray[np.uin
     new_long = int(size * long / short)
     new_size = (size, new_long) if width <= height else (new_long, size)
     resized = Image.fromarray(image_HW3)
-    if width < height:  # along rows first, as Pillow does but for tall images from version 13 on: rounding differs
+    if (
+        width < height
+    ):  # along rows first, as Pillow does but for tall images from version 13 on: rounding differs
         resized = resized.resize((size, height), Image.Resampling.BILINEAR)
     return np.array(resized.resize(new_size, Image.Resampling.BILINEAR))
 

@@ -1,8 +1,10 @@
 """Label CSVs as MST and ActMST ship them, and for data of your own.
 
-Columns `scene,split,seq,img_path,t1,t2,t3,q1,q2,q3,q4`: the image relative to the data set's root, camera centre in
-metres, quaternion w first; and, where there is one, `focal_px`. Others are ignored. Which way the quaternion turns is
-not in the file: 7Scenes' CSVs are camera-to-world, Cambridge's world-to-camera; so the data set's card says it.
+Columns `scene,split,seq,img_path,t1,t2,t3,q1,q2,q3,q4`: the image relative to the data set's root,
+camera centre in metres, quaternion w first; and, where there is one, `focal_px`. Others are
+ignored. Which way the quaternion turns is
+not in the file: 7Scenes' CSVs are camera-to-world, Cambridge's world-to-camera; so the data set's
+    card says it.
 """
 
 import csv
@@ -52,37 +54,50 @@ def read_label_csv(
     focal_px: float = math.nan,
     on_bad_frame: str = "stop",
 ) -> pd.DataFrame:
-    """The frame table of the rows of one split in `files`, by scene, then in the order of the files.
+    """The frame table of the rows of one split in `files`, by scene, then in the order of the
+    files.
 
     Args:
         files: label CSVs; their rows are joined.
         split: any name that the files use.
         convention: how the pose is to be read, one of `mspose.data.frames.POSE_CONVENTIONS`.
         scenes: scenes wanted, each of which must have rows; by default all in the files.
-        known_scenes: where given, a row of any other scene is refused: it belongs to another data set.
-        focal_px: of the images of files without a column `focal_px`, in pixels; an empty cell of that column is NaN.
+        known_scenes: where given, a row of any other scene is refused: it belongs to another data
+            set.
+        focal_px: of the images of files without a column `focal_px`, in pixels; an empty cell of
+            that column is NaN.
 
-    Images are not looked for. Raises MsposeError with file and line for a missing column, a row of a wrong length, a
-    duplicate image (in whichever split), a cell that is not a number, NaN, a zero quaternion, an unknown scene; and for
-    a split or a scene without rows.
+    Images are not looked for. Raises MsposeError with file and line for a missing column, a row of
+    a wrong length, a duplicate image (in whichever split), a cell that is not a number, NaN, a zero
+    quaternion, an unknown scene; and for a split or a scene without rows.
     """
     rows = [row for file in files for row in _read_rows(file)]
     listed = ", ".join(str(file) for file in files)
     first: dict[str, _Row] = {}
     for row in rows:
         if row.image in first:
-            raise MsposeError(f"{row.place}: image {row.image} is there twice (first: {first[row.image].place})")
+            raise MsposeError(
+                f"{row.place}: image {row.image} is there twice (first: {first[row.image].place})"
+            )
         first[row.image] = row
         if known_scenes and row.scene not in known_scenes:
             raise MsposeError(
-                f"{row.place}: {row.scene} is not a scene of {dataset}; its scenes: {', '.join(known_scenes)}"
+                f"{row.place}: {row.scene} is not a scene of {dataset}; its scenes:"
+                f" {', '.join(known_scenes)}"
             )
     splits = sorted({row.split for row in rows})
     if split not in splits:
-        raise MsposeError(f"no frames of split {split!r} in {listed}; splits there: {', '.join(splits) or 'none'}")
-    wanted = sorted({row.scene for row in rows if row.split == split} if scenes is None else set(scenes))
+        raise MsposeError(
+            f"no frames of split {split!r} in {listed}; splits there: {', '.join(splits) or 'none'}"
+        )
+    wanted = sorted(
+        {row.scene for row in rows if row.split == split} if scenes is None else set(scenes)
+    )
     order = {scene: rank for rank, scene in enumerate(wanted)}
-    rows = sorted((row for row in rows if row.split == split and row.scene in order), key=lambda row: order[row.scene])
+    rows = sorted(
+        (row for row in rows if row.split == split and row.scene in order),
+        key=lambda row: order[row.scene],
+    )
 
     values, focals, faults = [], [], {}
     for number, row in enumerate(rows):
@@ -92,7 +107,11 @@ def read_label_csv(
             faults[number] = f"column {FOCAL_COLUMN}: {fault}"
         numbers, fault = parse_numbers(row.pose)
         if fault:
-            column = next(name for name, cell in zip(POSE_COLUMNS, row.pose, strict=True) if parse_numbers([cell])[1])
+            column = next(
+                name
+                for name, cell in zip(POSE_COLUMNS, row.pose, strict=True)
+                if parse_numbers([cell])[1]
+            )
             faults[number] = f"column {column}: {fault}"
         values.append(numbers)
     number_B7 = np.array(values, dtype=np.float64).reshape(-1, 7)
@@ -133,7 +152,8 @@ def _read_rows(file: Path) -> list[_Row]:
             if missing:
                 times = "twice" if missing[0] in header else "not there"
                 raise MsposeError(
-                    f"{file}, line 1: column {missing[0]} is {times}; a label file has {','.join(CSV_COLUMNS)}"
+                    f"{file}, line 1: column {missing[0]} is {times}; a label file has"
+                    f" {','.join(CSV_COLUMNS)}"
                 )
             if header.count(FOCAL_COLUMN) > 1:
                 raise MsposeError(f"{file}, line 1: column {FOCAL_COLUMN} is twice")
@@ -144,8 +164,14 @@ def _read_rows(file: Path) -> list[_Row]:
                     continue
                 line = reader.line_num
                 if len(cells) != len(header):
-                    raise MsposeError(f"{file}, line {line}: expected {len(header)} values, found {len(cells)}")
-                names = {"scene": cells[scene].strip(), "split": cells[split].strip(), "img_path": cells[path].strip()}
+                    raise MsposeError(
+                        f"{file}, line {line}: expected {len(header)} values, found {len(cells)}"
+                    )
+                names = {
+                    "scene": cells[scene].strip(),
+                    "split": cells[split].strip(),
+                    "img_path": cells[path].strip(),
+                }
                 for column, name in names.items():
                     if not name:
                         raise MsposeError(f"{file}, line {line}: column {column} is empty")
@@ -171,13 +197,18 @@ def _read_rows(file: Path) -> list[_Row]:
 
 
 def label_rows(files: Sequence[Path]) -> pd.DataFrame:
-    """The rows of `files` as they stand there, unchecked: scene, split, sequence, image, q1 .. q4, place.
+    """The rows of `files` as they stand there, unchecked: scene, split, sequence, image, q1 .. q4,
+    place.
 
-    place is file and line. Quaternions are numbers, NaN where a row's are not. Raises MsposeError as `read_label_csv`
-    does for broken files.
+    place is file and line. Quaternions are numbers, NaN where a row's are not. Raises MsposeError
+    as `read_label_csv` does for broken files.
     """
     rows = [row for file in files for row in _read_rows(file)]
     names = ("scene", "split", "sequence", "image", "place")
-    table = pd.DataFrame({name: [getattr(row, name) for row in rows] for name in names}, dtype=object)
-    quaternion_B4 = np.array([parse_numbers(row.pose[3:])[0] for row in rows], dtype=np.float64).reshape(-1, 4)
+    table = pd.DataFrame(
+        {name: [getattr(row, name) for row in rows] for name in names}, dtype=object
+    )
+    quaternion_B4 = np.array(
+        [parse_numbers(row.pose[3:])[0] for row in rows], dtype=np.float64
+    ).reshape(-1, 4)
     return table.assign(**dict(zip(POSE_COLUMNS[3:], quaternion_B4.T, strict=True)))

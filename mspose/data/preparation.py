@@ -1,6 +1,8 @@
-"""What has to be on disk before frames can be read: published scenes downloaded, virtual ones rendered.
+"""What has to be on disk before frames can be read: published scenes downloaded, virtual ones
+rendered.
 
-The modules that do it are loaded where they are called: a training run that needs neither starts sooner.
+The modules that do it are loaded where they are called: a training run that needs neither starts
+    sooner.
 """
 
 from collections.abc import Sequence
@@ -24,7 +26,9 @@ def get_data(
     *,
     progress: bool = True,
 ) -> None:
-    """Download and unpack the scenes of a published data set, or render those of a virtual one; what is whole stays."""
+    """Download and unpack the scenes of a published data set, or render those of a virtual one;
+    what is whole stays.
+    """
     from mspose.data.download import download_scenes
 
     card = read_card(dataset)
@@ -36,30 +40,41 @@ def get_data(
         render_card(card, root, scenes, progress=progress)
 
 
-def render_if_virtual(dataset: str, root: str | None, scenes: Sequence[str] = (), *, progress: bool) -> None:
-    """Render what is missing of a virtual data set (default: all of the card's scenes); others are left alone."""
+def render_if_virtual(
+    dataset: str, root: str | None, scenes: Sequence[str] = (), *, progress: bool
+) -> None:
+    """Render what is missing of a virtual data set (default: all of the card's scenes); others are
+    left alone.
+    """
     card = read_card(dataset)
     if card.format == "virtual":
         render_card(card, root, scenes, progress=progress)
 
 
-def render_card(card: Card, root: str | None, scenes: Sequence[str] = (), *, progress: bool) -> None:
+def render_card(
+    card: Card, root: str | None, scenes: Sequence[str] = (), *, progress: bool
+) -> None:
     """Render scenes (default: all) of a card of format `virtual`, as its `render` says."""
     from mspose.data.virtual import render_virtual
 
     if unknown := [scene for scene in scenes if scene not in card.known_scenes]:
-        raise MsposeError(f"{card.name} has no scene {unknown[0]!r}; its scenes: {', '.join(card.known_scenes)}")
+        raise MsposeError(
+            f"{card.name} has no scene {unknown[0]!r}; its scenes: {', '.join(card.known_scenes)}"
+        )
     frames = {}
     for scene in scenes or card.scenes:
         counts = card.scene_facts[scene].frames
         if "train" not in counts or "test" not in counts:
             raise MsposeError(
-                f"{card.path}: scenes.{scene}.frames names the frames to render, {{train: 800, test: 100}}"
+                f"{card.path}: scenes.{scene}.frames names the frames to render, {{train: 800,"
+                " test: 100}"
             )
         frames[scene] = (counts["train"], counts["test"])
     for name, value in card.render.items():
         if name not in RENDER_SETTINGS:
-            raise MsposeError(f"{card.path}: unknown key render.{name}; there are: {', '.join(RENDER_SETTINGS)}")
+            raise MsposeError(
+                f"{card.path}: unknown key render.{name}; there are: {', '.join(RENDER_SETTINGS)}"
+            )
         if not isinstance(value, int | float | str):
             raise MsposeError(f"{card.path}: render.{name} is a number or a word, not {value!r}")
     render_virtual(data_root(card, root), frames=frames, **card.render, progress=progress)
@@ -79,7 +94,9 @@ def cache_data(
     on_bad_frame: str = "stop",
     progress: bool = True,
 ) -> str:
-    """Build the frame caches of some splits, or continue them; a Markdown table of where they are and how large."""
+    """Build the frame caches of some splits, or continue them; a Markdown table of where they are
+    and how large.
+    """
     card = read_card(dataset)
     render_if_virtual(dataset, root, scenes, progress=progress)
     rows = []
@@ -107,7 +124,9 @@ def list_data() -> str:
     folders = dict.fromkeys((Path.cwd() / "datasets", REPOSITORY / "datasets"))
     rows = []
     # of two cards of one name the first folder's counts, as in read_card
-    for path in {path.stem: path for folder in reversed(folders) for path in sorted(folder.glob("*.yaml"))}.values():
+    for path in {
+        path.stem: path for folder in reversed(folders) for path in sorted(folder.glob("*.yaml"))
+    }.values():
         card = read_card(path)
         there = [scene for scene in card.known_scenes if (data_root(card) / scene).is_dir()]
         rows.append(

@@ -1,12 +1,16 @@
-"""7Scenes' folders (Shotton et al., CVPR 2013) and its two ground truths; virtual data is written in the same layout.
+"""7Scenes' folders (Shotton et al., CVPR 2013) and its two ground truths; virtual data is written
+in the same layout.
 
-    <root>/<scene>/TrainSplit.txt, TestSplit.txt              name sequences, one per line: `sequence3`
+    <root>/<scene>/TrainSplit.txt, TestSplit.txt              name sequences, one per line:
+                                                              `sequence3`
     <root>/<scene>/seq-03/frame-000226.color.png|jpg          the image
     <root>/<scene>/seq-03/frame-000226.pose.txt               4x4 camera-to-world matrix, metres
-    <root>/<scene>/camera-intrinsics.txt                      optional: the 3x3 camera matrix, pixels
+    <root>/<scene>/camera-intrinsics.txt                      optional: the 3x3 camera matrix,
+                                                              pixels
 
-The second ground truth (Brachmann et al., ICCV 2021) is one text file per scene and split, in any order, with a line
-`seq-03/frame-000226.color.png qw qx qy qz tx ty tz f` per image, world-to-camera.
+The second ground truth (Brachmann et al., ICCV 2021) is one text file per scene and split, in any
+order, with a line `seq-03/frame-000226.color.png qw qx qy qz tx ty tz f` per image,
+world-to-camera.
 """
 
 import math
@@ -18,7 +22,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mspose.data.frames import CAMERA_TO_WORLD, WORLD_TO_CAMERA, frame_table, natural_order, parse_numbers, read_lines
+from mspose.data.frames import (
+    CAMERA_TO_WORLD,
+    WORLD_TO_CAMERA,
+    frame_table,
+    natural_order,
+    parse_numbers,
+    read_lines,
+)
 from mspose.errors import MsposeError
 
 SPLIT_FILES = {"train": "TrainSplit.txt", "test": "TestSplit.txt"}
@@ -41,11 +52,12 @@ def read_seven_scenes(
 ) -> pd.DataFrame:
     """The frame table of one split of `scenes`, by scene, sequence and frame number.
 
-    A scene's `camera-intrinsics.txt`, where it has one, goes before `focal_px`. With `on_bad_frame="skip"` a frame
-    without image or with a bad pose file is left out (see `frame_table`).
+    A scene's `camera-intrinsics.txt`, where it has one, goes before `focal_px`. With
+    `on_bad_frame="skip"` a frame without image or with a bad pose file is left out (see
+    `frame_table`).
 
-    Raises MsposeError for a split file that is missing, empty or names a sequence that is not there, a sequence without
-    frames, and bad frames.
+    Raises MsposeError for a split file that is missing, empty or names a sequence that is not
+    there, a sequence without frames, and bad frames.
     """
     scene_names: list[str] = []
     sequences: list[str] = []
@@ -100,9 +112,11 @@ def read_sfm_poses(
     ground_truth: str = "sfm",
     on_bad_frame: str = "stop",
 ) -> pd.DataFrame:
-    """The frame table of the structure-from-motion poses in `files` (scene -> text file), by sequence and frame number.
+    """The frame table of the structure-from-motion poses in `files` (scene -> text file), by
+    sequence and frame number.
 
-    Images are named as in the files and are not looked for. Raises MsposeError with file and line for bad lines.
+    Images are named as in the files and are not looked for. Raises MsposeError with file and line
+    for bad lines.
     """
     rows: list[tuple[str, str, Path, int, list[float], str]] = []
     for scene, path in files.items():
@@ -112,10 +126,15 @@ def read_sfm_poses(
                 continue
             name, *cells = text.split()
             if len(cells) != 8:
-                numbers, fault = [math.nan] * 8, f"expected 8 numbers after the image, found {len(cells)}"
+                numbers, fault = (
+                    [math.nan] * 8,
+                    f"expected 8 numbers after the image, found {len(cells)}",
+                )
             else:
                 numbers, fault = parse_numbers(cells)
-                fault = fault or ("" if math.isfinite(numbers[7]) else "the focal length is not a number")
+                fault = fault or (
+                    "" if math.isfinite(numbers[7]) else "the focal length is not a number"
+                )
             found.append((scene, name, path, line, numbers, fault))
         if not found:
             raise MsposeError(f"{path} is empty: expected a line per image")
@@ -141,7 +160,9 @@ def read_sfm_poses(
 
 
 def split_sequences(scene_folder: Path, split: str) -> list[Path]:
-    """The sequence folders of a split, by number. Raises MsposeError for a line or a folder that is not right."""
+    """The sequence folders of a split, by number. Raises MsposeError for a line or a folder that is
+    not right.
+    """
     if split not in SPLIT_FILES:
         raise MsposeError(f"there is no split {split!r}; there are: {', '.join(SPLIT_FILES)}")
     split_file = scene_folder / SPLIT_FILES[split]
@@ -151,12 +172,20 @@ def split_sequences(scene_folder: Path, split: str) -> list[Path]:
             continue
         match = _SEQUENCE_NAME.fullmatch(text)
         if match is None:
-            raise MsposeError(f"{split_file}, line {line}: {text[:40]!r} is not the name of a sequence (`sequence3`)")
+            raise MsposeError(
+                f"{split_file}, line {line}: {text[:40]!r} is not the name of a sequence"
+                " (`sequence3`)"
+            )
         if int(match[1]) in named:
-            raise MsposeError(f"{split_file}, line {line}: {text} is there twice (first: line {named[int(match[1])]})")
+            raise MsposeError(
+                f"{split_file}, line {line}: {text} is there twice (first: line"
+                f" {named[int(match[1])]})"
+            )
         named[int(match[1])] = line
     if not named:
-        raise MsposeError(f"{split_file} names no sequence: scene {scene_folder.name} has no {split} frames")
+        raise MsposeError(
+            f"{split_file} names no sequence: scene {scene_folder.name} has no {split} frames"
+        )
     folders = {}
     for entry in sorted(os.scandir(scene_folder), key=lambda entry: entry.name):
         match = _SEQUENCE_FOLDER.fullmatch(entry.name)
@@ -179,7 +208,10 @@ def _list_frames(folder: Path) -> list[tuple[str, str | None]]:
         if match is not None:
             frames.setdefault(match[1], {})[match[2]] = entry.name
     if not frames:
-        raise MsposeError(f"{folder} holds no frames (frame-000000.color.png with frame-000000.pose.txt, and so on)")
+        raise MsposeError(
+            f"{folder} holds no frames (frame-000000.color.png with frame-000000.pose.txt, and"
+            " so on)"
+        )
     listed = []
     for number in sorted(frames, key=int):
         files = frames[number]
@@ -209,5 +241,8 @@ def _read_focal(path: Path, default: float) -> float:
         return default
     numbers, fault = parse_numbers(" ".join(read_lines(path)).split())
     if fault or len(numbers) != 9 or not (math.isfinite(numbers[0]) and numbers[0] > 0):
-        raise MsposeError(f"{path}: {fault or 'expected the 9 numbers of a 3x3 camera matrix, focal length first'}")
+        raise MsposeError(
+            f"{path}:"
+            f" {fault or 'expected the 9 numbers of a 3x3 camera matrix, focal length first'}"
+        )
     return numbers[0]

@@ -103,7 +103,11 @@ def render_virtual(
                     with whole_file(root / scene / RECORD) as file:
                         json.dump(record, file, indent=2)
             if missing:
-                cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+                cores = (
+                    len(os.sched_getaffinity(0))
+                    if hasattr(os, "sched_getaffinity")
+                    else os.cpu_count() or 1
+                )
                 _render_all(root, missing, max(1, min(workers or cores, len(missing))), progress)
             for scene, plan in plans.items():
                 _finish_scene(root / scene, plan)
@@ -115,7 +119,11 @@ def render_virtual(
 
 
 def _check_settings(
-    frames: Mapping[str, tuple[int, int]], frames_per_sequence: int, camera: Camera, seed: int, image_format: str
+    frames: Mapping[str, tuple[int, int]],
+    frames_per_sequence: int,
+    camera: Camera,
+    seed: int,
+    image_format: str,
 ) -> None:
     unknown = [scene for scene in frames if scene not in SCENE_NAMES]
     if unknown or not frames:
@@ -124,17 +132,27 @@ def _check_settings(
         )
     for scene, counts in frames.items():
         if min(counts) < 1:
-            raise MsposeError(f"virtual scene {scene}: needs at least one training and one test frame, not {counts}")
-    wholes = {"frames_per_sequence": frames_per_sequence, "width": camera.width, "height": camera.height}
+            raise MsposeError(
+                f"virtual scene {scene}: needs at least one training and one test frame, not {counts}"
+            )
+    wholes = {
+        "frames_per_sequence": frames_per_sequence,
+        "width": camera.width,
+        "height": camera.height,
+    }
     for name, value in wholes.items():
         if type(value) is not int or value < 1:
             raise MsposeError(f"virtual data: {name} is a whole number, 1 or more, not {value!r}")
     if type(seed) is not int or seed < 0:
         raise MsposeError(f"virtual data: the seed is a whole number, 0 or more, not {seed!r}")
     if not (isinstance(camera.focal_px, int | float) and 0 < camera.focal_px < math.inf):
-        raise MsposeError(f"virtual data: focal_px is a positive number of pixels, not {camera.focal_px!r}")
+        raise MsposeError(
+            f"virtual data: focal_px is a positive number of pixels, not {camera.focal_px!r}"
+        )
     if image_format not in ENCODINGS:
-        raise MsposeError(f"virtual data: image_format is one of {', '.join(ENCODINGS)}, not {image_format!r}")
+        raise MsposeError(
+            f"virtual data: image_format is one of {', '.join(ENCODINGS)}, not {image_format!r}"
+        )
 
 
 @contextmanager
@@ -163,20 +181,30 @@ def _is_rendered_into(root: Path) -> bool:
 
 
 def _is_complete(
-    root: Path, shared: Mapping[str, Any], records: Mapping[str, Any], plans: Mapping[str, list[Sequence]]
+    root: Path,
+    shared: Mapping[str, Any],
+    records: Mapping[str, Any],
+    plans: Mapping[str, list[Sequence]],
 ) -> bool:
     """Whether there is nothing to do. Raises MsposeError where `root` holds something else."""
     try:
         missing = _missing_sequences(root, shared, records, plans)
     except MsposeError:
-        if _is_rendered_into(root):  # by another process, which may have only begun: looked at again when alone
+        if _is_rendered_into(
+            root
+        ):  # by another process, which may have only begun: looked at again when alone
             return False
         missing = _missing_sequences(root, shared, records, plans)  # it may just have ended
-    return not missing and all((root / scene / name).is_file() for scene in plans for name in SPLIT_FILES.values())
+    return not missing and all(
+        (root / scene / name).is_file() for scene in plans for name in SPLIT_FILES.values()
+    )
 
 
 def _missing_sequences(
-    root: Path, shared: Mapping[str, Any], records: Mapping[str, Any], plans: Mapping[str, list[Sequence]]
+    root: Path,
+    shared: Mapping[str, Any],
+    records: Mapping[str, Any],
+    plans: Mapping[str, list[Sequence]],
 ) -> list[Sequence]:
     """The sequences that are not there yet. Raises MsposeError where `root` holds something else."""
     _check_root(root, shared)
@@ -224,7 +252,12 @@ def _check_record(folder: Path, wanted: Mapping[str, Any]) -> None:
 
 
 def _missing_of_scene(folder: Path, plan: list[Sequence]) -> list[Sequence]:
-    known = {RECORD, "camera-intrinsics.txt", *SPLIT_FILES.values(), *(sequence.folder for sequence in plan)}
+    known = {
+        RECORD,
+        "camera-intrinsics.txt",
+        *SPLIT_FILES.values(),
+        *(sequence.folder for sequence in plan),
+    }
     for path in sorted(folder.iterdir()):
         if path.name not in known and not path.name.startswith("."):
             raise MsposeError(f"{path} is no part of the virtual data set; move it away")
@@ -249,12 +282,16 @@ def _finish_scene(folder: Path, plan: list[Sequence]) -> None:
         file.write(matrix_text(plan[0].camera.intrinsics_33))
     for split, name in reversed(SPLIT_FILES.items()):
         with whole_file(folder / name) as file:
-            file.writelines(f"sequence{sequence.number}\n" for sequence in plan if sequence.split == split)
+            file.writelines(
+                f"sequence{sequence.number}\n" for sequence in plan if sequence.split == split
+            )
 
 
 def _render_all(root: Path, missing: list[Sequence], workers: int, progress: bool) -> None:
     total = sum(sequence.frames for sequence in missing)
-    with tqdm(total=total, desc="rendering", unit="frame", disable=not progress, dynamic_ncols=True) as bar:
+    with tqdm(
+        total=total, desc="rendering", unit="frame", disable=not progress, dynamic_ncols=True
+    ) as bar:
         if workers == 1:
             for sequence in missing:
                 for _ in render_sequence(sequence, root / sequence.scene):
@@ -264,7 +301,9 @@ def _render_all(root: Path, missing: list[Sequence], workers: int, progress: boo
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker) as pool:
             try:
-                jobs = [pool.submit(render_job, sequence, root / sequence.scene) for sequence in missing]
+                jobs = [
+                    pool.submit(render_job, sequence, root / sequence.scene) for sequence in missing
+                ]
                 for job in as_completed(jobs):
                     bar.update(job.result())
             except BrokenProcessPool as error:

@@ -16,9 +16,13 @@ from mspose.data.virtual_textures import Image
 
 NEAR_M = 0.05  # what is nearer is clipped away
 FAR_M = 200.0
-MAX_SHADE = 4.0  # the rasteriser interpolates values in 0..1: light is divided by this on the way through
+MAX_SHADE = (
+    4.0  # the rasteriser interpolates values in 0..1: light is divided by this on the way through
+)
 ATLAS_WIDTH = 4096
-ATLAS_BORDER = 2  # texels repeated around each texture, so that interpolation never reads its neighbour
+ATLAS_BORDER = (
+    2  # texels repeated around each texture, so that interpolation never reads its neighbour
+)
 MIP_LEVELS = 6
 
 
@@ -34,10 +38,16 @@ class Camera:
     def intrinsics_33(self) -> NDArray[np.float64]:
         """[[f, 0, cx], [0, f, cy], [0, 0, 1]] in pixels, pixel centres at whole numbers."""
         return np.array(
-            [[self.focal_px, 0.0, (self.width - 1) / 2], [0.0, self.focal_px, (self.height - 1) / 2], [0.0, 0.0, 1.0]]
+            [
+                [self.focal_px, 0.0, (self.width - 1) / 2],
+                [0.0, self.focal_px, (self.height - 1) / 2],
+                [0.0, 0.0, 1.0],
+            ]
         )
 
-    def project(self, points_N3: ArrayLike, pose_44: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def project(
+        self, points_N3: ArrayLike, pose_44: ArrayLike
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """World points -> (pixels (N, 2) as (x, y), depth along the optical axis (N,) in metres)."""
         pose = np.asarray(pose_44, np.float64)
         camera_N3 = (np.asarray(points_N3, np.float64) - pose[:3, 3]) @ pose[:3, :3]
@@ -50,11 +60,19 @@ class Lighting:
     """How one sequence is lit and exposed."""
 
     gain: float = 1.0
-    colour: tuple[float, float, float] = (1.0, 1.0, 1.0)  # red, green, blue gains: the colour temperature
+    colour: tuple[float, float, float] = (
+        1.0,
+        1.0,
+        1.0,
+    )  # red, green, blue gains: the colour temperature
     vignette: float = 0.15  # loss of light in the image's corner
     ambient: float = 0.55
     lamp_strength: float = 1.0
-    lamp_shift_m: tuple[float, float, float] = (0.0, 0.0, 0.0)  # added to the position of every lamp
+    lamp_shift_m: tuple[float, float, float] = (
+        0.0,
+        0.0,
+        0.0,
+    )  # added to the position of every lamp
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "Lighting":
@@ -91,9 +109,15 @@ class Scene:
     atlas: Image
     atlas_origin_TM2: NDArray[np.float32]  # of texture T at mip level M: left, top in texels
     atlas_size_TM2: NDArray[np.float32]  # width, height in texels
-    view_low_3: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))  # box in which cameras move, free of
-    view_high_3: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))  # everything else, metres
-    target_low_3: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))  # box at which they look
+    view_low_3: NDArray[np.float64] = field(
+        default_factory=lambda: np.zeros(3)
+    )  # box in which cameras move, free of
+    view_high_3: NDArray[np.float64] = field(
+        default_factory=lambda: np.zeros(3)
+    )  # everything else, metres
+    target_low_3: NDArray[np.float64] = field(
+        default_factory=lambda: np.zeros(3)
+    )  # box at which they look
     target_high_3: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
 
     def light_Q4(self, lighting: Lighting) -> NDArray[np.float32]:
@@ -102,9 +126,13 @@ class Scene:
         for lamp_3 in self.lamps_L3 + np.asarray(lighting.lamp_shift_m):
             towards_Q43 = lamp_3 - self.corners_Q43
             distance_Q4 = np.linalg.norm(towards_Q43, axis=-1)
-            cosine_Q4 = np.einsum("qik,qk->qi", towards_Q43, self.normals_Q3) / np.maximum(distance_Q4, 1e-3)
+            cosine_Q4 = np.einsum("qik,qk->qi", towards_Q43, self.normals_Q3) / np.maximum(
+                distance_Q4, 1e-3
+            )
             facing_Q4 = np.maximum(0.25 + 0.75 * cosine_Q4, 0.0)
-            light += lighting.lamp_strength * facing_Q4 / (1.0 + (distance_Q4 / self.lamp_reach_m) ** 2)
+            light += (
+                lighting.lamp_strength * facing_Q4 / (1.0 + (distance_Q4 / self.lamp_reach_m) ** 2)
+            )
         if not self.glowing_Q.all():
             light *= 0.82 / np.median(light[~self.glowing_Q])
         light[self.glowing_Q] = 1.0
@@ -124,7 +152,9 @@ def pack_atlas(textures: Sequence[Image]) -> tuple[Image, NDArray[np.float32], N
                 images.append(texture)
             elif min(images[-1].shape[:2]) >= 4:
                 height, width = images[-1].shape[:2]
-                halved = cv2.resize(images[-1], (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+                halved = cv2.resize(
+                    images[-1], (width // 2, height // 2), interpolation=cv2.INTER_AREA
+                )
                 images.append(halved.astype(np.uint8, copy=False))
             index_TM[number, level] = len(images) - 1
 
@@ -159,7 +189,9 @@ class Renderer:
         gains_3 = MAX_SHADE * lighting.gain * np.asarray(lighting.colour)
         self.gain_HW3 = (fall_off_HW[..., None] * gains_3).astype(np.float32)
         self.settings = cv2.TriangleRasterizeSettings()
-        self.settings.setShadingType(cv2.RASTERIZE_SHADING_SHADED).setCullingMode(cv2.RASTERIZE_CULLING_NONE)
+        self.settings.setShadingType(cv2.RASTERIZE_SHADING_SHADED).setCullingMode(
+            cv2.RASTERIZE_CULLING_NONE
+        )
 
     def render(self, pose_44: ArrayLike) -> tuple[Image, NDArray[np.float32]]:
         """Camera-to-world pose (4, 4) -> (RGB image (H, W, 3), depth along the optical axis (H, W) in metres).
@@ -172,7 +204,9 @@ class Renderer:
         depth_HW = np.full((camera.height, camera.width), FAR_M, np.float32)
         if len(triangles_N36):
             # The rasteriser's axes are x right, y up, z towards the viewer.
-            vertices = np.ascontiguousarray(triangles_N36[..., :3] * np.array([1, -1, -1], np.float32)).reshape(-1, 3)
+            vertices = np.ascontiguousarray(
+                triangles_N36[..., :3] * np.array([1, -1, -1], np.float32)
+            ).reshape(-1, 3)
             values = np.ascontiguousarray(triangles_N36[..., 3:]).reshape(-1, 3)
             numbers = np.arange(len(vertices), dtype=np.int32).reshape(-1, 3)
             field_of_view = 2.0 * np.arctan(camera.height / 2.0 / camera.focal_px)
@@ -217,21 +251,31 @@ class Renderer:
         origin_K12 = scene.atlas_origin_TM2[texture_K, level_K][:, None]
         size_K12 = scene.atlas_size_TM2[texture_K, level_K][:, None]
         atlas_K42 = (origin_K12 + scene.texture_xy_Q42[kept] * size_K12) / self.atlas_size
-        quads_K46 = np.concatenate([corners_K43, atlas_K42, self.light_Q4[kept][..., None]], axis=-1)
+        quads_K46 = np.concatenate(
+            [corners_K43, atlas_K42, self.light_Q4[kept][..., None]], axis=-1
+        )
         triangles_N36 = quads_K46[:, [[0, 1, 2], [0, 2, 3]]].reshape(-1, 3, 6)
         crossing_N = (triangles_N36[..., 2] < NEAR_M).any(axis=1)
         if not crossing_N.any():
             return triangles_N36
-        return np.concatenate([triangles_N36[~crossing_N], clip_near(triangles_N36[crossing_N], NEAR_M)])
+        return np.concatenate(
+            [triangles_N36[~crossing_N], clip_near(triangles_N36[crossing_N], NEAR_M)]
+        )
 
-    def _mip_level(self, corners_K43: NDArray[np.floating], kept: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _mip_level(
+        self, corners_K43: NDArray[np.floating], kept: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
         """The halving of the texture at which a texel is about as large as a pixel, per quadrilateral."""
         centres_K3 = corners_K43.mean(axis=1)
         distance_K = np.maximum(np.linalg.norm(centres_K3, axis=1), NEAR_M)
-        across_K = np.cross(corners_K43[:, 2] - corners_K43[:, 0], corners_K43[:, 3] - corners_K43[:, 1])
+        across_K = np.cross(
+            corners_K43[:, 2] - corners_K43[:, 0], corners_K43[:, 3] - corners_K43[:, 1]
+        )
         slant_K = np.abs(np.einsum("kc,kc->k", across_K, centres_K3))
         cosine_K = slant_K / np.maximum(np.linalg.norm(across_K, axis=1) * distance_K, 1e-9)
-        pixels_per_metre_K = self.camera.focal_px / distance_K * np.sqrt(np.clip(cosine_K, 0.05, 1.0))
+        pixels_per_metre_K = (
+            self.camera.focal_px / distance_K * np.sqrt(np.clip(cosine_K, 0.05, 1.0))
+        )
         level_K = np.rint(self.log_texels_Q[kept] - np.log2(pixels_per_metre_K) - 0.1)
         return np.clip(level_K, 0, MIP_LEVELS - 1).astype(np.int64)
 
@@ -272,9 +316,14 @@ def _close_pinholes(
     for down, right in ((0, 1), (1, 0)):
         between_HW = np.zeros_like(hit_HW)
         inner_HW = between_HW[down : -down or None, right : -right or None]
-        inner_HW[:] = hit_HW[: -2 * down or None, : -2 * right or None] & hit_HW[2 * down :, 2 * right :]
+        inner_HW[:] = (
+            hit_HW[: -2 * down or None, : -2 * right or None] & hit_HW[2 * down :, 2 * right :]
+        )
         y, x = np.nonzero(between_HW & ~closed_HW)
-        values_HW3[y, x], depth_HW[y, x] = values_HW3[y - down, x - right], depth_HW[y - down, x - right]
+        values_HW3[y, x], depth_HW[y, x] = (
+            values_HW3[y - down, x - right],
+            depth_HW[y - down, x - right],
+        )
         closed_HW |= between_HW
     return closed_HW
 

@@ -15,7 +15,12 @@ from mspose.data.virtual_render import Scene, pack_atlas
 from mspose.data.virtual_textures import TEXELS_PER_METRE, Image, Painter
 
 CELL_M = 0.5  # side of the squares into which surfaces are cut: light and texture sharpness vary from one to the next
-WALL_YAW = {"north": 0.0, "east": -np.pi / 2, "south": np.pi, "west": np.pi / 2}  # of what stands against that wall
+WALL_YAW = {
+    "north": 0.0,
+    "east": -np.pi / 2,
+    "south": np.pi,
+    "west": np.pi / 2,
+}  # of what stands against that wall
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,9 @@ class Place:
         """A point from this place's frame into the world's."""
         return np.array([self.x, self.y, self.z]) + self.vector(local_3)
 
-    def moved(self, right: float = 0.0, back: float = 0.0, up: float = 0.0, turn: float = 0.0) -> "Place":
+    def moved(
+        self, right: float = 0.0, back: float = 0.0, up: float = 0.0, turn: float = 0.0
+    ) -> "Place":
         """The place so much further right, back and up in this place's own frame, then turned (radians)."""
         x, y, z = self.point((right, back, up)).tolist()
         return Place(x, y, z, self.yaw + turn)
@@ -51,9 +58,13 @@ class SceneBuilder:
         self.textures: list[Image] = []
         self.quads: list[tuple[NDArray[np.float64], int, NDArray[np.float64], float, bool]] = []
         self.lamps: list[tuple[float, float, float]] = []
-        self.footprints: list[tuple[Place, float, float]] = []  # place, width, depth: to keep apart, and for shadows
+        self.footprints: list[
+            tuple[Place, float, float]
+        ] = []  # place, width, depth: to keep apart, and for shadows
 
-    def texture(self, painter: Painter, width_m: float, height_m: float, density: float = TEXELS_PER_METRE) -> int:
+    def texture(
+        self, painter: Painter, width_m: float, height_m: float, density: float = TEXELS_PER_METRE
+    ) -> int:
         """Paint a new texture for a surface of this size; returns its number."""
         height, width = (max(4, round(side * density)) for side in (height_m, width_m))
         self.textures.append(painter(self.rng, height, width))
@@ -73,7 +84,9 @@ class SceneBuilder:
         """A parallelogram from its top left corner and its edges to the right and down, as its viewer sees them."""
         corner, right, down = (np.asarray(v, np.float64) for v in (corner_3, right_3, down_3))
         width, height = float(np.linalg.norm(right)), float(np.linalg.norm(down))
-        number = surface if isinstance(surface, int) else self.texture(surface, width, height, density)
+        number = (
+            surface if isinstance(surface, int) else self.texture(surface, width, height, density)
+        )
         columns, rows = max(1, round(width / cell)), max(1, round(height / cell))
         for row in range(rows):
             for column in range(columns):
@@ -134,16 +147,22 @@ class SceneBuilder:
             for j in range(sides):
                 ring = [(i, j), (i, j + 1), (i + 1, j + 1), (i + 1, j)]
                 corners = [
-                    place.point((radii[a] * np.cos(angles[b]), radii[a] * np.sin(angles[b]), heights[a]))
+                    place.point(
+                        (radii[a] * np.cos(angles[b]), radii[a] * np.sin(angles[b]), heights[a])
+                    )
                     for a, b in ring
                 ]
                 texture_42 = np.array([(b / sides, along[a] / along[-1]) for a, b in ring])
-                self.quads.append((np.array(corners), number, texture_42, TEXELS_PER_METRE, glowing))
+                self.quads.append(
+                    (np.array(corners), number, texture_42, TEXELS_PER_METRE, glowing)
+                )
 
     def ball(self, place: Place, radius: float, surface: Painter) -> None:
         """A ball resting on `place`."""
         angles = np.linspace(0.0, np.pi, 8).tolist()
-        self.turned_surface(place, [(radius * np.sin(a), radius * (1 + np.cos(a))) for a in angles], surface)
+        self.turned_surface(
+            place, [(radius * np.sin(a), radius * (1 + np.cos(a))) for a in angles], surface
+        )
 
     def stand(self, place: Place, width: float, depth: float) -> Place:
         """Note that something of this size stands at `place`; returns the place."""
@@ -161,7 +180,10 @@ class SceneBuilder:
                 if place.z > 0.1:
                     continue
                 outline = [place.point((sx * w / 2, sy * d / 2, 0))[:2] for sx, sy in around]
-                pixels = (np.array(outline) * (1, -1) + (width / 2, depth / 2)) * (wide / width, height / depth)
+                pixels = (np.array(outline) * (1, -1) + (width / 2, depth / 2)) * (
+                    wide / width,
+                    height / depth,
+                )
                 cv2.fillPoly(shadow, [pixels.astype(np.int32)], 0.45)
             soft = cv2.GaussianBlur(shadow, (0, 0), 0.1 * TEXELS_PER_METRE)
             return np.clip(base(rng, height, wide) * soft[..., None], 0, 255).astype(np.uint8)
@@ -169,11 +191,16 @@ class SceneBuilder:
         self.patch((-width / 2, depth / 2, 0), (width, 0, 0), (0, -depth, 0), shaded)
 
     def finish(
-        self, lamp_reach_m: float, view: tuple[ArrayLike, ArrayLike], target: tuple[ArrayLike, ArrayLike]
+        self,
+        lamp_reach_m: float,
+        view: tuple[ArrayLike, ArrayLike],
+        target: tuple[ArrayLike, ArrayLike],
     ) -> Scene:
         """The scene, with the boxes (low, high corner) in which cameras move and at which they look."""
         corners_Q43 = np.array([quad[0] for quad in self.quads])
-        normals_Q3 = np.cross(corners_Q43[:, 3] - corners_Q43[:, 1], corners_Q43[:, 2] - corners_Q43[:, 0])
+        normals_Q3 = np.cross(
+            corners_Q43[:, 3] - corners_Q43[:, 1], corners_Q43[:, 2] - corners_Q43[:, 0]
+        )
         normals_Q3 /= np.maximum(np.linalg.norm(normals_Q3, axis=1, keepdims=True), 1e-12)
         atlas, origin_TM2, size_TM2 = pack_atlas(self.textures)
         return Scene(

@@ -19,7 +19,10 @@ from mspose.data.virtual_rooms import build_scene, scene_key
 from mspose.data.virtual_textures import Image
 
 SPLITS = ("train", "test")
-ENCODINGS = {"png": (".png", [cv2.IMWRITE_PNG_COMPRESSION, 1]), "jpg": (".jpg", [cv2.IMWRITE_JPEG_QUALITY, 95])}
+ENCODINGS = {
+    "png": (".png", [cv2.IMWRITE_PNG_COMPRESSION, 1]),
+    "jpg": (".jpg", [cv2.IMWRITE_JPEG_QUALITY, 95]),
+}
 
 WAYPOINTS = 10  # per sequence
 SECONDS_PER_SEQUENCE = 33.0  # what a sequence lasts, however many frames are taken of it
@@ -41,12 +44,17 @@ def trajectory(scene: Scene, rng: np.random.Generator, frames: int) -> NDArray[n
     share = (np.arange(frames) + 0.5) / frames
     segment = np.minimum((share * WAYPOINTS).astype(int), WAYPOINTS - 1)
     t = share * WAYPOINTS - segment
-    weights = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]) / 6.0
+    weights = (
+        np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3])
+        / 6.0
+    )
     path = np.einsum("kf,kfc->fc", weights, np.stack([controls[segment + k] for k in range(4)]))
 
     seconds = share * SECONDS_PER_SEQUENCE
     frequency, phase = rng.uniform(0.4, 3.0, (5, 6)), rng.uniform(0.0, 2.0 * np.pi, (5, 6))
-    tremor = np.sin(2.0 * np.pi * frequency * seconds[:, None, None] + phase).sum(axis=1) / np.sqrt(5)
+    tremor = np.sin(2.0 * np.pi * frequency * seconds[:, None, None] + phase).sum(axis=1) / np.sqrt(
+        5
+    )
     position_F3 = path[:, :3] + 0.004 * tremor[:, :3]
 
     forward_F3 = path[:, 3:6] - position_F3
@@ -58,7 +66,9 @@ def trajectory(scene: Scene, rng: np.random.Generator, frames: int) -> NDArray[n
     shake_F3 = 0.007 * tremor[:, 3:] + path[:, 6:7] * np.array([0.0, 0.0, 1.0])
 
     pose_F44 = np.tile(np.eye(4), (frames, 1, 1))
-    for pose_44, steady_33, shake_3, position_3 in zip(pose_F44, steady_F33, shake_F3, position_F3, strict=True):
+    for pose_44, steady_33, shake_3, position_3 in zip(
+        pose_F44, steady_F33, shake_F3, position_F3, strict=True
+    ):
         pose_44[:3, :3] = steady_33 @ cv2.Rodrigues(shake_3)[0]
         pose_44[:3, 3] = position_3
     return pose_F44
@@ -91,7 +101,9 @@ class Sequence:
             yield renderer.render(pose_44)[0], pose_44
 
 
-_built_scene = functools.lru_cache(maxsize=1)(build_scene)  # sequences of one scene come one after the other
+_built_scene = functools.lru_cache(maxsize=1)(
+    build_scene
+)  # sequences of one scene come one after the other
 
 
 def plan_sequences(
@@ -108,14 +120,20 @@ def plan_sequences(
     for split, total in zip(SPLITS, (train_frames, test_frames), strict=True):
         for index, first in enumerate(range(0, total, frames_per_sequence)):
             frames = min(frames_per_sequence, total - first)
-            plan.append(Sequence(scene, split, len(plan) + 1, index, frames, seed, camera, image_format))
+            plan.append(
+                Sequence(scene, split, len(plan) + 1, index, frames, seed, camera, image_format)
+            )
     return plan
 
 
 def file_names(sequence: Sequence) -> set[str]:
     """The files of a whole sequence."""
     suffix = ENCODINGS[sequence.image_format][0]
-    return {f"frame-{i:06d}.{kind}" for i in range(sequence.frames) for kind in (f"color{suffix}", "pose.txt")}
+    return {
+        f"frame-{i:06d}.{kind}"
+        for i in range(sequence.frames)
+        for kind in (f"color{suffix}", "pose.txt")
+    }
 
 
 def render_sequence(sequence: Sequence, folder: Path) -> Iterator[int]:
@@ -131,7 +149,9 @@ def render_sequence(sequence: Sequence, folder: Path) -> Iterator[int]:
     for number, (image, pose_44) in enumerate(sequence.render()):
         encoded = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1]
         (partial / f"frame-{number:06d}.color{suffix}").write_bytes(encoded.tobytes())
-        (partial / f"frame-{number:06d}.pose.txt").write_text(matrix_text(pose_44), encoding="utf-8")
+        (partial / f"frame-{number:06d}.pose.txt").write_text(
+            matrix_text(pose_44), encoding="utf-8"
+        )
         yield number
     partial.rename(folder / sequence.folder)
 
@@ -144,7 +164,9 @@ def matrix_text(matrix: NDArray[np.float64]) -> str:
 def start_worker() -> None:
     """Prepare a rendering process."""
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a waiting worker has nothing to say when a person presses ctrl-C
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # a waiting worker has nothing to say when a person presses ctrl-C
 
 
 def render_job(sequence: Sequence, folder: Path) -> int:

@@ -25,7 +25,8 @@ def expect_shape(name: str, tensor: Tensor, expected: Sequence[int | str]) -> No
     """
     found = tuple(tensor.shape)
     fits = len(found) == len(expected) and all(
-        size > 0 if isinstance(want, str) else size == want for size, want in zip(found, expected, strict=True)
+        size > 0 if isinstance(want, str) else size == want
+        for size, want in zip(found, expected, strict=True)
     )
     if not fits:
         wanted = ", ".join(str(want) for want in expected)
@@ -35,7 +36,8 @@ def expect_shape(name: str, tensor: Tensor, expected: Sequence[int | str]) -> No
 class Attention(nn.Module):
     """Scaled dot-product attention with `heads` heads (Vaswani et al., 2017), batch first.
 
-    The parameters have the names, shapes and initialisation of `nn.MultiheadAttention`, so that its weights fit.
+    The parameters have the names, shapes and initialisation of `nn.MultiheadAttention`, so that its
+    weights fit.
     """
 
     def __init__(self, dim: int, heads: int, *, dropout: float = 0.0) -> None:
@@ -66,16 +68,22 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    """Attention of tokens to each other, with their positions added to queries and keys, never to values.
+    """Attention of tokens to each other, with their positions added to queries and keys, never to
+    values.
 
     Attributes:
-        query_key_weights: what the weights of queries and keys go through before they are used; None: nothing.
-        remembers_positions: keep the projected positions while the same tensor of positions comes in: for a network
-            whose weights no longer change.
+        query_key_weights: what the weights of queries and keys go through before they are used;
+            None: nothing.
+        remembers_positions: keep the projected positions while the same tensor of positions comes
+            in: for a network whose weights no longer change.
     """
 
-    def __init__(self, dim: int, heads: int, *, dropout: float = 0.0, attention_scale: str = "head-dim") -> None:
-        """As `Attention`; scores are divided by sqrt(D) (`head-dim`) or by sqrt(N), N the number of `tokens`."""
+    def __init__(
+        self, dim: int, heads: int, *, dropout: float = 0.0, attention_scale: str = "head-dim"
+    ) -> None:
+        """As `Attention`; scores are divided by sqrt(D) (`head-dim`) or by sqrt(N), N the number of
+        `tokens`.
+        """
         super().__init__(dim, heads, dropout=dropout)
         self.attention_scale = attention_scale
         self.query_key_weights: NormalizedWeights | None = None
@@ -87,8 +95,8 @@ class SelfAttention(Attention):
 
         Returns:
             tokens_BNC: the attended values, after the output projection.
-            the attention map: queries and keys after the in-projection with bias and after a rotation, before the
-                scaling.
+            the attention map: queries and keys after the in-projection with bias and after a
+                rotation, before the scaling.
 
         Raises:
             ValueError: a tensor has another shape than its name says.
@@ -105,7 +113,9 @@ class SelfAttention(Attention):
         query_BNC, key_BNC, value_BNC = projected_BN3C.chunk(3, dim=-1)
         query_BHND, key_BHND, value_BHND = map(self._split_heads, (query_BNC, key_BNC, value_BNC))
         if positions.rotation_2NP is not None:
-            query_BHND, key_BHND = (rotate(part, positions.rotation_2NP) for part in (query_BHND, key_BHND))
+            query_BHND, key_BHND = (
+                rotate(part, positions.rotation_2NP) for part in (query_BHND, key_BHND)
+            )
         scale = (tokens if self.attention_scale == "tokens" else query_BHND.shape[-1]) ** -0.5
         attended_BHND = attend(
             query_BHND,
@@ -119,8 +129,8 @@ class SelfAttention(Attention):
         return self.out_proj(attended_BHND.transpose(1, 2).flatten(2)), attention
 
     def normalize_query_key_weights(self, name: str) -> None:
-        """From now on use the weights of queries and of keys, as they are now, under the parametrisation `name` (see
-        `make_query_key_weights`).
+        """From now on use the weights of queries and of keys, as they are now, under the
+        parametrisation `name` (see `make_query_key_weights`).
         """
         self.query_key_weights = make_query_key_weights(name, self._query_key_matrices())
 
@@ -147,22 +157,28 @@ class SelfAttention(Attention):
             return self._remembered[1]
         position_N2C = linear(position_NC.to(weight_3CC.dtype), weight_3CC[: 2 * self.dim])
         position_N3C = F.pad(position_N2C, (0, self.dim))
-        if self.remembers_positions and position_N2C.dtype == position_NC.dtype:  # not what autocast made
+        if (
+            self.remembers_positions and position_N2C.dtype == position_NC.dtype
+        ):  # not what autocast made
             self._remembered = (position_NC, position_N3C)
         return position_N3C
 
 
 class CrossAttention(Attention):
-    """Attention of a few queries to many keys: the key and value projections are applied to the queries and to what
-    they attended, in place of all keys and values. It is cheaper where heads times queries are fewer than `dim`.
+    """Attention of a few queries to many keys: the key and value projections are applied to the
+    queries and to what they attended, in place of all keys and values. It is cheaper where heads
+    times queries are fewer than `dim`.
 
-    With q a projected query, q . (W_k x + b_k) = (W_k^T q) . x + q . b_k, whose last term is the same for every key and
-    leaves the softmax as it is; and sum_j A_j (W_v x_j + b_v) = W_v (sum_j A_j x_j) + b_v sum_j A_j.
+    With q a projected query, q . (W_k x + b_k) = (W_k^T q) . x + q . b_k, whose last term is the
+    same for every key and leaves the softmax as it is; and sum_j A_j (W_v x_j + b_v) = W_v (sum_j
+    A_j x_j) + b_v sum_j A_j.
     """
 
-    def forward(self, query_BQC: Tensor, key_BKC: Tensor, value_BKC: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns tokens_BQC, the attended values after the output projection, and weight_BHQK, the attention map
-        before dropout.
+    def forward(
+        self, query_BQC: Tensor, key_BKC: Tensor, value_BKC: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns tokens_BQC, the attended values after the output projection, and weight_BHQK, the
+        attention map before dropout.
 
         Raises:
             ValueError: a tensor has another shape than its name says.
@@ -175,12 +191,17 @@ class CrossAttention(Attention):
         query_weight_CC, key_weight_CC, value_weight_CC = self.in_proj_weight.chunk(3)
         query_bias_C, _, value_bias_C = self.in_proj_bias.chunk(3)
         head = (self.heads, self.dim // self.heads)
-        query_BHQD = self._split_heads(linear(query_BQC, query_weight_CC, query_bias_C)) * head[1] ** -0.5
+        query_BHQD = (
+            self._split_heads(linear(query_BQC, query_weight_CC, query_bias_C)) * head[1] ** -0.5
+        )
         absorbed_BHQC = torch.einsum("bhqd,hdc->bhqc", query_BHQD, key_weight_CC.unflatten(0, head))
         score_BHQK = (absorbed_BHQC.flatten(1, 2) @ key_BKC.mT).unflatten(1, (self.heads, -1))
         weight_BHQK = score_BHQK.softmax(dim=-1)
         kept_BHQK = dropout(weight_BHQK, self.dropout, training=self.training)
         memory_BHQC = (kept_BHQK.flatten(1, 2) @ value_BKC).unflatten(1, (self.heads, -1))
         bias_BHQD = kept_BHQK.sum(dim=-1, keepdim=True) * value_bias_C.view(*head)[:, None]
-        attended_BHQD = torch.einsum("bhqc,hdc->bhqd", memory_BHQC, value_weight_CC.unflatten(0, head)) + bias_BHQD
+        attended_BHQD = (
+            torch.einsum("bhqc,hdc->bhqd", memory_BHQC, value_weight_CC.unflatten(0, head))
+            + bias_BHQD
+        )
         return self.out_proj(attended_BHQD.transpose(1, 2).flatten(2)), weight_BHQK

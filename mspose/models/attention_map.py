@@ -16,7 +16,9 @@ HEALTHY, UNIFORM, COLLAPSED = "healthy", "uniform", "collapsed"
 SIMILAR = 0.9
 """Mean cosine similarity of different queries' attention from which on they all attend alike."""
 SPREAD = 0.9
-"""Attention entropy, as a share of its limit log K, from which on attention is spread over everything."""
+"""Attention entropy, as a share of its limit log K, from which on attention is spread over
+everything.
+"""
 
 
 class AttentionMap(NamedTuple):
@@ -33,7 +35,9 @@ class AttentionMap(NamedTuple):
         dtype = torch.promote_types(self.query_BHQD.dtype, torch.float32)
         with torch.autocast(self.query_BHQD.device.type, enabled=False):
             score_BHQK = self.scale * self.query_BHQD.to(dtype) @ self.key_BHKD.to(dtype).mT
-            return torch.log_softmax(score_BHQK if self.bias is None else score_BHQK + self.bias, dim=-1)
+            return torch.log_softmax(
+                score_BHQK if self.bias is None else score_BHQK + self.bias, dim=-1
+            )
 
     def stretches(self, stretch: int = 256) -> Iterator["AttentionMap"]:
         """The same map of one stretch of at most `stretch` queries after the other.
@@ -51,7 +55,8 @@ class AttentionMap(NamedTuple):
             yield AttentionMap(self.query_BHQD[:, :, queries], self.key_BHKD, self.scale, bias)
 
     def log_weights(self, stretch: int = 256) -> Iterator[Tensor]:
-        """log_weight_BHRK of one stretch of at most `stretch` queries after the other, in at least float32.
+        """log_weight_BHRK of one stretch of at most `stretch` queries after the other, in at least
+        float32.
 
         The memory is bounded to a few times B * H * stretch * K numbers.
 
@@ -63,9 +68,11 @@ class AttentionMap(NamedTuple):
 
 
 def query_key_gap(query_BHQD: Tensor, key_BHKD: Tensor) -> Tensor:
-    """Distance between the mean query and the mean key of every head: the norm that the QKA loss averages (ActMST).
+    """Distance between the mean query and the mean key of every head: the norm that the QKA loss
+    averages (ActMST).
 
-    Computed in at least float32. Gradients reach both queries and keys; at a gap of zero they are zero.
+    Computed in at least float32. Gradients reach both queries and keys; at a gap of zero they are
+    zero.
 
     Returns:
         gap_BH: L2 norm, not squared, in the units of q and k.
@@ -93,13 +100,16 @@ def attention_entropy(attention: AttentionMap, *, stretch: int = 256) -> Tensor:
 
 
 def attention_similarity(attention: AttentionMap, *, stretch: int = 256) -> Tensor:
-    """Mean cosine similarity of the attention of two different queries (the patch-wise cosine of Gong et al., Vision
-    Transformers with Patch Diversification, arXiv 2104.12753, taken of the rows of the attention map).
+    """Mean cosine similarity of the attention of two different queries (the patch-wise cosine of
+    Gong et al., Vision Transformers with Patch Diversification, arXiv 2104.12753, taken of the rows
+    of the attention map).
 
-    With rows a_i of unit length, sum_{i != j} a_i . a_j = |sum_i a_i|^2 - Q: the pairs are never formed.
+    With rows a_i of unit length, sum_{i != j} a_i . a_j = |sum_i a_i|^2 - Q: the pairs are never
+    formed.
 
     Returns:
-        similarity_BH: between 0 (no two queries share a key) and 1 (all attend alike). A single query gives 1.
+        similarity_BH: between 0 (no two queries share a key) and 1 (all attend alike). A single
+            query gives 1.
     """
     queries = attention.query_BHQD.shape[2]
     if queries == 1:
@@ -114,28 +124,32 @@ def attention_similarity(attention: AttentionMap, *, stretch: int = 256) -> Tens
     return (total_BHK.square().sum(dim=-1) - queries) / (queries * (queries - 1))
 
 
-def _summed(of_queries: Callable[[Tensor], Tensor], attention: AttentionMap, stretch: int) -> Tensor:
+def _summed(
+    of_queries: Callable[[Tensor], Tensor], attention: AttentionMap, stretch: int
+) -> Tensor:
     """The sum over stretches of what `of_queries` makes of their log_weight_BHRK.
 
-    Where gradients are asked for, the weights are forgotten and computed again in the backward pass (Chen et al., arXiv
-    1604.06174), so that no more than one stretch of them is held at any time.
+    Where gradients are asked for, the weights are forgotten and computed again in the backward pass
+    (Chen et al., arXiv 1604.06174), so that no more than one stretch of them is held at any time.
     """
 
     def of_stretch(*part: Any) -> Tensor:
         return of_queries(AttentionMap(*part).log_weight())
 
-    learns = torch.is_grad_enabled() and any(isinstance(item, Tensor) and item.requires_grad for item in attention)
+    learns = torch.is_grad_enabled() and any(
+        isinstance(item, Tensor) and item.requires_grad for item in attention
+    )
     if learns:
         of_stretch = partial(checkpoint, of_stretch, use_reentrant=False, preserve_rng_state=False)
     return torch.stack([of_stretch(*part) for part in attention.stretches(stretch)]).sum(dim=0)
 
 
 def verdict(entropy: float, similarity: float, keys: float) -> str:
-    """What an attention map is, in a word: `healthy`, `uniform` (all queries spread over everything) or `collapsed`
-    (all queries on the same few keys).
+    """What an attention map is, in a word: `healthy`, `uniform` (all queries spread over
+    everything) or `collapsed` (all queries on the same few keys).
 
-    Queries that attend alike (similarity of at least `SIMILAR`) do so over everything, where the entropy in nats is at
-    least `SPREAD` of its limit log `keys`, or over a few keys.
+    Queries that attend alike (similarity of at least `SIMILAR`) do so over everything, where the
+    entropy in nats is at least `SPREAD` of its limit log `keys`, or over a few keys.
     """
     if similarity < SIMILAR:
         return HEALTHY

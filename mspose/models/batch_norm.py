@@ -1,7 +1,7 @@
 """Batch norm with the statistics of a whole batch, of which each process has a part.
 
-For every batch norm that computes through `F.batch_norm` (torch's, torchvision's, timm's), on any device, with exact
-gradients. B images, C channels.
+For every batch norm that computes through `F.batch_norm` (torch's, torchvision's, timm's), on any
+device, with exact gradients. B images, C channels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 
 
 class SharedStatistics(TorchFunctionMode):
-    """Makes the batch norms of a network, in training mode, normalise by the statistics over all processes.
+    """Makes the batch norms of a network, in training mode, normalise by the statistics over all
+    processes.
 
     Attributes:
         shared: set it to False for a batch that every process has whole.
@@ -39,7 +40,11 @@ class SharedStatistics(TorchFunctionMode):
         return around
 
     def __torch_function__(
-        self, function: Callable, types: Sequence[type], args: Sequence = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        function: Callable,
+        types: Sequence[type],
+        args: Sequence = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if function is F.batch_norm and kwargs["training"]:
@@ -58,7 +63,8 @@ def shared_batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`F.batch_norm` in training, as one process would compute it on all the processes' images together.
+    """`F.batch_norm` in training, as one process would compute it on all the processes' images
+    together.
 
     `input` is (images, channels, ...). All processes call it alike, each with at least one image.
     """
@@ -77,8 +83,11 @@ class _SharedBatchNorm(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         fine_BC = input_BC.to(torch.promote_types(input_BC.dtype, torch.float32))
         variance_C, mean_C = torch.var_mean(fine_BC, dim=_all_but_channels(fine_BC), correction=0)
-        part = torch.cat((mean_C, variance_C, mean_C.new_full((1,), input_BC.numel() / len(mean_C))))
-        # all processes' parts, as a sum with zeros: every backend has it, and all get the same numbers in one order
+        part = torch.cat(
+            (mean_C, variance_C, mean_C.new_full((1,), input_BC.numel() / len(mean_C)))
+        )
+        # all processes' parts, as a sum with zeros: every backend has it, and all get the same
+        # numbers in one order
         parts_P = part.new_zeros(dist.get_world_size(), len(part))
         parts_P[dist.get_rank()] = part
         dist.all_reduce(parts_P)
@@ -87,13 +96,17 @@ class _SharedBatchNorm(torch.autograd.Function):
         mean_C = (mean_PC * count_P1).sum(dim=0) / count
         variance_C = ((variance_PC + (mean_PC - mean_C).square()) * count_P1).sum(dim=0) / count
 
-        output_BC = F.batch_norm(input_BC, mean_C, variance_C, weight_C, bias_C, training=False, eps=eps)
+        output_BC = F.batch_norm(
+            input_BC, mean_C, variance_C, weight_C, bias_C, training=False, eps=eps
+        )
         ctx.save_for_backward(input_BC, weight_C, mean_C, (variance_C + eps).rsqrt(), count)
         ctx.mark_non_differentiable(mean_C, variance_C, count)
         return output_BC, mean_C, variance_C, count
 
     @staticmethod
-    def backward(ctx: Any, gradient_BC: Tensor, *_: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+    def backward(
+        ctx: Any, gradient_BC: Tensor, *_: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         input_BC, weight_C, mean_C, inverse_deviation_C, count = ctx.saved_tensors
         places = _all_but_channels(input_BC)
         shape = (1, -1, *(1 for _ in places[1:]))

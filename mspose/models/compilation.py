@@ -11,26 +11,31 @@ log = logging.getLogger("mspose")
 
 
 class Compiled:
-    """A function of a batch through `torch.compile`; from a call on that cannot be compiled, the function as it is.
+    """A function of a batch through `torch.compile`; from a call on that cannot be compiled, the
+    function as it is.
 
-    Compiling for another size takes as long again, so smaller batches than the largest, such as the last one of an
-    epoch, go through the function as it is.
+    Compiling for another size takes as long again, so smaller batches than the largest, such as the
+    last one of an epoch, go through the function as it is.
 
     Attributes:
         function: what was given.
-        chosen: what large batches go through: the compiled function, or `function` where that failed.
+        chosen: what large batches go through: the compiled function, or `function` where that
+            failed.
     """
 
     def __init__(self, function: Callable[..., Any], *, small: bool = False) -> None:
         """Compile `function` when it is first called.
 
         Args:
-            function: what to compile; a network's `forward` leaves the network and the names of its weights alone.
-            small: for calls that are over before a GPU's next is on its way: CUDA graphs save launching each kernel,
-                and an output is valid until the next call only.
+            function: what to compile; a network's `forward` leaves the network and the names of its
+                weights alone.
+            small: for calls that are over before a GPU's next is on its way: CUDA graphs save
+                launching each kernel, and an output is valid until the next call only.
         """
         self.function = function
-        self.chosen = torch.compile(function, dynamic=False, mode="reduce-overhead" if small else None)
+        self.chosen = torch.compile(
+            function, dynamic=False, mode="reduce-overhead" if small else None
+        )
         self._largest = 0
 
     def __call__(self, first_B: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -42,10 +47,14 @@ class Compiled:
             return self.chosen(first_B, *args, **kwargs)
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # compilers fail in many ways; what the function itself raises, it raises below
+        except (
+            Exception
+        ) as error:  # compilers fail in many ways; what the function itself raises, it raises below
             result = self.function(first_B, *args, **kwargs)
             self.chosen = self.function
-            log.warning("torch.compile cannot be used here, going on without it (%s)", _reason(error))
+            log.warning(
+                "torch.compile cannot be used here, going on without it (%s)", _reason(error)
+            )
             return result
 
 

@@ -13,10 +13,11 @@ Pair = tuple[str, str]  # names of a convolution and of the batch norm that alon
 
 
 def fold_batch_norms(module: nn.Module, probe: Callable[[], tuple[Tensor, ...]]) -> int:
-    """Give every convolution that a batch norm follows the norm's scale and shift, and take the norm out.
+    """Give every convolution that a batch norm follows the norm's scale and shift, and take the
+    norm out.
 
-    In place; `module` is in evaluation mode and cannot be trained afterwards. A pair whose removal would change what
-    `probe` (a forward pass) returns is left as it is.
+    In place; `module` is in evaluation mode and cannot be trained afterwards. A pair whose removal
+    would change what `probe` (a forward pass) returns is left as it is.
 
     Returns:
         the number of norms taken out.
@@ -32,8 +33,12 @@ def fold_batch_norms(module: nn.Module, probe: Callable[[], tuple[Tensor, ...]])
 
 
 def _pairs(module: nn.Module, probe: Callable[[], tuple[Tensor, ...]]) -> list[Pair]:
-    """Convolutions whose output is the very tensor that a batch norm takes in, each used once in a forward pass."""
-    made: list[tuple[Tensor, str]] = []  # holds the tensors, so that none takes another's place in memory
+    """Convolutions whose output is the very tensor that a batch norm takes in, each used once in a
+    forward pass.
+    """
+    made: list[
+        tuple[Tensor, str]
+    ] = []  # holds the tensors, so that none takes another's place in memory
     pairs: list[Pair] = []
     uses: Counter[str] = Counter()
 
@@ -50,7 +55,8 @@ def _pairs(module: nn.Module, probe: Callable[[], tuple[Tensor, ...]]) -> list[P
     handles = [
         layer.register_forward_hook(after(name))
         for name, layer in module.named_modules()
-        if isinstance(layer, nn.Conv2d) or (isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None)
+        if isinstance(layer, nn.Conv2d)
+        or (isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None)
     ]
     try:
         probe()
@@ -61,7 +67,10 @@ def _pairs(module: nn.Module, probe: Callable[[], tuple[Tensor, ...]]) -> list[P
 
 
 def _fold(
-    module: nn.Module, pairs: list[Pair], probe: Callable[[], tuple[Tensor, ...]], before: tuple[Tensor, ...]
+    module: nn.Module,
+    pairs: list[Pair],
+    probe: Callable[[], tuple[Tensor, ...]],
+    before: tuple[Tensor, ...],
 ) -> bool:
     """Fold the pairs, and undo it where that changes what the probe returns."""
     originals = {name: module.get_submodule(name) for pair in pairs for name in pair}
@@ -81,7 +90,13 @@ def _fold(
 
 def _folded(convolution: Any, norm: Any) -> nn.Module:
     weight, bias = fuse_conv_bn_weights(
-        convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        convolution.weight,
+        convolution.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.eps,
+        norm.weight,
+        norm.bias,
     )
     folded = copy.deepcopy(convolution)
     folded.weight, folded.bias = weight, bias

@@ -1,10 +1,12 @@
-"""The three operations in which a transformer's step spends its time, as fast as a CPU allows; elsewhere PyTorch's own.
+"""The three operations in which a transformer's step spends its time, as fast as a CPU allows;
+elsewhere PyTorch's own.
 
-On a CPU, PyTorch draws a dropout mask number by number on one thread (a quarter of a training step of the full model),
-attends with dropout only through whole attention maps, and multiplies float32 matrices through MKL, which some
-processors run at half of oneDNN's rate. Here masks come from tables of random numbers and are made again in the
-backward pass rather than kept, attention goes over the map in chunks that fit a cache (exact, as Dao et al.,
-FlashAttention, NeurIPS 2022, and Rabe and Staats, arXiv 2112.05682), and matrices go to oneDNN.
+On a CPU, PyTorch draws a dropout mask number by number on one thread (a quarter of a training step
+of the full model), attends with dropout only through whole attention maps, and multiplies float32
+matrices through MKL, which some processors run at half of oneDNN's rate. Here masks come from
+tables of random numbers and are made again in the backward pass rather than kept, attention goes
+over the map in chunks that fit a cache (exact, as Dao et al., FlashAttention, NeurIPS 2022, and
+Rabe and Staats, arXiv 2112.05682), and matrices go to oneDNN.
 
 B images, H heads, Q queries, K keys, D channels per head, C channels.
 """
@@ -28,7 +30,9 @@ RESOLUTION = 2**16  # dropout probabilities are rounded to multiples of 1 / RESO
 
 
 def _plain(tensor: Tensor) -> bool:
-    """Whether PyTorch's own operation is the right one: off the CPU, or where a compiler makes the code."""
+    """Whether PyTorch's own operation is the right one: off the CPU, or where a compiler makes the
+    code.
+    """
     return tensor.device.type != "cpu" or torch.compiler.is_compiling()
 
 
@@ -42,14 +46,20 @@ class Linear(nn.Linear):
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`; float32 on a CPU through oneDNN."""
     through_onednn = (
-        not _plain(input) and input.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        not _plain(input)
+        and input.dtype == weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
     )
-    return _OneDnnLinear.apply(input, weight, bias) if through_onednn else F.linear(input, weight, bias)
+    return (
+        _OneDnnLinear.apply(input, weight, bias)
+        if through_onednn
+        else F.linear(input, weight, bias)
+    )
 
 
 def _multiply(left_MK: Tensor, right_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
-    """left right^T + bias. In float32 by the operation that PyTorch's compiler calls for a linear layer on a CPU; it is
-    fast where `right_NK` or its transpose is contiguous.
+    """left right^T + bias. In float32 by the operation that PyTorch's compiler calls for a linear
+    layer on a CPU; it is fast where `right_NK` or its transpose is contiguous.
     """
     if left_MK.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         return torch.ops.mkldnn._linear_pointwise(left_MK, right_NK, bias_N, "none", [], "")
@@ -82,11 +92,13 @@ class _OneDnnLinear(torch.autograd.Function):
 
 
 class Masks:
-    """Dropout masks of a seed: 0 where an element is dropped, 1 where it stays; the same seed draws the same again.
+    """Dropout masks of a seed: 0 where an element is dropped, 1 where it stays; the same seed draws
+    the same again.
 
-    Random bits are stretches of one table of fresh random numbers combined with stretches of another, by exclusive or:
-    a memory access each, on all threads, in place of a draw. Any three elements are dropped independently of each other
-    (simple tabulation; Patrascu and Thorup, The Power of Simple Tabulation Hashing, J. ACM 2012).
+    Random bits are stretches of one table of fresh random numbers combined with stretches of
+    another, by exclusive or: a memory access each, on all threads, in place of a draw. Any three
+    elements are dropped independently of each other (simple tabulation; Patrascu and Thorup, The
+    Power of Simple Tabulation Hashing, J. ACM 2012).
 
     Attributes:
         kept: the share of elements that stay, by which what stays is divided.
@@ -108,15 +120,19 @@ class Masks:
         """Mask `number`, of the shape and dtype of `like`."""
         words_PW = torch.empty(self.each, self.stretch, dtype=torch.int32)
         for part, words_W in enumerate(words_PW, start=number * self.each):
-            # no two stretches take their numbers at the same distance, so that no pair of numbers meets twice
+            # no two stretches take their numbers at the same distance, so that no pair of numbers
+            # meets twice
             first, second = SHIFT * part, SHIFT * (self.stretches - part)
             torch.bitwise_xor(
                 self.table_2W[0, first : first + self.stretch],
                 self.table_2W[1, second : second + self.stretch],
                 out=words_W,
             )
-        # compared as float32, which holds 16 bits exactly and is many times faster than comparing to booleans
-        drawn = words_PW.view(-1).view(torch.int16)[: like.numel()].view(like.shape).to(torch.float32)
+        # compared as float32, which holds 16 bits exactly and is many times faster than comparing
+        # to booleans
+        drawn = (
+            words_PW.view(-1).view(torch.int16)[: like.numel()].view(like.shape).to(torch.float32)
+        )
         return torch.ge(drawn, self.dropped - RESOLUTION // 2, out=drawn).to(like.dtype)
 
 
@@ -170,8 +186,8 @@ def attend(
     Args:
         query_BHQD, key_BHKD, value_BHKD: any float dtype, the same for all.
         scale: 1/sqrt(D) unless given.
-        bias_HQK: added to the scores of every image; gradients reach it, for which a backward pass holds a tensor of
-            its size.
+        bias_HQK: added to the scores of every image; gradients reach it, for which a backward pass
+            holds a tensor of its size.
         dropout: a probability.
 
     Returns:
@@ -188,7 +204,9 @@ def attend(
 
 
 class _ChunkedAttention(torch.autograd.Function):
-    """Forward and backward over chunks of the attention map; the backward computes each chunk's weights anew."""
+    """Forward and backward over chunks of the attention map; the backward computes each chunk's
+    weights anew.
+    """
 
     @staticmethod
     def forward(
@@ -206,12 +224,21 @@ class _ChunkedAttention(torch.autograd.Function):
 
         def attend_chunk(number: int, heads: slice, rows: slice) -> None:
             weight_GRK = chunks.weights(heads, rows)
-            kept_GRK = weight_GRK.mul_(chunks.masks.draw(number, weight_GRK)) if dropout else weight_GRK
-            attended_GQD[heads, rows] = _multiply_each(kept_GRK.to(value_GKD.dtype), value_GKD[heads].mT)
+            kept_GRK = (
+                weight_GRK.mul_(chunks.masks.draw(number, weight_GRK)) if dropout else weight_GRK
+            )
+            attended_GQD[heads, rows] = _multiply_each(
+                kept_GRK.to(value_GKD.dtype), value_GKD[heads].mT
+            )
 
         chunks.run(attend_chunk)
         # heads side by side in memory, so that joining them is a view
-        return attended_GQD.unflatten(0, query_BHQD.shape[:2]).transpose(1, 2).contiguous().transpose(1, 2)
+        return (
+            attended_GQD.unflatten(0, query_BHQD.shape[:2])
+            .transpose(1, 2)
+            .contiguous()
+            .transpose(1, 2)
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -230,21 +257,34 @@ class _ChunkedAttention(torch.autograd.Function):
             torch.zeros(tensor.mT.shape, dtype=dtype) for tensor in (chunks.key_GKD, value_GKD)
         )
         bias_gradient_HQK = torch.zeros_like(bias_HQK) if ctx.needs_input_grad[3] else None
-        # The softmax's gradient takes from each row its mean under the attention: a product with the output.
-        mean_BHQ1 = (gradient_BHQD * attended_BHQD).sum(dim=-1, keepdim=True, dtype=_at_least_float32(dtype))
+        # The softmax's gradient takes from each row its mean under the attention: a product with
+        # the output.
+        mean_BHQ1 = (gradient_BHQD * attended_BHQD).sum(
+            dim=-1, keepdim=True, dtype=_at_least_float32(dtype)
+        )
         minus_mean_GQ1 = _heads(mean_BHQ1).neg()
 
         def differentiate_chunk(number: int, heads: slice, rows: slice) -> None:
             gradient_GRD, weight_GRK = gradient_GQD[heads, rows], chunks.weights(heads, rows)
-            kept_GRK = chunks.masks.draw(number, weight_GRK).mul_(weight_GRK) if ctx.dropout else weight_GRK
-            value_gradient_GDK[heads] += _multiply_each(gradient_GRD.mT.contiguous(), kept_GRK.to(dtype).mT)
-            score_GRK = _multiply_each(gradient_GRD, value_GKD[heads]).to(weight_GRK.dtype).mul_(kept_GRK)
+            kept_GRK = (
+                chunks.masks.draw(number, weight_GRK).mul_(weight_GRK)
+                if ctx.dropout
+                else weight_GRK
+            )
+            value_gradient_GDK[heads] += _multiply_each(
+                gradient_GRD.mT.contiguous(), kept_GRK.to(dtype).mT
+            )
+            score_GRK = (
+                _multiply_each(gradient_GRD, value_GKD[heads]).to(weight_GRK.dtype).mul_(kept_GRK)
+            )
             score_GRK = score_GRK.addcmul_(weight_GRK, minus_mean_GQ1[heads, rows])
             if bias_gradient_HQK is not None:
                 bias_gradient_HQK[chunks.within_image(heads), rows] += score_GRK
             score_GRK = score_GRK.to(dtype)
             query_gradient[heads, rows] = _multiply_each(score_GRK, chunks.key_GKD[heads].mT)
-            key_gradient_GDK[heads] += _multiply_each(chunks.scaled_GQD[heads, rows].mT.contiguous(), score_GRK.mT)
+            key_gradient_GDK[heads] += _multiply_each(
+                chunks.scaled_GQD[heads, rows].mT.contiguous(), score_GRK.mT
+            )
 
         chunks.run(differentiate_chunk)
         return (
@@ -259,13 +299,20 @@ class _ChunkedAttention(torch.autograd.Function):
 
 
 class _Chunks:
-    """The attention map cut into chunks of G heads (of all images) and R queries: of small maps several heads make a
-    chunk, of large ones part of a head does. A head's chunks are worked on in order, one after the other; with a bias,
-    whose chunks are of one image each, so are those of the same heads in all images, which share its gradient.
+    """The attention map cut into chunks of G heads (of all images) and R queries: of small maps
+    several heads make a chunk, of large ones part of a head does. A head's chunks are worked on in
+    order, one after the other; with a bias, whose chunks are of one image each, so are those of the
+    same heads in all images, which share its gradient.
     """
 
     def __init__(
-        self, query_BHQD: Tensor, key_BHKD: Tensor, bias_HQK: Tensor | None, scale: float, dropout: float, seed: int
+        self,
+        query_BHQD: Tensor,
+        key_BHKD: Tensor,
+        bias_HQK: Tensor | None,
+        scale: float,
+        dropout: float,
+        seed: int,
     ) -> None:
         images, self.heads_per_image, queries, _ = query_BHQD.shape
         keys = key_BHKD.shape[2]
@@ -274,8 +321,12 @@ class _Chunks:
         count, row_count = max(1, JOINED // (queries * keys)), max(1, CHUNK // keys)
         if bias_HQK is not None:
             most = min(count, self.heads_per_image)
-            count = max(divisor for divisor in range(1, most + 1) if self.heads_per_image % divisor == 0)
-        self.heads = [slice(head, head + count) for head in range(0, images * self.heads_per_image, count)]
+            count = max(
+                divisor for divisor in range(1, most + 1) if self.heads_per_image % divisor == 0
+            )
+        self.heads = [
+            slice(head, head + count) for head in range(0, images * self.heads_per_image, count)
+        ]
         self.rows = [slice(row, row + row_count) for row in range(0, queries, row_count)]
         self.apart = len(self.heads) if bias_HQK is None else self.heads_per_image // count
         largest = count * min(row_count, queries) * keys

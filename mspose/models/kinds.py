@@ -19,12 +19,15 @@ def network_class(kind: str) -> NetworkClass:
 
 
 def make_network(kind: str, **settings: Any) -> PoseNetwork:
-    """A fresh network of this kind. Of the settings it takes those that it has: what is another kind's is left out.
+    """A fresh network of this kind. Of the settings it takes those that it has: what is another
+    kind's is left out.
 
     Raises:
         MsposeError: an unknown kind, or settings that make no network.
         TypeError: a setting that no kind has.
     """
     network = network_class(kind)
-    foreign = {name for other in KINDS.values() for name in other.settings()} - network.settings().keys()
+    foreign = {
+        name for other in KINDS.values() for name in other.settings()
+    } - network.settings().keys()
     return network(**{name: value for name, value in settings.items() if name not in foreign})

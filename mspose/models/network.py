@@ -1,4 +1,5 @@
-"""What every network here shares: its input and output, who may watch, a backbone that is fused or recomputed.
+"""What every network here shares: its input and output, who may watch, a backbone that is fused or
+recomputed.
 
 B images, S scenes, N tokens, L encoder layers, H heads.
 """
@@ -49,7 +50,8 @@ class PoseOutput:
         orientation_B4: quaternion w x y z, not normalised.
         scene_log_probability_BS: log-probability of every scene.
         scene_B: the scene whose pose this is: as given, else the most probable one.
-        query_key_gap: per branch with encoders ("position", "orientation"), gap_BLH: the norms that QKA averages.
+        query_key_gap: per branch with encoders ("position", "orientation"), gap_BLH: the norms that
+            QKA averages.
     """
 
     position_B3: Tensor
@@ -74,10 +76,12 @@ class PoseNetwork(nn.Module):
         architecture: what rebuilds this network: `type(network)(**architecture, pretrained=False)`.
         backbone: see `mspose.models.backbone`.
         position_head: regresses positions.
-        description: what `model.json` said of it, where it was loaded: preprocessing, what it was trained on; else {}.
+        description: what `model.json` said of it, where it was loaded: preprocessing, what it was
+            trained on; else {}.
         fused: whether the network is for prediction alone, see `fuse`.
-        recompute_backbone: forget the backbone's activations and compute them again in the backward pass (Chen et al.,
-            arXiv 1604.06174): a third of the memory of a training step for one more forward pass of the backbone.
+        recompute_backbone: forget the backbone's activations and compute them again in the backward
+            pass (Chen et al., arXiv 1604.06174): a third of the memory of a training step for one
+            more forward pass of the backbone.
     """
 
     kind: ClassVar[str]
@@ -96,7 +100,9 @@ class PoseNetwork(nn.Module):
     @classmethod
     def settings(cls) -> dict[str, Any]:
         """The arguments that build such a network, with their defaults."""
-        return {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
+        return {
+            name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()
+        }
 
     @classmethod
     def from_pretrained(
@@ -109,8 +115,8 @@ class PoseNetwork(nn.Module):
         local_files_only: bool = False,
         force_download: bool = False,
     ) -> Self:
-        """A trained network, on the CPU and in eval mode: of a run folder, of a folder with `model.safetensors` and
-        `model.json`, or of the Hugging Face hub (`user/name`).
+        """A trained network, on the CPU and in eval mode: of a run folder, of a folder with
+        `model.safetensors` and `model.json`, or of the Hugging Face hub (`user/name`).
 
         Args:
             source: the folder, or the name on the hub; see `mspose.models.stored.model_folder`.
@@ -121,7 +127,8 @@ class PoseNetwork(nn.Module):
             force_download: download anew.
 
         Raises:
-            MsposeError: no such model, a broken one, one of another class, or one of another version's architecture.
+            MsposeError: no such model, a broken one, one of another class, or one of another
+                version's architecture.
         """
         from mspose.models.kinds import KINDS
         from mspose.models.stored import build_network, model_folder
@@ -131,28 +138,33 @@ class PoseNetwork(nn.Module):
         weights, description = load_model(folder := model_folder(source, **options, **flags))
         kind = KINDS.get(str(description.get("kind")), cls)
         if not issubclass(kind, cls):
-            raise MsposeError(f"{source} holds a network of kind {kind.kind}: load it with {kind.__name__}")
+            raise MsposeError(
+                f"{source} holds a network of kind {kind.kind}: load it with {kind.__name__}"
+            )
         network = build_network(description, weights, folder)
         assert isinstance(network, cls)
         return network
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Write `model.safetensors` and `model.json`, which `from_pretrained` and `mspose.load` read.
+        """Write `model.safetensors` and `model.json`, which `from_pretrained` and `mspose.load`
+        read.
 
-        A model that was there is replaced. Raises MsposeError where `description` has no preprocessing, for a fused
-        network, and where `folder` cannot be written or holds a model of another program.
+        A model that was there is replaced. Raises MsposeError where `description` has no
+        preprocessing, for a fused network, and where `folder` cannot be written or holds a model of
+        another program.
         """
         from mspose.models.stored import save_network
 
         save_network(self, Path(folder))
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload what `save_pretrained` writes, with a model card, to the Hugging Face hub; returns the commit's URL.
+        """Upload what `save_pretrained` writes, with a model card, to the Hugging Face hub; returns
+        the commit's URL.
 
-        `repo_id` is `user/name`; `options` (`private`, `token`, `branch`, `commit_message`, `create_pr`, or
-        `ignore_patterns="README.md"` to keep a card that is there) are those of huggingface_hub's
-        `ModelHubMixin.push_to_hub`. Raises MsposeError as `save_pretrained` does, and where the hub
-        cannot be reached or does not let us.
+        `repo_id` is `user/name`; `options` (`private`, `token`, `branch`, `commit_message`,
+        `create_pr`, or `ignore_patterns="README.md"` to keep a card that is there) are those of
+        huggingface_hub's `ModelHubMixin.push_to_hub`. Raises MsposeError as `save_pretrained` does,
+        and where the hub cannot be reached or does not let us.
         """
         from mspose.models.stored import hub
 
@@ -175,8 +187,8 @@ class PoseNetwork(nn.Module):
 
         Args:
             image_B3HW: RGB, normalised by `mean` and `std`, at least 32 pixels on each side.
-            scene_B: index of each image's scene, int64; needed in training. Without it the most probable scene's
-                pose is returned.
+            scene_B: index of each image's scene, int64; needed in training. Without it the most
+                probable scene's pose is returned.
             observer: called with the attention of each layer.
 
         Raises:
@@ -185,13 +197,15 @@ class PoseNetwork(nn.Module):
         raise NotImplementedError
 
     def fuse(self) -> Self:
-        """Make this network ready for prediction alone, in place: the backbone's batch norms are folded into its
-        convolutions. Its answers stay the same up to rounding.
+        """Make this network ready for prediction alone, in place: the backbone's batch norms are
+        folded into its convolutions. Its answers stay the same up to rounding.
 
         Raises:
             ValueError: the network is in training mode.
         """
-        noise = torch.randn(1, 3, *self.backbone.probe_size, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(
+            1, 3, *self.backbone.probe_size, generator=torch.Generator().manual_seed(0)
+        )
         fold_batch_norms(self.backbone, partial(self.backbone, noise.to(next(self.parameters()))))
         self.requires_grad_(False)
         self.fused = True
@@ -205,25 +219,37 @@ class PoseNetwork(nn.Module):
 
     def _feature_maps(self, image_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         """The backbone's maps of stride 16 and 8."""
-        if image_B3HW.device.type == "cpu":  # half the time of a CPU's convolutions, and tokens without a copy
+        if (
+            image_B3HW.device.type == "cpu"
+        ):  # half the time of a CPU's convolutions, and tokens without a copy
             image_B3HW = image_B3HW.contiguous(memory_format=torch.channels_last)
         if not (self.recompute_backbone and self.training and torch.is_grad_enabled()):
             return self.backbone(image_B3HW)
         again = partial(_statistics_kept, self.backbone)
-        return checkpoint(self.backbone, image_B3HW, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
+        return checkpoint(
+            self.backbone,
+            image_B3HW,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), again()),
+        )
 
     def _check_input(self, image_B3HW: Tensor, scene_B: Tensor | None) -> None:
         expect_shape("image_B3HW", image_B3HW, ("batch", 3, "height", "width"))
         if not image_B3HW.is_floating_point():
-            raise ValueError(f"image_B3HW: expected normalised floating-point values, found {image_B3HW.dtype}")
+            raise ValueError(
+                f"image_B3HW: expected normalised floating-point values, found {image_B3HW.dtype}"
+            )
         height, width = image_B3HW.shape[2:]
         if min(height, width) < SMALLEST_IMAGE:
             raise ValueError(
-                f"image_B3HW: expected at least {SMALLEST_IMAGE}x{SMALLEST_IMAGE} pixels, found {height}x{width}"
+                f"image_B3HW: expected at least {SMALLEST_IMAGE}x{SMALLEST_IMAGE} pixels, found"
+                f" {height}x{width}"
             )
         if scene_B is None:
             if self.training:
-                raise ValueError("scene_B: expected the index of each image's scene in training mode, found none")
+                raise ValueError(
+                    "scene_B: expected the index of each image's scene in training mode, found none"
+                )
             return
         expect_shape("scene_B", scene_B, (image_B3HW.shape[0],))
         if scene_B.dtype != torch.int64:
@@ -233,14 +259,20 @@ class PoseNetwork(nn.Module):
             lowest, highest = int(scene_B.min()), int(scene_B.max())
             if lowest < 0 or highest >= len(self.scenes):
                 raise ValueError(
-                    f"scene_B: expected indices in 0..{len(self.scenes) - 1} of {len(self.scenes)} scenes, found "
-                    f"{lowest if lowest < 0 else highest}"
+                    f"scene_B: expected indices in 0..{len(self.scenes) - 1} of {len(self.scenes)}"
+                    f" scenes, found {lowest if lowest < 0 else highest}"
                 )
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Switches autocast off where it is on; elsewhere it does nothing, as exporters cannot all write a switch down."""
-    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
+    """Switches autocast off where it is on; elsewhere it does nothing, as exporters cannot all
+    write a switch down.
+    """
+    return (
+        torch.autocast(device.type, enabled=False)
+        if torch.is_autocast_enabled(device.type)
+        else nullcontext()
+    )
 
 
 def check_scenes(scenes: Sequence[str]) -> None:
@@ -249,7 +281,9 @@ def check_scenes(scenes: Sequence[str]) -> None:
         raise MsposeError("scenes: expected at least one name, found none")
     twice = sorted({name for name in scenes if scenes.count(name) > 1})
     if twice:
-        raise MsposeError(f"scenes: expected each name once, found {', '.join(twice)} more than once")
+        raise MsposeError(
+            f"scenes: expected each name once, found {', '.join(twice)} more than once"
+        )
 
 
 def check_sizes(architecture: Mapping[str, Any], least: Mapping[str, int]) -> None:
@@ -263,15 +297,21 @@ def check_probabilities(architecture: Mapping[str, Any], names: Sequence[str]) -
     """Raise MsposeError where a dropout of the architecture is no probability, or 1."""
     for name in names:
         if not 0 <= architecture[name] < 1:
-            raise MsposeError(f"{name}: expected a probability of at least 0 and below 1, found {architecture[name]}")
+            raise MsposeError(
+                f"{name}: expected a probability of at least 0 and below 1, found"
+                f" {architecture[name]}"
+            )
 
 
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Leave the running statistics of batch norms as they are when a forward pass is computed a second time."""
+    """Leave the running statistics of batch norms as they are when a forward pass is computed a
+    second time.
+    """
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     try:
         yield
-    finally:  # the second pass ends with an exception, as soon as it has all that the backward pass asks for
+    # the second pass ends with an exception, as soon as it has all that the backward pass asks for
+    finally:
         for name, buffer in module.named_buffers():
             buffer.copy_(buffers[name])

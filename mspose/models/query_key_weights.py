@@ -1,6 +1,8 @@
-"""Query and key projections under a bound on how far they stretch: what entropy collapse is held off with elsewhere.
+"""Query and key projections under a bound on how far they stretch: what entropy collapse is held
+off with elsewhere.
 
-Each of M matrices W, of queries or of keys, is used as W_hat = (norm / sigma(W)) W, whose largest singular value is
+Each of M matrices W, of queries or of keys, is used as W_hat = (norm / sigma(W)) W, whose largest
+singular value is
 `norm`: sigma(W), that of W, is followed by power iteration.
 """
 
@@ -14,10 +16,11 @@ QUERY_KEY_WEIGHTS = ("plain", "spectral-norm", "sigma-reparam")
 def make_query_key_weights(name: str, weight_MCC: Tensor) -> "NormalizedWeights | None":
     """The parametrisation called `name` of matrices that start as `weight_MCC`; None for `plain`.
 
-    `sigma-reparam` (Zhai et al., Stabilizing Transformer Training by Preventing Attention Entropy Collapse, ICML 2023):
-    W_hat = (gamma / sigma(W)) W with a learned gamma that starts at 1.
-    `spectral-norm` (improved spectral normalisation; Lee et al., ViTGAN, ICLR 2022):
-    W_hat = sigma(W_init) W / sigma(W), so that a matrix keeps the largest singular value that it started with.
+    `sigma-reparam` (Zhai et al., Stabilizing Transformer Training by Preventing Attention Entropy
+    Collapse, ICML 2023): W_hat = (gamma / sigma(W)) W with a learned gamma that starts at 1.
+    `spectral-norm` (improved spectral normalisation; Lee et al., ViTGAN, ICLR 2022): W_hat =
+    sigma(W_init) W / sigma(W), so that a matrix keeps the largest singular value that it started
+    with.
 
     Raises:
         ValueError: unknown name.
@@ -28,15 +31,19 @@ def make_query_key_weights(name: str, weight_MCC: Tensor) -> "NormalizedWeights 
         return NormalizedWeights(weight_MCC, learns_norm=True)
     if name == "spectral-norm":
         return NormalizedWeights(weight_MCC, learns_norm=False)
-    raise ValueError(f"query_key_weights: expected one of {', '.join(QUERY_KEY_WEIGHTS)}, found {name!r}")
+    raise ValueError(
+        f"query_key_weights: expected one of {', '.join(QUERY_KEY_WEIGHTS)}, found {name!r}"
+    )
 
 
 class NormalizedWeights(nn.Module):
-    """Matrices scaled to a largest singular value of `norm_M`, learned from 1 on or fixed at that of the start.
+    """Matrices scaled to a largest singular value of `norm_M`, learned from 1 on or fixed at that
+    of the start.
 
     Attributes:
-        u_MC, v_MC: left and right singular vectors of the largest singular value, the exact ones at the start; every
-            forward pass in training takes them one power iteration further, constants to the gradient.
+        u_MC, v_MC: left and right singular vectors of the largest singular value, the exact ones at
+            the start; every forward pass in training takes them one power iteration further,
+            constants to the gradient.
     """
 
     u_MC: Tensor
@@ -54,7 +61,9 @@ class NormalizedWeights(nn.Module):
             self.register_buffer("norm_M", sigma_MC[:, 0].clone())
 
     def forward(self, weight_MCC: Tensor) -> Tensor:
-        """The matrices as they are used, of the shape of `weight_MCC`; in its precision under autocast too."""
+        """The matrices as they are used, of the shape of `weight_MCC`; in its precision under
+        autocast too.
+        """
         with torch.autocast(weight_MCC.device.type, enabled=False):
             if self.training:
                 self._iterate(weight_MCC.detach())

@@ -1,7 +1,9 @@
-"""From a checkpoint of the released MS-Transformer or ActMST code to this network. Nothing is unpickled into code.
+"""From a checkpoint of the released MS-Transformer or ActMST code to this network. Nothing is
+unpickled into code.
 
-The architecture is read off the tensors, except for what leaves no trace in them: 8 attention heads (both releases ran
-8) and dropout 0.1. The backbone is EfficientNet-B0 in TensorFlow style, timm's `tf_efficientnet_b0`.
+The architecture is read off the tensors, except for what leaves no trace in them: 8 attention heads
+(both releases ran 8) and dropout 0.1. The backbone is EfficientNet-B0 in TensorFlow style, timm's
+`tf_efficientnet_b0`.
 """
 
 import re
@@ -35,7 +37,8 @@ class Converted:
     Attributes:
         architecture: arguments of `MSTransformer` (without `pretrained`).
         state_dict: its tensors, in the dtypes of the checkpoint.
-        dropped: names of the checkpoint's tensors that nothing reads: later backbone blocks and the classifier.
+        dropped: names of the checkpoint's tensors that nothing reads: later backbone blocks and the
+            classifier.
     """
 
     architecture: dict[str, Any]
@@ -46,25 +49,29 @@ class Converted:
 def read_released(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint file (`.pth` or the like, or `.safetensors`), by name.
 
-    A state dict inside another dict (`model_state_dict`, `state_dict`, `model`, ...) is taken out, and a `module.`
-    (or `_orig_mod.`, `model.`) before every name is removed.
+    A state dict inside another dict (`model_state_dict`, `state_dict`, `model`, ...) is taken out,
+    and a `module.` (or `_orig_mod.`, `model.`) before every name is removed.
 
     Raises:
-        MsposeError: the file is missing, corrupt, holds no state dict, or would need unpickling code.
+        MsposeError: the file is missing, corrupt, holds no state dict, or would need unpickling
+            code.
     """
     return _state_dict_in(read_tensors(Path(path)), Path(path))
 
 
-def convert_released(state: Mapping[str, Tensor], *, scenes: Sequence[str] | None = None) -> Converted:
+def convert_released(
+    state: Mapping[str, Tensor], *, scenes: Sequence[str] | None = None
+) -> Converted:
     """Turn a state dict of the released code into this network's.
 
     Args:
         state: as `read_released` returns it.
-        scenes: names of its scenes in the order of their indices; by default the sorted names of 7Scenes (7 scenes) or
-            of Cambridge Landmarks as published (4).
+        scenes: names of its scenes in the order of their indices; by default the sorted names of
+            7Scenes (7 scenes) or of Cambridge Landmarks as published (4).
 
     Raises:
-        MsposeError: tensors are missing, odd-shaped, not finite or unknown (named), or the scenes' names do not fit.
+        MsposeError: tensors are missing, odd-shaped, not finite or unknown (named), or the scenes'
+            names do not fit.
     """
     architecture = _architecture(state, scenes)
     try:
@@ -104,8 +111,8 @@ def convert_released(state: Mapping[str, Tensor], *, scenes: Sequence[str] | Non
     ]  # fmt: skip
     if complaints:
         raise MsposeError(
-            "not a checkpoint of the released MS-Transformer or ActMST code with an EfficientNet-B0 backbone: "
-            + "; ".join([*_other_backbone(state), *complaints])
+            "not a checkpoint of the released MS-Transformer or ActMST code with an EfficientNet-B0"
+            " backbone: " + "; ".join([*_other_backbone(state), *complaints])
         )
     return Converted(architecture, converted, dropped)
 
@@ -119,10 +126,18 @@ def _state_dict_in(loaded: object, path: Path) -> dict[str, Tensor]:
             break
         loaded = inner[0]
     if not isinstance(loaded, Mapping) or not loaded:
-        raise MsposeError(f"{path}: expected a state dict (names and tensors), found {type(loaded).__name__}")
-    others = [str(key) for key, value in loaded.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
+        raise MsposeError(
+            f"{path}: expected a state dict (names and tensors), found {type(loaded).__name__}"
+        )
+    others = [
+        str(key)
+        for key, value in loaded.items()
+        if not (isinstance(key, str) and isinstance(value, Tensor))
+    ]
     if others:
-        raise MsposeError(f"{path}: expected a state dict, but these are not named tensors: {_shortened(others)}")
+        raise MsposeError(
+            f"{path}: expected a state dict, but these are not named tensors: {_shortened(others)}"
+        )
     state = dict(loaded)
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in state):
@@ -148,7 +163,10 @@ def _architecture(state: Mapping[str, Tensor], scenes: Sequence[str] | None) -> 
     )
     layer = "transformer_t.decoder.layers.0"
     feedforward = _size(
-        state, (f"{layer}.linear1.bias", 0), (f"{layer}.linear1.weight", 0), (f"{layer}.linear2.weight", 1)
+        state,
+        (f"{layer}.linear1.bias", 0),
+        (f"{layer}.linear1.weight", 0),
+        (f"{layer}.linear2.weight", 1),
     )
     learned = any(name.startswith("backbone.1.") for name in state)
     return {
@@ -169,12 +187,19 @@ def _architecture(state: Mapping[str, Tensor], scenes: Sequence[str] | None) -> 
 
 
 def _size(state: Mapping[str, Tensor], *places: tuple[str, int]) -> int:
-    """The size that most of the (tensor, axis) places have, so that one odd tensor is named as odd, not the others."""
-    sizes = [state[name].shape[axis] for name, axis in places if name in state and state[name].dim() > axis]
+    """The size that most of the (tensor, axis) places have, so that one odd tensor is named as odd,
+    not the others.
+    """
+    sizes = [
+        state[name].shape[axis]
+        for name, axis in places
+        if name in state and state[name].dim() > axis
+    ]
     if not sizes:
         names = dict.fromkeys(name for name, _ in places)
         raise MsposeError(
-            f"not a checkpoint of the released MS-Transformer or ActMST code: it has no usable {', '.join(names)}"
+            "not a checkpoint of the released MS-Transformer or ActMST code: it has no usable"
+            f" {', '.join(names)}"
         )
     return Counter(sizes).most_common(1)[0][0]
 
@@ -185,9 +210,13 @@ def _layers(state: Mapping[str, Tensor], stack: str) -> int:
     return max(numbers, default=-1) + 1
 
 
-def _scene_names(state: Mapping[str, Tensor], count: int, scenes: Sequence[str] | None) -> list[str]:
+def _scene_names(
+    state: Mapping[str, Tensor], count: int, scenes: Sequence[str] | None
+) -> list[str]:
     counts = {
-        name: state[name].shape[0] for name in ("query_embed_t.weight", "query_embed_rot.weight") if name in state
+        name: state[name].shape[0]
+        for name in ("query_embed_t.weight", "query_embed_rot.weight")
+        if name in state
     }
     if len(set(counts.values())) > 1:
         found = " and ".join(f"{name} {tuple(state[name].shape)}" for name in counts)
@@ -195,18 +224,24 @@ def _scene_names(state: Mapping[str, Tensor], count: int, scenes: Sequence[str] 
     if scenes is None:
         if count not in SCENES_BY_COUNT:
             raise MsposeError(
-                f"the checkpoint has {count} scenes, not 7Scenes' 7 or Cambridge's 4: name them, --scenes"
+                f"the checkpoint has {count} scenes, not 7Scenes' 7 or Cambridge's 4: name them,"
+                " --scenes"
             )
         return list(SCENES_BY_COUNT[count])
     if len(scenes) != count:
-        raise MsposeError(f"--scenes: the checkpoint has {count}, but {len(scenes)} are named: {', '.join(scenes)}")
+        raise MsposeError(
+            f"--scenes: the checkpoint has {count}, but {len(scenes)} are named:"
+            f" {', '.join(scenes)}"
+        )
     if len(set(scenes)) != count:
         raise MsposeError(f"--scenes: a scene is named twice: {', '.join(scenes)}")
     return list(scenes)
 
 
 _BRANCH = {"position": "t", "orientation": "rot"}
-_RELEASED_BACKBONE = {f"backbone.net.{own}": f"backbone.0.body.{name}" for name, own in EFFICIENTNET_B0_NAMES.items()}
+_RELEASED_BACKBONE = {
+    f"backbone.net.{own}": f"backbone.0.body.{name}" for name, own in EFFICIENTNET_B0_NAMES.items()
+}
 _POSITION_TABLES = {
     "position_encoding.row": "backbone.1.row_embed.weight",
     "position_encoding.column": "backbone.1.col_embed.weight",
@@ -240,19 +275,30 @@ def _released_name(name: str) -> str:
 
 
 def _is_unused(name: str) -> bool:
-    return name.startswith("backbone.0.body.") and name.removeprefix("backbone.0.body.") in EFFICIENTNET_B0_NAMES
+    return (
+        name.startswith("backbone.0.body.")
+        and name.removeprefix("backbone.0.body.") in EFFICIENTNET_B0_NAMES
+    )
 
 
 def _other_backbone(state: Mapping[str, Tensor]) -> list[str]:
     """What says that the backbone is another EfficientNet than B0, in words."""
     stem = state.get("backbone.0.body._conv_stem.weight")
-    blocks = {int(found[1]) for name in state if (found := re.match(r"backbone\.0\.body\._blocks\.(\d+)\.", name))}
+    blocks = {
+        int(found[1])
+        for name in state
+        if (found := re.match(r"backbone\.0\.body\._blocks\.(\d+)\.", name))
+    }
     signs = []
     if stem is not None and stem.shape[0] != 32:
         signs.append(f"a stem of {stem.shape[0]} channels")
     if blocks and max(blocks) > 15:
         signs.append(f"{max(blocks) + 1} blocks")
-    return [f"its backbone has {' and '.join(signs)}, B0 has 32 channels and 16 blocks"] if signs else []
+    return (
+        [f"its backbone has {' and '.join(signs)}, B0 has 32 channels and 16 blocks"]
+        if signs
+        else []
+    )
 
 
 def _shortened(names: Sequence[str], shown: int = 6) -> str:

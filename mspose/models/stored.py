@@ -20,11 +20,12 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def model_folder(source: Path | str, **options: Any) -> Path:
-    """The folder of a model: `source` itself, or where the model `user/name` of the Hugging Face hub was downloaded to.
+    """The folder of a model: `source` itself, or where the model `user/name` of the Hugging Face
+    hub was downloaded to.
 
-    The hub is asked for what looks like `user/name`, is no folder here, and does not begin with one, as a mistyped
-    `runs/name` does; `options` are those of `mspose.tools.hub.download`.
-    Raises MsposeError where the hub has no such model, does not answer, or cannot be asked.
+    The hub is asked for what looks like `user/name`, is no folder here, and does not begin with
+    one, as a mistyped `runs/name` does; `options` are those of `mspose.tools.hub.download`. Raises
+    MsposeError where the hub has no such model, does not answer, or cannot be asked.
     """
     folder, name = Path(source), str(source)
     if folder.exists() or HUB_NAME.fullmatch(name) is None or folder.parent.exists():
@@ -33,28 +34,36 @@ def model_folder(source: Path | str, **options: Any) -> Path:
 
 
 def hub(otherwise: str) -> ModuleType:
-    """`mspose.tools.hub`. Raises MsposeError, `otherwise` and what to install, without huggingface_hub."""
+    """`mspose.tools.hub`. Raises MsposeError, `otherwise` and what to install, without
+    huggingface_hub.
+    """
     try:
         return importlib.import_module("mspose.tools.hub")
     except ImportError as error:
         raise MsposeError(
-            f"{otherwise}, and the Hugging Face hub needs huggingface_hub: pip install huggingface_hub ({error})"
+            f"{otherwise}, and the Hugging Face hub needs huggingface_hub: pip install"
+            f" huggingface_hub ({error})"
         ) from error
 
 
 def describe_network(network: PoseNetwork) -> dict[str, Any]:
-    """What `model.json` says of a network. Raises MsposeError for one that cannot be used by that, or was fused."""
+    """What `model.json` says of a network. Raises MsposeError for one that cannot be used by that,
+    or was fused.
+    """
     if network.fused:
         raise MsposeError("a fused network cannot be saved: save the one that it was made of")
     known = network.description
     preprocessing = known.get("preprocessing") or {}
     if missing := [name for name in ("resize", "crop") if name not in preprocessing]:
         raise MsposeError(
-            f"the network does not know how images are prepared for it ({' and '.join(missing)} missing): "
-            'set network.description = {"preprocessing": {"resize": 256, "crop": 224}}, in pixels, as in its training'
+            f"the network does not know how images are prepared for it ({' and '.join(missing)}"
+            ' missing): set network.description = {"preprocessing": {"resize": 256,'
+            ' "crop": 224}}, in pixels, as in its training'
         )
     own = {"kind": network.kind, "architecture": network.architecture}
-    normalisation = {name: list(getattr(network, name)) for name in ("mean", "std") if name not in preprocessing}
+    normalisation = {
+        name: list(getattr(network, name)) for name in ("mean", "std") if name not in preprocessing
+    }
     return own | known | {"preprocessing": {**preprocessing, **normalisation}}
 
 
@@ -65,20 +74,38 @@ def save_network(network: PoseNetwork, folder: Path) -> None:
         try:
             read_description(folder)
         except MsposeError as error:
-            raise MsposeError(f"{folder} holds a model that is not mspose's ({error}): give another folder") from error
+            raise MsposeError(
+                f"{folder} holds a model that is not mspose's ({error}): give another folder"
+            ) from error
     save_model(folder, network.state_dict(), description)
 
 
-def build_network(description: Mapping[str, Any], weights: Mapping[str, Tensor], source: Path) -> PoseNetwork:
-    """The network that a model's description and weights make, in eval mode, in the precision of its weights.
+def build_network(
+    description: Mapping[str, Any], weights: Mapping[str, Tensor], source: Path
+) -> PoseNetwork:
+    """The network that a model's description and weights make, in eval mode, in the precision of
+    its weights.
 
-    Raises MsposeError, naming `source`, for a description of no network of this version, and for weights of another.
+    Raises MsposeError, naming `source`, for a description of no network of this version, and for
+    weights of another.
     """
     try:
-        network = network_class(description["kind"])(**description["architecture"], pretrained=False)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, MsposeError) as error:
+        network = network_class(description["kind"])(
+            **description["architecture"], pretrained=False
+        )
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        OverflowError,
+        MsposeError,
+    ) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise MsposeError(f"{source}/model.json does not describe a model of this version: {reason}") from error
+        raise MsposeError(
+            f"{source}/model.json does not describe a model of this version: {reason}"
+        ) from error
     if any(tensor.dtype == torch.float64 for tensor in weights.values()):
         network.double()  # a converted checkpoint keeps its precision
     load_weights(network, weights, source)
@@ -98,5 +125,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: Path
     ]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise MsposeError(f"{source} holds a model of another architecture: {'; '.join(wrong[:3])}{more}")
+        raise MsposeError(
+            f"{source} holds a model of another architecture: {'; '.join(wrong[:3])}{more}"
+        )
     network.load_state_dict(weights)

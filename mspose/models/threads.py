@@ -1,8 +1,8 @@
 """Work of many equal parts, on as many threads as PyTorch computes with.
 
-PyTorch spreads each operation over its threads and waits for them at its end. Where work consists of thousands of
-short operations, that waiting costs more than the work on a machine that has other things to do. Here each thread
-takes whole parts, and computes each by itself.
+PyTorch spreads each operation over its threads and waits for them at its end. Where work consists
+of thousands of short operations, that waiting costs more than the work on a machine that has other
+things to do. Here each thread takes whole parts, and computes each by itself.
 """
 
 import os
@@ -18,7 +18,8 @@ PARTS_PER_THREAD = 8  # fewer are done sooner one after the other, each operatio
 
 
 def in_threads(work: Callable[..., None], parts: Sequence[tuple[Any, ...]]) -> None:
-    """Call `work(*part)` for every part, in no particular order; parts must not depend on each other.
+    """Call `work(*part)` for every part, in no particular order; parts must not depend on each
+    other.
 
     Raises what `work` raises.
     """
@@ -31,12 +32,17 @@ def in_threads(work: Callable[..., None], parts: Sequence[tuple[Any, ...]]) -> N
     left = iter(parts)
 
     def take() -> None:
-        with torch.inference_mode(inference), torch.set_grad_enabled(gradients):  # settings of each thread
+        with (
+            torch.inference_mode(inference),
+            torch.set_grad_enabled(gradients),
+        ):  # settings of each thread
             for part in left:
                 work(*part)
 
     # waiting for all of them also where one fails
-    for finished in [pool.submit(take) for pool in [_pool(os.getpid(), threads)] for _ in range(threads)]:
+    for finished in [
+        pool.submit(take) for pool in [_pool(os.getpid(), threads)] for _ in range(threads)
+    ]:
         finished.result()
 
 
@@ -46,7 +52,8 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:  # noqa: ARG001
     all_started = threading.Barrier(threads + 1)
 
     def start() -> None:
-        torch.get_num_threads()  # a thread takes the process's number when first asked: before it gets its own
+        # a thread takes the process's number when first asked: before it gets its own
+        torch.get_num_threads()
         torch.set_num_threads(1)
         all_started.wait()
 
@@ -54,5 +61,7 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:  # noqa: ARG001
     for _ in range(threads):
         pool.submit(start)
     all_started.wait()
-    torch.set_num_threads(threads)  # it is this thread's own number, but also that of threads still to come
+    torch.set_num_threads(
+        threads
+    )  # it is this thread's own number, but also that of threads still to come
     return pool

@@ -18,7 +18,9 @@ from mspose.models.relative_position import TokenPositions
 EncoderObserver = Callable[[int, AttentionMap], None]
 """Called with the layer and the self-attention of every encoder layer."""
 DecoderObserver = Callable[[int, Tensor], None]
-"""Called with the layer and weight_BHSN, what every scene's query attends to in the image, of every decoder layer."""
+"""Called with the layer and weight_BHSN, what every scene's query attends to in the image, of every
+decoder layer.
+"""
 
 
 class FeedForward(nn.Module):
@@ -48,7 +50,9 @@ class EncoderLayer(nn.Module):
         attention_scale: str = "head-dim",
     ) -> None:
         super().__init__()
-        self.self_attention = SelfAttention(dim, heads, dropout=attention_dropout, attention_scale=attention_scale)
+        self.self_attention = SelfAttention(
+            dim, heads, dropout=attention_dropout, attention_scale=attention_scale
+        )
         self.feedforward = FeedForward(dim, feedforward, dropout=dropout)
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
@@ -98,16 +102,26 @@ class Encoder(nn.Module):
                 module.normalize_query_key_weights(name)
 
     def forward(
-        self, tokens_BNC: Tensor, positions: TokenPositions, *, observer: EncoderObserver | None = None
+        self,
+        tokens_BNC: Tensor,
+        positions: TokenPositions,
+        *,
+        observer: EncoderObserver | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Returns tokens_BNC and query_key_gap_BLH: per layer and head, the distance from mean query to mean key."""
+        """Returns tokens_BNC and query_key_gap_BLH: per layer and head, the distance from mean
+        query to mean key.
+        """
         gaps_BH = []
         for index, layer in enumerate(self.layers):
             tokens_BNC, attention = layer(tokens_BNC, positions)
             gaps_BH.append(query_key_gap(attention.query_BHQD, attention.key_BHKD))
             if observer is not None:
                 observer(index, attention)
-        gap_BLH = torch.stack(gaps_BH, dim=1) if gaps_BH else tokens_BNC.new_zeros(tokens_BNC.shape[0], 0, self.heads)
+        gap_BLH = (
+            torch.stack(gaps_BH, dim=1)
+            if gaps_BH
+            else tokens_BNC.new_zeros(tokens_BNC.shape[0], 0, self.heads)
+        )
         return self.norm(tokens_BNC), gap_BLH
 
 
@@ -115,7 +129,13 @@ class DecoderLayer(nn.Module):
     """Self-attention among the scene tokens, cross-attention to the image tokens, feed-forward."""
 
     def __init__(
-        self, dim: int, heads: int, feedforward: int, *, dropout: float = 0.0, attention_dropout: float = 0.0
+        self,
+        dim: int,
+        heads: int,
+        feedforward: int,
+        *,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.self_attention = SelfAttention(dim, heads, dropout=attention_dropout)
@@ -133,7 +153,9 @@ class DecoderLayer(nn.Module):
 
         `memory_key_BNC` is the memory with its positions added.
         """
-        scene_BSC = scene_BSC + self.dropout(self.self_attention(self.norm1(scene_BSC), TokenPositions(query_SC))[0])
+        scene_BSC = scene_BSC + self.dropout(
+            self.self_attention(self.norm1(scene_BSC), TokenPositions(query_SC))[0]
+        )
         query_BSC = self.norm2(scene_BSC) + query_SC
         attended_BSC, weight_BHSN = self.cross_attention(query_BSC, memory_key_BNC, memory_BNC)
         scene_BSC = scene_BSC + self.dropout(attended_BSC)
@@ -155,7 +177,9 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            DecoderLayer(dim, heads, feedforward, dropout=dropout, attention_dropout=attention_dropout)
+            DecoderLayer(
+                dim, heads, feedforward, dropout=dropout, attention_dropout=attention_dropout
+            )
             for _ in range(layers)
         )
         self.norm = nn.LayerNorm(dim)
@@ -179,7 +203,9 @@ class Decoder(nn.Module):
 
 
 def initialize_matrices(module: nn.Module) -> None:
-    """Xavier-uniform for every matrix of `module`, biases and norms left as they are (MS-Transformer)."""
+    """Xavier-uniform for every matrix of `module`, biases and norms left as they are
+    (MS-Transformer).
+    """
     for parameter in module.parameters():
         if parameter.dim() > 1:
             nn.init.xavier_uniform_(parameter)

@@ -1,4 +1,6 @@
-"""Pictures of studies of attention: `draw` writes them as files and for TensorBoard, the others return figures."""
+"""Pictures of studies of attention: `draw` writes them as files and for TensorBoard, the others
+return figures.
+"""
 
 import logging
 import zipfile
@@ -56,18 +58,21 @@ def draw(
     head: int | None = None,
     projection: Projection = "tsne",
 ) -> list[Path]:
-    """Draw the studies of runs: each run's own pictures into `<run>/attention/`, and for TensorBoard beside them.
+    """Draw the studies of runs: each run's own pictures into `<run>/attention/`, and for
+    TensorBoard beside them.
 
-    With `out`, further pictures there, for TensorBoard as well, lay the runs over each other (entropy, query-key
-    distance, purity, position encodings) or beside each other (verdicts, query-key space). Runs that differ in their
-    seed alone count as one variant. A picture that there is nothing to draw in is left out, and the log says why; so
-    are the pictures of frames where a run has no `samples.npz`.
+    With `out`, further pictures there, for TensorBoard as well, lay the runs over each other
+    (entropy, query-key distance, purity, position encodings) or beside each other (verdicts,
+    query-key space). Runs that differ in their seed alone count as one variant. A picture that
+    there is nothing to draw in is left out, and the log says why; so are the pictures of frames
+    where a run has no `samples.npz`.
 
     Args:
         branch: of the query-key space; both where none is given.
-        layer: from 1, of the query-key space (the last where none is given) and of maps of attention (the encoder's
-            first, middle and last, the decoder's last).
-        head: from 1, of the query-key space (1 where none is given), of maps of attention and of purity (all heads).
+        layer: from 1, of the query-key space (the last where none is given) and of maps of
+            attention (the encoder's first, middle and last, the decoder's last).
+        head: from 1, of the query-key space (1 where none is given), of maps of attention and of
+            purity (all heads).
 
     Returns:
         The PNG files written, at 300 dots per inch.
@@ -86,23 +91,31 @@ def draw(
         _show_in_tensorboard(run / "attention", files)
         written += files
     if out is not None:
-        files = _write(out, _of_runs(list(zip(names, studies, strict=True)), samples, place, projection))
+        files = _write(
+            out, _of_runs(list(zip(names, studies, strict=True)), samples, place, projection)
+        )
         _show_in_tensorboard(out, files)
         written += files
     return written
 
 
 def labels(studies: Sequence[Study]) -> list[str]:
-    """What legends call the studies: their variant, after the experiment where there are several; seeds share one."""
+    """What legends call the studies: their variant, after the experiment where there are several;
+    seeds share one.
+    """
     several = len({study["experiment"] for study in studies}) > 1
     return [
-        (f"{study['experiment']}/" if several else "") + study["variant"] + (" (quick)" if study["quick"] else "")
+        (f"{study['experiment']}/" if several else "")
+        + study["variant"]
+        + (" (quick)" if study["quick"] else "")
         for study in studies
     ]
 
 
 def read_samples(run: Path) -> dict[str, NDArray[Any]] | None:
-    """The arrays of a run's `samples.npz`; None where there is none. Raises MsposeError where it is broken."""
+    """The arrays of a run's `samples.npz`; None where there is none. Raises MsposeError where it is
+    broken.
+    """
     path = run / SAMPLES
     if not path.is_file():
         return None
@@ -113,7 +126,9 @@ def read_samples(run: Path) -> dict[str, NDArray[Any]] | None:
             raise ValueError(f"without {lacking[0]}")
         return arrays
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise MsposeError(f"{path} is broken ({error}): run `mspose attention {run}` again") from error
+        raise MsposeError(
+            f"{path} is broken ({error}): run `mspose attention {run}` again"
+        ) from error
 
 
 def _of_runs(
@@ -147,7 +162,9 @@ def _of_runs(
     return pictures
 
 
-def _of_frames(arrays: Arrays | None, *, layer: int | None, head: int | None) -> dict[str, Callable[[], Figure]]:
+def _of_frames(
+    arrays: Arrays | None, *, layer: int | None, head: int | None
+) -> dict[str, Callable[[], Figure]]:
     """Attention over the sample frames of one run."""
     if arrays is None:
         log.info("no pictures of attention in frames: the run holds no %s", SAMPLES)
@@ -181,7 +198,9 @@ def _write(folder: Path, pictures: Pictures) -> list[Path]:
 
 
 def _show_in_tensorboard(folder: Path, files: Sequence[Path]) -> None:
-    """The pictures as images of a TensorBoard run of their own, beside the training's; earlier ones go."""
+    """The pictures as images of a TensorBoard run of their own, beside the training's; earlier ones
+    go.
+    """
     earlier = list(folder.glob(EVENTS))
     try:
         with SummaryWriter(str(folder)) as writer:
@@ -192,4 +211,6 @@ def _show_in_tensorboard(folder: Path, files: Sequence[Path]) -> None:
         for path in earlier:
             path.unlink()
     except OSError as error:
-        raise MsposeError(f"cannot write TensorBoard events to {folder}: {error.strerror or error}") from error
+        raise MsposeError(
+            f"cannot write TensorBoard events to {folder}: {error.strerror or error}"
+        ) from error

@@ -1,28 +1,39 @@
-"""Why a run's self-attention works or collapses: figures of its encoders on frames, into `<run>/attention/`.
+"""Why a run's self-attention works or collapses: figures of its encoders on frames, into
+`<run>/attention/`.
 
-`attention.json` holds, besides where it comes from: `layers`, one object per encoder layer with its `branch`, `layer`
-(from 1), `tokens`, `entropy` (nats) and its limit log(tokens), `similarity`, `gap`, `purity`, the `verdict`, the same
-figures per head, and a histogram of purity over queries per head; `thresholds` of the verdict; `encoding`, per branch
-the mean distance of two tokens' encodings over their distance on the map, of encodings that are added to tokens;
-`training`, the query-key gap of every logged step, where there is a log. Figures are means over frames, queries, heads.
+`attention.json` holds, besides where it comes from: `layers`, one object per encoder layer with its
+`branch`, `layer` (from 1), `tokens`, `entropy` (nats) and its limit log(tokens), `similarity`,
+`gap`, `purity`, the `verdict`, the same figures per head, and a histogram of purity over queries
+per head; `thresholds` of the verdict; `encoding`, per branch the mean distance of two tokens'
+encodings over their distance on the map, of encodings that are added to tokens; `training`, the
+query-key gap of every logged step, where there is a log. Figures are means over frames, queries,
+heads.
 
-`samples.npz` holds what pictures of a few frames need, as plain arrays. F sample frames, H heads, M chosen queries, S
-scenes, P chosen tokens, D channels per head, N tokens of a map of h times w, row-major; layers and heads from 1:
+`samples.npz` holds what pictures of a few frames need, as plain arrays. F sample frames, H heads, M
+chosen queries, S scenes, P chosen tokens, D channels per head, N tokens of a map of h times w,
+row-major; layers and heads from 1:
 
     image_F                             (F, height, width, 3) uint8, the crops that the network sees
     names, scenes                       (F,) text: each frame's image and scene
-    scene_names                         (S,) text: the model's scenes, in the order of the decoder's queries
+    scene_names                         (S,) text: the model's scenes, in the order of the decoder's
+                                        queries
     grid/<branch>                       (2,): h, w
-    encoder/<branch>/queries            (M, 2): row and column of the chosen queries; the first is the centre
-    encoder/<branch>/<layer>/attention  (F, H, M, h, w) float16: what each chosen query attends to; sums to 1
-    encoder/<branch>/<layer>/received   (F, H, h, w) float32: mean attention, over all queries, that each key receives
-    encoder/<branch>/<layer>/votes      (F, H, h, w) int16: number of queries that attend most to this key
-    decoder/<branch>/<layer>/attention  (F, H, S, h, w) float16: what each scene's query attends to
-    space/<branch>/tokens               (P,): numbers of the tokens whose queries and keys follow, of the first frame
-    space/<branch>/<layer>/<head>/query (P, D) float32, and .../key, as they enter the attention map
-    encoding/<branch>                   (N, N) float32: distances of tokens' encodings, where these are added to tokens
+    encoder/<branch>/queries            (M, 2): row and column of the chosen queries; the first is
+    the centre encoder/<branch>/<layer>/attention  (F, H, M, h, w) float16: what each chosen query
+    attends to; sums to 1
+    encoder/<branch>/<layer>/received   (F, H, h, w) float32: mean attention, over all queries, that
+                                        each key receives
+    encoder/<branch>/<layer>/votes      (F, H, h, w) int16: number of queries that attend most to
+    this key decoder/<branch>/<layer>/attention  (F, H, S, h, w) float16: what each scene's query
+    attends to
+    space/<branch>/tokens               (P,): numbers of the tokens whose queries and keys follow,
+    of the first frame space/<branch>/<layer>/<head>/query (P, D) float32, and .../key, as they
+    enter the attention map
+    encoding/<branch>                   (N, N) float32: distances of tokens' encodings, where these
+                                        are added to tokens
 
-Arrays of `encoder` and `space` are there for branches with encoder layers, those of `decoder` for both.
+Arrays of `encoder` and `space` are there for branches with encoder layers, those of `decoder` for
+both.
 """
 
 import math
@@ -78,10 +89,12 @@ def study_run(
     on_bad_frame: str = "stop",
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Study the self-attention in the encoders of a run; writes `attention.json` and `samples.npz`, returns the first.
+    """Study the self-attention in the encoders of a run; writes `attention.json` and `samples.npz`,
+    returns the first.
 
-    The network is the trained one in evaluation mode, in the precision of its weights. Memory is bounded on any map:
-    statistics stream over frames, and of attention maps and distances only a stretch of rows exists at a time.
+    The network is the trained one in evaluation mode, in the precision of its weights. Memory is
+    bounded on any map: statistics stream over frames, and of attention maps and distances only a
+    stretch of rows exists at a time.
 
     Args:
         frames: how many frames of the split at most, spread evenly over the scenes and within each.
@@ -90,22 +103,35 @@ def study_run(
         data: overrides the run's data settings, as in `mspose.evaluation.evaluate_run`.
 
     Raises:
-        MsposeError: the run has no model or no self-attention, the split is not there, or a number does not fit.
+        MsposeError: the run has no model or no self-attention, the split is not there, or a number
+            does not fit.
     """
     layers_of, _ = encoder_layers(run)
-    for name, value, least in (("frames", frames, 1), ("neighbours", neighbours, 1), ("samples", samples, 0)):
+    for name, value, least in (
+        ("frames", frames, 1),
+        ("neighbours", neighbours, 1),
+        ("samples", samples, 0),
+    ):
         if value < least:
             raise MsposeError(f"{name}: expected at least {least}, found {value}")
     estimator = load(run, device)
     opened = open_for_run(
-        run, estimator, split, data=data, batch_size=FRAMES_AT_ONCE, on_bad_frame=on_bad_frame, progress=progress
+        run,
+        estimator,
+        split,
+        data=data,
+        batch_size=FRAMES_AT_ONCE,
+        on_bad_frame=on_bad_frame,
+        progress=progress,
     )
     batches, settings, network = opened.batches, opened.settings, estimator.network
     parameter = next(network.parameters())
     rows = spread_over_scenes(batches.frames["scene"], frames)
     statistics, sampled = Statistics(neighbours), Samples()
     with torch.inference_mode():
-        with tqdm(total=len(rows), desc="studying attention", unit="frame", disable=not progress) as bar:
+        with tqdm(
+            total=len(rows), desc="studying attention", unit="frame", disable=not progress
+        ) as bar:
             for batch in batches.in_order(rows):
                 network(batch.image_B3HW.to(parameter.dtype), observer=statistics)
                 bar.update(len(batch.row))
@@ -115,8 +141,12 @@ def study_run(
 
     layers = statistics.layers()
     if not all(math.isfinite(layer[name]) for layer in layers for name in statistics.NAMES):
-        raise MsposeError(f"the attention of the model of {run} is not finite: its weights are unusable")
-    distance_of = encoding_distances(network, {layer["branch"]: layer["tokens"] for layer in layers})
+        raise MsposeError(
+            f"the attention of the model of {run} is not finite: its weights are unusable"
+        )
+    distance_of = encoding_distances(
+        network, {layer["branch"]: layer["tokens"] for layer in layers}
+    )
     study = {
         "format": FORMAT,
         "experiment": settings.experiment,
@@ -140,8 +170,13 @@ def study_run(
     }
     if samples:
         arrays = sampled.arrays() | {"scene_names": np.array(network.scenes)}
-        arrays |= {f"grid/{layer['branch']}": np.full(2, math.isqrt(layer["tokens"])) for layer in layers}
-        arrays |= {f"encoding/{branch}": values.astype(np.float32) for branch, values in distance_of.items()}
+        arrays |= {
+            f"grid/{layer['branch']}": np.full(2, math.isqrt(layer["tokens"])) for layer in layers
+        }
+        arrays |= {
+            f"encoding/{branch}": values.astype(np.float32)
+            for branch, values in distance_of.items()
+        }
         with whole_file(run / SAMPLES, "wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return write_study(run, study)
@@ -155,33 +190,46 @@ def encoder_layers(run: Path) -> tuple[dict[str, int], int]:
     description = load_model(run)[1]
     if description.get("kind") != MSTransformer.kind:
         raise MsposeError(
-            f"{run}: a model of kind {description.get('kind')} has no queries and keys whose attention could be "
-            "studied: give a run of an MS-Transformer"
+            f"{run}: a model of kind {description.get('kind')} has no queries and keys whose"
+            " attention could be studied: give a run of an MS-Transformer"
         )
     try:
         architecture = description["architecture"]
         layers = {branch: int(architecture[f"{branch}_encoder_layers"]) for branch in BRANCHES}
         heads = int(architecture["heads"])
     except (KeyError, TypeError, ValueError) as error:
-        raise MsposeError(f"{run}/model.json does not describe a model of this version: {error}") from error
+        raise MsposeError(
+            f"{run}/model.json does not describe a model of this version: {error}"
+        ) from error
     if not any(layers.values()):
-        raise MsposeError(f"{run}: its model has no encoder layers, so there is no self-attention to study")
+        raise MsposeError(
+            f"{run}: its model has no encoder layers, so there is no self-attention to study"
+        )
     return {branch: count for branch, count in layers.items() if count}, heads
 
 
 def check_choice(run: Path, branch: str | None, layer: int | None, head: int | None) -> None:
-    """Refuse a branch, layer or head (from 1) that a run's model does not have; None stands for any."""
+    """Refuse a branch, layer or head (from 1) that a run's model does not have; None stands for
+    any.
+    """
     layers, heads = encoder_layers(run)
     if branch is not None and branch not in layers:
-        raise MsposeError(f"{run}: its model has no encoder layers in the branch {branch}, only in {', '.join(layers)}")
+        raise MsposeError(
+            f"{run}: its model has no encoder layers in the branch {branch}, only in"
+            f" {', '.join(layers)}"
+        )
     most = max(layers.values()) if branch is None else layers[branch]
     for name, value, highest in (("layer", layer, most), ("head", head, heads)):
         if value is not None and not 1 <= value <= highest:
-            raise MsposeError(f"{name}: expected 1 to {highest}, as the model of {run} has, found {value}")
+            raise MsposeError(
+                f"{name}: expected 1 to {highest}, as the model of {run} has, found {value}"
+            )
 
 
 def spread_over_scenes(scene_N: pd.Series, most: int) -> NDArray[np.int64]:
-    """At most `most` rows in rising order: as many of each scene, where it has them, and evenly spread within it."""
+    """At most `most` rows in rising order: as many of each scene, where it has them, and evenly
+    spread within it.
+    """
     rows_of = list(scene_N.groupby(scene_N).indices.values())
     share, rest = divmod(most, len(rows_of))
     chosen = [rows[evenly(len(rows), share + (place < rest))] for place, rows in enumerate(rows_of)]
@@ -211,7 +259,8 @@ class Statistics(Observer):
             purity_BHN.mean(dim=2),
         )
         sums_4H = torch.stack([figure_BH.double().sum(dim=0) for figure_BH in figures_4BH]).cpu()
-        # a share that lies on an edge, but for its rounding, belongs to the bin above; 1 to the last
+        # a share that lies on an edge, but for its rounding, belongs to the bin above; 1 to the
+        # last
         bin_HM = (BINS * purity_BHN + 1e-3).long().clamp(0, BINS - 1).transpose(0, 1).flatten(1)
         counts_HK = torch.stack([bin_M.bincount(minlength=BINS) for bin_M in bin_HM]).cpu()
 
@@ -236,7 +285,10 @@ class Statistics(Observer):
             "entropy_limit": short(math.log(tokens)),
             **{name: short(value) for name, value in mean.items()},
             "verdict": verdict(mean["entropy"], mean["similarity"], tokens),
-            "heads": [dict(zip(self.NAMES, map(short, mean_4.tolist()), strict=True)) for mean_4 in mean_4H.T],
+            "heads": [
+                dict(zip(self.NAMES, map(short, mean_4.tolist()), strict=True))
+                for mean_4 in mean_4H.T
+            ],
             "purity_histogram": {
                 "edges": [edge / BINS for edge in range(BINS + 1)],
                 "share": [[short(share) for share in share_K] for share_K in share_HK.tolist()],
@@ -244,8 +296,12 @@ class Statistics(Observer):
         }
 
 
-def encoding_distances(network: PoseNetwork, tokens_of: dict[str, int]) -> dict[str, NDArray[np.float64]]:
-    """Per branch (N, N), the distances of tokens' encodings, where the encoders add these to their tokens."""
+def encoding_distances(
+    network: PoseNetwork, tokens_of: dict[str, int]
+) -> dict[str, NDArray[np.float64]]:
+    """Per branch (N, N), the distances of tokens' encodings, where the encoders add these to their
+    tokens.
+    """
     if network.architecture["position_encoding"] not in ADDED_ENCODINGS:
         return {}
     distance_of, encoding = {}, network.get_submodule("position_encoding")

@@ -1,7 +1,8 @@
 """Two baselines that say whether a network learned anything.
 
-`baseline-mean-pose` answers each scene's mean training pose (the scene is given: it looks at no image).
-`baseline-retrieval` answers the pose of the most similar training image of any scene, by backbone features.
+`baseline-mean-pose` answers each scene's mean training pose (the scene is given: it looks at no
+image). `baseline-retrieval` answers the pose of the most similar training image of any scene, by
+backbone features.
 """
 
 from dataclasses import replace
@@ -31,18 +32,28 @@ ESTIMATE = ["tx_est", "ty_est", "tz_est", "qw_est", "qx_est", "qy_est", "qz_est"
 
 
 def mean_pose(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
-    """Predictions: for every test frame the mean position and mean orientation of its scene's training frames."""
+    """Predictions: for every test frame the mean position and mean orientation of its scene's
+    training frames.
+    """
     means = {
-        scene: np.concatenate([part[POSITION].mean().to_numpy(), mean_quaternion(part[ORIENTATION].to_numpy())])
+        scene: np.concatenate(
+            [part[POSITION].mean().to_numpy(), mean_quaternion(part[ORIENTATION].to_numpy())]
+        )
         for scene, part in train.groupby("scene")
     }
     return _predictions(test, np.stack([means[scene] for scene in test["scene"]]), None)
 
 
-def nearest_image(train: pd.DataFrame, test: pd.DataFrame, train_ND: Tensor, test_MD: Tensor) -> pd.DataFrame:
-    """Predictions: for every test frame pose and scene of the training frame whose features are most alike (cosine)."""
+def nearest_image(
+    train: pd.DataFrame, test: pd.DataFrame, train_ND: Tensor, test_MD: Tensor
+) -> pd.DataFrame:
+    """Predictions: for every test frame pose and scene of the training frame whose features are
+    most alike (cosine).
+    """
     unit_DN = F.normalize(train_ND, dim=1).T
-    nearest = torch.cat([(part_BD @ unit_DN).argmax(dim=1) for part_BD in F.normalize(test_MD, dim=1).split(1024)])
+    nearest = torch.cat(
+        [(part_BD @ unit_DN).argmax(dim=1) for part_BD in F.normalize(test_MD, dim=1).split(1024)]
+    )
     found = train.iloc[nearest.numpy()]
     return _predictions(test, found[POSITION + ORIENTATION].to_numpy(), found["scene"].to_numpy())
 
@@ -50,7 +61,9 @@ def nearest_image(train: pd.DataFrame, test: pd.DataFrame, train_ND: Tensor, tes
 def _predictions(test: pd.DataFrame, pose_N7: np.ndarray, scene: np.ndarray | None) -> pd.DataFrame:
     labels = test[["image", "scene", *POSITION, *ORIENTATION]].reset_index(drop=True)
     estimate = pd.DataFrame(pose_N7, columns=ESTIMATE)
-    table = pd.concat([labels, estimate], axis=1).assign(predicted_scene=scene, scene_probability=None)
+    table = pd.concat([labels, estimate], axis=1).assign(
+        predicted_scene=scene, scene_probability=None
+    )
     return with_errors(table)[list(PREDICTION_COLUMNS)]
 
 
@@ -59,21 +72,38 @@ def image_features(backbone: torch.nn.Module, batches: Batches, *, progress: boo
     parts = []
     with torch.inference_mode():
         total = -(-len(batches.frames) // batches.batch_size)
-        for batch in tqdm(batches.in_order(), total=total, desc="image features", unit="batch", disable=not progress):
+        for batch in tqdm(
+            batches.in_order(),
+            total=total,
+            desc="image features",
+            unit="batch",
+            disable=not progress,
+        ):
             position_map_BCHW, orientation_map_BCHW = backbone(batch.image_B3HW)
-            parts.append(torch.cat([position_map_BCHW.mean((2, 3)), orientation_map_BCHW.mean((2, 3))], dim=1).cpu())
+            parts.append(
+                torch.cat(
+                    [position_map_BCHW.mean((2, 3)), orientation_map_BCHW.mean((2, 3))], dim=1
+                ).cpu()
+            )
     return torch.cat(parts)
 
 
-def evaluate_baselines(settings: Settings, *, progress: bool = True) -> dict[str, tuple[dict[str, Any], Path]]:
-    """Predict and evaluate both baselines on the test split; returns (metrics, their file) by variant.
+def evaluate_baselines(
+    settings: Settings, *, progress: bool = True
+) -> dict[str, tuple[dict[str, Any], Path]]:
+    """Predict and evaluate both baselines on the test split; returns (metrics, their file) by
+    variant.
 
-    Their folders, `runs/<experiment>/baseline-.../seed-0`, are read by tables like any run's; those of some scenes, or
-    of another ground truth than the card's first, carry that variant's name too.
+    Their folders, `runs/<experiment>/baseline-.../seed-0`, are read by tables like any run's; those
+    of some scenes, or of another ground truth than the card's first, carry that variant's name too.
     """
     card = read_card(settings.data.dataset)
     device = resolve_device(settings.device)
-    backbone = make_backbone(settings.model.backbone, pretrained=settings.model.pretrained).to(device).eval()
+    backbone = (
+        make_backbone(settings.model.backbone, pretrained=settings.model.pretrained)
+        .to(device)
+        .eval()
+    )
     own_variant = settings.run_folder(card.ground_truths[0]).parent.name
     suffix = "" if own_variant == "all" else f"-{own_variant}"
     tables, features, bad_frames = {}, {}, {}
@@ -99,7 +129,9 @@ def evaluate_baselines(settings: Settings, *, progress: bool = True) -> dict[str
         features[split] = image_features(backbone, batches, progress=progress)
     predictions = {
         "baseline-mean-pose": mean_pose(tables["train"], tables["test"]),
-        "baseline-retrieval": nearest_image(tables["train"], tables["test"], features["train"], features["test"]),
+        "baseline-retrieval": nearest_image(
+            tables["train"], tables["test"], features["train"], features["test"]
+        ),
     }
     metrics = {}
     for baseline, table in predictions.items():

@@ -1,10 +1,19 @@
-"""From a checkpoint of the released MS-Transformer or ActMST code to a run that `mspose evaluate` accepts."""
+"""From a checkpoint of the released MS-Transformer or ActMST code to a run that `mspose evaluate`
+accepts.
+"""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mspose.config import DataSettings, LossSettings, ModelSettings, Settings, config_hash, write_settings
+from mspose.config import (
+    DataSettings,
+    LossSettings,
+    ModelSettings,
+    Settings,
+    config_hash,
+    write_settings,
+)
 from mspose.data.cards import read_card
 from mspose.errors import MsposeError
 from mspose.models.mstransformer import MSTransformer
@@ -18,20 +27,30 @@ PAPER_RESIZE, PAPER_CROP = 256, 224  # METHOD of both papers
 def convert_checkpoint(
     checkpoint: Path, out: Path, *, scenes: Sequence[str] | None = None, dataset: str | None = None
 ) -> str:
-    """Write `config.yaml`, `model.safetensors` and `model.json` to `out`; returns a report of what was kept.
+    """Write `config.yaml`, `model.safetensors` and `model.json` to `out`; returns a report of what
+    was kept.
 
-    Raises MsposeError for a file that is no such checkpoint, and for a folder that holds another run.
+    Raises MsposeError for a file that is no such checkpoint, and for a folder that holds another
+    run.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise MsposeError(f"{out} is not an empty folder: convert into a new one")
     converted = convert_released(read_released(checkpoint), scenes=scenes)
     architecture = converted.architecture
     card = read_card(dataset or _data_set_of(architecture["scenes"]))
-    if strange := sorted(set(architecture["scenes"]) - set(card.known_scenes or architecture["scenes"])):
-        raise MsposeError(f"{card.name} has no scene {strange[0]!r}; its scenes: {', '.join(card.known_scenes)}")
+    if strange := sorted(
+        set(architecture["scenes"]) - set(card.known_scenes or architecture["scenes"])
+    ):
+        raise MsposeError(
+            f"{card.name} has no scene {strange[0]!r}; its scenes: {', '.join(card.known_scenes)}"
+        )
     network = MSTransformer(**architecture, pretrained=False)
     network.load_state_dict(converted.state_dict)
-    model = {name: architecture[name] for name in ModelSettings.__dataclass_fields__ if name in architecture}
+    model = {
+        name: architecture[name]
+        for name in ModelSettings.__dataclass_fields__
+        if name in architecture
+    }
     experiment, variant, seed = _names(out.resolve())
     settings = Settings(
         experiment=experiment,
@@ -39,12 +58,19 @@ def convert_checkpoint(
         seed=seed,
         data=DataSettings(dataset=dataset or card.name),
         model=ModelSettings(**model),
-        loss=LossSettings(qka_weight=0.0 if architecture["position_encoding"] == "learned" else 0.1),
+        loss=LossSettings(
+            qka_weight=0.0 if architecture["position_encoding"] == "learned" else 0.1
+        ),
     )
     description = {
         "kind": network.kind,
         "architecture": architecture,
-        "preprocessing": {"resize": PAPER_RESIZE, "crop": PAPER_CROP, "mean": network.mean, "std": network.std},
+        "preprocessing": {
+            "resize": PAPER_RESIZE,
+            "crop": PAPER_CROP,
+            "mean": network.mean,
+            "std": network.std,
+        },
         "trained_on": {
             "dataset": card.name,
             "ground_truth": card.ground_truths[0],
@@ -64,7 +90,10 @@ def convert_checkpoint(
     layers = {name: architecture[name] for name in architecture if name.endswith("_layers")}
     return "\n".join(
         [
-            f"{len(converted.state_dict)} tensors kept, {len(dropped)} that nothing reads dropped: {shown}",
+            (
+                f"{len(converted.state_dict)} tensors kept, {len(dropped)} that nothing reads"
+                f" dropped: {shown}"
+            ),
             f"position encoding: {architecture['position_encoding']}; "
             + ", ".join(f"{name} {count}" for name, count in layers.items()),
             f"scenes: {', '.join(architecture['scenes'])} ({card.name})",
@@ -74,11 +103,17 @@ def convert_checkpoint(
 
 
 def _names(out: Path) -> tuple[str, str, int]:
-    """Experiment, variant and seed: the last two folders, `released/actmst`, or three, `released/actmst/seed-2`."""
+    """Experiment, variant and seed: the last two folders, `released/actmst`, or three,
+    `released/actmst/seed-2`.
+    """
     seed = re.fullmatch(r"seed-(\d{1,9})", out.name)
     folder = out.parent if seed else out
     experiment = folder.parent.name
-    return "released" if experiment in ("", "runs") else experiment, folder.name, int(seed[1]) if seed else 0
+    return (
+        "released" if experiment in ("", "runs") else experiment,
+        folder.name,
+        int(seed[1]) if seed else 0,
+    )
 
 
 def _data_set_of(scenes: Sequence[str]) -> str:
@@ -86,4 +121,6 @@ def _data_set_of(scenes: Sequence[str]) -> str:
     for name in ("7scenes", "cambridge"):
         if set(scenes) <= set(read_card(name).known_scenes):
             return name
-    raise MsposeError(f"no published data set has the scenes {', '.join(scenes)}: name one with --dataset")
+    raise MsposeError(
+        f"no published data set has the scenes {', '.join(scenes)}: name one with --dataset"
+    )

@@ -65,11 +65,21 @@ def download(
     if not local_files_only:
         try:  # downloads themselves wait long for a network that is not there
             HfApi(token=token).model_info(name, revision=revision, timeout=ANSWER)
-        except Exception as error:  # of the hub, its HTTP client (which differs between versions) or the network
-            if (status := _status(error)) in (400, 401, 403, 404) or isinstance(error, HFValidationError):
+        except (
+            Exception
+        ) as error:  # of the hub, its HTTP client (which differs between versions) or the network
+            if (status := _status(error)) in (400, 401, 403, 404) or isinstance(
+                error, HFValidationError
+            ):
                 what = f"such model with a revision {revision}" if revision else "such model"
-                private = "" if status is None else " that may be read (a private one: after `hf auth login`)"
-                raise MsposeError(f"{nowhere}, and the Hugging Face hub has no {what}{private}") from error
+                private = (
+                    ""
+                    if status is None
+                    else " that may be read (a private one: after `hf auth login`)"
+                )
+                raise MsposeError(
+                    f"{nowhere}, and the Hugging Face hub has no {what}{private}"
+                ) from error
             no_answer = _reason(error)
     here_only = local_files_only or bool(no_answer)
     where = {"revision": revision, "token": token, "local_files_only": here_only, **options}
@@ -77,9 +87,13 @@ def download(
         folder = Path(snapshot_download(name, allow_patterns=[WEIGHTS, MODEL], **where))
     except Exception as error:
         if not here_only:
-            raise MsposeError(f"cannot download {name} from the Hugging Face hub: {_reason(error)}") from error
+            raise MsposeError(
+                f"cannot download {name} from the Hugging Face hub: {_reason(error)}"
+            ) from error
         asked = f"; the Hugging Face hub does not answer ({no_answer})" if no_answer else ""
-        raise MsposeError(f"{nowhere}, and it was not downloaded from the Hugging Face hub before{asked}") from error
+        raise MsposeError(
+            f"{nowhere}, and it was not downloaded from the Hugging Face hub before{asked}"
+        ) from error
     log.info("%s: from the Hugging Face hub, commit %s", name, folder.name[:12])
     return folder
 
@@ -92,8 +106,12 @@ def push(network: PoseNetwork, repo_id: str, **options: Any) -> str:
     except (MsposeError, TypeError):
         raise
     except Exception as error:
-        advice = "; log in with `hf auth login`, or give token=" if _status(error) in (401, 403) else ""
-        raise MsposeError(f"cannot push to {repo_id} on the Hugging Face hub: {_reason(error)}{advice}") from error
+        advice = (
+            "; log in with `hf auth login`, or give token=" if _status(error) in (401, 403) else ""
+        )
+        raise MsposeError(
+            f"cannot push to {repo_id} on the Hugging Face hub: {_reason(error)}{advice}"
+        ) from error
 
 
 def _status(error: Exception) -> int | None:
@@ -114,7 +132,11 @@ def card_text(network: PoseNetwork, name: str) -> str:
     dataset, preprocessing = learned.get("dataset"), description["preprocessing"]
     crop = preprocessing["crop"]
     tags = ["camera-pose-estimation", "visual-localization", "absolute-pose-regression"]
-    trained = f"Trained on the data set {dataset}" if dataset else "What it was trained on is not recorded"
+    trained = (
+        f"Trained on the data set {dataset}"
+        if dataset
+        else "What it was trained on is not recorded"
+    )
     if frames := learned.get("frames"):
         trained += f", {frames} frames"
     if truth := learned.get("ground_truth"):
@@ -159,5 +181,10 @@ def _licence_note(dataset: str | None) -> str:
     except MsposeError:  # a data set of one's own, whose card is elsewhere
         licence = ""
     if licence:
-        return f"The data set's licence, which may limit what the weights may be used for: {licence}."
-    return "Whoever trained it knows the licence of that data, which may limit what the weights may be used for."
+        return (
+            f"The data set's licence, which may limit what the weights may be used for: {licence}."
+        )
+    return (
+        "Whoever trained it knows the licence of that data, which may limit what the weights may be"
+        " used for."
+    )

@@ -48,12 +48,21 @@ def study(
     epoch=180,
     seed=0,
 ):
-    """The content of an `attention.json`; `layers` and `tokens` of the position and of the orientation branch."""
+    """The content of an `attention.json`; `layers` and `tokens` of the position and of the
+    orientation branch.
+    """
     rng = np.random.default_rng(seed)
     branches = dict(zip(("position", "orientation"), zip(layers, tokens, strict=True), strict=True))
     shift = 0.02 * seed
     listed = [
-        layer(branch, number + 1, count, entropy=entropy - 0.05 * number - shift, similarity=similarity, purity=purity)
+        layer(
+            branch,
+            number + 1,
+            count,
+            entropy=entropy - 0.05 * number - shift,
+            similarity=similarity,
+            purity=purity,
+        )
         for branch, (depth, count) in branches.items()
         for number in range(depth)
     ]
@@ -63,7 +72,9 @@ def study(
         "step": step,
         "steps_per_epoch": epoch,
         "query_key_gap": {
-            branch: (gap + 3 * np.exp(-np.array(step) / 60) + rng.normal(0, 0.05, len(step))).tolist()
+            branch: (
+                (gap + 3 * np.exp(-np.array(step) / 60) + rng.normal(0, 0.05, len(step))).tolist()
+            )
             for branch, (depth, _) in branches.items()
             if depth
         },
@@ -85,7 +96,9 @@ def study(
             branch: {
                 "kind": kind,
                 "grid_distance": reach.tolist(),
-                "token_distance": (5 * (1 - np.exp(-reach / 4)) if kind == "sine" else 0 * reach + 4).tolist(),
+                "token_distance": (
+                    (5 * (1 - np.exp(-reach / 4)) if kind == "sine" else 0 * reach + 4).tolist()
+                ),
             }
             for branch in branches
             if kind in ("learned", "sine", "sine-normalized")
@@ -100,9 +113,19 @@ def softmax(score):
 
 
 def samples(
-    *, layers=(2, 2), sides=(4, 6), scenes=("attic", "cellar"), frames=2, heads=2, pixels=24, points=400, seed=0
+    *,
+    layers=(2, 2),
+    sides=(4, 6),
+    scenes=("attic", "cellar"),
+    frames=2,
+    heads=2,
+    pixels=24,
+    points=400,
+    seed=0,
 ):
-    """The content of a `samples.npz` whose queries and keys are drawn at random; attention is computed from them."""
+    """The content of a `samples.npz` whose queries and keys are drawn at random; attention is
+    computed from them.
+    """
     rng = np.random.default_rng(seed)
     arrays = {
         "image_F": rng.integers(0, 256, (frames, pixels, pixels, 3), dtype=np.uint8),
@@ -115,9 +138,9 @@ def samples(
         map_shape = (side, side)
         for number in range(1, 3):
             weight = softmax(3 * rng.normal(size=(frames, heads, len(scenes), tokens)))
-            arrays[f"decoder/{branch}/{number}/attention"] = weight.reshape(*weight.shape[:3], side, side).astype(
-                np.float16
-            )
+            arrays[f"decoder/{branch}/{number}/attention"] = weight.reshape(
+                *weight.shape[:3], side, side
+            ).astype(np.float16)
         if not depth:
             continue
         chosen = np.unique(np.linspace(0, tokens - 1, 3).astype(int))
@@ -131,12 +154,18 @@ def samples(
             weight = softmax(query @ key.swapaxes(-1, -2))
             name = f"encoder/{branch}/{number}"
             votes = (weight.argmax(axis=-1)[..., None] == np.arange(tokens)).sum(axis=2)
-            arrays[f"{name}/attention"] = weight[:, :, chosen].reshape(frames, heads, -1, *map_shape).astype(np.float16)
-            arrays[f"{name}/received"] = weight.mean(axis=2).reshape(frames, heads, *map_shape).astype(np.float32)
+            arrays[f"{name}/attention"] = (
+                weight[:, :, chosen].reshape(frames, heads, -1, *map_shape).astype(np.float16)
+            )
+            arrays[f"{name}/received"] = (
+                weight.mean(axis=2).reshape(frames, heads, *map_shape).astype(np.float32)
+            )
             arrays[f"{name}/votes"] = votes.reshape(frames, heads, *map_shape).astype(np.int16)
             for head in range(heads):
                 for kind, points_ND in (("query", query[0, head]), ("key", key[0, head])):
-                    arrays[f"space/{branch}/{number}/{head + 1}/{kind}"] = points_ND[kept].astype(np.float32)
+                    arrays[f"space/{branch}/{number}/{head + 1}/{kind}"] = points_ND[kept].astype(
+                        np.float32
+                    )
     return arrays
 
 

@@ -27,12 +27,16 @@ def test_first_middle_and_last_layer():
 def test_encoder_attention_over_the_image_as_multiples_of_uniform():
     arrays = samples(layers=(6, 4))
     figure = encoder_maps_figure(arrays, frame=1)
-    assert titles(figure) == [f"position layer {n}" for n in (1, 3, 6)] + [f"orientation layer {n}" for n in (1, 2, 4)]
+    assert titles(figure) == [f"position layer {n}" for n in (1, 3, 6)] + [
+        f"orientation layer {n}" for n in (1, 2, 4)
+    ]
     axes = shown(figure)
     assert len(axes) == 3 * 6
     weight = arrays["encoder/orientation/4/attention"][1].astype(float).mean(axis=0)
     for row, drawn in enumerate(axes[-3:]):
-        np.testing.assert_allclose(drawn.images[1].get_array(), np.maximum(36 * weight[row], 0.1), rtol=1e-6)
+        np.testing.assert_allclose(
+            drawn.images[1].get_array(), np.maximum(36 * weight[row], 0.1), rtol=1e-6
+        )
         low, high = drawn.images[1].get_extent()[:2]
         assert (low, high) == (-0.5, PIXELS - 0.5)
     bar = next(axes for axes in figure.axes if "multiples of uniform" in axes.get_xlabel())
@@ -46,7 +50,9 @@ def test_one_head_and_one_layer_can_be_chosen():
     figure = encoder_maps_figure(arrays, layers=[2], head=2)
     assert titles(figure) == ["position layer 2", "orientation layer 2"]
     weight = arrays["encoder/position/2/attention"][0, 1, 0].astype(float)
-    np.testing.assert_allclose(shown(figure)[0].images[1].get_array(), np.maximum(16 * weight, 0.1), rtol=1e-6)
+    np.testing.assert_allclose(
+        shown(figure)[0].images[1].get_array(), np.maximum(16 * weight, 0.1), rtol=1e-6
+    )
 
 
 def test_a_ring_marks_the_querys_own_place():
@@ -70,7 +76,9 @@ def test_decoder_attention_of_every_scene_with_the_true_one_framed():
     framed = [number for number, drawn in enumerate(axes) if drawn.spines["top"].get_visible()]
     assert framed == [0, 3, 7, 10, 14, 17]  # of each frame, and both branches, its own scene
     weight = arrays["decoder/orientation/2/attention"][1, :, 2].astype(float).mean(axis=0)
-    np.testing.assert_allclose(axes[11].images[1].get_array(), np.maximum(36 * weight, 0.1), rtol=1e-6)
+    np.testing.assert_allclose(
+        axes[11].images[1].get_array(), np.maximum(36 * weight, 0.1), rtol=1e-6
+    )
     assert [drawn.get_ylabel() for drawn in axes[:3]] == ["attic", "cellar", "yard"]
 
 

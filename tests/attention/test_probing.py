@@ -36,11 +36,15 @@ def entropy_by_hand(weight: torch.Tensor) -> float:
 def similarity_by_hand(weight_QK: torch.Tensor) -> float:
     """Mean cosine over pairs of different rows, one pair after the other."""
     rows = [row / row.norm() for row in weight_QK.detach()]
-    pairs = [float(one @ other) for i, one in enumerate(rows) for j, other in enumerate(rows) if i != j]
+    pairs = [
+        float(one @ other) for i, one in enumerate(rows) for j, other in enumerate(rows) if i != j
+    ]
     return float(np.mean(pairs))
 
 
-def check_against_own_weights(module: nn.MultiheadAttention, *inputs: torch.Tensor, **options) -> None:
+def check_against_own_weights(
+    module: nn.MultiheadAttention, *inputs: torch.Tensor, **options
+) -> None:
     """Entropy, similarity and limit are those of the weights that the module itself hands out."""
     with probe(module) as p:
         _, weight = module(*inputs, **options, need_weights=True, average_attn_weights=False)
@@ -48,7 +52,9 @@ def check_against_own_weights(module: nn.MultiheadAttention, *inputs: torch.Tens
     row = p.table().loc[""]
     assert row["entropy"] == pytest.approx(entropy_by_hand(weight_BHQK), rel=1e-9)
     assert row["entropy_limit"] == pytest.approx(np.log(weight_BHQK.shape[-1]))
-    by_hand = np.mean([similarity_by_hand(weight_QK) for weight_HQK in weight_BHQK for weight_QK in weight_HQK])
+    by_hand = np.mean(
+        [similarity_by_hand(weight_QK) for weight_HQK in weight_BHQK for weight_QK in weight_HQK]
+    )
     assert row["similarity"] == pytest.approx(by_hand, rel=1e-9)
     assert row["calls"] == 1
 
@@ -96,7 +102,9 @@ def test_numbers_in_a_mask_are_added_to_the_scores():
     x = tokens(2, 6, DIM)
     check_against_own_weights(attention(), x, x, x, attn_mask=tokens(6, 6))
     check_against_own_weights(attention(), x, x, x, attn_mask=tokens(2 * HEADS, 6, 6))
-    check_against_own_weights(attention(), x, x, x, attn_mask=tokens(6, 6), key_padding_mask=tokens(2, 6))
+    check_against_own_weights(
+        attention(), x, x, x, attn_mask=tokens(6, 6), key_padding_mask=tokens(2, 6)
+    )
 
 
 def test_the_gap_is_the_distance_of_mean_query_and_mean_key():
@@ -104,9 +112,9 @@ def test_the_gap_is_the_distance_of_mean_query_and_mean_key():
     with probe(module) as p:
         module(x, y, y)
     query_C, key_C = module.in_proj_weight.chunk(3)[:2]
-    gap_BH = (x @ query_C.T).mean(dim=1).unflatten(-1, (HEADS, -1)) - (y @ key_C.T).mean(dim=1).unflatten(
-        -1, (HEADS, -1)
-    )
+    gap_BH = (x @ query_C.T).mean(dim=1).unflatten(-1, (HEADS, -1)) - (y @ key_C.T).mean(
+        dim=1
+    ).unflatten(-1, (HEADS, -1))
     assert p.table()["gap"].item() == pytest.approx(float(gap_BH.detach().norm(dim=-1).mean()))
 
 
@@ -119,7 +127,11 @@ def test_padding_counts_neither_as_query_nor_as_key(kind):
     hidden = torch.zeros(2, 7, dtype=torch.bool)
     hidden[0, 5:], hidden[1, 2:] = True, True
     low = torch.finfo(torch.float64).min if kind == "lowest" else -torch.inf
-    mask = hidden if kind == torch.bool else torch.zeros(2, 7, dtype=torch.float64).masked_fill(hidden, low)
+    mask = (
+        hidden
+        if kind == torch.bool
+        else torch.zeros(2, 7, dtype=torch.float64).masked_fill(hidden, low)
+    )
     with probe(module) as padded:
         module(x, x, x, key_padding_mask=mask)
     with probe(module) as alone:
@@ -150,7 +162,9 @@ def test_a_causal_mask_is_allowed_for_in_limit_and_similarity(per_head):
     assert row["entropy"] == pytest.approx(entropy_by_hand(weight_BHQK))
     assert row["entropy_limit"] == pytest.approx(np.log([1, 2, 3, 4, 5, 6]).mean())
     even = similarity_by_hand((~causal).double() / (~causal).sum(dim=1, keepdim=True))
-    by_hand = [min(similarity_by_hand(weight) / even, 1) for weights in weight_BHQK for weight in weights]
+    by_hand = [
+        min(similarity_by_hand(weight) / even, 1) for weights in weight_BHQK for weight in weights
+    ]
     assert row["similarity"] == pytest.approx(np.mean(by_hand))
 
 
@@ -188,8 +202,9 @@ def test_queries_that_see_nothing_are_left_out():
 
 
 def built(query_gain: float, shared_key: float) -> tuple[nn.MultiheadAttention, torch.Tensor]:
-    """A self-attention with one-hot tokens as heads of one channel would have them: each token's query agrees with its
-    own key by `query_gain`, and every query with the first key by `shared_key`."""
+    """A self-attention with one-hot tokens as heads of one channel would have them: each token's
+    query agrees with its own key by `query_gain`, and every query with the first key by
+    `shared_key`."""
     module = nn.MultiheadAttention(8, 1, bias=False, batch_first=True)
     with torch.no_grad():
         module.in_proj_weight.zero_()
@@ -200,7 +215,8 @@ def built(query_gain: float, shared_key: float) -> tuple[nn.MultiheadAttention, 
 
 
 @pytest.mark.parametrize(
-    ("gain", "shared", "expected"), [(0.0, 0.0, UNIFORM), (0.0, 30.0, COLLAPSED), (30.0, 0.0, HEALTHY)]
+    ("gain", "shared", "expected"),
+    [(0.0, 0.0, UNIFORM), (0.0, 30.0, COLLAPSED), (30.0, 0.0, HEALTHY)],
 )
 def test_attentions_that_are_built_to_be_something_are_called_that(gain, shared, expected):
     module, x = built(gain, shared)
@@ -229,7 +245,14 @@ def test_a_transformer_encoder_is_seen_in_every_mode_and_answers_as_without(trai
     torch.testing.assert_close(answer, expected)
     assert answer.requires_grad == gradients
     assert list(p.verdicts) == ["layers.0.self_attn", "layers.1.self_attn"]
-    assert list(p.table().columns) == ["entropy", "entropy_limit", "similarity", "gap", "calls", "verdict"]
+    assert list(p.table().columns) == [
+        "entropy",
+        "entropy_limit",
+        "similarity",
+        "gap",
+        "calls",
+        "verdict",
+    ]
     assert p.table()["calls"].tolist() == [1, 1]
     assert p.table().notna().all(axis=None)
 
@@ -327,7 +350,9 @@ def test_half_precision_and_autocast(dtype):
     with probe(half) as halved:
         half(x, x, x)
     for p in (autocast, halved):
-        assert p.table()["entropy"].item() == pytest.approx(exact.table()["entropy"].item(), rel=1e-2)
+        assert p.table()["entropy"].item() == pytest.approx(
+            exact.table()["entropy"].item(), rel=1e-2
+        )
         assert p.table()["entropy"].item() != exact.table()["entropy"].item()
 
 
@@ -342,12 +367,16 @@ def test_a_module_without_attention_is_refused():
 def test_nothing_is_said_before_a_forward_pass():
     with probe(encoder()) as p:
         for ask in (lambda: p.verdicts, p.table):
-            with pytest.raises(MsposeError, match="none of the 2 attentions was called: run the module, not"):
+            with pytest.raises(
+                MsposeError, match="none of the 2 attentions was called: run the module, not"
+            ):
                 ask()
 
 
 def test_the_probe_is_at_hand_after_import_mspose():
     assert mspose.attention.probe is probe
     program = "import mspose, sys; mspose.attention.probe; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert not {"matplotlib", "sklearn", "pandas", "tensorboard", "torchvision"} & set(loaded)

@@ -31,11 +31,18 @@ def test_every_query_has_the_share_that_brute_force_finds(neighbours, stretch):
     purity = query_purity(query, key, neighbours, stretch=stretch)
     for image in range(2):
         for head in range(3):
-            by_hand = purity_by_hand(query[image, head].numpy(), key[image, head].numpy(), neighbours)
+            by_hand = purity_by_hand(
+                query[image, head].numpy(), key[image, head].numpy(), neighbours
+            )
             np.testing.assert_allclose(purity[image, head], by_hand, atol=1e-6)
 
 
-@given(seed=st.integers(0, 2**32), neighbours=st.integers(1, 9), far=st.floats(30, 1e6), size=st.floats(1e-3, 1e3))
+@given(
+    seed=st.integers(0, 2**32),
+    neighbours=st.integers(1, 9),
+    far=st.floats(30, 1e6),
+    size=st.floats(1e-3, 1e3),
+)
 @settings(max_examples=25, deadline=None)
 def test_clouds_that_lie_apart_are_pure(seed, neighbours, far, size):
     query, key = cloud(1, 2, 10, 3, seed=seed), cloud(1, 2, 10, 3, seed=seed + 1) + far
@@ -47,7 +54,9 @@ def test_clouds_that_lie_apart_are_pure(seed, neighbours, far, size):
 def test_mixed_clouds_have_the_expected_share_of_about_a_half(seed):
     pool = cloud(1, 4, 400, 3, seed=seed)
     expected = 199 / 399
-    assert query_purity(pool[:, :, :200], pool[:, :, 200:], 10).mean().item() == pytest.approx(expected, abs=0.06)
+    assert query_purity(pool[:, :, :200], pool[:, :, 200:], 10).mean().item() == pytest.approx(
+        expected, abs=0.06
+    )
 
 
 def test_a_few_queries_among_keys_have_keys_around_them():
@@ -73,5 +82,8 @@ def test_queries_far_from_zero_keep_their_neighbours():
 
 @pytest.mark.parametrize("neighbours", [0, 9, 100])
 def test_neighbours_that_are_not_there_are_refused(neighbours):
-    with pytest.raises(MsposeError, match=rf"neighbours: expected 1 to 8, fewer than the 5 queries .* {neighbours}$"):
+    with pytest.raises(
+        MsposeError,
+        match=rf"neighbours: expected 1 to 8, fewer than the 5 queries .* {neighbours}$",
+    ):
         query_purity(cloud(1, 2, 5, 3), cloud(1, 2, 4, 3), neighbours)

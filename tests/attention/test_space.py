@@ -19,8 +19,12 @@ def arrays_of(query_ND, key_ND):
     weight_NN /= weight_NN.sum(axis=1, keepdims=True)
     votes_N = np.bincount(weight_NN.argmax(axis=1), minlength=SIDE**2)
     name = "encoder/orientation/1"
-    arrays[f"{name}/votes"] = np.tile(votes_N.reshape(1, 1, SIDE, SIDE), (2, 1, 1, 1)).astype(np.int16)
-    arrays[f"{name}/received"] = np.tile(weight_NN.mean(axis=0).reshape(1, 1, SIDE, SIDE), (2, 1, 1, 1))
+    arrays[f"{name}/votes"] = np.tile(votes_N.reshape(1, 1, SIDE, SIDE), (2, 1, 1, 1)).astype(
+        np.int16
+    )
+    arrays[f"{name}/received"] = np.tile(
+        weight_NN.mean(axis=0).reshape(1, 1, SIDE, SIDE), (2, 1, 1, 1)
+    )
     arrays["space/orientation/1/1/query"], arrays["space/orientation/1/1/key"] = query_ND, key_ND
     return arrays, weight_NN
 
@@ -44,9 +48,13 @@ def test_the_marked_keys_are_those_that_most_queries_attend_to(example):
     plane, picture = figure.axes
 
     cells = {
-        (round((patch.get_y() + 0.5) // (PIXELS / SIDE)), round((patch.get_x() + 0.5) // (PIXELS / SIDE)))
+        (
+            round((patch.get_y() + 0.5) // (PIXELS / SIDE)),
+            round((patch.get_x() + 0.5) // (PIXELS / SIDE)),
+        )
         for patch in picture.patches
-        if isinstance(patch, Rectangle) and to_hex(patch.get_edgecolor()) == plotting.ATTENDED.lower()
+        if isinstance(patch, Rectangle)
+        and to_hex(patch.get_edgecolor()) == plotting.ATTENDED.lower()
     }
     assert len(cells) == MARKED
     assert {(1, 1), (3, 2), (5, 0)} <= cells
@@ -54,11 +62,16 @@ def test_the_marked_keys_are_those_that_most_queries_attend_to(example):
     assert min(votes[list(marked)]) >= max(np.delete(votes, list(marked)))
 
     place_P2, _ = project(
-        np.concatenate([arrays["space/orientation/1/1/query"], arrays["space/orientation/1/1/key"]]), "pca"
+        np.concatenate(
+            [arrays["space/orientation/1/1/query"], arrays["space/orientation/1/1/key"]]
+        ),
+        "pca",
     )
     rings = plane.collections[-1]
     assert to_hex(rings.get_edgecolor()[0]) == plotting.ATTENDED.lower()
-    np.testing.assert_allclose(rings.get_offsets(), place_P2[SIDE**2 + np.array(sorted(marked))], atol=1e-9)
+    np.testing.assert_allclose(
+        rings.get_offsets(), place_P2[SIDE**2 + np.array(sorted(marked))], atol=1e-9
+    )
     share = votes[list(marked)].sum() / votes.sum()
     assert f"{share:.0%} of queries" in picture.get_xlabel().replace("\n", " ")
 
@@ -80,9 +93,16 @@ def test_attended_keys_go_by_votes_then_by_attention_received():
 
 def test_marked_keys_that_are_not_drawn_are_counted():
     arrays = samples(sides=(4, 4), points=4)
-    said = space_figure([("a", arrays)], "position", 1, 1, projection="pca").axes[1].get_xlabel().replace("\n", " ")
+    said = (
+        space_figure([("a", arrays)], "position", 1, 1, projection="pca")
+        .axes[1]
+        .get_xlabel()
+        .replace("\n", " ")
+    )
     attended = attended_keys(
-        arrays["encoder/position/1/votes"][0, 0], arrays["encoder/position/1/received"][0, 0], MARKED
+        arrays["encoder/position/1/votes"][0, 0],
+        arrays["encoder/position/1/received"][0, 0],
+        MARKED,
     )
     hidden = np.isin(attended, arrays["space/position/tokens"], invert=True).sum()
     assert hidden
@@ -94,7 +114,9 @@ def test_pca_is_the_best_linear_plane():
     place_P2, names = project(points_PD, "pca")
     centred_PD = points_PD - points_PD.mean(axis=0)
     value, vector = np.linalg.eigh(centred_PD.T @ centred_PD)
-    np.testing.assert_allclose(np.abs(place_P2), np.abs(centred_PD @ vector[:, [-1, -2]]), atol=1e-9)
+    np.testing.assert_allclose(
+        np.abs(place_P2), np.abs(centred_PD @ vector[:, [-1, -2]]), atol=1e-9
+    )
     assert names[0] == f"PC 1 ({value[-1] / value.sum():.0%} of variance)"
 
 

@@ -42,17 +42,23 @@ def test_an_image_does_not_depend_on_its_neighbours():
     values, orders = draws(6, Jitter())
     whole = jitter_batch(image_B3HW, values, orders)
     for row in range(6):
-        alone = jitter_batch(image_B3HW[row : row + 1], values[row : row + 1], orders[row : row + 1])
+        alone = jitter_batch(
+            image_B3HW[row : row + 1], values[row : row + 1], orders[row : row + 1]
+        )
         torch.testing.assert_close(alone[0], whole[row], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("turns", [-0.5, -0.2, 0.03, 0.5])
 def test_the_hue_of_every_colour_is_turned_as_torchvision_does(turns):
     levels = torch.linspace(0, 1, 6)
-    image_13HW = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, 12, 18)  # greys and pure colours too
+    image_13HW = torch.cartesian_prod(levels, levels, levels).T.reshape(
+        1, 3, 12, 18
+    )  # greys and pure colours too
     values, orders = np.array([[1, 1, 1, turns]]), np.array([[3, 0, 1, 2]])
     expected = F.adjust_hue(image_13HW, turns)
-    torch.testing.assert_close(jitter_batch(image_13HW, values, orders), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        jitter_batch(image_13HW, values, orders), expected, atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize(
@@ -64,7 +70,9 @@ def test_the_hue_of_every_colour_is_turned_as_torchvision_does(turns):
     ],
 )
 def test_kornia_agrees(operation, judge, unit):
-    """But for contrast, which kornia takes from the mean of the colours, torchvision from that of the grey image."""
+    """But for contrast, which kornia takes from the mean of the colours, torchvision from that of
+    the grey image.
+    """
     image_B3HW = torch.rand(5, 3, 9, 9, generator=torch.Generator().manual_seed(4))
     values = np.tile(IDENTITY, (5, 1))
     values[:, operation] = np.array([0.8, 1.3, 0.5, 1.0, 1.5]) - (operation == 3)
@@ -98,13 +106,17 @@ def test_parameters_fill_their_ranges():
 def test_the_centre_crop_is_torchvisions(size):
     image = torch.arange(size[0] * size[1]).reshape(1, *size)
     top, left = centre_crop(*size, 224)
-    assert torch.equal(image[:, top : top + 224, left : left + 224], F.center_crop(image, [224, 224]))
+    assert torch.equal(
+        image[:, top : top + 224, left : left + 224], F.center_crop(image, [224, 224])
+    )
 
 
 def test_random_crops_reach_every_place_of_every_image():
     height, width = np.array([12, 11] * 300), np.array([11, 13] * 300)
     top, left = random_crop(height, width, 10, np.random.default_rng(0).random((600, 2)))
-    first, second = (set(zip(top[start::2].tolist(), left[start::2].tolist(), strict=True)) for start in (0, 1))
+    first, second = (
+        set(zip(top[start::2].tolist(), left[start::2].tolist(), strict=True)) for start in (0, 1)
+    )
     assert first == {(top, left) for top in range(3) for left in range(2)}
     assert second == {(top, left) for top in range(2) for left in range(4)}
 
@@ -120,7 +132,9 @@ def test_random_crops_stay_within_their_reach():
 def test_normalize_is_torchvisions():
     image_B3HW = torch.rand(2, 3, 4, 5)
     mean, std = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
-    torch.testing.assert_close(normalize(image_B3HW, mean, std), F.normalize(image_B3HW, list(mean), list(std)))
+    torch.testing.assert_close(
+        normalize(image_B3HW, mean, std), F.normalize(image_B3HW, list(mean), list(std))
+    )
 
 
 @pytest.mark.parametrize("side", [1, 4, 5, 9, 20])

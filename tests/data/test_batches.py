@@ -32,12 +32,25 @@ def make(
 ) -> Batches:
     card = read_card(card_path)
     frames, cache = open_cache(
-        load_frames(card, split="train"), data_root(card), short_side=48, folder=folder, progress=False
+        load_frames(card, split="train"),
+        data_root(card),
+        short_side=48,
+        folder=folder,
+        progress=False,
     )
     frames = frames if rows is None else frames.iloc[rows].reset_index(drop=True)
     if hold:
         cache.hold_on(torch.device(device))
-    return Batches(frames, cache, scenes=scenes, crop=crop, mean=MEAN, std=STD, batch_size=batch_size, device=device)
+    return Batches(
+        frames,
+        cache,
+        scenes=scenes,
+        crop=crop,
+        mean=MEAN,
+        std=STD,
+        batch_size=batch_size,
+        device=device,
+    )
 
 
 def epoch(batches: Batches, seed=0, number=0, equalize=False, jitter=None):
@@ -53,7 +66,9 @@ def test_in_order_gives_every_frame_with_its_labels(small_data, tmp_path):
     for part in parts:
         expected = frames.iloc[part.row]
         np.testing.assert_allclose(part.position_B3, expected[["tx", "ty", "tz"]], rtol=1e-6)
-        np.testing.assert_allclose(part.orientation_B4, expected[["qw", "qx", "qy", "qz"]], rtol=1e-6)
+        np.testing.assert_allclose(
+            part.orientation_B4, expected[["qw", "qx", "qy", "qz"]], rtol=1e-6
+        )
         assert [("attic", "cellar")[index] for index in part.scene_B] == expected["scene"].tolist()
     image_HW3 = batches.cache[7][4:44, 12:52]
     expected = (image_HW3.astype(np.float32) / 255 - MEAN) / STD
@@ -84,7 +99,11 @@ def test_an_epoch_depends_on_seed_and_epoch_alone(small_data, tmp_path):
 def test_a_frames_augmentation_does_not_depend_on_its_batch(small_data, tmp_path):
     def by_frame(batch_size):
         parts = epoch(make(small_data, tmp_path, batch_size=batch_size), jitter=Jitter())
-        return {int(row): image for part in parts for row, image in zip(part.row, part.image_B3HW, strict=True)}
+        return {
+            int(row): image
+            for part in parts
+            for row, image in zip(part.row, part.image_B3HW, strict=True)
+        }
 
     five, seven = by_frame(5), by_frame(7)
     for row, image in five.items():
@@ -93,11 +112,16 @@ def test_a_frames_augmentation_does_not_depend_on_its_batch(small_data, tmp_path
 
 @pytest.mark.parametrize("jitter", [None, Jitter()])
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
-def test_processes_share_the_batches_of_one_from_any_number_on(small_data, tmp_path, processes, jitter):
+def test_processes_share_the_batches_of_one_from_any_number_on(
+    small_data, tmp_path, processes, jitter
+):
     batches = make(small_data, tmp_path)  # five of five frames, but the last of four
     options = {"equalize_scenes": False, "jitter": jitter}
     whole = list(batches.epoch(3, 4, **options))[2:]
-    parts = [list(batches.epoch(3, 4, **options, first=2, share=(one, processes))) for one in range(processes)]
+    parts = [
+        list(batches.epoch(3, 4, **options, first=2, share=(one, processes)))
+        for one in range(processes)
+    ]
     assert [len(part) for part in parts] == [len(whole)] * processes
     for number, batch in enumerate(whole):
         mine = [part[number] for part in parts]
@@ -109,18 +133,26 @@ def test_processes_share_the_batches_of_one_from_any_number_on(small_data, tmp_p
         assert max(sizes) - min(sizes) <= 1
         assert np.concatenate([part.row for part in mine]).tolist() == batch.row.tolist()
         for name in ("position_B3", "orientation_B4", "scene_B"):
-            assert torch.equal(torch.cat([getattr(part, name) for part in mine]), getattr(batch, name))
+            assert torch.equal(
+                torch.cat([getattr(part, name) for part in mine]), getattr(batch, name)
+            )
         image_B3HW = torch.cat([part.image_B3HW for part in mine])
         torch.testing.assert_close(image_B3HW, batch.image_B3HW, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("sizes", ["one", "many"])
 def test_frames_held_by_the_device_give_the_same_batches(own_data, tmp_path, monkeypatch, sizes):
-    monkeypatch.setattr(cache_module, "PIECE", 10_000)  # larger than a frame, smaller than the cache
+    monkeypatch.setattr(
+        cache_module, "PIECE", 10_000
+    )  # larger than a frame, smaller than the cache
     if sizes == "many":
         folder = own_data.parent / "attic" / "train-01"
-        Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 61, 3), np.uint8)).save(folder / "frame-003.png")
-        Image.fromarray(np.random.default_rng(1).integers(0, 255, (48, 90, 3), np.uint8)).save(folder / "frame-011.png")
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 61, 3), np.uint8)).save(
+            folder / "frame-003.png"
+        )
+        Image.fromarray(np.random.default_rng(1).integers(0, 255, (48, 90, 3), np.uint8)).save(
+            folder / "frame-011.png"
+        )
     mapped, held = (make(own_data, tmp_path / "cache", hold=hold) for hold in (False, True))
     assert mapped.cache.device is None
     assert held.cache.device == torch.device("cpu")
@@ -135,11 +167,18 @@ def test_frames_held_by_the_device_give_the_same_batches(own_data, tmp_path, mon
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("hold", [False, True])
 def test_a_gpu_has_the_same_batches(small_data, tmp_path, hold):
-    here, there = (make(small_data, tmp_path, device=device, hold=hold) for device in ("cpu", "cuda"))
+    here, there = (
+        make(small_data, tmp_path, device=device, hold=hold) for device in ("cpu", "cuda")
+    )
     assert there.cache.device == (torch.device("cuda", 0) if hold else None)
     for jitter in (None, Jitter()):
         for one, two in zip(epoch(here, jitter=jitter), epoch(there, jitter=jitter), strict=True):
-            assert two.image_B3HW.device.type == two.position_B3.device.type == two.scene_B.device.type == "cuda"
+            assert (
+                two.image_B3HW.device.type
+                == two.position_B3.device.type
+                == two.scene_B.device.type
+                == "cuda"
+            )
             torch.testing.assert_close(two.image_B3HW.cpu(), one.image_B3HW, atol=1e-4, rtol=0)
             assert torch.equal(two.orientation_B4.cpu(), one.orientation_B4)
 
@@ -175,7 +214,9 @@ def test_augmentation_moves_and_colours_images_and_without_it_nothing_does(small
     still = epoch(batches)[0]
     assert torch.equal(still.image_B3HW[np.argsort(still.row)], plain)
     changed = epoch(batches, jitter=Jitter())[0]
-    assert (changed.image_B3HW[np.argsort(changed.row)] - plain).abs().mean(dim=(1, 2, 3)).min() > 0.01
+    assert (changed.image_B3HW[np.argsort(changed.row)] - plain).abs().mean(
+        dim=(1, 2, 3)
+    ).min() > 0.01
     moved = epoch(batches, jitter=Jitter(0, 0, 0, 0))[0]
     assert not torch.equal(moved.image_B3HW[np.argsort(moved.row)], plain)
 
@@ -200,7 +241,9 @@ def test_cut_out_leaves_crops_and_colours_as_they_are_without_it(small_data, tmp
 
     part = list(batches.epoch(3, 4, **options, cutout=0.4, first=2, share=(1, 2)))
     for mine, whole in zip(part, cut[2:], strict=True):
-        torch.testing.assert_close(mine.image_B3HW, whole.image_B3HW[-len(mine.row) :], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            mine.image_B3HW, whole.image_B3HW[-len(mine.row) :], atol=1e-5, rtol=0
+        )
         assert torch.equal(mine.image_B3HW == 0, whole.image_B3HW[-len(mine.row) :] == 0)
     other = list(batches.epoch(3, 5, **options, cutout=0.4))
     assert not torch.equal(other[0].image_B3HW == 0, cut[0].image_B3HW == 0)
@@ -225,11 +268,15 @@ def test_equalized_scenes_have_as_many_samples_as_the_largest(small_data, tmp_pa
     assert batches.epoch_length(False) == 4
     images = torch.cat([part.image_B3HW for part in parts])
     twice = np.flatnonzero(row == row[row >= 12][0])
-    assert not torch.equal(images[twice[0]], images[twice[1]])  # a frame drawn again is augmented anew
+    assert not torch.equal(
+        images[twice[0]], images[twice[1]]
+    )  # a frame drawn again is augmented anew
 
 
 def test_faults_are_named(small_data, tmp_path):
-    with pytest.raises(MsposeError, match="scene cellar is unknown to the model, which knows: attic"):
+    with pytest.raises(
+        MsposeError, match="scene cellar is unknown to the model, which knows: attic"
+    ):
         make(small_data, tmp_path, scenes=("attic",))
     with pytest.raises(MsposeError, match="data.crop 50 does not fit into a frame of 64x48"):
         make(small_data, tmp_path, crop=50)
@@ -237,13 +284,17 @@ def test_faults_are_named(small_data, tmp_path):
 
 def test_order_is_a_permutation_that_the_seed_changes():
     scene = np.zeros(50, np.int64)
-    orders = {seed: epoch_order(scene, seed=seed, epoch=0, equalize_scenes=False) for seed in range(3)}
+    orders = {
+        seed: epoch_order(scene, seed=seed, epoch=0, equalize_scenes=False) for seed in range(3)
+    }
     assert all(sorted(order) == list(range(50)) for order in orders.values())
     assert orders[0].tolist() != orders[1].tolist()
 
 
 def test_holdout_is_one_block_of_every_sequence():
-    frames = pd.DataFrame({"scene": ["a"] * 30 + ["b"] * 10, "sequence": ["1"] * 20 + ["2"] * 10 + ["1"] * 10})
+    frames = pd.DataFrame(
+        {"scene": ["a"] * 30 + ["b"] * 10, "sequence": ["1"] * 20 + ["2"] * 10 + ["1"] * 10}
+    )
     held = holdout_rows(frames, 0.2)
     assert np.flatnonzero(held).tolist() == [8, 9, 10, 11, 24, 25, 34, 35]
     assert not holdout_rows(frames, 0.0).any()
@@ -258,7 +309,9 @@ def test_evenly_spread_numbers():
 def test_a_turned_label_is_the_pose_of_a_camera_that_looks_at_the_crop(small_data, tmp_path):
     jitter = Jitter(0, 0, 0, 0)
     batches = make(small_data, tmp_path, batch_size=24)
-    batches.frames = batches.frames.assign(focal_px=70.0)  # of the 80x60 source, so 56 of the 64x48 frame
+    batches.frames = batches.frames.assign(
+        focal_px=70.0
+    )  # of the 80x60 source, so 56 of the 64x48 frame
     kept = next(batches.epoch(0, 0, equalize_scenes=False, jitter=jitter))
     turned = next(batches.epoch(0, 0, equalize_scenes=False, jitter=jitter, crop_label="turned"))
     assert torch.equal(kept.image_B3HW, turned.image_B3HW)
@@ -276,7 +329,11 @@ def test_a_turned_label_is_the_pose_of_a_camera_that_looks_at_the_crop(small_dat
             if np.abs(frame[top : top + 40, left : left + 40] - pixels).max() < 0.01
         )
         ray = quaternion_to_rotation(before)[0] @ [left + 20 - 32, top + 20 - 24, 56.0]
-        np.testing.assert_allclose(quaternion_to_rotation(orientation)[0][:, 2], ray / np.linalg.norm(ray), atol=1e-5)
+        np.testing.assert_allclose(
+            quaternion_to_rotation(orientation)[0][:, 2], ray / np.linalg.norm(ray), atol=1e-5
+        )
     without = make(small_data, tmp_path)
-    with pytest.raises(MsposeError, match=r"needs the focal length of attic/train-01/frame-000.png"):
+    with pytest.raises(
+        MsposeError, match=r"needs the focal length of attic/train-01/frame-000.png"
+    ):
         next(without.epoch(0, 0, equalize_scenes=False, jitter=jitter, crop_label="turned"))

@@ -25,7 +25,9 @@ def frames_of(card_path: Path):
 
 def count_reads(monkeypatch) -> list[Path]:
     read: list[Path] = []
-    monkeypatch.setattr(cache_module, "read_image", lambda path: read.append(path) or read_image(path))
+    monkeypatch.setattr(
+        cache_module, "read_image", lambda path: read.append(path) or read_image(path)
+    )
     return read
 
 
@@ -60,7 +62,9 @@ def test_frames_may_differ_in_size(own_data, tmp_path):
     Image.new("RGB", (90, 45)).save(root / frames["image"][2])
     kept, cache = open_small(frames, root, tmp_path)
     assert [cache.shape(row) for row in (1, 2, 3)] == [(32, 42), (32, 64), (32, 42)]
-    np.testing.assert_array_equal(cache[3], resize_short_side(read_image(root / frames["image"][3]), 32))
+    np.testing.assert_array_equal(
+        cache[3], resize_short_side(read_image(root / frames["image"][3]), 32)
+    )
 
 
 def test_a_changed_image_is_noticed(own_data, tmp_path):
@@ -93,9 +97,12 @@ def test_a_bad_image_stops_or_is_left_out(own_data, tmp_path, damage, caplog):
     assert f"1 of {len(frames)} frames left out" in caplog.text
     last = len(frames) - 1
     np.testing.assert_array_equal(
-        cache[kept["cache_row"].iloc[-1]], resize_short_side(read_image(root / frames["image"][last]), 32)
+        cache[kept["cache_row"].iloc[-1]],
+        resize_short_side(read_image(root / frames["image"][last]), 32),
     )
-    with pytest.raises(MsposeError, match=name):  # what was skipped once is no secret to the next who asks
+    with pytest.raises(
+        MsposeError, match=name
+    ):  # what was skipped once is no secret to the next who asks
         open_small(frames, root, tmp_path)
     path.write_bytes(whole)  # mended
     kept, cache = open_small(frames, root, tmp_path)
@@ -126,7 +133,9 @@ def test_an_interrupted_build_goes_on_where_it_stopped(small_data, tmp_path, mon
     assert root / frames["image"][0] not in read
     assert root / frames["image"][15] in read
     for row in range(len(frames)):
-        np.testing.assert_array_equal(cache[row], resize_short_side(read_image(root / frames["image"][row]), 32))
+        np.testing.assert_array_equal(
+            cache[row], resize_short_side(read_image(root / frames["image"][row]), 32)
+        )
 
 
 def test_what_a_machine_lost_when_it_went_down_is_decoded_again(small_data, tmp_path, monkeypatch):
@@ -143,7 +152,9 @@ def test_what_a_machine_lost_when_it_went_down_is_decoded_again(small_data, tmp_
     data, journal = (next(tmp_path.glob(f"*/{name}.part")) for name in ("frames", "facts"))
     size = 32 * 42 * 3
     assert data.stat().st_size >= 15 * size
-    with data.open("r+b") as file:  # a block of frame 6 was never written, and the last line only half
+    with data.open(
+        "r+b"
+    ) as file:  # a block of frame 6 was never written, and the last line only half
         file.seek(6 * size + 100)
         file.write(bytes(512))
     with journal.open("ab") as file:
@@ -153,7 +164,9 @@ def test_what_a_machine_lost_when_it_went_down_is_decoded_again(small_data, tmp_
     assert sorted(read) == sorted(root / image for image in frames["image"][6:])
     assert len(kept) == len(frames)
     for row in range(len(frames)):
-        np.testing.assert_array_equal(cache[row], resize_short_side(read_image(root / frames["image"][row]), 32))
+        np.testing.assert_array_equal(
+            cache[row], resize_short_side(read_image(root / frames["image"][row]), 32)
+        )
 
 
 @pytest.mark.parametrize("file", ["frames.u8", "index.npy", "about.json"])
@@ -190,7 +203,10 @@ def _open_and_count(card_path: Path, folder: Path, queue) -> None:
 def test_two_processes_build_it_once(small_data, tmp_path):
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    both = [context.Process(target=_open_and_count, args=(small_data, tmp_path, queue)) for _ in range(2)]
+    both = [
+        context.Process(target=_open_and_count, args=(small_data, tmp_path, queue))
+        for _ in range(2)
+    ]
     for process in both:
         process.start()
     results = [queue.get(timeout=60) for _ in both]
@@ -222,7 +238,9 @@ def test_a_process_that_waits_goes_on_where_a_killed_one_stopped(small_data, tmp
     assert hanging.get(timeout=60) == "hangs"
     journal = next(tmp_path.glob("*/facts.part"))
     deadline = time.monotonic() + 60
-    while journal.stat().st_size < 15 * 32 and time.monotonic() < deadline:  # the frames before it are on their way
+    while (
+        journal.stat().st_size < 15 * 32 and time.monotonic() < deadline
+    ):  # the frames before it are on their way
         time.sleep(0.01)
     waiter = context.Process(target=_open_and_count, args=(small_data, tmp_path, done))
     waiter.start()
@@ -255,7 +273,9 @@ def test_frames_that_do_not_fit_into_the_memory_are_one_line(small_data, tmp_pat
     frames, root = frames_of(small_data)
     _, cache = open_small(frames, root, tmp_path)
     cache._bytes = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (2**50,), (0,))
-    with pytest.raises(MsposeError, match=r"\(1125899.9 GB\) do not fit .* cpu: leave out --data.cache_on_device"):
+    with pytest.raises(
+        MsposeError, match=r"\(1125899.9 GB\) do not fit .* cpu: leave out --data.cache_on_device"
+    ):
         cache.hold_on(torch.device("cpu"))
 
 
@@ -270,19 +290,37 @@ def test_open_split_counts_what_it_left_out(own_data, tmp_path):
     card = read_card(own_data)
     frames = load_frames(card, split="test")
     (data_root(card) / frames["image"][1]).unlink()
-    options = {"root": None, "scenes": [], "ground_truth": None, "labels": [], "short_side": 32, "progress": False}
+    options = {
+        "root": None,
+        "scenes": [],
+        "ground_truth": None,
+        "labels": [],
+        "short_side": 32,
+        "progress": False,
+    }
     kept, _, bad = open_split(card, "test", folder=str(tmp_path), on_bad_frame="skip", **options)
     assert (len(kept), bad) == (len(frames) - 1, 1)
 
 
 def test_open_split_takes_some_frames_of_every_scene_evenly_spread(small_data, tmp_path):
-    options = {"root": None, "scenes": (), "ground_truth": None, "labels": (), "short_side": 32, "progress": False}
+    options = {
+        "root": None,
+        "scenes": (),
+        "ground_truth": None,
+        "labels": (),
+        "short_side": 32,
+        "progress": False,
+    }
     every, _, _ = open_split(read_card(small_data), "train", folder=str(tmp_path), **options)
-    some, cache, bad = open_split(read_card(small_data), "train", folder=str(tmp_path), frames_per_scene=3, **options)
+    some, cache, bad = open_split(
+        read_card(small_data), "train", folder=str(tmp_path), frames_per_scene=3, **options
+    )
     assert bad == 0
     assert len(cache) == len(some) == 6
     for scene, rows in every.groupby("scene").indices.items():
         chosen = every["image"].iloc[rows[[0, round((len(rows) - 1) / 2), len(rows) - 1]]]
         assert some.loc[some["scene"] == scene, "image"].tolist() == chosen.tolist()
-    plenty, _, _ = open_split(read_card(small_data), "train", folder=str(tmp_path), frames_per_scene=99, **options)
+    plenty, _, _ = open_split(
+        read_card(small_data), "train", folder=str(tmp_path), frames_per_scene=99, **options
+    )
     assert plenty["image"].tolist() == every["image"].tolist()

@@ -21,7 +21,9 @@ def write_scene(root, scene="Chapel", lines=None, header=HEADER, split="train"):
         path = folder / f"seq{number % 2 + 1}" / f"frame{number:05d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"an image")
-    lines = lines or [f"seq{n % 2 + 1}/frame{n:05d}.png {n} 20.5 -3 1.2 0.6 {n / 10} -0.4" for n in range(3)]
+    lines = lines or [
+        f"seq{n % 2 + 1}/frame{n:05d}.png {n} 20.5 -3 1.2 0.6 {n / 10} -0.4" for n in range(3)
+    ]
     (folder / f"dataset_{split}.txt").write_text(header + "\n".join(lines) + "\n")
     return folder / f"dataset_{split}.txt"
 
@@ -60,8 +62,14 @@ def test_an_image_of_another_kind_counts_as_there(tmp_path):
 
 
 FAULTS = {
-    "too few values": ("seq1/frame00002.png 1 2 3 1 0 0", "expected 7 numbers after the image, found 6"),
-    "too many values": ("seq1/frame00002.png 1 2 3 1 0 0 0 9", "expected 7 numbers after the image, found 8"),
+    "too few values": (
+        "seq1/frame00002.png 1 2 3 1 0 0",
+        "expected 7 numbers after the image, found 6",
+    ),
+    "too many values": (
+        "seq1/frame00002.png 1 2 3 1 0 0 0 9",
+        "expected 7 numbers after the image, found 8",
+    ),
     "a word": ("seq1/frame00002.png 1 2 x 1 0 0 0", "'x' is not a number"),
     "NaN": ("seq1/frame00002.png 1 2 nan 1 0 0 0", "NaN or infinity"),
     "zero quaternion": ("seq1/frame00002.png 1 2 3 0 0 0 0", "the quaternion is zero"),
@@ -90,11 +98,14 @@ def test_faults_of_structure_always_stop(tmp_path, mode):
     line = "seq1/frame00000.png 1 2 3 1 0 0 0"
     write_scene(tmp_path, lines=[line, line])
     with pytest.raises(
-        MsposeError, match=r"line 5: image Chapel/seq1/frame00000.png is there twice \(first: .*line 4\)"
+        MsposeError,
+        match=r"line 5: image Chapel/seq1/frame00000.png is there twice \(first: .*line 4\)",
     ):
         read()
     write_scene(tmp_path, header="", lines=[line] * 5)
-    with pytest.raises(MsposeError, match=r"dataset_train.txt, line 1 is a frame: expected 3 header lines"):
+    with pytest.raises(
+        MsposeError, match=r"dataset_train.txt, line 1 is a frame: expected 3 header lines"
+    ):
         read()
     write_scene(tmp_path, lines=[""])
     with pytest.raises(MsposeError, match=r"scene Chapel has no train frames"):
@@ -106,8 +117,9 @@ def test_faults_of_structure_always_stop(tmp_path, mode):
 
 
 def test_real_poses_have_the_convention(tmp_path):
-    """King's College, as METHOD of the data says: the optical axes meet in front of the cameras (median miss of the
-    point nearest to all axes 4.5 m, 28.6 m if read the other way round), and the cameras' down axes agree (0.99, 0.71).
+    """King's College, as METHOD of the data says: the optical axes meet in front of the cameras
+    (median miss of the point nearest to all axes 4.5 m, 28.6 m if read the other way round), and
+    the cameras' down axes agree (0.99, 0.71).
     """
     labels = SHARED / "labels/CambridgeLandmarks/KingsCollege_train.csv"
     if not labels.is_file():
@@ -123,7 +135,11 @@ def test_real_poses_have_the_convention(tmp_path):
     assert len(frames) == 1220
 
     by_csv = read_label_csv(
-        [labels], "train", dataset="cambridge", ground_truth="sfm", convention="world-to-camera-position"
+        [labels],
+        "train",
+        dataset="cambridge",
+        ground_truth="sfm",
+        convention="world-to-camera-position",
     )
     np.testing.assert_array_equal(by_csv[POSITION + ORIENTATION], frames[POSITION + ORIENTATION])
 

@@ -29,7 +29,9 @@ def write_scene(root, scene, split="Train", frames=2):
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(frames):
         (folder / f"frame-{number:06d}.color.png").touch()
-        (folder / f"frame-{number:06d}.pose.txt").write_text(f"1 0 0 {number} 0 1 0 0 0 0 1 0 0 0 0 1")
+        (folder / f"frame-{number:06d}.pose.txt").write_text(
+            f"1 0 0 {number} 0 1 0 0 0 0 1 0 0 0 0 1"
+        )
     (root / scene / f"{split}Split.txt").write_text("sequence1")
 
 
@@ -92,7 +94,8 @@ def test_a_card_is_found_here_first_then_in_the_repository(write, tmp_path, monk
     assert read_card(tmp_path / "datasets/7scenes.yaml") == card
     write("format: 7scenes\nscenes: [attic]\n", "datasets/rooms.yaml")
     with pytest.raises(
-        MsposeError, match=r"no data set 'roms'; there are: 7scenes, cambridge, .*rooms.*card of your own"
+        MsposeError,
+        match=r"no data set 'roms'; there are: 7scenes, cambridge, .*rooms.*card of your own",
     ):
         read_card("roms")
     with pytest.raises(MsposeError, match=r"no such card: /.*/roms.yaml"):
@@ -100,7 +103,9 @@ def test_a_card_is_found_here_first_then_in_the_repository(write, tmp_path, monk
 
 
 def test_defaults_of_a_short_card(write):
-    card = read_card(write("format: cambridge\nscenes:\n  Tower:\n  Chapel: {url: http://x/y.zip}\n"))
+    card = read_card(
+        write("format: cambridge\nscenes:\n  Tower:\n  Chapel: {url: http://x/y.zip}\n")
+    )
     assert card.name == "mine"
     assert card.title == "mine"
     assert card.scenes == ("Chapel", "Tower")
@@ -114,24 +119,54 @@ def test_defaults_of_a_short_card(write):
 
 
 BAD_CARDS = {
-    "unknown key": ("format: 7scenes\nscenes: [a]\nrooot: x\n", "unknown key 'rooot'; there are: citation, .* root, "),
-    "unknown key of a scene": ("format: 7scenes\nscenes: {a: {uri: x}}\n", "unknown key scenes.a.'uri'; there are: fr"),
-    "no format": ("scenes: [a]\n", "format is one of 7scenes, cambridge, label-csv, virtual, not None"),
+    "unknown key": (
+        "format: 7scenes\nscenes: [a]\nrooot: x\n",
+        "unknown key 'rooot'; there are: citation, .* root, ",
+    ),
+    "unknown key of a scene": (
+        "format: 7scenes\nscenes: {a: {uri: x}}\n",
+        "unknown key scenes.a.'uri'; there are: fr",
+    ),
+    "no format": (
+        "scenes: [a]\n",
+        "format is one of 7scenes, cambridge, label-csv, virtual, not None",
+    ),
     "other format": ("format: colmap\nscenes: [a]\n", "not 'colmap'"),
     "no scenes": ("format: 7scenes\n", "scenes is missing or empty"),
-    "scene with a path": ("format: 7scenes\nscenes: [../a]\n", "scenes: '../a' is not a plain name"),
+    "scene with a path": (
+        "format: 7scenes\nscenes: [../a]\n",
+        "scenes: '../a' is not a plain name",
+    ),
     "number as a scene": ("format: 7scenes\nscenes: [1]\n", "scenes is a list of texts"),
     "number as a name": ("name: 7\nformat: 7scenes\nscenes: [a]\n", "name is a text, not 7"),
     "not YAML": ("format: [\n", "is not YAML"),
     "a list": ("- a\n", "is not a card"),
     "empty": ("", "is not a card"),
-    "labels without convention": ("format: label-csv\nlabels: a.csv\n", "label_convention is one of camera-to-world, "),
+    "labels without convention": (
+        "format: label-csv\nlabels: a.csv\n",
+        "label_convention is one of camera-to-world, ",
+    ),
     "no labels": ("format: label-csv\nlabel_convention: camera-to-world\n", "labels is missing"),
-    "convention": ("format: 7scenes\nscenes: [a]\nlabel_convention: c2w\n", "label_convention is one of .*not 'c2w'"),
-    "focal length": ("format: 7scenes\nscenes: [a]\nfocal_px: -1\n", "focal_px is a positive number"),
-    "thresholds": ("format: 7scenes\nscenes: [a]\nthresholds: [0.05, 5]\n", "thresholds is a list of pairs"),
-    "checksum": ("format: 7scenes\nscenes: {a: {sha256: abc}}\n", "scenes.a.sha256 is 64 hexadecimal digits"),
-    "frames": ("format: 7scenes\nscenes: {a: {frames: {train: many}}}\n", "scenes.a.frames is a number of frames"),
+    "convention": (
+        "format: 7scenes\nscenes: [a]\nlabel_convention: c2w\n",
+        "label_convention is one of .*not 'c2w'",
+    ),
+    "focal length": (
+        "format: 7scenes\nscenes: [a]\nfocal_px: -1\n",
+        "focal_px is a positive number",
+    ),
+    "thresholds": (
+        "format: 7scenes\nscenes: [a]\nthresholds: [0.05, 5]\n",
+        "thresholds is a list of pairs",
+    ),
+    "checksum": (
+        "format: 7scenes\nscenes: {a: {sha256: abc}}\n",
+        "scenes.a.sha256 is 64 hexadecimal digits",
+    ),
+    "frames": (
+        "format: 7scenes\nscenes: {a: {frames: {train: many}}}\n",
+        "scenes.a.frames is a number of frames",
+    ),
     "ground truths": ("format: 7scenes\nscenes: [a]\nground_truths: []\n", "ground_truths names"),
     "python": ("format: !!python/object/apply:os.system ['true']\n", "is not YAML"),
 }
@@ -148,7 +183,9 @@ def test_a_bad_card_is_named(write, name):
 
 
 def test_frames_of_the_default_root_another_root_and_a_choice_of_scenes(write, tmp_path):
-    card = read_card(write("format: 7scenes\nscenes: [attic, cellar]\nextra_scenes: [hall]\nfocal_px: 500\n"))
+    card = read_card(
+        write("format: 7scenes\nscenes: [attic, cellar]\nextra_scenes: [hall]\nfocal_px: 500\n")
+    )
     for scene in ("attic", "cellar", "hall"):
         write_scene(tmp_path / "mine", scene)
         write_scene(tmp_path / "elsewhere", scene, frames=3)
@@ -158,7 +195,14 @@ def test_frames_of_the_default_root_another_root_and_a_choice_of_scenes(write, t
     assert set(frames["dataset"]) == {"mine"}
     assert set(frames["ground_truth"]) == {"original"}
     assert set(frames["focal_px"]) == {500}
-    assert len(load_frames(card, root=tmp_path / "elsewhere", split="train", scenes=["hall", "cellar", "hall"])) == 6
+    assert (
+        len(
+            load_frames(
+                card, root=tmp_path / "elsewhere", split="train", scenes=["hall", "cellar", "hall"]
+            )
+        )
+        == 6
+    )
     assert data_root(card) == tmp_path / "mine"
     assert data_root(card, tmp_path / "elsewhere") == tmp_path / "elsewhere"
     chosen = load_frames(card, split="train", scenes=["hall", "attic"])
@@ -177,7 +221,11 @@ def test_virtual_data_goes_through_the_loader_of_7scenes_and_keeps_its_names(wri
     card = read_card(write("format: virtual\nroot: rendered\nscenes: [attic]\nfocal_px: 292.5\n"))
     write_scene(tmp_path / "rendered", "attic", "Test")
     frames = load_frames(card, split="test")
-    assert frames.loc[0, ["dataset", "ground_truth", "split"]].tolist() == ["mine", "rendered", "test"]
+    assert frames.loc[0, ["dataset", "ground_truth", "split"]].tolist() == [
+        "mine",
+        "rendered",
+        "test",
+    ]
     assert set(frames["focal_px"]) == {292.5}
 
 
@@ -194,9 +242,13 @@ def test_skipping_reaches_the_loader(write, tmp_path):
 
 def test_unknown_names_are_refused_with_those_that_exist(write):
     card = read_card(write("format: 7scenes\nscenes: [attic, cellar]\nextra_scenes: [hall]\n"))
-    with pytest.raises(MsposeError, match=r"mine has no scene 'chess'; its scenes: attic, cellar, hall"):
+    with pytest.raises(
+        MsposeError, match=r"mine has no scene 'chess'; its scenes: attic, cellar, hall"
+    ):
         load_frames(card, split="train", scenes=["attic", "chess"])
-    with pytest.raises(MsposeError, match=r"mine has no ground truth 'lidar'; there are: original, sfm"):
+    with pytest.raises(
+        MsposeError, match=r"mine has no ground truth 'lidar'; there are: original, sfm"
+    ):
         load_frames(card, split="train", ground_truth="lidar")
     with pytest.raises(MsposeError, match=r"no split 'val'; there are: train, test"):
         load_frames(card, split="val")
@@ -212,10 +264,14 @@ def test_missing_data_names_what_where_and_the_ways_on(write, tmp_path):
     assert f"looked for {tmp_path / 'mine' / 'attic' / 'TrainSplit.txt'}" in message
     assert '`make data DATASET=mine SCENE="attic hall"`' in message
     assert "`make demo`" in message
-    with pytest.raises(MsposeError, match=r"no data of scene hall .*`make data DATASET=mine SCENE=hall`"):
+    with pytest.raises(
+        MsposeError, match=r"no data of scene hall .*`make data DATASET=mine SCENE=hall`"
+    ):
         load_frames(card, split="train", scenes=["hall"])
     card = read_card(write("format: cambridge\nscenes: [Tower]\nhow_to_get: ask the sexton\n"))
-    with pytest.raises(MsposeError, match=r"looked for .*mine/Tower/dataset_test.txt\); ask the sexton$"):
+    with pytest.raises(
+        MsposeError, match=r"looked for .*mine/Tower/dataset_test.txt\); ask the sexton$"
+    ):
         load_frames(card, split="test")
 
 
@@ -242,7 +298,11 @@ def test_a_card_for_data_of_ones_own(own, tmp_path):
     card = read_card(own(OWN_CARD))
     frames = load_frames(card, split="train")
     assert frames["image"].tolist() == ["img/3.jpg", "img/1.jpg"]
-    assert frames.loc[0, ["dataset", "ground_truth", "scene"]].tolist() == ["my-flat", "labels", "bath"]
+    assert frames.loc[0, ["dataset", "ground_truth", "scene"]].tolist() == [
+        "my-flat",
+        "labels",
+        "bath",
+    ]
     np.testing.assert_array_equal(frames[["tx", "ty", "tz"]], -np.array([[1, 2, 3]] * 2))
     assert set(frames["focal_px"]) == {610.5}
     assert data_root(card) == tmp_path
@@ -262,45 +322,62 @@ def test_a_card_for_data_of_ones_own(own, tmp_path):
 
 def test_labels_that_are_not_there(own, tmp_path):
     (tmp_path / "labels/bath.csv").unlink()
-    with pytest.raises(MsposeError, match=f"^my-flat: no such label file: {tmp_path}/labels/bath.csv$"):
+    with pytest.raises(
+        MsposeError, match=f"^my-flat: no such label file: {tmp_path}/labels/bath.csv$"
+    ):
         load_frames(read_card(own(OWN_CARD)), split="train")
     with pytest.raises(MsposeError, match=r"labels/bath.csv; ask me$"):
         load_frames(read_card(own(OWN_CARD + "how_to_get: ask me\n")), split="train")
     with pytest.raises(MsposeError, match=r"^my-flat: no such label file: /.*/other.csv$"):
-        load_frames(read_card(own(OWN_CARD + "how_to_get: ask me\n")), split="train", labels=["other.csv"])
+        load_frames(
+            read_card(own(OWN_CARD + "how_to_get: ask me\n")), split="train", labels=["other.csv"]
+        )
 
 
 def test_label_files_in_place_of_folders(write, tmp_path):
     card = read_card(write("format: 7scenes\nscenes: [attic, cellar]\n"))
     (tmp_path / "one.csv").write_text(f"{CSV_HEADER}attic,train,1,attic/1.png,1,2,3,1,0,0,0\n")
     frames = load_frames(card, split="train", labels=[tmp_path / "one.csv"])
-    assert frames.loc[0, ["dataset", "ground_truth", "scene"]].tolist() == ["mine", "original", "attic"]
+    assert frames.loc[0, ["dataset", "ground_truth", "scene"]].tolist() == [
+        "mine",
+        "original",
+        "attic",
+    ]
     with pytest.raises(MsposeError, match=r"scene cellar has no train frames"):
         load_frames(card, split="train", scenes=["attic", "cellar"], labels=[tmp_path / "one.csv"])
     (tmp_path / "other.csv").write_text(f"{CSV_HEADER}chess,train,1,chess/1.png,1,2,3,1,0,0,0\n")
     with pytest.raises(
-        MsposeError, match=r"other.csv, line 2: chess is not a scene of mine; its scenes: attic, cellar"
+        MsposeError,
+        match=r"other.csv, line 2: chess is not a scene of mine; its scenes: attic, cellar",
     ):
         load_frames(card, split="train", labels=[tmp_path / "other.csv"])
-    with pytest.raises(MsposeError, match=r"label CSVs of mine|not named like a text file of sfm poses"):
+    with pytest.raises(
+        MsposeError, match=r"label CSVs of mine|not named like a text file of sfm poses"
+    ):
         load_frames(card, split="train", labels=[tmp_path / "one.csv"], ground_truth="sfm")
 
 
 def test_the_second_ground_truth(write, tmp_path):
     card = read_card(write("format: 7scenes\nroot: frames\nscenes: [attic, cellar]\n"))
     with pytest.raises(
-        MsposeError, match=rf"no sfm poses of attic, cellar \(looked for {tmp_path}/frames/sfm/attic_tra"
+        MsposeError,
+        match=rf"no sfm poses of attic, cellar \(looked for {tmp_path}/frames/sfm/attic_tra",
     ):
         load_frames(card, split="train", ground_truth="sfm")
     places = {"default": tmp_path / "frames/sfm", "given": tmp_path / "given"}
     for place in places.values():
         place.mkdir(parents=True)
         for scene in ("attic", "cellar"):
-            (place / f"{scene}_train.txt").write_text("seq-01/frame-000000.color.png 1 0 0 0 1 2 3 525.5\n")
+            (place / f"{scene}_train.txt").write_text(
+                "seq-01/frame-000000.color.png 1 0 0 0 1 2 3 525.5\n"
+            )
     choices = {
         "default": ((), ["attic", "cellar"]),
         "folder": ([places["given"]], ["attic", "cellar"]),
-        "files": ([places["given"] / "cellar_train.txt", places["given"] / "attic_train.txt"], ["attic", "cellar"]),
+        "files": (
+            [places["given"] / "cellar_train.txt", places["given"] / "attic_train.txt"],
+            ["attic", "cellar"],
+        ),
         "one file": ([places["given"] / "cellar_train.txt"], ["cellar"]),
     }
     for labels, scenes in choices.values():
@@ -310,14 +387,19 @@ def test_the_second_ground_truth(write, tmp_path):
         assert frames.loc[0, ["tx", "ty", "tz", "focal_px"]].tolist() == [-1, -2, -3, 525.5]
     with pytest.raises(MsposeError, match=r"no sfm poses of attic"):
         load_frames(
-            card, split="train", scenes=["attic"], ground_truth="sfm", labels=[places["given"] / "cellar_train.txt"]
+            card,
+            split="train",
+            scenes=["attic"],
+            ground_truth="sfm",
+            labels=[places["given"] / "cellar_train.txt"],
         )
     with pytest.raises(MsposeError, match=r"no sfm poses of attic, cellar"):
         load_frames(card, split="test", ground_truth="sfm", labels=[places["given"]])
     with pytest.raises(MsposeError, match=r"no such label file"):
         load_frames(card, split="test", ground_truth="sfm", labels=[tmp_path / "attic_test.txt"])
     with pytest.raises(
-        MsposeError, match=r"holds sfm poses, not the ground truth original: say --data.ground_truth sfm"
+        MsposeError,
+        match=r"holds sfm poses, not the ground truth original: say --data.ground_truth sfm",
     ):
         load_frames(card, split="train", labels=[places["given"] / "cellar_train.txt"])
 
@@ -336,7 +418,8 @@ def test_real_frames(name):
 def test_real_frames_that_are_missing_are_explained(write):
     text = (REPOSITORY / "datasets/redkitchen-blocks.yaml").read_text()
     with pytest.raises(
-        MsposeError, match=r"redkitchen_blocks.csv; it needs the folder ../shared/data .*non-commercial"
+        MsposeError,
+        match=r"redkitchen_blocks.csv; it needs the folder ../shared/data .*non-commercial",
     ):
         load_frames(read_card(write(text, "deep.yaml")), split="train")
 
@@ -345,7 +428,9 @@ def test_real_frames_that_are_missing_are_explained(write):
 def test_published_label_folders():
     card = read_card("7scenes")
     for ground_truth, folder in (("original", "7Scenes"), ("sfm", "7Scenes-sfm")):
-        frames = load_frames(card, split="test", ground_truth=ground_truth, labels=[SHARED / "labels" / folder])
+        frames = load_frames(
+            card, split="test", ground_truth=ground_truth, labels=[SHARED / "labels" / folder]
+        )
         assert len(frames) == 17_000
         assert set(frames["ground_truth"]) == {ground_truth}
         assert frames["scene"].value_counts().to_dict() == {

@@ -39,7 +39,9 @@ def seven_scenes_zip(scene="attic", **more):
     for sequence in ("seq-01", "seq-02"):
         frames = {f"{sequence}/": b"", f"{sequence}/Thumbs.db": b"junk"}
         for number in range(3):
-            frames[f"{sequence}/frame-{number:06d}.color.png"] = random.Random(number).randbytes(50_000)
+            frames[f"{sequence}/frame-{number:06d}.color.png"] = random.Random(number).randbytes(
+                50_000
+            )
             frames[f"{sequence}/frame-{number:06d}.pose.txt"] = POSE
         members[f"{scene}/{sequence}.zip"] = make_zip(frames)
     return make_zip({**members, **more})
@@ -79,7 +81,9 @@ class Server:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
 
     def answer(self, handler):
         wanted = handler.headers.get("Range")
@@ -126,7 +130,8 @@ def card(tmp_path, server):
     path = tmp_path / "cards" / "rooms.yaml"
     path.parent.mkdir()
     path.write_text(
-        f"format: 7scenes\nroot: data\nsource: a shelf\nscenes:\n  attic: {{url: {server.url}/attic.zip}}\n  cellar:\n"
+        "format: 7scenes\nroot: data\nsource: a shelf\nscenes:\n  attic: {url:"
+        f" {server.url}/attic.zip}}\n  cellar:\n"
     )
     return read_card(path)
 
@@ -151,7 +156,9 @@ def test_a_scene_is_fetched_unpacked_and_read(card, server):
     said = fetch(card)
     for split, sequence in (("train", "seq-01"), ("test", "seq-02")):
         frames = load_frames(card, split=split, scenes=["attic"])
-        assert frames["image"].tolist() == [f"attic/{sequence}/frame-{n:06d}.color.png" for n in range(3)]
+        assert frames["image"].tolist() == [
+            f"attic/{sequence}/frame-{n:06d}.color.png" for n in range(3)
+        ]
     assert left_behind(card) == ["attic", "attic.sha256"]
     assert sorted(path.name for path in (card.root / "attic").iterdir()) == [
         "TestSplit.txt",
@@ -168,9 +175,13 @@ def test_a_scene_is_fetched_unpacked_and_read(card, server):
 def test_cambridges_shape(tmp_path, server):
     server.files["/1810/Tower.zip"] = cambridge_zip()
     path = tmp_path / "sights.yaml"
-    path.write_text(f"format: cambridge\nscenes:\n  Tower: {{url: '{server.url}/1810/Tower.zip'}}\n")
+    path.write_text(
+        f"format: cambridge\nscenes:\n  Tower: {{url: '{server.url}/1810/Tower.zip'}}\n"
+    )
     card = read_card(path)
-    assert download_scenes(card, progress=False, report=lambda line: None) == {"Tower": card.root / "Tower"}
+    assert download_scenes(card, progress=False, report=lambda line: None) == {
+        "Tower": card.root / "Tower"
+    }
     assert len(load_frames(card, split="train")) == 2
     assert len(load_frames(card, split="test")) == 1
     assert left_behind(card) == ["Tower", "Tower.sha256"]
@@ -190,13 +201,17 @@ def test_a_scene_that_is_whole_is_left_alone(card, server):
 def test_a_folder_that_is_not_whole_is_neither_used_nor_overwritten(card, server):
     fetch(card)
     shutil.rmtree(card.root / "attic" / "seq-02")
-    with pytest.raises(MsposeError, match=r"attic is there but not whole \(.*names sequence 2.*move it away"):
+    with pytest.raises(
+        MsposeError, match=r"attic is there but not whole \(.*names sequence 2.*move it away"
+    ):
         fetch(card)
     assert (card.root / "attic" / "seq-01").is_dir()
 
 
 def test_fewer_frames_than_published_are_said(card, caplog):
-    card.path.write_text(card.path.read_text().replace("attic.zip}", "attic.zip, frames: {train: 3, test: 1000}}"))
+    card.path.write_text(
+        card.path.read_text().replace("attic.zip}", "attic.zip, frames: {train: 3, test: 1000}}")
+    )
     with caplog.at_level(logging.WARNING, logger="mspose"):
         fetch(read_card(card.path))
     assert "attic has 3 test frames, published are 1000" in caplog.text
@@ -205,7 +220,10 @@ def test_fewer_frames_than_published_are_said(card, caplog):
 
 def test_another_root(card, tmp_path):
     fetch(card, root=tmp_path / "other" / "place")
-    assert len(load_frames(card, root=tmp_path / "other" / "place", split="train", scenes=["attic"])) == 3
+    assert (
+        len(load_frames(card, root=tmp_path / "other" / "place", split="train", scenes=["attic"]))
+        == 3
+    )
     assert not card.root.exists()
 
 
@@ -213,7 +231,10 @@ def test_an_interrupted_download_goes_on_where_it_stopped(card, server):
     length, step = len(server.files["/attic.zip"]), 3 * download.CHUNK
     server.break_after = step
     fetch(card)
-    assert [wanted for _, wanted in server.requests] == [None, *(f"bytes={at}-" for at in range(step, length, step))]
+    assert [wanted for _, wanted in server.requests] == [
+        None,
+        *(f"bytes={at}-" for at in range(step, length, step)),
+    ]
     assert length > 2 * step
     assert left_behind(card) == ["attic", "attic.sha256"]
 
@@ -272,7 +293,8 @@ def test_a_server_without_ranges_sends_the_whole_again(card, server):
 def test_a_server_that_breaks_off_for_good_keeps_the_part(card, server):
     server.ranges, server.break_after = False, 2 * download.CHUNK
     with pytest.raises(
-        MsposeError, match=r"attic.zip broke off after 65,536 bytes and 5 attempts .* run this again to"
+        MsposeError,
+        match=r"attic.zip broke off after 65,536 bytes and 5 attempts .* run this again to",
     ):
         fetch(card)
     assert left_behind(card) == ["attic.zip.part", "attic.zip.part.tag"]
@@ -284,7 +306,9 @@ def test_a_server_that_breaks_off_for_good_keeps_the_part(card, server):
 
 def test_the_servers_refusal_is_one_line(card, server):
     server.files.clear()
-    with pytest.raises(MsposeError, match=r"the server refuses http://.*/attic.zip: 404 Not Found$"):
+    with pytest.raises(
+        MsposeError, match=r"the server refuses http://.*/attic.zip: 404 Not Found$"
+    ):
         fetch(card)
     assert left_behind(card) == []
 
@@ -293,7 +317,8 @@ def test_no_network(card, server):
     server.server.shutdown()
     server.server.server_close()
     with pytest.raises(
-        MsposeError, match=r"cannot reach http://.*/attic.zip \(ConnectionError\): is there a network\?"
+        MsposeError,
+        match=r"cannot reach http://.*/attic.zip \(ConnectionError\): is there a network\?",
     ):
         fetch(card)
     card.path.write_text(card.path.read_text().replace("http://", "htp://"))
@@ -303,11 +328,15 @@ def test_no_network(card, server):
 
 def test_checksums(card, server, caplog):
     wrong = with_checksum(card, "f" * 64)
-    with pytest.raises(MsposeError, match=r"attic.zip does not have the checksum that the card knows \(sha256 ffff"):
+    with pytest.raises(
+        MsposeError, match=r"attic.zip does not have the checksum that the card knows \(sha256 ffff"
+    ):
         fetch(wrong)
     assert left_behind(card) == []
     card.path.write_text(
-        card.path.read_text().replace("f" * 64, hashlib.sha256(server.files["/attic.zip"]).hexdigest())
+        card.path.read_text().replace(
+            "f" * 64, hashlib.sha256(server.files["/attic.zip"]).hexdigest()
+        )
     )
     fetch(read_card(card.path))
     assert left_behind(card) == ["attic"]
@@ -325,7 +354,8 @@ def test_what_is_not_a_zip_is_refused(card, server):
     whole = server.files["/attic.zip"]
     server.files["/attic.zip"] = b"<html>moved</html>"
     with pytest.raises(
-        MsposeError, match=r"attic.zip is not a zip archive, or is cut off: it begins with b'<html>moved"
+        MsposeError,
+        match=r"attic.zip is not a zip archive, or is cut off: it begins with b'<html>moved",
     ):
         fetch(card)
     assert left_behind(card) == []
@@ -334,7 +364,9 @@ def test_what_is_not_a_zip_is_refused(card, server):
 
 
 def test_a_scene_without_address(card):
-    with pytest.raises(MsposeError, match=r"rooms knows no address of scene cellar: .*\(a shelf\).*--archive"):
+    with pytest.raises(
+        MsposeError, match=r"rooms knows no address of scene cellar: .*\(a shelf\).*--archive"
+    ):
         fetch(card, ["cellar"])
     card.path.write_text(card.path.read_text() + "how_to_get: ask me\n")
     with pytest.raises(MsposeError, match=r"^ask me$"):
@@ -381,12 +413,17 @@ def test_local_archives_that_are_not_right(card, tmp_path):
     with pytest.raises(MsposeError, match=r"attic.zip holds scene cellar, not attic"):
         fetch(card, archive=path)
     path.write_bytes(make_zip({"readme.txt": b"hello"}))
-    with pytest.raises(MsposeError, match=r"is not an archive of scene attic: there is no attic/TrainSplit.txt in it"):
+    with pytest.raises(
+        MsposeError,
+        match=r"is not an archive of scene attic: there is no attic/TrainSplit.txt in it",
+    ):
         fetch(card, archive=path)
     with pytest.raises(MsposeError, match=r"attic.zip is one archive: name its one scene"):
         fetch(card, (), archive=path)
     path.write_bytes(seven_scenes_zip())
-    with pytest.raises(MsposeError, match=r"does not have the checksum of the published archive \(sha256 ffff"):
+    with pytest.raises(
+        MsposeError, match=r"does not have the checksum of the published archive \(sha256 ffff"
+    ):
         fetch(with_checksum(card, "f" * 64), archive=path)
     assert left_behind(card) == []
     assert path.exists()
@@ -394,15 +431,22 @@ def test_local_archives_that_are_not_right(card, tmp_path):
 
 def test_archives_packed_in_other_ways(card, tmp_path):
     path = tmp_path / "attic.zip"
-    frames = {f"frame-00000{n}.{kind}": POSE for n in range(2) for kind in ("color.jpg", "pose.txt")}
+    frames = {
+        f"frame-00000{n}.{kind}": POSE for n in range(2) for kind in ("color.jpg", "pose.txt")
+    }
     splits = {"TrainSplit.txt": b"sequence1", "TestSplit.txt": b"sequence2"}
     shapes = {
-        "without the scene's folder": {f"seq-0{s}/{name}": data for s in (1, 2) for name, data in frames.items()}
-        | splits,
-        "in another folder": {"7scenes-attic/" + name: data for name, data in splits.items()}
-        | {f"7scenes-attic/seq-0{s}.zip": make_zip(frames) for s in (1, 2)},
-        "with backslashes": {f"attic\\seq-0{s}\\{name}": data for s in (1, 2) for name, data in frames.items()}
-        | {f"attic\\{name}": data for name, data in splits.items()},
+        "without the scene's folder": (
+            {f"seq-0{s}/{name}": data for s in (1, 2) for name, data in frames.items()} | splits
+        ),
+        "in another folder": (
+            {"7scenes-attic/" + name: data for name, data in splits.items()}
+            | {f"7scenes-attic/seq-0{s}.zip": make_zip(frames) for s in (1, 2)}
+        ),
+        "with backslashes": (
+            {f"attic\\seq-0{s}\\{name}": data for s in (1, 2) for name, data in frames.items()}
+            | {f"attic\\{name}": data for name, data in splits.items()}
+        ),
     }
     for members in shapes.values():
         path.write_bytes(make_zip(members))
@@ -442,11 +486,15 @@ def test_unsafe_members_are_refused_and_nothing_is_left(card, server, tmp_path, 
     (outer if depth == "outer" else inner).append((member, content))
     server.files["/attic.zip"] = make_zip([*outer, ("attic/seq-02.zip", make_zip(inner))])
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(MsposeError, match=r"attic.*zip is refused: its member '.*evil.*'") as caught:
+    with pytest.raises(
+        MsposeError, match=r"attic.*zip is refused: its member '.*evil.*'"
+    ) as caught:
         fetch(card)
     assert ("seq-02.zip" in str(caught.value)) == (depth == "inner")
     assert set(left_behind(card)) <= {"attic.sha256"}
-    assert [path for path in sorted(tmp_path.rglob("*")) if card.root not in [path, *path.parents]] == before
+    assert [
+        path for path in sorted(tmp_path.rglob("*")) if card.root not in [path, *path.parents]
+    ] == before
     assert not Path("/tmp/evil.txt").exists()
 
 
@@ -455,16 +503,27 @@ def test_a_broken_inner_zip_is_named_and_nothing_is_left(card, server):
     with zipfile.ZipFile(io.BytesIO(whole)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     inner = bytearray(members["attic/seq-02.zip"])
-    for change in (bytes(inner[:-40]), bytes(inner[:200]) + b"\xff" * 40 + bytes(inner[240:]), b"no zip"):
+    for change in (
+        bytes(inner[:-40]),
+        bytes(inner[:200]) + b"\xff" * 40 + bytes(inner[240:]),
+        b"no zip",
+    ):
         server.files["/attic.zip"] = make_zip({**members, "attic/seq-02.zip": change})
-        with pytest.raises(MsposeError, match=r"attic.zip/attic/seq-02.zip is not a zip archive, or is broken"):
+        with pytest.raises(
+            MsposeError, match=r"attic.zip/attic/seq-02.zip is not a zip archive, or is broken"
+        ):
             fetch(card)
         assert left_behind(card) == ["attic.sha256"]
 
 
 def test_an_archive_without_a_sequence_that_it_names_is_refused(card, server):
-    server.files["/attic.zip"] = make_zip({"attic/TrainSplit.txt": b"sequence1", "attic/TestSplit.txt": b"sequence2"})
-    with pytest.raises(MsposeError, match=r"attic.zip is refused, scene attic is not whole in it: .*names sequence 1"):
+    server.files["/attic.zip"] = make_zip(
+        {"attic/TrainSplit.txt": b"sequence1", "attic/TestSplit.txt": b"sequence2"}
+    )
+    with pytest.raises(
+        MsposeError,
+        match=r"attic.zip is refused, scene attic is not whole in it: .*names sequence 1",
+    ):
         fetch(card)
     assert left_behind(card) == ["attic.sha256"]
 
@@ -472,11 +531,15 @@ def test_an_archive_without_a_sequence_that_it_names_is_refused(card, server):
 def test_an_encrypted_archive_is_refused(card, server):
     data = bytearray(seven_scenes_zip())
     for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        data[data.index(signature) + offset] |= 1  # the flag of the first member, which is the folder
+        data[data.index(signature) + offset] |= (
+            1  # the flag of the first member, which is the folder
+        )
     place = data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 4)
     data[place + 8] |= 1
     server.files["/attic.zip"] = bytes(data)
-    with pytest.raises(MsposeError, match=r"attic.zip cannot be unpacked: .*(encrypted|password)|is broken"):
+    with pytest.raises(
+        MsposeError, match=r"attic.zip cannot be unpacked: .*(encrypted|password)|is broken"
+    ):
         fetch(card)
     assert left_behind(card) == ["attic.sha256"]
 
@@ -494,7 +557,9 @@ def test_a_full_disk_while_unpacking_keeps_the_archive_for_the_next_run(card, se
 
     with monkeypatch.context() as patch:
         patch.setattr(download.shutil, "copyfileobj", full)
-        with pytest.raises(MsposeError, match=r"the disk is full .*; free space and run this again"):
+        with pytest.raises(
+            MsposeError, match=r"the disk is full .*; free space and run this again"
+        ):
             fetch(card)
     assert left_behind(card) == ["attic.sha256", "attic.zip"]
     server.requests.clear()
@@ -506,7 +571,9 @@ def test_a_full_disk_while_unpacking_keeps_the_archive_for_the_next_run(card, se
 def test_an_archive_larger_than_the_disk_is_refused_before_it_fills_it(card, monkeypatch):
     usage = shutil.disk_usage("/")._replace(free=100)
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(MsposeError, match=r"the disk is full \(attic.zip needs [0-9,]+ bytes, 100 are free\)"):
+    with pytest.raises(
+        MsposeError, match=r"the disk is full \(attic.zip needs [0-9,]+ bytes, 100 are free\)"
+    ):
         fetch(card)
 
 

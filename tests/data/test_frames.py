@@ -31,13 +31,24 @@ def table(position, orientation, convention="camera-to-world", **changes):
         "where": lambda row: f"poses.txt, line {row + 1}",
         "source": "here",
     }
-    return frame_table(position_B3=position, orientation=orientation, convention=convention, **{**values, **changes})
+    return frame_table(
+        position_B3=position,
+        orientation=orientation,
+        convention=convention,
+        **{**values, **changes},
+    )
 
 
 def rotation(quaternion):
     """Float64 oracle: the rotation of w x y z by the sandwich product, one basis vector at a time."""
     w, v = quaternion[0], quaternion[1:]
-    return np.stack([e + 2 * np.cross(v, np.cross(v, e) + w * e) / (quaternion @ quaternion) for e in np.eye(3)], 1)
+    return np.stack(
+        [
+            e + 2 * np.cross(v, np.cross(v, e) + w * e) / (quaternion @ quaternion)
+            for e in np.eye(3)
+        ],
+        1,
+    )
 
 
 @given(quaternions, positions)
@@ -67,7 +78,9 @@ def test_matrices_and_quaternions_say_the_same(quaternion_B4, position_B3):
     matrices = np.stack([rotation(quaternion) for quaternion in quaternion_B4])
     for convention in POSE_CONVENTIONS:
         by_matrix, by_quaternion = (
-            table(position_B3, orientation, convention)[["tx", "ty", "tz", "qw", "qx", "qy", "qz"]].to_numpy()
+            table(position_B3, orientation, convention)[
+                ["tx", "ty", "tz", "qw", "qx", "qy", "qz"]
+            ].to_numpy()
             for orientation in (matrices, quaternion_B4)
         )
         np.testing.assert_allclose(by_matrix[:, :3], by_quaternion[:, :3], atol=1e-9)
@@ -98,7 +111,10 @@ BAD_QUATERNIONS = {
     "overflowing": ([[1e200, 0, 0, 1]], "NaN or infinity"),
     "zero": ([[0, 0, 0, 0]], "the quaternion is zero"),
     "next to zero": ([[1e-7, 0, 0, 0]], "the quaternion is zero"),
-    "scaled matrix": ([np.eye(3) * 1.1], r"not a rotation: R\^T R differs from the identity by up to 0.21"),
+    "scaled matrix": (
+        [np.eye(3) * 1.1],
+        r"not a rotation: R\^T R differs from the identity by up to 0.21",
+    ),
     "reflection": ([np.diag([1.0, 1.0, -1.0])], "reflection"),
     "sheared": ([[[1, 0.2, 0], [0, 1, 0], [0, 0, 1]]], "not a rotation"),
     "matrix with NaN": ([[[1, NAN, 0], [0, 1, 0], [0, 0, 1]]], "NaN or infinity"),
@@ -129,7 +145,12 @@ def test_an_impossible_focal_length_is_refused(focal):
 def test_slightly_rounded_matrices_and_odd_norms_are_accepted():
     matrix = rotation(np.array([0.9, 0.1, -0.3, 0.2]))
     frames = table(np.zeros((1, 3)), [np.round(matrix, 3)])
-    assert poses.orientation_error(frames[["qw", "qx", "qy", "qz"]].to_numpy(), [0.9, 0.1, -0.3, 0.2])[0] < 0.1
+    assert (
+        poses.orientation_error(frames[["qw", "qx", "qy", "qz"]].to_numpy(), [0.9, 0.1, -0.3, 0.2])[
+            0
+        ]
+        < 0.1
+    )
     frames = table(np.zeros((2, 3)), [[1.9, 0.1, -0.3, 0.2], [0.5, 0.5, 0.5, 0.3]])
     np.testing.assert_allclose(np.linalg.norm(frames[["qw", "qx", "qy", "qz"]], axis=1), 1)
 
@@ -137,7 +158,8 @@ def test_slightly_rounded_matrices_and_odd_norms_are_accepted():
 def test_duplicate_images_are_named_with_both_places_even_when_skipping():
     for mode in ("stop", "skip"):
         with pytest.raises(
-            MsposeError, match=r"poses.txt, line 2: image a.png is there twice \(first: poses.txt, line 1"
+            MsposeError,
+            match=r"poses.txt, line 2: image a.png is there twice \(first: poses.txt, line 1",
         ):
             table(np.zeros((2, 3)), [[1, 0, 0, 0]] * 2, image=["a.png", "a.png"], on_bad_frame=mode)
 
@@ -157,7 +179,9 @@ def test_skip_leaves_bad_frames_out_and_counts_them(caplog):
 
 
 def test_the_loaders_own_fault_goes_first():
-    with pytest.raises(MsposeError, match=r"^poses.txt, line 1: it has 15 values; .*--on-bad-frame skip"):
+    with pytest.raises(
+        MsposeError, match=r"^poses.txt, line 1: it has 15 values; .*--on-bad-frame skip"
+    ):
         table([[NAN, 0, 0]], [[1, 0, 0, 0]], faults={0: "it has 15 values"})
 
 
@@ -174,7 +198,8 @@ def test_a_scene_without_frames_is_refused():
 
 def test_unknown_words_are_refused_with_the_known_ones():
     with pytest.raises(
-        MsposeError, match=r"'c2w'; there are: camera-to-world, world-to-camera, world-to-camera-position"
+        MsposeError,
+        match=r"'c2w'; there are: camera-to-world, world-to-camera, world-to-camera-position",
     ):
         table(np.zeros((1, 3)), [[1, 0, 0, 0]], "c2w")
     with pytest.raises(MsposeError, match=r"'stop' or 'skip', not 'ignore'"):

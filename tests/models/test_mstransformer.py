@@ -50,7 +50,12 @@ def image(batch=2, size=64, seed=0):
 
 def summed(output):
     gaps = sum(gap.sum() for gap in output.query_key_gap.values())
-    return output.position_B3.sum() + output.orientation_B4.sum() + output.scene_log_probability_BS[:, 0].sum() + gaps
+    return (
+        output.position_B3.sum()
+        + output.orientation_B4.sum()
+        + output.scene_log_probability_BS[:, 0].sum()
+        + gaps
+    )
 
 
 def test_output_shapes_and_reading():
@@ -109,13 +114,19 @@ def test_scene_logit_and_heads_read_the_two_decoders():
     model = build().eval()
     seen = {}
     for name, branch in (("position", model.position), ("orientation", model.orientation)):
-        branch.register_forward_hook(lambda module, inputs, output, name=name: seen.update({name: output[0]}))
+        branch.register_forward_hook(
+            lambda module, inputs, output, name=name: seen.update({name: output[0]})
+        )
     with torch.no_grad():
         output = model(image(), torch.tensor([1, 2]))
         logit = model.scene(torch.cat((seen["position"], seen["orientation"]), dim=-1))[..., 0]
         torch.testing.assert_close(output.scene_log_probability_BS, logit.log_softmax(-1))
-        torch.testing.assert_close(output.position_B3[1], model.position_head(seen["position"][1, 2]))
-        torch.testing.assert_close(output.orientation_B4[0], model.orientation_head(seen["orientation"][0, 1]))
+        torch.testing.assert_close(
+            output.position_B3[1], model.position_head(seen["position"][1, 2])
+        )
+        torch.testing.assert_close(
+            output.orientation_B4[0], model.orientation_head(seen["orientation"][0, 1])
+        )
     assert isinstance(model.position_head.activation, nn.GELU)
 
 
@@ -135,7 +146,9 @@ class Watch(Observer):
 def test_position_reads_the_stride_16_map_and_orientation_the_stride_8_map():
     watch = Watch()
     build().eval()(image(), observer=watch)
-    counts = {branch: attention.query_BHQD.shape[2] for (branch, _), attention in watch.encoders.items()}
+    counts = {
+        branch: attention.query_BHQD.shape[2] for (branch, _), attention in watch.encoders.items()
+    }
     assert counts == {"position": 16, "orientation": 64}
 
 
@@ -171,7 +184,11 @@ def test_architecture_rebuilds_the_network():
 
 
 def test_the_learned_tables_serve_both_branches():
-    names = [name for name in build(position_encoding="learned").state_dict() if "position_encoding" in name]
+    names = [
+        name
+        for name in build(position_encoding="learned").state_dict()
+        if "position_encoding" in name
+    ]
     assert names == ["position_encoding.row", "position_encoding.column"]
     assert not [name for name in build().state_dict() if "position_encoding" in name]
 
@@ -188,7 +205,10 @@ def test_defaults_are_the_papers():
     assert isinstance(model.position.encoder, Encoder)
     assert len(model.position.encoder.layers) == 6
     matrices = [
-        p for part in (model.position.decoder, model.orientation_head) for p in part.parameters() if p.dim() > 1
+        p
+        for part in (model.position.decoder, model.orientation_head)
+        for p in part.parameters()
+        if p.dim() > 1
     ]
     for matrix in matrices:
         bound = (6 / sum(matrix.shape)) ** 0.5
@@ -232,7 +252,9 @@ def test_double_is_more_exact_than_float():
     single = model(image())
     double = model.double()(image().double())
     assert double.position_B3.dtype == torch.float64
-    torch.testing.assert_close(single.position_B3.double(), double.position_B3, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        single.position_B3.double(), double.position_B3, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_the_memory_format_of_the_image_does_not_matter():
@@ -241,22 +263,32 @@ def test_the_memory_format_of_the_image_does_not_matter():
     assert torch.equal(one.position_B3, other.position_B3)
 
 
-@pytest.mark.parametrize(("position_encoding", "scene"), [("sine", None), ("learned", torch.tensor([0, 2]))])
+@pytest.mark.parametrize(
+    ("position_encoding", "scene"), [("sine", None), ("learned", torch.tensor([0, 2]))]
+)
 def test_compiles_without_graph_breaks(position_encoding, scene):
     torch._dynamo.reset()
-    model = build(position_encoding=position_encoding, dropout=0, attention_dropout=0).train(scene is not None)
+    model = build(position_encoding=position_encoding, dropout=0, attention_dropout=0).train(
+        scene is not None
+    )
     output = torch.compile(model, fullgraph=True, backend="eager")(image(), scene)
     torch.testing.assert_close(output.position_B3, model(image(), scene).position_B3)
     summed(output).backward()
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("names", [("rotary", "sigma-reparam", "tokens"), ("relative-bias", "spectral-norm")])
+@pytest.mark.parametrize(
+    "names", [("rotary", "sigma-reparam", "tokens"), ("relative-bias", "spectral-norm")]
+)
 def test_the_branch_of_an_alternative_compiles_without_graph_breaks(names):
     torch._dynamo.reset()
     changes = {key: value for name in names[::-1] for key, value in ALTERNATIVES[name].items()}
     branch = build(**changes, dropout=0, attention_dropout=0).position.train()
-    encoding, again, features = make_position_encoding("sine", 16), copy.deepcopy(branch), random_map()
+    encoding, again, features = (
+        make_position_encoding("sine", 16),
+        copy.deepcopy(branch),
+        random_map(),
+    )
     found, expected = (
         torch.compile(branch, fullgraph=True, backend="eager")(features, encoding),
         again(features, encoding),
@@ -273,13 +305,21 @@ def random_map():
     return torch.randn(2, build().backbone.position_channels, 3, 5, generator=generator)
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no distributed package")
-@pytest.mark.parametrize("changes", [{}, ALTERNATIVES["relative-bias"], ALTERNATIVES["sigma-reparam"]])
+@pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="this PyTorch has no distributed package"
+)
+@pytest.mark.parametrize(
+    "changes", [{}, ALTERNATIVES["relative-bias"], ALTERNATIVES["sigma-reparam"]]
+)
 def test_trains_under_distributed_data_parallel(tmp_path, changes):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1
+    )
     try:
         model = nn.parallel.DistributedDataParallel(build(**changes))
-        for _ in range(2):  # the second step fails where the first left a parameter without a gradient
+        for _ in range(
+            2
+        ):  # the second step fails where the first left a parameter without a gradient
             output = model(image(), torch.tensor([0, 2]))
             summed(output).backward()
         assert isinstance(output, PoseOutput)
@@ -295,19 +335,31 @@ def test_trains_under_distributed_data_parallel(tmp_path, changes):
         ({"heads": 5}, r"dim: expected a multiple of heads \(5\)"),
         ({"heads": 0}, "heads: expected at least 1"),
         ({"dim": 6, "heads": 2}, "dim: expected a multiple"),
-        ({"position_encoding": "cosine"}, "position_encoding: expected one of learned, .*none, found 'cosine'"),
+        (
+            {"position_encoding": "cosine"},
+            "position_encoding: expected one of learned, .*none, found 'cosine'",
+        ),
         (
             {"query_key_weights": "weight-norm"},
             "query_key_weights: expected one of plain, spectral-norm, sigma-reparam",
         ),
-        ({"attention_scale": "layers"}, "attention_scale: expected one of head-dim, tokens, found 'layers'"),
-        ({"query_initialisation": None}, "query_initialisation: expected one of normal, orthogonal, found None"),
+        (
+            {"attention_scale": "layers"},
+            "attention_scale: expected one of head-dim, tokens, found 'layers'",
+        ),
+        (
+            {"query_initialisation": None},
+            "query_initialisation: expected one of normal, orthogonal, found None",
+        ),
         (
             {"position_encoding": "rotary", "heads": 8},
             r"rotary: expected a multiple of 4 channels per head, found 2 \(dim 16, heads 8\)",
         ),
         (
-            {"query_initialisation": "orthogonal", "scenes": [f"room {number}" for number in range(17)]},
+            {
+                "query_initialisation": "orthogonal",
+                "scenes": [f"room {number}" for number in range(17)],
+            },
             r"orthogonal: expected no more scenes than channels \(dim 16\), found 17 scenes",
         ),
         ({"position_encoder_layers": -1}, "position_encoder_layers: expected at least 0, found -1"),
@@ -360,12 +412,18 @@ def test_an_alternative_is_answered_alike_when_rebuilt_copied_fused_or_more_exac
         assert torch.equal(rebuilt(pixels).position_B3, expected.position_B3)
         fused = copy.deepcopy(model).fuse()
         for _ in range(2):  # the second time from what is remembered
-            torch.testing.assert_close(fused(pixels).position_B3, expected.position_B3, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(fused(image()).position_B3, model(image()).position_B3, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                fused(pixels).position_B3, expected.position_B3, rtol=1e-4, atol=1e-5
+            )
+        torch.testing.assert_close(
+            fused(image()).position_B3, model(image()).position_B3, rtol=1e-4, atol=1e-5
+        )
         assert torch.equal(model(pixels).position_B3, expected.position_B3)
         double = model.double()(pixels.double())
         assert double.position_B3.dtype == torch.float64
-        torch.testing.assert_close(expected.position_B3.double(), double.position_B3, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            expected.position_B3.double(), double.position_B3, rtol=1e-4, atol=1e-4
+        )
 
 
 @each_alternative
@@ -386,7 +444,9 @@ def test_encodings_of_the_encoders_alone_leave_the_fixed_one_to_the_decoders_key
     layer.register_forward_hook(lambda module, inputs, _: seen.append(inputs))
     shown = shown_by(model, image()).encoders
     expected = sine_encoding(4, 4, 16, normalized=False)
-    torch.testing.assert_close(seen[0][1] - seen[0][2], expected.expand(2, -1, -1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        seen[0][1] - seen[0][2], expected.expand(2, -1, -1), rtol=0, atol=1e-5
+    )
     model.position_encoding = build(position_encoding="learned").position_encoding
     again = shown_by(model, image()).encoders  # the encoders do not see it
     for place, attention in shown.items():
@@ -403,8 +463,16 @@ def test_a_bias_is_one_for_all_layers_of_a_branch_and_its_own_in_each():
 
 def test_normalised_weights_concern_the_encoders_queries_and_keys():
     model = build(query_key_weights="sigma-reparam")
-    found = {name.rpartition(".query_key_weights")[0] for name, _ in model.named_parameters() if "norm_M" in name}
-    layers = ("position.encoder.layers.0", "position.encoder.layers.1", "orientation.encoder.layers.0")
+    found = {
+        name.rpartition(".query_key_weights")[0]
+        for name, _ in model.named_parameters()
+        if "norm_M" in name
+    }
+    layers = (
+        "position.encoder.layers.0",
+        "position.encoder.layers.1",
+        "orientation.encoder.layers.0",
+    )
     assert found == {f"{layer}.self_attention" for layer in layers}
     for layer in model.position.encoder.layers:
         used = layer.self_attention._weights().detach().view(3, 16, 16)

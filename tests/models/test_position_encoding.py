@@ -5,7 +5,12 @@ import pytest
 import torch
 
 from mspose.errors import MsposeError
-from mspose.models.position_encoding import POSITION_ENCODINGS, LearnedEncoding, make_position_encoding, sine_encoding
+from mspose.models.position_encoding import (
+    POSITION_ENCODINGS,
+    LearnedEncoding,
+    make_position_encoding,
+    sine_encoding,
+)
 
 CPU = torch.device("cpu")
 
@@ -19,7 +24,9 @@ def sine_oracle(height, width, dim, normalized):
                 angle = place * 2 * np.pi / length if normalized else place
                 for channel in range(half):
                     phase = angle / 10000 ** (2 * (channel // 2) / half)
-                    encoding[y, x, axis * half + channel] = np.cos(phase) if channel % 2 else np.sin(phase)
+                    encoding[y, x, axis * half + channel] = (
+                        np.cos(phase) if channel % 2 else np.sin(phase)
+                    )
     return encoding.reshape(height * width, dim)
 
 
@@ -40,15 +47,22 @@ def test_sine_puts_the_row_first():
 
 def test_the_two_sine_encodings_differ():
     assert not torch.allclose(
-        sine_encoding(14, 14, 32, normalized=False), sine_encoding(14, 14, 32, normalized=True), atol=0.1
+        sine_encoding(14, 14, 32, normalized=False),
+        sine_encoding(14, 14, 32, normalized=True),
+        atol=0.1,
     )
 
 
 def test_sine_has_the_same_values_in_every_precision():
-    # The released code rounds to float32 on a float64 network too, and its answers are met to 1e-9 only so.
+    # The released code rounds to float32 on a float64 network too, and its answers are met to 1e-9
+    # only so.
     single = sine_encoding(14, 14, 32, normalized=False)
-    assert torch.equal(sine_encoding(14, 14, 32, normalized=False, dtype=torch.float64), single.double())
-    assert torch.equal(sine_encoding(14, 14, 32, normalized=False, dtype=torch.bfloat16), single.bfloat16())
+    assert torch.equal(
+        sine_encoding(14, 14, 32, normalized=False, dtype=torch.float64), single.double()
+    )
+    assert torch.equal(
+        sine_encoding(14, 14, 32, normalized=False, dtype=torch.bfloat16), single.bfloat16()
+    )
 
 
 def test_sine_is_remembered_and_serves_training_after_inference():
@@ -61,7 +75,9 @@ def test_sine_is_remembered_and_serves_training_after_inference():
     assert not torch.equal(module(4, 3, torch.float32, CPU), first)
     assert module(3, 4, torch.float64, CPU).dtype == torch.float64
     for size in range(1, 40):  # remembers a bounded number of sizes
-        torch.testing.assert_close(module(size, 1, torch.float32, CPU), sine_encoding(size, 1, 8, normalized=False))
+        torch.testing.assert_close(
+            module(size, 1, torch.float32, CPU), sine_encoding(size, 1, 8, normalized=False)
+        )
     assert len(module._remembered) <= 16
 
 
@@ -69,7 +85,9 @@ def test_sine_is_remembered_and_serves_training_after_inference():
 def test_sine_does_not_keep_the_rounding_of_a_cast_network(dtype):
     module = make_position_encoding("sine", 8)
     expected = module(3, 4, torch.float32, CPU).clone()
-    torch.testing.assert_close(module.to(dtype).float()(3, 4, torch.float32, CPU), expected, rtol=0, atol=0)
+    torch.testing.assert_close(
+        module.to(dtype).float()(3, 4, torch.float32, CPU), expected, rtol=0, atol=0
+    )
     assert not list(module.state_dict())
 
 
@@ -112,11 +130,13 @@ def test_factory_knows_its_names():
     for name in POSITION_ENCODINGS:
         assert make_position_encoding(name, 8)(2, 3, torch.float32, CPU).shape == (6, 8)
     torch.testing.assert_close(
-        make_position_encoding("sine-normalized", 8)(2, 3, torch.float32, CPU), sine_encoding(2, 3, 8, normalized=True)
+        make_position_encoding("sine-normalized", 8)(2, 3, torch.float32, CPU),
+        sine_encoding(2, 3, 8, normalized=True),
     )
     for name in ("rotary", "relative-bias", "none"):  # what the decoders' keys have under them
         assert torch.equal(
-            make_position_encoding(name, 8)(2, 3, torch.float32, CPU), sine_encoding(2, 3, 8, normalized=False)
+            make_position_encoding(name, 8)(2, 3, torch.float32, CPU),
+            sine_encoding(2, 3, 8, normalized=False),
         )
     with pytest.raises(ValueError, match="learned, sine, .*relative-bias, none, found 'cosine'"):
         make_position_encoding("cosine", 8)

@@ -12,7 +12,9 @@ NAMES = QUERY_KEY_WEIGHTS[1:]
 
 
 def matrices(seed=0, size=12):
-    return torch.randn(2, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        2, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def largest(weight_MCC):
@@ -30,7 +32,9 @@ def test_is_exact_from_the_first_step_on(name, training):
     start = matrices()
     found = make_query_key_weights(name, start).train(training)(start)
     np.testing.assert_allclose(found.detach(), by_definition(name, start, start), rtol=1e-12)
-    np.testing.assert_allclose(largest(found), largest(start) if name == "spectral-norm" else 1.0, rtol=1e-12)
+    np.testing.assert_allclose(
+        largest(found), largest(start) if name == "spectral-norm" else 1.0, rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -72,13 +76,17 @@ def test_gradients_take_the_singular_vectors_as_constant(name):
     pull = matrices(3, size=4)
     (found,) = torch.autograd.grad((module(weight) * pull).sum(), weight)
     sigma = torch.linalg.matrix_norm(weight, 2)[:, None, None]
-    (expected,) = torch.autograd.grad((module.norm_M.detach()[:, None, None] * weight / sigma * pull).sum(), weight)
+    (expected,) = torch.autograd.grad(
+        (module.norm_M.detach()[:, None, None] * weight / sigma * pull).sum(), weight
+    )
     torch.testing.assert_close(found, expected)
 
 
 def test_gamma_is_learned_and_the_first_norm_is_kept():
     start = matrices()
-    reparam, normal = (make_query_key_weights(name, start) for name in ("sigma-reparam", "spectral-norm"))
+    reparam, normal = (
+        make_query_key_weights(name, start) for name in ("sigma-reparam", "spectral-norm")
+    )
     assert [name for name, _ in reparam.named_parameters()] == ["norm_M"]
     assert torch.equal(reparam.norm_M, torch.ones(2, dtype=torch.float64))
     assert not list(normal.parameters())
@@ -128,5 +136,7 @@ def test_computes_in_the_precision_of_the_weights_under_autocast(name):
 
 def test_plain_weights_go_through_nothing():
     assert make_query_key_weights("plain", matrices()) is None
-    with pytest.raises(ValueError, match="plain, spectral-norm, sigma-reparam, found 'weight-norm'"):
+    with pytest.raises(
+        ValueError, match="plain, spectral-norm, sigma-reparam, found 'weight-norm'"
+    ):
         make_query_key_weights("weight-norm", matrices())

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from mspose.models.position_encoding import ADDED_ENCODINGS
-from mspose.models.relative_position import RelativeBias, Rotary, TokenPositions, make_relative_position, rotate
+from mspose.models.relative_position import (
+    RelativeBias,
+    Rotary,
+    TokenPositions,
+    make_relative_position,
+    rotate,
+)
 
 CPU = torch.device("cpu")
 MAPS = [(14, 14), (3, 7), (28, 5), (1, 1)]
@@ -18,7 +24,9 @@ def random(*shape, seed=0):
 
 
 def rotary_oracle(token_BHND, height, width):
-    """Heo et al.'s axial frequencies: complex numbers times e^(i theta_t p), one pair of channels at a time."""
+    """Heo et al.'s axial frequencies: complex numbers times e^(i theta_t p), one pair of channels
+    at a time.
+    """
     pairs = token_BHND[..., 0::2] + 1j * token_BHND[..., 1::2]
     quarter = token_BHND.shape[-1] // 4
     for y in range(height):
@@ -57,13 +65,17 @@ def test_rotary_keeps_the_dtype_of_the_tokens_and_the_precision_of_the_angles():
     torch.testing.assert_close(rotation.double(), exact, rtol=0, atol=1e-7)
     token = random(1, 2, 784, 8).bfloat16()
     assert rotate(token, rotation).dtype == torch.bfloat16
-    torch.testing.assert_close(rotate(token, rotation), rotate(token.double(), exact).bfloat16(), rtol=0.01, atol=1e-3)
+    torch.testing.assert_close(
+        rotate(token, rotation), rotate(token.double(), exact).bfloat16(), rtol=0.01, atol=1e-3
+    )
     assert encoding(28, 28, torch.float32, CPU).rotation_2NP is rotation
     assert not list(encoding.state_dict())
 
 
 def t5_bucket(relative_position):
-    """`_relative_position_bucket` of the released T5, with its defaults, bidirectional; key less query."""
+    """`_relative_position_bucket` of the released T5, with its defaults, bidirectional; key less
+    query.
+    """
     buckets, max_distance = 16, 128
     bucket = buckets * (relative_position > 0)
     distance = np.abs(relative_position)
@@ -97,7 +109,9 @@ def test_gradients_reach_the_entries_in_use():
     module = RelativeBias(8, 2)
     module(3, 2, torch.float32, CPU).bias_HNN.sum().backward()
     counts = torch.zeros(32)
-    counts[[0, 1, 2, 17, 18]] = torch.tensor([3.0, 2, 1, 2, 1]) * 4  # of 3 rows; each pair of them has 2 x 2 columns
+    counts[[0, 1, 2, 17, 18]] = (
+        torch.tensor([3.0, 2, 1, 2, 1]) * 4
+    )  # of 3 rows; each pair of them has 2 x 2 columns
     assert torch.equal(module.row.grad, counts[:, None].expand(-1, 2))
     assert (module.column.grad[[0, 1, 17]] == torch.tensor([18.0, 9, 9])[:, None]).all()
 

@@ -1,7 +1,9 @@
-"""Released checkpoints: what the released code answered for weights by rule, and checkpoints that are not quite right.
+"""Released checkpoints: what the released code answered for weights by rule, and checkpoints that
+are not quite right.
 
-`released_answers.json` holds measurements: the released code's own float64 outputs, in evaluation mode, for two images,
-with every tensor and both images drawn by the rule below from the tensor's name.
+`released_answers.json` holds measurements: the released code's own float64 outputs, in evaluation
+mode, for two images, with every tensor and both images drawn by the rule below from the tensor's
+name.
 """
 
 import json
@@ -35,7 +37,10 @@ def efficientnet_b0_shapes():
         shapes[f"{name}.num_batches_tracked"] = ()
 
     def squeeze(name, out_channels, in_channels):
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (out_channels, in_channels, 1, 1), (out_channels,)
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (
+            (out_channels, in_channels, 1, 1),
+            (out_channels,),
+        )
 
     shapes["_conv_stem.weight"] = (32, 3, 3, 3)
     norm("_bn0", 32)
@@ -68,11 +73,16 @@ def efficientnet_b0_shapes():
     return {f"backbone.0.body.{name}": shape for name, shape in shapes.items()}
 
 
-def released_shapes(scenes, learned, orientation_layers, position_layers=6, dim=256, hidden=1024, feedforward=256):
+def released_shapes(
+    scenes, learned, orientation_layers, position_layers=6, dim=256, hidden=1024, feedforward=256
+):
     """Names and shapes of a released checkpoint's tensors."""
     shapes = efficientnet_b0_shapes()
     if learned:
-        shapes["backbone.1.row_embed.weight"] = shapes["backbone.1.col_embed.weight"] = (50, dim // 2)
+        shapes["backbone.1.row_embed.weight"] = shapes["backbone.1.col_embed.weight"] = (
+            50,
+            dim // 2,
+        )
 
     def linear(name, out, inner):
         shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (out, inner), (out,)
@@ -80,8 +90,14 @@ def released_shapes(scenes, learned, orientation_layers, position_layers=6, dim=
     def norm(name):
         shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (dim,)
 
-    for branch, layers, channels, values in (("t", position_layers, 112, 3), ("rot", orientation_layers, 40, 4)):
-        for stack, attentions in (("encoder", ("self_attn",)), ("decoder", ("self_attn", "multihead_attn"))):
+    for branch, layers, channels, values in (
+        ("t", position_layers, 112, 3),
+        ("rot", orientation_layers, 40, 4),
+    ):
+        for stack, attentions in (
+            ("encoder", ("self_attn",)),
+            ("decoder", ("self_attn", "multihead_attn")),
+        ):
             for layer in range(layers):
                 name = f"transformer_{branch}.{stack}.layers.{layer}"
                 for attention in attentions:
@@ -93,7 +109,10 @@ def released_shapes(scenes, learned, orientation_layers, position_layers=6, dim=
                 for number in range(1, len(attentions) + 2):
                     norm(f"{name}.norm{number}")
             norm(f"transformer_{branch}.{stack}.norm")
-        shapes[f"input_proj_{branch}.weight"], shapes[f"input_proj_{branch}.bias"] = (dim, channels, 1, 1), (dim,)
+        shapes[f"input_proj_{branch}.weight"], shapes[f"input_proj_{branch}.bias"] = (
+            (dim, channels, 1, 1),
+            (dim,),
+        )
         shapes[f"query_embed_{branch}.weight"] = (scenes, dim)
         linear(f"regressor_head_{branch}.fc_h", hidden, dim)
         linear(f"regressor_head_{branch}.fc_o", values, hidden)
@@ -107,7 +126,9 @@ def drawn(salt, name, shape):
 
 
 def tensor_by_rule(salt, name, shape):
-    """Kinds by name: counters, running statistics, biases, norms' scales, position tables, and matrices by fan-in."""
+    """Kinds by name: counters, running statistics, biases, norms' scales, position tables, and
+    matrices by fan-in.
+    """
     if name.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.int64)
     numbers = drawn(salt, name, shape)
@@ -126,7 +147,9 @@ def tensor_by_rule(salt, name, shape):
 
 def images_by_rule(salt):
     """Two normalised images (2, 3, 224, 224) of 16-pixel squares."""
-    return torch.from_numpy(drawn(salt, "image", (2, 3, 14, 14)).repeat(16, axis=2).repeat(16, axis=3))
+    return torch.from_numpy(
+        drawn(salt, "image", (2, 3, 14, 14)).repeat(16, axis=2).repeat(16, axis=3)
+    )
 
 
 @pytest.fixture(scope="module", params=ANSWERS)
@@ -142,14 +165,17 @@ def test_answers_what_the_released_code_answers(released, dtype, tolerance):
     _, answer, converted, images = released
     network = MSTransformer(**converted.architecture, pretrained=False).to(dtype).eval()
     network.load_state_dict(converted.state_dict)
-    # The scenes' probabilities are close together, so the pose of the released answer's scene is asked for.
+    # The scenes' probabilities are close together, so the pose of the released answer's scene is
+    # asked for.
     scene = torch.tensor(np.argmax(answer["scene_log_probability"], axis=1))
     with torch.inference_mode():
         output = network(images.to(dtype), scene)
 
     def compare(found, expected):
         scale = np.abs(expected).max()
-        np.testing.assert_allclose(found.numpy() / scale, np.array(expected) / scale, rtol=0, atol=tolerance)
+        np.testing.assert_allclose(
+            found.numpy() / scale, np.array(expected) / scale, rtol=0, atol=tolerance
+        )
 
     compare(output.position_B3, np.array(answer["pose"])[:, :3])
     compare(output.orientation_B4, np.array(answer["pose"])[:, 3:])
@@ -163,7 +189,11 @@ def test_reads_the_architecture_off_the_tensors(released):
     architecture = converted.architecture
     assert architecture["position_encoding"] == ("learned" if answer["learned"] else "sine")
     assert architecture["backbone"] == "tf_efficientnet_b0"
-    layers = [architecture[f"{branch}_{stack}_layers"] for branch in GAPS for stack in ("encoder", "decoder")]
+    layers = [
+        architecture[f"{branch}_{stack}_layers"]
+        for branch in GAPS
+        for stack in ("encoder", "decoder")
+    ]
     assert layers == [6, 6, answer["orientation_layers"], answer["orientation_layers"]]
     assert architecture["scenes"] == (
         ["KingsCollege", "OldHospital", "ShopFacade", "StMarysChurch"]
@@ -174,7 +204,13 @@ def test_reads_the_architecture_off_the_tensors(released):
     assert {name.removeprefix("backbone.0.body.").split(".")[0] for name in converted.dropped} == {
         "_blocks", "_conv_head", "_bn1", "_fc",
     }  # fmt: skip
-    assert {int(name.split(".")[4]) for name in converted.dropped if "_blocks" in name} == {11, 12, 13, 14, 15}
+    assert {int(name.split(".")[4]) for name in converted.dropped if "_blocks" in name} == {
+        11,
+        12,
+        13,
+        14,
+        15,
+    }
 
 
 @pytest.mark.parametrize("name", ANSWERS)
@@ -194,9 +230,11 @@ def small_weights():
     generator = torch.Generator().manual_seed(0)
     shapes = released_shapes(3, True, 1, position_layers=2, dim=16, hidden=12, feedforward=20)
     return {
-        name: torch.zeros(shape, dtype=torch.int64)
-        if name.endswith("tracked")
-        else torch.rand(shape, generator=generator)
+        name: (
+            torch.zeros(shape, dtype=torch.int64)
+            if name.endswith("tracked")
+            else torch.rand(shape, generator=generator)
+        )
         for name, shape in shapes.items()
         if "_fc" not in name
     }
@@ -213,7 +251,10 @@ ABC = ["attic", "barn", "cellar"]
 def test_other_sizes_convert_and_load(state):
     converted = convert_released(state, scenes=ABC)
     assert converted.architecture["scenes"] == ABC
-    sizes = {name: converted.architecture[name] for name in ("dim", "heads", "feedforward", "head_hidden")}
+    sizes = {
+        name: converted.architecture[name]
+        for name in ("dim", "heads", "feedforward", "head_hidden")
+    }
     assert sizes == {"dim": 16, "heads": 8, "feedforward": 20, "head_hidden": 12}
     assert converted.architecture["position_encoder_layers"] == 2
     network = MSTransformer(**converted.architecture, pretrained=False)
@@ -227,7 +268,11 @@ def test_other_sizes_convert_and_load(state):
 def test_a_checkpoint_without_later_blocks_or_encoder_layers_converts(state):
     for name in convert_released(state, scenes=ABC).dropped:
         del state[name]
-    state = {name: tensor for name, tensor in state.items() if "transformer_rot.encoder.layers" not in name}
+    state = {
+        name: tensor
+        for name, tensor in state.items()
+        if "transformer_rot.encoder.layers" not in name
+    }
     converted = convert_released(state, scenes=ABC)
     assert converted.dropped == []
     assert converted.architecture["orientation_encoder_layers"] == 0
@@ -281,12 +326,18 @@ def test_a_long_list_is_shortened(state):
 def test_another_efficientnet_is_told(state):
     state["backbone.0.body._conv_stem.weight"] = torch.zeros(40, 3, 3, 3)
     state["backbone.0.body._blocks.25._bn0.weight"] = torch.zeros(4)
-    with pytest.raises(MsposeError, match="a stem of 40 channels and 26 blocks, B0 has 32 channels and 16 blocks"):
+    with pytest.raises(
+        MsposeError, match="a stem of 40 channels and 26 blocks, B0 has 32 channels and 16 blocks"
+    ):
         convert_released(state, scenes=ABC)
 
 
 def test_a_gap_between_layers_is_missing(state):
-    state = {name: tensor for name, tensor in state.items() if "transformer_t.encoder.layers.0" not in name}
+    state = {
+        name: tensor
+        for name, tensor in state.items()
+        if "transformer_t.encoder.layers.0" not in name
+    }
     with pytest.raises(MsposeError, match=r"missing: transformer_t\.encoder\.layers\.0\."):
         convert_released(state, scenes=ABC)
 
@@ -305,7 +356,9 @@ def test_scene_names_must_fit(state, scenes, words):
 
 
 def test_another_model_is_refused():
-    with pytest.raises(MsposeError, match="not a checkpoint of the released MS-Transformer or ActMST code"):
+    with pytest.raises(
+        MsposeError, match="not a checkpoint of the released MS-Transformer or ActMST code"
+    ):
         convert_released({"conv1.weight": torch.zeros(2)})
 
 
@@ -346,7 +399,9 @@ class RunsCode:
 
 def test_refuses_code_without_running_it(tmp_path):
     torch.save({"state_dict": FEW, "trap": RunsCode(tmp_path / "ran")}, tmp_path / "trap.pth")
-    with pytest.raises(MsposeError, match=r"trap\.pth: refused, .*code.*mkdir.*save the state dict alone") as caught:
+    with pytest.raises(
+        MsposeError, match=r"trap\.pth: refused, .*code.*mkdir.*save the state dict alone"
+    ) as caught:
         read_released(tmp_path / "trap.pth")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(RunsCode(tmp_path / "ran")))
     with pytest.raises(MsposeError, match=r"plain\.pth: "):
@@ -375,7 +430,9 @@ def test_refuses_damaged_files(tmp_path):
     zipfile.ZipFile(tmp_path / "zip.pth", "w").close()
     (tmp_path / "folder.pth").mkdir()
     for name in [*contents, "zip.pth"]:
-        with pytest.raises(MsposeError, match=f"{name}: not a checkpoint that can be read, or damaged") as caught:
+        with pytest.raises(
+            MsposeError, match=f"{name}: not a checkpoint that can be read, or damaged"
+        ) as caught:
             read_released(tmp_path / name)
         assert "\n" not in str(caught.value)
     for name in ("folder.pth", "nowhere.pth"):

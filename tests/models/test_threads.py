@@ -94,7 +94,9 @@ def test_a_forked_process_starts_threads_of_its_own(two_threads):
     in_threads(work, [(number,) for number in range(16)])
     child = os.fork()
     if child == 0:
-        signal.alarm(30)  # a process that waits for threads which it does not have would wait for ever
+        signal.alarm(
+            30
+        )  # a process that waits for threads which it does not have would wait for ever
         in_threads(work, [(number,) for number in range(16, 32)])
         os._exit(0 if sorted(done) == list(range(32)) else 1)
     assert os.waitpid(child, 0)[1] == 0
@@ -105,8 +107,12 @@ def test_the_threads_record_gradients_only_where_the_caller_does(two_threads, mo
     modes, weight = set(), torch.ones(3, requires_grad=True)
 
     def work():
-        modes.add((torch.is_grad_enabled(), torch.is_inference_mode_enabled(), (2 * weight).requires_grad))
+        modes.add(
+            (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), (2 * weight).requires_grad)
+        )
 
     with mode():
         in_threads(work, [()] * 50)
-        assert modes == {(torch.is_grad_enabled(), torch.is_inference_mode_enabled(), (2 * weight).requires_grad)}
+        assert modes == {
+            (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), (2 * weight).requires_grad)
+        }

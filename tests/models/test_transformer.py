@@ -7,7 +7,13 @@ from torch import nn
 
 from mspose.models.attention_map import query_key_gap
 from mspose.models.relative_position import TokenPositions
-from mspose.models.transformer import Decoder, DecoderLayer, Encoder, EncoderLayer, initialize_matrices
+from mspose.models.transformer import (
+    Decoder,
+    DecoderLayer,
+    Encoder,
+    EncoderLayer,
+    initialize_matrices,
+)
 
 DIM, HEADS, HIDDEN = 16, 4, 24
 
@@ -27,7 +33,11 @@ def jumbled(module):
 
 def judge_weights(layer):
     """The layer's weights under PyTorch's names."""
-    renames = (("self_attention", "self_attn"), ("cross_attention", "multihead_attn"), ("feedforward.", ""))
+    renames = (
+        ("self_attention", "self_attn"),
+        ("cross_attention", "multihead_attn"),
+        ("feedforward.", ""),
+    )
     state = {}
     for name, tensor in layer.state_dict().items():
         for ours, theirs in renames:
@@ -49,14 +59,18 @@ def test_encoder_layer_agrees_with_pytorch_without_positions():
     ).double()
     judge.load_state_dict(judge_weights(layer))
     tokens = random(2, 7, DIM)
-    torch.testing.assert_close(layer(tokens, TokenPositions(torch.zeros(7, DIM)))[0], judge.eval()(tokens))
+    torch.testing.assert_close(
+        layer(tokens, TokenPositions(torch.zeros(7, DIM)))[0], judge.eval()(tokens)
+    )
 
 
 def test_encoder_layer_adds_positions_to_queries_and_keys_after_the_norm_never_to_values():
     layer = jumbled(EncoderLayer(DIM, HEADS, HIDDEN))
     tokens, position = random(2, 7, DIM), random(7, DIM, seed=1)
     normed = layer.norm1(tokens)
-    expected = tokens + multihead(layer.self_attention, normed + position, normed + position, normed)
+    expected = tokens + multihead(
+        layer.self_attention, normed + position, normed + position, normed
+    )
     expected = expected + layer.feedforward(layer.norm2(expected))
     output, attention = layer(tokens, TokenPositions(position))
     torch.testing.assert_close(output, expected)
@@ -95,12 +109,19 @@ def test_decoder_layer_adds_scene_queries_and_positions_where_they_belong():
     output, weight = layer(scene, query, memory, memory + position)
     torch.testing.assert_close(output, expected)
     assert weight.shape == (2, HEADS, 3, 7)
-    torch.testing.assert_close(weight, layer.cross_attention(crossing, memory + position, memory)[1])
+    torch.testing.assert_close(
+        weight, layer.cross_attention(crossing, memory + position, memory)[1]
+    )
 
 
 def test_decoder_starts_from_zeros_shows_its_attention_and_ends_with_a_norm():
     decoder = jumbled(Decoder(2, DIM, HEADS, HIDDEN))
-    query, memory, position, seen = random(3, DIM), random(2, 7, DIM, seed=1), random(7, DIM, seed=2), []
+    query, memory, position, seen = (
+        random(3, DIM),
+        random(2, 7, DIM, seed=1),
+        random(7, DIM, seed=2),
+        [],
+    )
     output = decoder(query, memory, position, observer=lambda *shown: seen.append(shown))
     expected = torch.zeros(2, 3, DIM, dtype=torch.float64)
     for index, layer in enumerate(decoder.layers):
@@ -132,7 +153,9 @@ def test_encoder_without_layers_is_its_norm():
     encoder = jumbled(Encoder(0, DIM, HEADS, HIDDEN))
     tokens = random(2, 7, DIM)
     output, gap = encoder(tokens, TokenPositions(random(7, DIM)))
-    torch.testing.assert_close(output, F.layer_norm(tokens, (DIM,), encoder.norm.weight, encoder.norm.bias))
+    torch.testing.assert_close(
+        output, F.layer_norm(tokens, (DIM,), encoder.norm.weight, encoder.norm.bias)
+    )
     assert gap.shape == (2, 0, HEADS)
     assert gap.dtype == tokens.dtype
 
@@ -156,17 +179,25 @@ def test_dropouts_are_apart_and_act_in_training_alone(dropouts, random_in_traini
     encoder = Encoder(1, DIM, HEADS, HIDDEN, **dropouts).double()
     decoder = Decoder(1, DIM, HEADS, HIDDEN, **dropouts).double()
     tokens, position, query = random(2, 7, DIM), random(7, DIM), random(3, DIM)
-    for stack in (lambda: encoder(tokens, TokenPositions(position))[0], lambda: decoder(query, tokens, position)):
+    for stack in (
+        lambda: encoder(tokens, TokenPositions(position))[0],
+        lambda: decoder(query, tokens, position),
+    ):
         assert torch.equal(stack(), stack()) != random_in_training
     encoder.eval(), decoder.eval()
-    for stack in (lambda: encoder(tokens, TokenPositions(position))[0], lambda: decoder(query, tokens, position)):
+    for stack in (
+        lambda: encoder(tokens, TokenPositions(position))[0],
+        lambda: decoder(query, tokens, position),
+    ):
         assert torch.equal(stack(), stack())
 
 
 def test_matrices_start_xavier_uniform_and_vectors_stay():
     torch.manual_seed(0)
     layer = EncoderLayer(64, HEADS, 128)
-    vectors = {name: tensor.clone() for name, tensor in layer.named_parameters() if tensor.dim() == 1}
+    vectors = {
+        name: tensor.clone() for name, tensor in layer.named_parameters() if tensor.dim() == 1
+    }
     initialize_matrices(layer)
     for name, parameter in layer.named_parameters():
         if parameter.dim() == 1:

@@ -37,15 +37,25 @@ BASE = study(entropy=0.97, similarity=0.97)
 REMEDY = study("qka", entropy=0.7, gap=0.2, purity=0.5, kind="sine")
 PAIR = [("neither", BASE), ("qka", REMEDY)]
 SEEDS = [("qka", study("qka", seed=seed)) for seed in range(3)]
-LONG = [(f"variant-{n}-with-a-long-name", study(seed=n, layers=(2, 1), entropy=0.97 - 0.08 * n)) for n in range(8)]
-ONE_SIDED = [("no position encoder", study(layers=(0, 2), steps=0, kind="none")), ("one", study(layers=(0, 1)))]
+LONG = [
+    (f"variant-{n}-with-a-long-name", study(seed=n, layers=(2, 1), entropy=0.97 - 0.08 * n))
+    for n in range(8)
+]
+ONE_SIDED = [
+    ("no position encoder", study(layers=(0, 2), steps=0, kind="none")),
+    ("one", study(layers=(0, 1))),
+]
 BARE = {**BASE, "layers": [], "encoding": {}, "training": None}
 OKABE_ITO = {"#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"}
 GREYS = {"#666666", "#ffffff"}
 
 
 def lines_of(axes):
-    return [line for line in axes.lines if len(line.get_xdata()) > 2 or line.get_marker() not in ("None", None)]
+    return [
+        line
+        for line in axes.lines
+        if len(line.get_xdata()) > 2 or line.get_marker() not in ("None", None)
+    ]
 
 
 def words_of(figure):
@@ -60,7 +70,9 @@ def words_of(figure):
                     if not axes.axison or not low - 1e-9 <= place <= high + 1e-9:
                         hidden.add(text)
     return [
-        text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip() and text not in hidden
+        text
+        for text in figure.findobj(Text)
+        if text.get_visible() and text.get_text().strip() and text not in hidden
     ]
 
 
@@ -74,7 +86,9 @@ def fill(axes):
 
 def test_entropy_of_both_branches_with_the_uniform_limit():
     figure = entropy_figure(PAIR)
-    for axes, branch, tokens in zip(figure.axes, ("position", "orientation"), (196, 784), strict=True):
+    for axes, branch, tokens in zip(
+        figure.axes, ("position", "orientation"), (196, 784), strict=True
+    ):
         assert axes.get_title() == f"{branch} branch"
         assert axes.get_xlabel() == "encoder layer"
         drawn = lines_of(axes)
@@ -113,7 +127,9 @@ def test_distance_over_steps_and_the_first_epoch_enlarged():
             logged = content["training"]
             np.testing.assert_allclose(line.get_xdata(), logged["step"])
             np.testing.assert_allclose(line.get_ydata(), logged["query_key_gap"][branch])
-            np.testing.assert_array_equal(early.get_xdata(), [step for step in logged["step"] if step < 180])
+            np.testing.assert_array_equal(
+                early.get_xdata(), [step for step in logged["step"] if step < 180]
+            )
         assert first.get_xlim()[1] == 180
         assert "first epoch" in first.get_title()
     assert "units of q and k" in figure.axes[0].get_ylabel()
@@ -136,15 +152,21 @@ def test_purity_per_layer_with_its_marks():
     for axes in figure.axes:
         assert {0.5, 1.0} <= {line.get_xdata()[0] for line in axes.lines}
         assert "queries (%)" in axes.get_ylabel()
-    for content, patch in zip((BASE, REMEDY), (fill(figure.axes[0])[0], fill(figure.axes[0])[5]), strict=True):
+    for content, patch in zip(
+        (BASE, REMEDY), (fill(figure.axes[0])[0], fill(figure.axes[0])[5]), strict=True
+    ):
         share = np.array(content["layers"][0]["purity_histogram"]["share"])
         _, expected = centred(np.array(EDGES), share, 10)
         np.testing.assert_allclose(patch.get_data().values, 100 * expected.mean(axis=0))
     assert len(fill(figure.axes[0])) == 2 * (1 + 4)  # the mean and each of four heads, of two runs
     said = {text.get_text() for text in figure.axes[0].texts}
     assert said == {"mixed", "queries only"}
-    _, second = centred(np.array(EDGES), np.array(BASE["layers"][0]["purity_histogram"]["share"])[1], 10)
-    np.testing.assert_allclose(fill(purity_figure(PAIR, head=2).axes[0])[0].get_data().values, 100 * second)
+    _, second = centred(
+        np.array(EDGES), np.array(BASE["layers"][0]["purity_histogram"]["share"])[1], 10
+    )
+    np.testing.assert_allclose(
+        fill(purity_figure(PAIR, head=2).axes[0])[0].get_data().values, 100 * second
+    )
     with pytest.raises(MsposeError, match=r"head: expected 1\.\.4, found 5"):
         purity_figure(PAIR, head=5)
 
@@ -155,7 +177,9 @@ def test_a_histogram_has_a_bin_around_each_value_that_purity_can_have(neighbours
     bins = np.minimum((20 * found / neighbours + 1e-3).astype(int), 19)  # as in attention.json
     share = np.bincount(bins, minlength=20) / len(found)
     edges, merged = centred(np.array(EDGES), share, neighbours)
-    np.testing.assert_allclose((edges[:-1] + edges[1:]) / 2, np.arange(neighbours + 1) / neighbours, atol=1e-12)
+    np.testing.assert_allclose(
+        (edges[:-1] + edges[1:]) / 2, np.arange(neighbours + 1) / neighbours, atol=1e-12
+    )
     np.testing.assert_allclose(merged, np.bincount(found) / len(found))
 
 
@@ -168,10 +192,17 @@ def test_a_histogram_no_finer_than_purity_stays_as_it_is():
 
 def test_verdicts_in_words_colours_and_marks():
     collapsed = study(entropy=0.4, similarity=0.95)
-    figure = verdict_figure([("a", BASE), ("b", REMEDY), ("c", collapsed), *SEEDS[:2], ("qka", collapsed)])
+    figure = verdict_figure(
+        [("a", BASE), ("b", REMEDY), ("c", collapsed), *SEEDS[:2], ("qka", collapsed)]
+    )
     axes = figure.axes[0]
     said = [text.get_text() for text in axes.texts]
-    assert [said.count(word) for word in ("uniform", "healthy", "collapsed", "healthy 2/3")] == [4, 4, 4, 4]
+    assert [said.count(word) for word in ("uniform", "healthy", "collapsed", "healthy 2/3")] == [
+        4,
+        4,
+        4,
+        4,
+    ]
     marks = {(line.get_marker(), to_hex(line.get_color())) for line in axes.lines}
     assert marks == {("o", "#009e73"), ("s", "#e69f00"), ("X", "#d55e00")}
     assert said[said.index("collapsed") + 1] == "0.40, 0.95"
@@ -185,16 +216,30 @@ def test_encodings_as_profile_and_matrices():
     shown = [axes for axes in figure.findobj(type(figure.axes[0])) if axes.images]
     for axes in shown:
         assert axes.get_xlabel() == "token"
-    assert sum(np.array_equal(axes.images[0].get_array(), arrays["encoding/position"]) for axes in shown) == 2
-    profiles = [axes for axes in figure.axes if axes.get_xlabel() == "distance on the map (grid cells)"]
+    assert (
+        sum(
+            np.array_equal(axes.images[0].get_array(), arrays["encoding/position"])
+            for axes in shown
+        )
+        == 2
+    )
+    profiles = [
+        axes for axes in figure.axes if axes.get_xlabel() == "distance on the map (grid cells)"
+    ]
     assert len(profiles) == 2
     for axes, branch in zip(profiles, ("position", "orientation"), strict=True):
         for line, content in zip(axes.lines, (BASE, REMEDY), strict=True):
-            np.testing.assert_allclose(line.get_xdata(), content["encoding"][branch]["grid_distance"])
-            np.testing.assert_allclose(line.get_ydata(), content["encoding"][branch]["token_distance"])
+            np.testing.assert_allclose(
+                line.get_xdata(), content["encoding"][branch]["grid_distance"]
+            )
+            np.testing.assert_allclose(
+                line.get_ydata(), content["encoding"][branch]["token_distance"]
+            )
 
 
-@pytest.mark.parametrize("make", [entropy_figure, gap_figure, purity_figure, verdict_figure, encoding_figure])
+@pytest.mark.parametrize(
+    "make", [entropy_figure, gap_figure, purity_figure, verdict_figure, encoding_figure]
+)
 def test_nothing_to_draw_is_said_in_one_line(make):
     for runs in ([], [("bare", BARE)]):
         with pytest.raises(MsposeError) as error:
@@ -227,7 +272,9 @@ FIGURES = {
     ),
     "encoder": lambda: encoder_maps_figure(samples(layers=(6, 4))),
     "encoder-one": lambda: encoder_maps_figure(samples(layers=(0, 1))),
-    "decoder": lambda: decoder_maps_figure(samples(frames=3, scenes=("chess", "fire", "a-scene-with-a-long-name"))),
+    "decoder": lambda: decoder_maps_figure(
+        samples(frames=3, scenes=("chess", "fire", "a-scene-with-a-long-name"))
+    ),
     "decoder-one": lambda: decoder_maps_figure(samples(frames=1, scenes=("redkitchen",))),
 }
 
@@ -304,10 +351,14 @@ OWN = ["decoder-attention-1", "encoder-attention-1", *OF_ALL]
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """Two runs that were drawn, the first one with scalars of its training and pictures of an earlier time."""
+    """Two runs that were drawn, the first one with scalars of its training and pictures of an
+    earlier time.
+    """
     folder = tmp_path_factory.mktemp("drawn")
     runs = [
-        write_run(folder / name, study(name, layers=(1, 1)), samples(layers=(1, 1), frames=1, seed=seed))
+        write_run(
+            folder / name, study(name, layers=(1, 1)), samples(layers=(1, 1), frames=1, seed=seed)
+        )
         for seed, name in enumerate(("neither", "qka"))
     ]
     for place in (runs[0], runs[0] / "attention"):
@@ -339,7 +390,9 @@ def test_draw_shows_the_pictures_in_tensorboard_once_and_leaves_scalars_alone(dr
     assert not scalars.Tags()["images"]
 
 
-def test_a_record_without_samples_gives_what_figures_need_and_says_what_is_left_out(tmp_path, caplog):
+def test_a_record_without_samples_gives_what_figures_need_and_says_what_is_left_out(
+    tmp_path, caplog
+):
     run = write_run(tmp_path / "record", {**BASE, "training": None, "encoding": {}})
     with caplog.at_level("INFO", logger="mspose"):
         written = draw([run])
@@ -351,8 +404,14 @@ def test_a_record_without_samples_gives_what_figures_need_and_says_what_is_left_
 
 def test_draw_takes_a_branch_layer_and_head(tmp_path, monkeypatch):
     monkeypatch.setattr(plotting, "DPI", 60)
-    run = write_run(tmp_path / "run", {**BASE, "training": None, "encoding": {}}, samples(sides=(2, 2), frames=1))
-    names = [path.stem for path in draw([run], branch="position", layer=1, head=2, projection="pca")]
+    run = write_run(
+        tmp_path / "run",
+        {**BASE, "training": None, "encoding": {}},
+        samples(sides=(2, 2), frames=1),
+    )
+    names = [
+        path.stem for path in draw([run], branch="position", layer=1, head=2, projection="pca")
+    ]
     assert [name for name in names if name.startswith("space")] == ["space-position-layer-1-head-2"]
 
 

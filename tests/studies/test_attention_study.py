@@ -25,6 +25,7 @@ from mspose.models.attention_map import AttentionMap, verdict
 from mspose.models.mstransformer import MSTransformer
 from mspose.models.network import Observer
 from mspose.run import load_model, save_model
+from mspose.studies import attention_figures
 from mspose.studies.attention_study import Statistics, check_choice, spread_over_scenes, study_run
 
 TOKENS = {"position": 9, "orientation": 25}  # of crops of 40 pixels
@@ -34,13 +35,17 @@ DEPTH = {"position": 1, "orientation": 2}
 def copy_of(run: Path, folder: Path) -> Path:
     """A copy of a run with its events, in the layout of run folders."""
     target = folder / "runs" / "small" / "all" / run.name
-    shutil.copytree(run, target, ignore=shutil.ignore_patterns("checkpoint.pt", "predictions", "attention"))
+    shutil.copytree(
+        run, target, ignore=shutil.ignore_patterns("checkpoint.pt", "predictions", "attention")
+    )
     return target
 
 
 def study(run: Path, folder: Path, **options):
     data = {"cache": str(folder / "cache")}
-    return study_run(run, **{"data": data, "neighbours": 5, "progress": False, "device": "cpu"} | options)
+    return study_run(
+        run, **{"data": data, "neighbours": 5, "progress": False, "device": "cpu"} | options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +99,9 @@ def whole(studied) -> tuple[Whole, list[str]]:
     """What an observer sees of the frames that were studied, and their names."""
     estimator = load(studied, "cpu")
     cache = {"cache": str(studied.parents[3] / "cache")}
-    opened = evaluation.open_for_run(studied, estimator, "test", data=cache, batch_size=1, progress=False)
+    opened = evaluation.open_for_run(
+        studied, estimator, "test", data=cache, batch_size=1, progress=False
+    )
     rows = [0, 2, 4, 5, 7, 9]  # three of five of each scene
     seen = Whole()
     with torch.inference_mode():
@@ -124,14 +131,19 @@ def test_layers_hold_what_whole_maps_in_float64_give(studied, whole):
             "purity": query_purity(query, key, 5).mean(dim=(0, 2)),
         }
         for name, values in figures_H.items():
-            assert [head[name] for head in layer["heads"]] == pytest.approx(values.tolist(), rel=2e-5), name
+            assert [head[name] for head in layer["heads"]] == pytest.approx(
+                values.tolist(), rel=2e-5
+            ), name
             assert layer[name] == pytest.approx(float(values.mean()), rel=2e-5), name
         assert layer["verdict"] == verdict(layer["entropy"], layer["similarity"], tokens)
 
 
 def test_histograms_count_the_queries_by_their_purity(studied, whole):
     for layer in read_study(studied)["layers"]:
-        query, key, _ = (torch.cat(x) for x in zip(*whole[0].encoders[layer["branch"], layer["layer"]], strict=True))
+        query, key, _ = (
+            torch.cat(x)
+            for x in zip(*whole[0].encoders[layer["branch"], layer["layer"]], strict=True)
+        )
         histogram = layer["purity_histogram"]
         assert histogram["edges"] == pytest.approx(np.linspace(0, 1, 21).tolist())
         for head, shares in enumerate(histogram["share"]):
@@ -154,7 +166,9 @@ def test_statistics_stream_over_batches_of_any_size():
 
 
 def test_no_more_than_a_stretch_of_queries_times_keys_exists_at_a_time():
-    """On 28x28 maps of 8 heads whole float32 maps of four images are 79 MB, pooled float64 distances twice 79 MB."""
+    """On 28x28 maps of 8 heads whole float32 maps of four images are 79 MB, pooled float64
+    distances twice 79 MB.
+    """
     biggest = 0
 
     class Largest(torch.utils._python_dispatch.TorchDispatchMode):
@@ -174,7 +188,14 @@ def test_no_more_than_a_stretch_of_queries_times_keys_exists_at_a_time():
 def test_the_study_says_what_it_is_of(studied):
     found = read_study(studied)
     settings = read_settings(studied / "config.yaml")
-    about = {"format": 1, "experiment": "small", "variant": "all", "seed": 5, "dataset": "small", "split": "test"}
+    about = {
+        "format": 1,
+        "experiment": "small",
+        "variant": "all",
+        "seed": 5,
+        "dataset": "small",
+        "split": "test",
+    }
     about |= {"ground_truth": "made-up", "frames": 6, "neighbours": 5, "quick": False}
     about |= {"config_hash": config_hash(settings), "thresholds": {"similar": 0.9, "spread": 0.9}}
     assert {name: found[name] for name in about} == about
@@ -190,7 +211,9 @@ def test_runs_that_were_quick_tries_are_marked(own_run, tmp_path):
     assert not (own_run / "attention" / "samples.npz").exists()
 
 
-@pytest.mark.parametrize(("most", "expected"), [(4, [0, 4, 5, 6]), (3, [0, 4, 5]), (1, [0]), (99, range(7))])
+@pytest.mark.parametrize(
+    ("most", "expected"), [(4, [0, 4, 5, 6]), (3, [0, 4, 5]), (1, [0]), (99, range(7))]
+)
 def test_frames_are_spread_over_scenes_and_within_them(most, expected):
     assert spread_over_scenes(pd.Series(["b"] * 5 + ["c"] * 2), most).tolist() == list(expected)
 
@@ -199,15 +222,34 @@ def test_frames_are_spread_over_scenes_and_within_them(most, expected):
 
 
 def test_distances_between_encodings_and_their_profile(studied, arrays):
-    position_NC = load(studied, "cpu").network.position_encoding(3, 3, torch.float64, torch.device("cpu")).numpy()
-    by_hand = np.array([[np.sqrt(((one - other) ** 2).sum()) for other in position_NC] for one in position_NC])
+    position_NC = (
+        load(studied, "cpu")
+        .network.position_encoding(3, 3, torch.float64, torch.device("cpu"))
+        .numpy()
+    )
+    by_hand = np.array(
+        [[np.sqrt(((one - other) ** 2).sum()) for other in position_NC] for one in position_NC]
+    )
     np.testing.assert_allclose(arrays["encoding/position"], by_hand, rtol=1e-5, atol=1e-6)
     encoding = read_study(studied)["encoding"]
-    assert {branch: profile["kind"] for branch, profile in encoding.items()} == dict.fromkeys(TOKENS, "sine")
-    profile = dict(zip(encoding["position"]["grid_distance"], encoding["position"]["token_distance"], strict=True))
+    assert {branch: profile["kind"] for branch, profile in encoding.items()} == dict.fromkeys(
+        TOKENS, "sine"
+    )
+    profile = dict(
+        zip(
+            encoding["position"]["grid_distance"],
+            encoding["position"]["token_distance"],
+            strict=True,
+        )
+    )
     assert list(profile) == [0, 1, 1.5, 2, 3]  # 0, 1, sqrt 2, 2 and sqrt 5, sqrt 8
     assert profile[0] == 0
-    neighbours = [by_hand[a, b] for a in range(9) for b in range(9) if abs(a // 3 - b // 3) + abs(a % 3 - b % 3) == 1]
+    neighbours = [
+        by_hand[a, b]
+        for a in range(9)
+        for b in range(9)
+        if abs(a // 3 - b // 3) + abs(a % 3 - b % 3) == 1
+    ]
     assert profile[1] == pytest.approx(np.mean(neighbours), rel=1e-5)
 
 
@@ -220,7 +262,8 @@ def test_the_profile_of_an_encoding_that_is_the_place_itself_is_the_distance_on_
 
 
 @pytest.mark.parametrize(
-    ("name", "added"), [("learned", True), ("rotary", False), ("relative-bias", False), ("none", False)]
+    ("name", "added"),
+    [("learned", True), ("rotary", False), ("relative-bias", False), ("none", False)],
 )
 def test_encodings_that_are_not_added_to_tokens_have_no_distances(own_run, tmp_path, name, added):
     found = study(rebuilt(own_run, position_encoding=name), tmp_path, frames=1, samples=1)
@@ -290,17 +333,23 @@ def test_samples_hold_attention_and_what_keys_receive(arrays, whole):
         received = weight.mean(axis=2).reshape(2, 2, side, side)
         np.testing.assert_allclose(arrays[f"{name}/received"], received, rtol=1e-4)
         best = weight.argmax(axis=-1)
-        votes = np.array([[np.bincount(head, minlength=side**2) for head in image] for image in best])
+        votes = np.array(
+            [[np.bincount(head, minlength=side**2) for head in image] for image in best]
+        )
         np.testing.assert_array_equal(arrays[f"{name}/votes"].reshape(2, 2, -1), votes)
         for head in (1, 2):
             token = arrays[f"space/{branch}/tokens"]
             for index, kind in enumerate(("query", "key")):
                 points = seen[0][index][0, head - 1][token]
-                np.testing.assert_allclose(arrays[f"space/{branch}/{layer}/{head}/{kind}"], points, atol=1e-6)
+                np.testing.assert_allclose(
+                    arrays[f"space/{branch}/{layer}/{head}/{kind}"], points, atol=1e-6
+                )
     for (branch, layer), seen in whole[0].decoders.items():
         side = math.isqrt(TOKENS[branch])
         expected = torch.cat([seen[0], seen[-1]]).unflatten(-1, (side, side))
-        np.testing.assert_allclose(arrays[f"decoder/{branch}/{layer}/attention"], expected, rtol=2e-3, atol=1e-6)
+        np.testing.assert_allclose(
+            arrays[f"decoder/{branch}/{layer}/attention"], expected, rtol=2e-3, atol=1e-6
+        )
 
 
 def test_samples_fit_maps_of_every_branch(arrays):
@@ -349,7 +398,13 @@ def test_weights_that_are_not_finite_are_refused(own_run, tmp_path):
     [
         ({"frames": 0}, "frames: expected at least 1, found 0"),
         ({"neighbours": 0}, "neighbours: expected at least 1, found 0"),
-        ({"neighbours": 18}, "neighbours: expected 1 to 17, fewer than the 9 queries and 9 keys of an image, found 18"),
+        (
+            {"neighbours": 18},
+            (
+                "neighbours: expected 1 to 17, fewer than the 9 queries and 9 keys of an image,"
+                " found 18"
+            ),
+        ),
         ({"samples": -1}, "samples: expected at least 0, found -1"),
         ({"split": "vali"}, "vali"),
     ],
@@ -401,12 +456,16 @@ def test_files_that_are_no_study_are_refused_with_the_remedy(studied, tmp_path, 
     path = tmp_path / "attention" / "attention.json"
     path.parent.mkdir()
     path.write_text(json.dumps(found | change if isinstance(change, dict) else change))
-    with pytest.raises(MsposeError, match=rf"{re.escape(message)}.*run `mspose attention .*` again"):
+    with pytest.raises(
+        MsposeError, match=rf"{re.escape(message)}.*run `mspose attention .*` again"
+    ):
         read_study(tmp_path)
 
 
 def test_files_that_are_missing_or_broken_are_refused_with_the_remedy(tmp_path):
-    with pytest.raises(MsposeError, match=r"holds no study of its attention .*: run `mspose attention "):
+    with pytest.raises(
+        MsposeError, match=r"holds no study of its attention .*: run `mspose attention "
+    ):
         read_study(tmp_path)
     (tmp_path / "attention").mkdir()
     (tmp_path / "attention" / "attention.json").write_text('{"format": 1')
@@ -417,9 +476,13 @@ def test_files_that_are_missing_or_broken_are_refused_with_the_remedy(tmp_path):
 # mspose attention
 
 
-def test_the_verb_studies_runs_prints_their_table_and_draws(small_run, tmp_path, capsys, monkeypatch):
-    """What is drawn is for the tests of pictures; here it is what is asked for, in terms that `draw` takes."""
-    draw = create_autospec(pictures.draw, return_value=[tmp_path / "entropy.png"])
+def test_the_verb_studies_runs_prints_their_table_and_draws(
+    small_run, tmp_path, capsys, monkeypatch
+):
+    """What is drawn is for the tests of pictures; here it is what is asked for, in terms that
+    `draw` takes.
+    """
+    draw = create_autospec(attention_figures.draw, return_value=[tmp_path / "entropy.png"])
     monkeypatch.setattr("mspose.studies.attention_figures.draw", draw)
     runs = [copy_of(small_run, tmp_path / name) for name in ("a", "b")]
     words = [
@@ -431,7 +494,16 @@ def test_the_verb_studies_runs_prints_their_table_and_draws(small_run, tmp_path,
         "--projection=pca",
         "--layer=1",
     ]
-    main([*words, f"--cache={tmp_path / 'cache'}", "--device=cpu", "--quiet", "--root", str(root_of(small_run))])
+    main(
+        [
+            *words,
+            f"--cache={tmp_path / 'cache'}",
+            "--device=cpu",
+            "--quiet",
+            "--root",
+            str(root_of(small_run)),
+        ]
+    )
     printed = capsys.readouterr().out
     lines = [line for line in printed.splitlines() if line.startswith("| small/all/seed-5")]
     assert [re.sub(r"\s+", "", line).split("|")[2:4] for line in lines] == 2 * [
@@ -450,7 +522,9 @@ def root_of(run: Path) -> Path:
     return Path(read_settings(run / "config.yaml").data.dataset).parent
 
 
-def test_the_verb_can_draw_anew_from_numbers_alone_and_leave_pictures_out(studied, tmp_path, capsys):
+def test_the_verb_can_draw_anew_from_numbers_alone_and_leave_pictures_out(
+    studied, tmp_path, capsys
+):
     run = tmp_path / "record"
     (run / "attention").mkdir(parents=True)
     shutil.copy(studied / "attention" / "attention.json", run / "attention")

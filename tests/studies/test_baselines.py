@@ -17,7 +17,8 @@ from mspose.studies.tables import table_text
 
 REPOSITORY = Path(__file__).parents[2]
 needs_shared = pytest.mark.skipif(
-    not (REPOSITORY / "../shared/data").is_dir(), reason="../shared/data is not there, no real labels"
+    not (REPOSITORY / "../shared/data").is_dir(),
+    reason="../shared/data is not there, no real labels",
 )
 POSITION, ORIENTATION = ["tx", "ty", "tz"], ["qw", "qx", "qy", "qz"]
 ESTIMATE = ["tx_est", "ty_est", "tz_est", "qw_est", "qx_est", "qy_est", "qz_est"]
@@ -30,7 +31,10 @@ def about_z(degrees: float) -> list[float]:
 
 def frames(*rows: tuple[str, list[float], list[float]]) -> pd.DataFrame:
     """A frame table of (scene, position, quaternion)."""
-    values = [[scene, f"{scene}/{number}.png", *place, *turn] for number, (scene, place, turn) in enumerate(rows)]
+    values = [
+        [scene, f"{scene}/{number}.png", *place, *turn]
+        for number, (scene, place, turn) in enumerate(rows)
+    ]
     return pd.DataFrame(values, columns=["scene", "image", *POSITION, *ORIENTATION])
 
 
@@ -43,12 +47,18 @@ TRAIN = frames(
 
 
 def test_mean_pose_of_each_scene():
-    test = frames(("barn", [10, 3, 4], about_z(90)), ("hall", [2, 2, 1], about_z(25)), ("hall", [2, 2, 4], about_z(20)))
+    test = frames(
+        ("barn", [10, 3, 4], about_z(90)),
+        ("hall", [2, 2, 1], about_z(25)),
+        ("hall", [2, 2, 4], about_z(20)),
+    )
     table = mean_pose(TRAIN, test)
     assert list(table) == list(PREDICTION_COLUMNS)
     assert table["image"].tolist() == test["image"].tolist()
     np.testing.assert_allclose(table[ESTIMATE[:3]], [[10, 0, 0], [2, 2, 1], [2, 2, 1]], atol=1e-12)
-    np.testing.assert_allclose(table[ESTIMATE[3:]], [about_z(0), about_z(20), about_z(20)], atol=1e-12)
+    np.testing.assert_allclose(
+        table[ESTIMATE[3:]], [about_z(0), about_z(20), about_z(20)], atol=1e-12
+    )
     np.testing.assert_allclose(table["position_error_m"], [5, 0, 3], atol=1e-12)
     np.testing.assert_allclose(table["orientation_error_deg"], [90, 5, 0], atol=1e-9)
     assert table["predicted_scene"].isna().all()
@@ -62,7 +72,11 @@ def test_the_training_image_with_the_smallest_angle_between_features():
     table = nearest_image(TRAIN, truth, train, test)
     assert list(table) == list(PREDICTION_COLUMNS)
     found = TRAIN.iloc[[1, 0, 2, 3]]
-    assert table["predicted_scene"].tolist() == found["scene"].tolist() == ["barn", "hall", "hall", "hall"]
+    assert (
+        table["predicted_scene"].tolist()
+        == found["scene"].tolist()
+        == ["barn", "hall", "hall", "hall"]
+    )
     np.testing.assert_allclose(table[ESTIMATE], found[POSITION + ORIENTATION])
     np.testing.assert_allclose(table["position_error_m"], [10, 0, np.sqrt(20), np.sqrt(29)])
     np.testing.assert_allclose(table["orientation_error_deg"], [0, 10, 30, 20], atol=1e-9)
@@ -73,7 +87,9 @@ def test_features_of_many_images_are_compared_in_parts():
     train = torch.randn(7, 5, generator=generator)
     order = torch.randint(7, (2100,), generator=generator)
     many = frames(*[("hall", [float(number), 0, 0], about_z(0)) for number in range(7)])
-    test = pd.concat([many.iloc[:1]] * 2100, ignore_index=True).assign(image=[str(number) for number in range(2100)])
+    test = pd.concat([many.iloc[:1]] * 2100, ignore_index=True).assign(
+        image=[str(number) for number in range(2100)]
+    )
     table = nearest_image(many, test, train, 2 * train[order])
     np.testing.assert_array_equal(table["tx_est"], order.numpy())
 
@@ -85,11 +101,16 @@ def finished(small_run, small_data, tmp_path_factory):
     shutil.copytree(small_data.parent, folder / "data")
     for scene in ("attic", "cellar"):
         shutil.copy(
-            folder / "data" / scene / "train-01/frame-007.png", folder / "data" / scene / "test-01/frame-003.png"
+            folder / "data" / scene / "train-01/frame-007.png",
+            folder / "data" / scene / "test-01/frame-003.png",
         )
-    shutil.copy(folder / "data/attic/train-01/frame-002.png", folder / "data/cellar/test-01/frame-004.png")
+    shutil.copy(
+        folder / "data/attic/train-01/frame-002.png", folder / "data/cellar/test-01/frame-004.png"
+    )
     settings = read_settings(small_run / "config.yaml")
-    data = replace(settings.data, dataset=str(folder / "data" / "small.yaml"), cache=str(folder / "cache"))
+    data = replace(
+        settings.data, dataset=str(folder / "data" / "small.yaml"), cache=str(folder / "cache")
+    )
     settings = replace(settings, runs=str(folder / "runs"), data=data)
     return settings, evaluate_baselines(settings, progress=False)
 
@@ -107,9 +128,13 @@ def test_retrieval_finds_the_image_itself(finished):
         expected = labels.loc[source]
         assert table.loc[image, "predicted_scene"] == expected["scene"], image
         found = table.loc[image, ESTIMATE].to_numpy(float)
-        np.testing.assert_allclose(found, expected[["t1", "t2", "t3", "q1", "q2", "q3", "q4"]].to_numpy(float))
+        np.testing.assert_allclose(
+            found, expected[["t1", "t2", "t3", "q1", "q2", "q3", "q4"]].to_numpy(float)
+        )
     accuracy = results["baseline-retrieval"][0]["scenes"]["cellar"]["scene_accuracy"]
-    assert accuracy == (table.query("scene == 'cellar'")["predicted_scene"] == "cellar").mean() <= 0.8
+    assert (
+        accuracy == (table.query("scene == 'cellar'")["predicted_scene"] == "cellar").mean() <= 0.8
+    )
 
 
 def test_baselines_are_runs_that_tables_read(finished):
@@ -132,7 +157,9 @@ def test_baselines_are_runs_that_tables_read(finished):
 def test_baselines_of_some_scenes_stand_beside_those_of_all(finished):
     settings, results = finished
     before = {path: path.read_bytes() for _, path in results.values()}
-    some = evaluate_baselines(replace(settings, data=replace(settings.data, scenes=["attic"])), progress=False)
+    some = evaluate_baselines(
+        replace(settings, data=replace(settings.data, scenes=["attic"])), progress=False
+    )
     assert list(some) == ["baseline-mean-pose-attic", "baseline-retrieval-attic"]
     assert list(some["baseline-retrieval-attic"][0]["scenes"]) == ["attic"]
     assert some["baseline-mean-pose-attic"][0]["scene_selection"] == "given"
@@ -143,7 +170,9 @@ def test_bad_frames_stop_or_are_counted(finished, tmp_path):
     settings, _ = finished
     shutil.copytree(Path(settings.data.dataset).parent, tmp_path / "data")
     (tmp_path / "data/attic/test-01/frame-000.png").write_bytes(b"")
-    data = replace(settings.data, dataset=str(tmp_path / "data" / "small.yaml"), cache=str(tmp_path / "cache"))
+    data = replace(
+        settings.data, dataset=str(tmp_path / "data" / "small.yaml"), cache=str(tmp_path / "cache")
+    )
     settings = replace(settings, runs=str(tmp_path / "runs"), data=data)
     with pytest.raises(MsposeError, match=r"attic/test-01/frame-000.png"):
         evaluate_baselines(settings, progress=False)
@@ -154,7 +183,9 @@ def test_bad_frames_stop_or_are_counted(finished, tmp_path):
 
 
 @needs_shared
-@pytest.mark.parametrize(("name", "metres", "degrees"), [("blocks", 0.518, 14.50), ("tail", 0.418, 47.30)])
+@pytest.mark.parametrize(
+    ("name", "metres", "degrees"), [("blocks", 0.518, 14.50), ("tail", 0.418, 47.30)]
+)
 def test_the_mean_pose_of_real_frames(name, metres, degrees):
     card = read_card(REPOSITORY / "datasets" / f"redkitchen-{name}.yaml")
     table = mean_pose(load_frames(card, split="train"), load_frames(card, split="test"))
@@ -162,6 +193,10 @@ def test_the_mean_pose_of_real_frames(name, metres, degrees):
     assert figures["frames"] == 200
     assert figures["median_position_error_m"] == pytest.approx(metres, abs=5e-4)
     assert figures["median_orientation_error_deg"] == pytest.approx(degrees, abs=5e-3)
-    labels = pd.read_csv(REPOSITORY / f"../shared/data/redkitchen_{name}.csv").groupby("split")[["t1", "t2", "t3"]]
+    labels = pd.read_csv(REPOSITORY / f"../shared/data/redkitchen_{name}.csv").groupby("split")[
+        ["t1", "t2", "t3"]
+    ]
     apart = labels.get_group("test") - labels.get_group("train").mean()
-    assert figures["median_position_error_m"] == pytest.approx(np.median(np.linalg.norm(apart, axis=1)), abs=1e-9)
+    assert figures["median_position_error_m"] == pytest.approx(
+        np.median(np.linalg.norm(apart, axis=1)), abs=1e-9
+    )

@@ -1,4 +1,6 @@
-"""The paper's folder from the made-up records in tests/golden, from a real small run, and where there is nothing."""
+"""The paper's folder from the made-up records in tests/golden, from a real small run, and where
+there is nothing.
+"""
 
 import json
 import re
@@ -59,19 +61,39 @@ def write_trained(root: Path, dataset: str, **changes: Any) -> Path:
         "recall": [0.5],
         "scene_accuracy": 1.0,
     }
-    about = {"ground_truth": "original", "split": "test", "scene_selection": "predicted", "thresholds": [[0.25, 5]]}
-    about |= {"experiment": dataset, "variant": "all", "seed": 0, "dataset": dataset, "bad_frames": 0, **changes}
+    about = {
+        "ground_truth": "original",
+        "split": "test",
+        "scene_selection": "predicted",
+        "thresholds": [[0.25, 5]],
+    }
+    about |= {
+        "experiment": dataset,
+        "variant": "all",
+        "seed": 0,
+        "dataset": dataset,
+        "bad_frames": 0,
+        **changes,
+    }
     run = root / about["experiment"] / about["variant"] / "seed-0"
     scenes = {"chess": figures}
-    write_metrics(run / "metrics.json", {**about, "scenes": scenes, "average": average_over_scenes(scenes)})
+    write_metrics(
+        run / "metrics.json", {**about, "scenes": scenes, "average": average_over_scenes(scenes)}
+    )
     return run
 
 
-def test_records_alone_give_every_table_and_every_figure_of_numbers(paper: tuple[Path, list[Piece]]) -> None:
+def test_records_alone_give_every_table_and_every_figure_of_numbers(
+    paper: tuple[Path, list[Piece]],
+) -> None:
     out, pieces = paper
     tables = {f"tables/table-remedies-small.{kind}" for kind in ("md", "tex", "csv")}
     tables |= {f"tables/table-recall-rooms.{kind}" for kind in ("md", "tex", "csv")}
-    figures = {f"figures/figure-{name}-remedies-small.{kind}" for name in FIGURES for kind in ("pdf", "png")}
+    figures = {
+        f"figures/figure-{name}-remedies-small.{kind}"
+        for name in FIGURES
+        for kind in ("pdf", "png")
+    }
     assert files(out) == {"index.md", "index.html"} | tables | figures
     for format, ending in (("markdown", "md"), ("latex", "tex"), ("csv", "csv")):
         text = (out / f"tables/table-remedies-small.{ending}").read_text(encoding="utf-8")
@@ -82,21 +104,32 @@ def test_records_alone_give_every_table_and_every_figure_of_numbers(paper: tuple
     assert summary(pieces).count("missing: cells of remedies-small:") == 1
 
 
-def test_the_index_names_command_runs_commit_device_and_what_is_missing(paper: tuple[Path, list[Piece]]) -> None:
+def test_the_index_names_command_runs_commit_device_and_what_is_missing(
+    paper: tuple[Path, list[Piece]],
+) -> None:
     out, pieces = paper
     index = (out / "index.md").read_text(encoding="utf-8")
     table = section(index, "Made-up remedies, on small")
     for words in (
         f"command: `mspose table {RESULTS} --ablation {FILE}`",
-        "remedies-small/none: seeds 0, 1, 2; remedies-small/aligned: seeds 0, 1, 2; remedies-small/scaled: seeds 0, 1",
+        (
+            "remedies-small/none: seeds 0, 1, 2; remedies-small/aligned: seeds 0, 1, 2;"
+            " remedies-small/scaled: seeds 0, 1"
+        ),
         "commit: 0123456789ab",
         "device: a made-up device",
-        f"missing: cells of remedies-small: seed 2 of scaled; seeds 0, 1, 2 of both; made by `mspose ablate {FILE}`",
+        (
+            "missing: cells of remedies-small: seed 2 of scaled; seeds 0, 1, 2 of both; made by"
+            f" `mspose ablate {FILE}`"
+        ),
         "(tables/table-remedies-small.tex)",
     ):
         assert words in table
     entropy = section(index, "Attention entropy per encoder layer")
-    assert "stands for: F, attention entropy" in entropy and "figure-entropy-remedies-small.png)" in entropy
+    assert (
+        "stands for: F, attention entropy" in entropy
+        and "figure-entropy-remedies-small.png)" in entropy
+    )
     assert "mspose attention runs/remedies-small/scaled/seed-0 runs/" in entropy
     space = section(index, "Query-key space")
     assert "files: none" in space and "mspose attention runs/remedies-small/none/seed-0`" in space
@@ -105,11 +138,17 @@ def test_the_index_names_command_runs_commit_device_and_what_is_missing(paper: t
     assert [piece.stands_for[:2] for piece in pieces][:4] == ["T2", "T3", "T4", "T4"]
 
 
-def test_the_page_needs_no_other_file_and_shows_tables_and_pictures(paper: tuple[Path, list[Piece]]) -> None:
+def test_the_page_needs_no_other_file_and_shows_tables_and_pictures(
+    paper: tuple[Path, list[Piece]],
+) -> None:
     page = (paper[0] / "index.html").read_text(encoding="utf-8")
     assert not re.search(r"(src|href)=\"(https?:|//)", page) and "<script" not in page
     assert page.count("<img") == page.count('src="data:image/png;base64,') == len(FIGURES)
-    assert page.count("<table") == 2 and "−0.155 [−0.173, −0.138]" in page and "<b>0.151±0.004</b>" in page
+    assert (
+        page.count("<table") == 2
+        and "−0.155 [−0.173, −0.138]" in page
+        and "<b>0.151±0.004</b>" in page
+    )
     anchors = set(re.findall(r"href=\"#([^\"]+)\"", page))
     assert anchors == set(re.findall(r"<h2 id=\"([^\"]+)\"", page))
     for link in re.findall(r"href=\"([^#\"]+)\"", page):
@@ -121,9 +160,13 @@ def test_published_rows_stand_beside_runs_on_their_own_data_alone(tmp_path: Path
         write_trained(tmp_path / "runs", dataset)
     out = tmp_path / "paper"
     pieces = make_paper([tmp_path / "runs"], out, ablations=[FILE])
-    seven, virtual = ((out / f"tables/table-median-{name}.md").read_text() for name in ("7scenes", "virtual"))
+    seven, virtual = (
+        (out / f"tables/table-median-{name}.md").read_text() for name in ("7scenes", "virtual")
+    )
     assert "MS-Transformer" in seven and "| 7scenes/all (1 seed)" in seven
-    assert "MS-Transformer" not in virtual and "Published" not in virtual and "0.200 / 6.00" in virtual
+    assert (
+        "MS-Transformer" not in virtual and "Published" not in virtual and "0.200 / 6.00" in virtual
+    )
     assert "Published" not in (out / "tables/table-recall-virtual.md").read_text()
     (missing,) = [piece for piece in pieces if piece.name == "table-remedies"]
     assert missing.missing[0].command == f"mspose ablate {FILE}" and not missing.files
@@ -134,7 +177,10 @@ def test_ground_truths_have_a_table_each(tmp_path: Path) -> None:
     write_trained(tmp_path / "runs", "7scenes")
     write_trained(tmp_path / "runs", "7scenes", variant="all-sfm", ground_truth="sfm")
     make_paper([tmp_path / "runs"], tmp_path / "paper", ablations=[FILE])
-    original, sfm = ((tmp_path / f"paper/tables/table-median-7scenes-{name}-test.md") for name in ("original", "sfm"))
+    original, sfm = (
+        (tmp_path / f"paper/tables/table-median-7scenes-{name}-test.md")
+        for name in ("original", "sfm")
+    )
     assert "MS-Transformer" in original.read_text() and "all-sfm" not in original.read_text()
     assert "MS-Transformer" not in sfm.read_text() and "all-sfm" in sfm.read_text()
 
@@ -171,7 +217,13 @@ def test_a_run_and_its_record_count_once(tmp_path: Path) -> None:
 
 def test_nothing_of_an_earlier_paper_is_left_as_if_current(tmp_path: Path) -> None:
     out = tmp_path / "paper"
-    for name in ("tables/table-old.md", "figures/figure-old.pdf", "figures/notes/mine.txt", "draft.tex", "index.md"):
+    for name in (
+        "tables/table-old.md",
+        "figures/figure-old.pdf",
+        "figures/notes/mine.txt",
+        "draft.tex",
+        "index.md",
+    ):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text("old")
     write_trained(tmp_path / "runs", "virtual")
@@ -181,7 +233,9 @@ def test_nothing_of_an_earlier_paper_is_left_as_if_current(tmp_path: Path) -> No
     assert "old" not in (out / "index.md").read_text().split()
 
 
-def test_a_paper_that_was_cut_off_has_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_paper_that_was_cut_off_has_no_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "paper"
     write_trained(tmp_path / "runs", "virtual")
     make_paper([tmp_path / "runs"], out, ablations=[FILE])
@@ -202,7 +256,10 @@ def test_where_no_run_is_finished_one_line_says_so_and_nothing_is_touched(
     write_trained(runs, "virtual", quick=True)
     (out / "tables").mkdir(parents=True)
     (out / "index.md").write_text("earlier")
-    for folder, words in ((runs, "no finished run in"), (tmp_path / "nowhere", "no such folder of runs")):
+    for folder, words in (
+        (runs, "no finished run in"),
+        (tmp_path / "nowhere", "no such folder of runs"),
+    ):
         with pytest.raises(SystemExit) as stopped:
             main(["paper", str(folder), "--out", str(out), "--ablation", str(FILE)])
         assert stopped.value.code == 2
@@ -230,10 +287,14 @@ def test_the_command_that_fills_gaps_has_the_settings_that_all_cells_share(
         path.write_text(path.read_text() + "training:\n  epochs: 3\n")
     make_paper([results], tmp_path / "paper", ablations=[FILE])
     command = f"mspose ablate {FILE} --training.epochs 3`"
-    assert command in section((tmp_path / "paper" / "index.md").read_text(), "Made-up remedies, on small")
+    assert command in section(
+        (tmp_path / "paper" / "index.md").read_text(), "Made-up remedies, on small"
+    )
 
 
-def test_pictures_of_frames_are_there_where_the_runs_samples_are(small_run: Path, tmp_path: Path) -> None:
+def test_pictures_of_frames_are_there_where_the_runs_samples_are(
+    small_run: Path, tmp_path: Path
+) -> None:
     run = Path(shutil.copytree(small_run, tmp_path / "runs" / "small" / "all" / "seed-5"))
     evaluate_run(run, device="cpu", progress=False)
     study_run(run, frames=2, neighbours=2, samples=1, device="cpu", progress=False)

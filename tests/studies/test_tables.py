@@ -21,7 +21,11 @@ HEADER = "method,dataset,ground_truth,split,scene,median_position_error_m,median
 
 
 def write_run(
-    root: Path, scenes: dict[str, tuple[float, float]], *, name: str = "metrics.json", **changes: Any
+    root: Path,
+    scenes: dict[str, tuple[float, float]],
+    *,
+    name: str = "metrics.json",
+    **changes: Any,
 ) -> Path:
     """A run folder with the given medians, 100 frames per scene, and fixed recall."""
     about: dict[str, Any] = {
@@ -41,7 +45,10 @@ def write_run(
     for key in ("frames", "recall", "scene_accuracy"):
         about.pop(key, None)
     run = root / about["experiment"] / about["variant"] / f"seed-{about['seed']}"
-    write_metrics(run / name, {**about, "scenes": figures, "average": average_over_scenes(figures), "provenance": {}})
+    write_metrics(
+        run / name,
+        {**about, "scenes": figures, "average": average_over_scenes(figures), "provenance": {}},
+    )
     return run
 
 
@@ -82,63 +89,54 @@ def squeezed(text: str) -> str:
 def test_markdown(tmp_path: Path, published: Path) -> None:
     three_seeds(tmp_path / "runs")
     mean = {"attic": (0.8, 32.0), "cellar": (0.9, 30.0)}
-    write_run(tmp_path / "runs", mean, variant="baseline-mean-pose", scene_selection="given", scene_accuracy=None)
+    write_run(
+        tmp_path / "runs",
+        mean,
+        variant="baseline-mean-pose",
+        scene_selection="given",
+        scene_accuracy=None,
+    )
     write_run(tmp_path / "runs", {"attic": (0.1, 2.995)}, variant="attic", bad_frames=3)
     text = table_text([tmp_path / "runs"], published_csv=published)
-    assert squeezed(text) == (
-        "Median position error (m) / median orientation error (°); Average: unweighted mean over scenes. Data set "
-        "rooms, ground truth original, split test, scene predicted. Mean ± standard deviation over seeds.\n"
-        "\n"
-        "| Method | attic | cellar | Average |\n"
-        "|:-|:-:|:-:|:-:|\n"
-        "| *Published* | | | |\n"
-        "| Net_1 [1] | 0.20 / 4.00 | **0.40** / 6.00 | 0.30 / 5.00 |\n"
-        "| Half [2] | **0.10** / **3.00** | – | **0.15** / **3.50** |\n"
-        "| *This repository* | | | |\n"
-        "| rooms/all (3 seeds) | 0.12±0.02 / 4.50±0.50 | **0.40±0.00** / **5.00±0.00** | 0.26±0.01 / 4.75±0.25 |\n"
-        "| rooms/attic (1 seed) [3] | **0.10** / **3.00** | – | – |\n"
-        "| rooms/baseline-mean-pose (1 seed, scene given) | 0.80 / 32.00 | 0.90 / 30.00 | 0.85 / 31.00 |\n"
-        "\n"
-        f"1. {SOURCE}; a note\n"
-        "2. Roe, 2021\n"
-        "3. bad frames left out: 3\n"
-        "\n"
-        "Frames evaluated in this repository: attic 100, cellar 100.\n"
+    assert (
+        squeezed(text)
+        == "Median position error (m) / median orientation error (°); Average: unweighted mean"
+        " over scenes. Data set rooms, ground truth original, split test, scene predicted. Mean"
+        " ± standard deviation over seeds.\n\n| Method | attic | cellar | Average"
+        " |\n|:-|:-:|:-:|:-:|\n| *Published* | | | |\n| Net_1 [1] | 0.20 / 4.00 | **0.40** /"
+        " 6.00 | 0.30 / 5.00 |\n| Half [2] | **0.10** / **3.00** | – | **0.15** / **3.50** |\n|"
+        " *This repository* | | | |\n| rooms/all (3 seeds) | 0.12±0.02 / 4.50±0.50 |"
+        " **0.40±0.00** / **5.00±0.00** | 0.26±0.01 / 4.75±0.25 |\n| rooms/attic (1 seed) [3] |"
+        " **0.10** / **3.00** | – | – |\n| rooms/baseline-mean-pose (1 seed, scene given) |"
+        f" 0.80 / 32.00 | 0.90 / 30.00 | 0.85 / 31.00 |\n\n1. {SOURCE}; a note\n2. Roe, 2021\n3."
+        " bad frames left out: 3\n\nFrames evaluated in this repository: attic 100, cellar"
+        " 100.\n"
     )
-    assert len({len(line) for line in text.splitlines() if line.startswith("|")}) == 1  # columns line up in a terminal
+    assert (
+        len({len(line) for line in text.splitlines() if line.startswith("|")}) == 1
+    )  # columns line up in a terminal
 
 
 def test_latex(tmp_path: Path, published: Path) -> None:
     three_seeds(tmp_path / "runs")
     write_run(tmp_path / "runs", {"attic": (0.5, 9.0)}, experiment="rooms_50%", variant="a&b")
-    assert table_text([tmp_path / "runs"], format="latex", published_csv=published) == (
-        "\\begin{table}[t]\n"
-        "\\centering\n"
-        "\\caption{Median position error (m) / median orientation error ($^{\\circ}$); Average: unweighted mean over "
-        "scenes. Data set rooms, ground truth original, split test, scene predicted. Mean $\\pm$ standard deviation "
-        "over seeds.}\n"
-        "\\footnotesize\n"
-        "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%\n"
-        "\\begin{tabular}{lccc}\n"
-        "\\toprule\n"
-        "Method & attic & cellar & Average \\\\\n"
-        "\\midrule\n"
-        "\\emph{Published} &  &  &  \\\\\n"
-        "Net\\_1$^{1}$ & 0.20 / 4.00 & \\textbf{0.40} / 6.00 & 0.30 / 5.00 \\\\\n"
-        "Half$^{2}$ & \\textbf{0.10} / \\textbf{3.00} & -- & \\textbf{0.15} / \\textbf{3.50} \\\\\n"
-        "\\midrule\n"
-        "\\emph{This repository} &  &  &  \\\\\n"
-        "rooms/all (3 seeds) & 0.12$\\pm$0.02 / 4.50$\\pm$0.50 & \\textbf{0.40$\\pm$0.00} / \\textbf{5.00$\\pm$0.00}"
-        " & 0.26$\\pm$0.01 / 4.75$\\pm$0.25 \\\\\n"
-        "rooms\\_50\\%/a\\&b (1 seed) & 0.50 / 9.00 & -- & -- \\\\\n"
-        "\\bottomrule\n"
-        "\\end{tabular}}\n"
-        "\\par\\smallskip\n"
-        "{\\footnotesize\\raggedright\n"
-        f"$^{{1}}$ {SOURCE}; a note\\par\n"
-        "$^{2}$ Roe, 2021\\par\n"
-        "Frames evaluated in this repository: attic 100, cellar 100.\\par}\n"
-        "\\end{table}\n"
+    assert (
+        table_text([tmp_path / "runs"], format="latex", published_csv=published)
+        == "\\begin{table}[t]\n\\centering\n\\caption{Median position error (m) / median"
+        " orientation error ($^{\\circ}$); Average: unweighted mean over scenes. Data set"
+        " rooms, ground truth original, split test, scene predicted. Mean $\\pm$ standard"
+        " deviation over"
+        " seeds.}\n\\footnotesize\n\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%\n\\begin{tabular}{lccc}\n\\toprule\nMethod"
+        " & attic & cellar & Average \\\\\n\\midrule\n\\emph{Published} &  &  & "
+        " \\\\\nNet\\_1$^{1}$ & 0.20 / 4.00 & \\textbf{0.40} / 6.00 & 0.30 / 5.00"
+        " \\\\\nHalf$^{2}$ & \\textbf{0.10} / \\textbf{3.00} & -- & \\textbf{0.15} /"
+        " \\textbf{3.50} \\\\\n\\midrule\n\\emph{This repository} &  &  &  \\\\\nrooms/all"
+        " (3 seeds) & 0.12$\\pm$0.02 / 4.50$\\pm$0.50 & \\textbf{0.40$\\pm$0.00} /"
+        " \\textbf{5.00$\\pm$0.00} & 0.26$\\pm$0.01 / 4.75$\\pm$0.25"
+        " \\\\\nrooms\\_50\\%/a\\&b (1 seed) & 0.50 / 9.00 & -- & --"
+        " \\\\\n\\bottomrule\n\\end{tabular}}\n\\par\\smallskip\n{\\footnotesize\\raggedright\n$^{1}$"
+        f" {SOURCE}; a note\\par\n$^{{2}}$ Roe, 2021\\par\nFrames evaluated in this repository:"
+        " attic 100, cellar 100.\\par}\n\\end{table}\n"
     )
 
 
@@ -147,17 +145,30 @@ def test_csv_is_long_and_unrounded(tmp_path: Path, published: Path) -> None:
     write_run(tmp_path / "runs", {"attic": (1 / 3, 2.0)}, variant="attic", scene_accuracy=None)
     text = table_text([tmp_path / "runs"], format="csv", published_csv=published)
     assert text.splitlines()[:3] == [
-        "label,section,dataset,ground_truth,split,scene_selection,quick,scene,seeds,frames,position_m,position_m_std,"
-        "orientation_deg,orientation_deg_std,scene_accuracy,scene_accuracy_std,source,note",
-        'Net_1,Published,rooms,original,test,predicted,False,attic,,,0.2,,4.0,,,,"Doe: A Method, 2020",a note',
-        'Net_1,Published,rooms,original,test,predicted,False,cellar,,,0.4,,6.0,,,,"Doe: A Method, 2020",a note',
+        (
+            "label,section,dataset,ground_truth,split,scene_selection,quick,scene,seeds,frames,position_m,position_m_std,"
+            "orientation_deg,orientation_deg_std,scene_accuracy,scene_accuracy_std,source,note"
+        ),
+        (
+            'Net_1,Published,rooms,original,test,predicted,False,attic,,,0.2,,4.0,,,,"Doe: A'
+            ' Method, 2020",a note'
+        ),
+        (
+            'Net_1,Published,rooms,original,test,predicted,False,cellar,,,0.4,,6.0,,,,"Doe: A'
+            ' Method, 2020",a note'
+        ),
     ]
-    table = pd.read_csv(io.StringIO(text), float_precision="round_trip").set_index(["label", "scene"])
+    table = pd.read_csv(io.StringIO(text), float_precision="round_trip").set_index(
+        ["label", "scene"]
+    )
     assert len(table) == 4 * 3
     assert table.loc[("rooms/all", "attic"), "position_m"] == np.mean([0.10, 0.12, 0.14])
     assert table.loc[("rooms/all", "attic"), "position_m_std"] == np.std([0.10, 0.12, 0.14], ddof=1)
     assert table.loc[("rooms/all", "Average"), "orientation_deg"] == np.mean([4.5, 4.75, 5.0])
-    assert table.loc[("rooms/all", "Average"), "frames"] == 200 and table.loc[("rooms/all", "attic"), "seeds"] == 3
+    assert (
+        table.loc[("rooms/all", "Average"), "frames"] == 200
+        and table.loc[("rooms/all", "attic"), "seeds"] == 3
+    )
     assert table.loc[("rooms/attic", "attic"), "position_m"] == 1 / 3
     assert table.loc[("rooms/attic", ["cellar", "Average"]), "position_m"].isna().all()
     assert table.loc[("Half", "Average"), "position_m"] == 0.15
@@ -165,25 +176,30 @@ def test_csv_is_long_and_unrounded(tmp_path: Path, published: Path) -> None:
 
 def test_recall_tables(tmp_path: Path, published: Path) -> None:
     for seed, recall in enumerate([[0.10, 0.5], [0.20, 0.7]]):
-        write_run(tmp_path / "runs", {"attic": (0.1, 4), "cellar": (0.2, 5)}, seed=seed, recall=recall)
+        write_run(
+            tmp_path / "runs", {"attic": (0.1, 4), "cellar": (0.2, 5)}, seed=seed, recall=recall
+        )
     write_run(tmp_path / "runs", {"attic": (0.1, 4)}, variant="attic", recall=[0.3, 0.4])
     text = table_text([tmp_path / "runs"], kind="recall", published_csv=published)
-    assert squeezed(text) == (
-        "Share of frames (%) with both errors within the thresholds; unweighted mean over scenes. Data set rooms, "
-        "ground truth original, split test, scene predicted. Mean ± standard deviation over seeds.\n"
-        "\n"
-        "| Method | 0.05 m, 5° | 0.25 m, 5° | Scene accuracy |\n"
-        "|:-|:-:|:-:|:-:|\n"
-        "| *This repository* | | | |\n"
-        "| rooms/all (2 seeds) | **15.0±7.1** | **60.0±14.1** | **99.0±0.0** |\n"
-        "| rooms/attic (1 seed) | – | – | – |\n"
-        "\n"
-        "Frames evaluated in this repository: attic 100, cellar 100.\n"
+    assert (
+        squeezed(text)
+        == "Share of frames (%) with both errors within the thresholds; unweighted mean over"
+        " scenes. Data set rooms, ground truth original, split test, scene predicted. Mean ±"
+        " standard deviation over seeds.\n\n| Method | 0.05 m, 5° | 0.25 m, 5° | Scene accuracy"
+        " |\n|:-|:-:|:-:|:-:|\n| *This repository* | | | |\n| rooms/all (2 seeds) | **15.0±7.1**"
+        " | **60.0±14.1** | **99.0±0.0** |\n| rooms/attic (1 seed) | – | – | – |\n\nFrames"
+        " evaluated in this repository: attic 100, cellar 100.\n"
     )
     per_scene = table_text([tmp_path / "runs"], kind="recall-scenes", published_csv=published)
     assert "within 0.05 m, 5° / 0.25 m, 5°. Data set rooms" in per_scene
     (row,) = [line for line in per_scene.splitlines() if line.startswith("| rooms/attic")]
-    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["rooms/attic (1 seed)", "**30.0** / 40.0", "–", "–", "–"]
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == [
+        "rooms/attic (1 seed)",
+        "**30.0** / 40.0",
+        "–",
+        "–",
+        "–",
+    ]
     table = pd.read_csv(io.StringIO(table_text([tmp_path / "runs"], format="csv", kind="recall")))
     assert table["recall_0.05m_5deg"].tolist()[:3] == pytest.approx([0.15] * 3)
     assert table["recall_0.25m_5deg_std"].tolist()[:3] == pytest.approx([np.sqrt(0.02)] * 3)
@@ -197,7 +213,9 @@ def cells(text: str, start: str) -> list[str]:
     return [cell.strip() for cell in row.split("|")[2:-1]]
 
 
-def test_the_best_is_found_after_rounding_so_that_equal_looking_cells_are_all_bold(tmp_path: Path) -> None:
+def test_the_best_is_found_after_rounding_so_that_equal_looking_cells_are_all_bold(
+    tmp_path: Path,
+) -> None:
     write_run(tmp_path, {"attic": (0.114, 4.004)}, variant="a")
     write_run(tmp_path, {"attic": (0.106, 3.996)}, variant="b")
     write_run(tmp_path, {"attic": (0.1151, 3.9949)}, variant="c")
@@ -206,12 +224,20 @@ def test_the_best_is_found_after_rounding_so_that_equal_looking_cells_are_all_bo
     assert cells(text, "rooms/b ")[0] == "**0.11** / 4.00"
     assert cells(text, "rooms/c ")[0] == "0.12 / **3.99**"
     finer = table_text([tmp_path], digits=3)
-    assert cells(finer, "rooms/a ")[0] == "0.114 / 4.00" and cells(finer, "rooms/b ")[0] == "**0.106** / 4.00"
+    assert (
+        cells(finer, "rooms/a ")[0] == "0.114 / 4.00"
+        and cells(finer, "rooms/b ")[0] == "**0.106** / 4.00"
+    )
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.lists(st.floats(0, 50), min_size=1, max_size=3), min_size=2, max_size=6), st.booleans())
-def test_a_cell_is_bold_just_where_none_printed_is_better(values: list[list[float]], larger: bool) -> None:
+@given(
+    st.lists(st.lists(st.floats(0, 50), min_size=1, max_size=3), min_size=2, max_size=6),
+    st.booleans(),
+)
+def test_a_cell_is_bold_just_where_none_printed_is_better(
+    values: list[list[float]], larger: bool
+) -> None:
     measures = [Measure(tuple(value)) for value in values]
     texts = Column("x", [(measure,) for measure in measures], (2,), larger).texts(MARKDOWN)
     printed = [float(text.strip("*").partition("±")[0]) for text in texts]
@@ -225,16 +251,23 @@ def test_a_single_row_is_not_the_best_of_anything(tmp_path: Path) -> None:
     assert "**" not in table_text([tmp_path])
 
 
-def test_no_average_is_taken_over_a_missing_scene_but_a_printed_one_stands(published: Path, tmp_path: Path) -> None:
+def test_no_average_is_taken_over_a_missing_scene_but_a_printed_one_stands(
+    published: Path, tmp_path: Path
+) -> None:
     write_run(tmp_path / "runs", {"attic": (0.1, 4)}, variant="attic")
     text = table_text([tmp_path / "runs"], published_csv=published)
     assert cells(text, "rooms/attic")[1:] == ["–", "–"]
     assert cells(text, "Half")[1:] == ["–", "**0.15** / **3.50**"]
-    published.write_text("".join(line for line in published.read_text().splitlines(True) if ",average," not in line))
+    published.write_text(
+        "".join(line for line in published.read_text().splitlines(True) if ",average," not in line)
+    )
     text = table_text([tmp_path / "runs"], published_csv=published)
     assert cells(text, "Half")[1:] == ["–", "–"]
     assert cells(text, "Net_1")[2] == "**0.30** / **5.00**"  # complete, so its mean can be taken
-    assert cells(table_text([tmp_path / "runs"], published=False), "rooms/attic") == ["0.10 / 4.00", "0.10 / 4.00"]
+    assert cells(table_text([tmp_path / "runs"], published=False), "rooms/attic") == [
+        "0.10 / 4.00",
+        "0.10 / 4.00",
+    ]
 
 
 def test_scenes_stand_in_the_order_asked_for_then_by_name(tmp_path: Path) -> None:
@@ -245,8 +278,10 @@ def test_scenes_stand_in_the_order_asked_for_then_by_name(tmp_path: Path) -> Non
 
 
 def test_signs_with_a_meaning_are_escaped() -> None:
-    assert LATEX.plain("a_b & 5% #1 {x} $y \\ ~ ^ ±°–") == (
-        "a\\_b \\& 5\\% \\#1 \\{x\\} \\$y \\textbackslash{} \\textasciitilde{} \\textasciicircum{} $\\pm$$^{\\circ}$--"
+    assert (
+        LATEX.plain("a_b & 5% #1 {x} $y \\ ~ ^ ±°–")
+        == "a\\_b \\& 5\\% \\#1 \\{x\\} \\$y \\textbackslash{} \\textasciitilde{}"
+        " \\textasciicircum{} $\\pm$$^{\\circ}$--"
     )
     assert MARKDOWN.plain("a|b *c* _d_") == "a\\|b \\*c\\* _d_"
 
@@ -270,14 +305,24 @@ def test_rows_measured_differently_are_refused_until_one_kind_is_chosen(
     with pytest.raises(MsposeError, match="cannot share a table") as error:
         table_text([tmp_path])
     message = one_line(error)
-    for part in (*change.values(), *option.values(), "rooms/a", "rooms/b", "--dataset", "--ground-truth", "--split"):
+    for part in (
+        *change.values(),
+        *option.values(),
+        "rooms/a",
+        "rooms/b",
+        "--dataset",
+        "--ground-truth",
+        "--split",
+    ):
         assert part in message
     text = table_text([tmp_path], **option)  # type: ignore[arg-type]
     assert "rooms/a" in text and "rooms/b" not in text
     assert "rooms/b" in table_text([tmp_path], **change)  # type: ignore[arg-type]
 
 
-def test_given_and_predicted_scenes_are_refused_together_but_baselines_may_stand_beside(tmp_path: Path) -> None:
+def test_given_and_predicted_scenes_are_refused_together_but_baselines_may_stand_beside(
+    tmp_path: Path,
+) -> None:
     write_run(tmp_path, {"attic": (0.1, 4)}, variant="a")
     write_run(tmp_path, {"attic": (0.8, 32)}, variant="baseline-mean-pose", scene_selection="given")
     assert "| rooms/baseline-mean-pose (1 seed, scene given) " in table_text([tmp_path])
@@ -288,7 +333,9 @@ def test_given_and_predicted_scenes_are_refused_together_but_baselines_may_stand
     assert "scene given." in table_text(baselines)
 
 
-def test_runs_at_toy_size_never_stand_beside_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_runs_at_toy_size_never_stand_beside_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_run(tmp_path, {"attic": (0.1, 4)}, variant="real")
     write_run(tmp_path, {"attic": (0.2, 5)}, experiment="rooms-quick", variant="toy", quick=True)
     with caplog.at_level("INFO", "mspose"):
@@ -296,11 +343,15 @@ def test_runs_at_toy_size_never_stand_beside_others(tmp_path: Path, caplog: pyte
     assert "toy size (quick) share no table with others, left out: 1" in caplog.text
     toys = collect_runs([tmp_path / "rooms-quick"])
     assert "at toy size (quick)." in table_text([tmp_path / "rooms-quick"])
-    with pytest.raises(MsposeError, match=r"cannot share a table: .*toy size \(quick\) \(rooms-quick/toy\)"):
+    with pytest.raises(
+        MsposeError, match=r"cannot share a table: .*toy size \(quick\) \(rooms-quick/toy\)"
+    ):
         make_table([*collect_runs([tmp_path / "rooms"]), *toys])
 
 
-def test_a_published_row_of_another_ground_truth_never_stands_beside_a_run(tmp_path: Path, published: Path) -> None:
+def test_a_published_row_of_another_ground_truth_never_stands_beside_a_run(
+    tmp_path: Path, published: Path
+) -> None:
     write_run(tmp_path / "runs", {"attic": (0.1, 4)})
     runs = collect_runs([tmp_path / "runs"])
     with pytest.raises(MsposeError, match=r"ground truth sfm.*\(Other\)"):
@@ -308,8 +359,12 @@ def test_a_published_row_of_another_ground_truth_never_stands_beside_a_run(tmp_p
     assert "Other" not in table_text([tmp_path / "runs"], published_csv=published)
 
 
-@pytest.mark.parametrize("change", [{"ground_truth": "colmap"}, {"split": "val"}, {"scene_selection": "given"}])
-def test_a_table_says_that_no_published_row_fits(tmp_path: Path, published: Path, change: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "change", [{"ground_truth": "colmap"}, {"split": "val"}, {"scene_selection": "given"}]
+)
+def test_a_table_says_that_no_published_row_fits(
+    tmp_path: Path, published: Path, change: dict[str, str]
+) -> None:
     write_run(tmp_path / "runs", {"attic": (0.1, 4)}, **change)
     text = table_text([tmp_path / "runs"], published_csv=published)
     assert "Net_1" not in text and "No published rows are shown" in text
@@ -318,7 +373,13 @@ def test_a_table_says_that_no_published_row_fits(tmp_path: Path, published: Path
 
 def test_a_run_whose_data_set_is_not_known_has_a_table_of_its_own(tmp_path: Path) -> None:
     write_run(
-        tmp_path, {"all": (0.1, 4)}, experiment="external", dataset=None, ground_truth=None, split=None, seed=None
+        tmp_path,
+        {"all": (0.1, 4)},
+        experiment="external",
+        dataset=None,
+        ground_truth=None,
+        split=None,
+        seed=None,
     )
     text = table_text([tmp_path])
     assert "Data set unknown, ground truth unknown" in text and "| external/all |" in squeezed(text)
@@ -360,9 +421,12 @@ def test_the_same_seed_at_two_places_is_refused_and_both_are_named(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("change", "named"), [({"frames": 99}, "frames"), ({"thresholds": [[0.1, 5.0], [0.25, 5.0]]}, "recall thresholds")]
+    ("change", "named"),
+    [({"frames": 99}, "frames"), ({"thresholds": [[0.1, 5.0], [0.25, 5.0]]}, "recall thresholds")],
 )
-def test_seeds_that_were_evaluated_differently_have_no_mean(tmp_path: Path, change: Any, named: str) -> None:
+def test_seeds_that_were_evaluated_differently_have_no_mean(
+    tmp_path: Path, change: Any, named: str
+) -> None:
     write_run(tmp_path, {"attic": (0.1, 4)}, seed=0)
     write_run(tmp_path, {"attic": (0.1, 4)}, seed=1, **change)
     with pytest.raises(MsposeError, match=f"seeds of rooms/all with different {named}"):
@@ -384,7 +448,8 @@ def test_where_no_run_is_the_message_says_where_it_looked_and_what_to_do(tmp_pat
         table_text([])
     write_run(tmp_path, {"attic": (0.1, 4)})
     with pytest.raises(
-        MsposeError, match="no run has split val; there are runs of rooms, ground truth original, split test"
+        MsposeError,
+        match="no run has split val; there are runs of rooms, ground truth original, split test",
     ):
         table_text([tmp_path], split="val")
 
@@ -424,7 +489,11 @@ def test_printed_averages_are_the_means_of_their_scenes_to_rounding() -> None:
         ("cambridge", "sfm", "test"),
     }
     differ = []
-    text = pd.read_csv(PUBLISHED_CSV, dtype=str).query("scene == 'average'").set_index(["method", "dataset"])
+    text = (
+        pd.read_csv(PUBLISHED_CSV, dtype=str)
+        .query("scene == 'average'")
+        .set_index(["method", "dataset"])
+    )
     for row in rows:
         assert row.average_printed and row.source
         for name, column in (
@@ -436,7 +505,8 @@ def test_printed_averages_are_the_means_of_their_scenes_to_rounding() -> None:
             unit = 10.0 ** -len(printed.partition(".")[2])
             if abs(mean - float(printed)) > unit / 2 + 1e-9:
                 differ.append(
-                    f"{row.name}, {row.group.dataset}, {name}: printed {printed}, mean of its scenes {mean:.4f}"
+                    f"{row.name}, {row.group.dataset}, {name}: printed {printed}, mean of its"
+                    f" scenes {mean:.4f}"
                 )
     assert not differ, differ
 
@@ -444,8 +514,19 @@ def test_printed_averages_are_the_means_of_their_scenes_to_rounding() -> None:
 def test_published_rows_are_those_of_the_papers() -> None:
     medians = {(row.name, row.group.dataset): row for row in published_rows()}
     transformer = medians["MS-Transformer", "7scenes"]
-    assert list(transformer.scenes) == ["chess", "fire", "heads", "office", "pumpkin", "redkitchen", "stairs"]
-    assert transformer.scenes["stairs"].position_m.mean == 0.26 and transformer.average.orientation_deg.mean == 7.28
+    assert list(transformer.scenes) == [
+        "chess",
+        "fire",
+        "heads",
+        "office",
+        "pumpkin",
+        "redkitchen",
+        "stairs",
+    ]
+    assert (
+        transformer.scenes["stairs"].position_m.mean == 0.26
+        and transformer.average.orientation_deg.mean == 7.28
+    )
     church = medians["MS-Transformer", "cambridge"].scenes["StMarysChurch"]
     assert (church.position_m.mean, church.orientation_deg.mean) == (1.62, 3.99)
     assert [row.name for row in published_rows(dataset="cambridge")] == ["MSPN", "MS-Transformer"]
@@ -459,10 +540,15 @@ def test_published_rows_are_those_of_the_papers() -> None:
         ("Net,rooms,original,test,attic,small,4,s,", "line 3: median_position_error_m is 'small'"),
         ("Net,rooms,original,test,attic,0.1,,s,", "line 3: median_orientation_error_deg is ''"),
         ("Old,rooms,original,test,attic,0.1,4,s,", "line 3: Old has scene attic twice"),
-        ("Net,rooms,original,test,attic,0.1,4,a source, with a comma,", "line 3: 10 values, expected 9"),
+        (
+            "Net,rooms,original,test,attic,0.1,4,a source, with a comma,",
+            "line 3: 10 values, expected 9",
+        ),
     ],
 )
-def test_a_bad_row_that_a_user_added_is_named_with_its_line(tmp_path: Path, line: str, named: str) -> None:
+def test_a_bad_row_that_a_user_added_is_named_with_its_line(
+    tmp_path: Path, line: str, named: str
+) -> None:
     path = tmp_path / "published.csv"
     path.write_text(HEADER + "Old,rooms,original,test,attic,0.1,4,s,\n" + line + "\n")
     with pytest.raises(MsposeError, match=named) as error:

@@ -64,7 +64,11 @@ def test_sides_are_timed_in_turn(clock):
         clock[0] += seconds
 
     found = interleaved(
-        {"a": lambda: call("a", 0.25), "b": lambda: call("b", 1.0)}, device=CPU, repeat=3, warm_up=2, shortest=0.0
+        {"a": lambda: call("a", 0.25), "b": lambda: call("b", 1.0)},
+        device=CPU,
+        repeat=3,
+        warm_up=2,
+        shortest=0.0,
     )
     assert order == ["a", "a", "b", "b", *("a", "b") * 3]
     assert found == {"a": [0.25] * 3, "b": [1.0] * 3}
@@ -105,7 +109,9 @@ def test_operations_of_the_papers_network_are_those_that_were_counted_by_hand():
 
 
 def test_both_training_steps_give_the_same_gradients():
-    still = dataclasses.replace(TOY, architecture={**TOY.architecture, "dropout": 0.0, "attention_dropout": 0.0})
+    still = dataclasses.replace(
+        TOY, architecture={**TOY.architecture, "dropout": 0.0, "attention_dropout": 0.0}
+    )
     ours, reference = make_sides(still, CPU)
     batch = random_batch(still, 3, CPU)
     before = {name: parameter.detach().clone() for name, parameter in ours.named_parameters()}
@@ -115,15 +121,21 @@ def test_both_training_steps_give_the_same_gradients():
     judges = dict(reference.named_parameters())
     for name, parameter in ours.named_parameters():
         judge = judges[name].grad
-        torch.testing.assert_close(parameter.grad, judge, rtol=1e-3, atol=1e-4 * float(judge.abs().max()) + 1e-7)
+        torch.testing.assert_close(
+            parameter.grad, judge, rtol=1e-3, atol=1e-4 * float(judge.abs().max()) + 1e-7
+        )
         assert not torch.equal(parameter, before[name]), f"{name} was not updated"
-        assert not torch.equal(judges[name], before[name]), f"{name} of the reference was not updated"
+        assert not torch.equal(judges[name], before[name]), (
+            f"{name} of the reference was not updated"
+        )
 
 
 def test_both_predictions_give_the_same_poses():
     ours, reference = make_sides(TOY, CPU)
     batch = random_batch(TOY, 2, CPU)
-    found, expected = (prediction(network, batch).run() for network in (ours.eval().fuse(), reference.eval()))
+    found, expected = (
+        prediction(network, batch).run() for network in (ours.eval().fuse(), reference.eval())
+    )
     torch.testing.assert_close(found.position_B3, expected.position_B3, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.orientation_B4, expected.orientation_B4, rtol=1e-4, atol=1e-5)
     assert not found.position_B3.requires_grad
@@ -132,12 +144,18 @@ def test_both_predictions_give_the_same_poses():
 def test_both_loaders_give_the_same_images(tmp_path):
     table = write_frames(tmp_path, 80, 60, pictures=2, frames=5)
     assert len(table) == 5
-    kept, cache = open_cache(table, tmp_path, short_side=48, folder=tmp_path / "cache", progress=False)
+    kept, cache = open_cache(
+        table, tmp_path, short_side=48, folder=tmp_path / "cache", progress=False
+    )
     shape = {"crop": 40, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)}
     batches = Batches(kept, cache, scenes=["library"], batch_size=8, **shape)
     (found,) = batches.in_order()
-    transform = reference_module().reference_transform(resize=48, random_crop=False, jitter=False, **shape)
-    (expected,) = reference_module().reference_batches([tmp_path / image for image in table["image"]], transform, 8)
+    transform = reference_module().reference_transform(
+        resize=48, random_crop=False, jitter=False, **shape
+    )
+    (expected,) = reference_module().reference_batches(
+        [tmp_path / image for image in table["image"]], transform, 8
+    )
     torch.testing.assert_close(found.image_B3HW, expected)
     assert not torch.equal(found.image_B3HW[0], found.image_B3HW[1])
     assert torch.equal(found.image_B3HW[0], found.image_B3HW[2])
@@ -163,7 +181,9 @@ def test_loading_is_measured_per_image_on_one_core(monkeypatch):
 
 
 def test_a_process_of_its_own_says_its_memory():
-    (found,) = run_alone(Task("ours", (2,), "cpu", quick=True, keep_freed_memory=True, recompute_backbone=True))
+    (found,) = run_alone(
+        Task("ours", (2,), "cpu", quick=True, keep_freed_memory=True, recompute_backbone=True)
+    )
     assert found.batch == 2
     assert 10**8 < found.before <= found.peak < 10**10
 
@@ -172,7 +192,9 @@ def test_either_side_is_compared_as_its_users_run_it(results, monkeypatch):
     """By default its own allocator settings; beside that, both sides with the same."""
     clock = {"reference": 8.0, "ours": 2.0}
     monkeypatch.setattr(
-        measure, "interleaved", lambda calls, **_: {name: [clock[name.partition("_")[0]]] for name in calls}
+        measure,
+        "interleaved",
+        lambda calls, **_: {name: [clock[name.partition("_")[0]]] for name in calls},
     )
     calls = {name: Call(lambda: None, len) for name in ("reference_predict_b1", "ours_predict_b1")}
     measure._time(results, calls, 1, "default_allocator")
@@ -193,15 +215,25 @@ def test_a_process_that_fails_ends_in_one_line(monkeypatch):
         monkeypatch.setattr(alone.subprocess, "run", lambda *_, **__: answer)
 
     ends(-9, "")
-    with pytest.raises(MsposeError, match=r"step of ours at batch 32: killed by the system.*memory"):
+    with pytest.raises(
+        MsposeError, match=r"step of ours at batch 32: killed by the system.*memory"
+    ):
         run_alone(task)
-    ends(1, "Traceback\n  somewhere\nRuntimeError: not enough memory: you tried to allocate 7 bytes\n")
-    with pytest.raises(MsposeError, match="batch 32: RuntimeError: not enough memory: you tried to allocate 7 bytes$"):
+    ends(
+        1,
+        "Traceback\n  somewhere\nRuntimeError: not enough memory: you tried to allocate 7 bytes\n",
+    )
+    with pytest.raises(
+        MsposeError,
+        match="batch 32: RuntimeError: not enough memory: you tried to allocate 7 bytes$",
+    ):
         run_alone(task)
 
 
 class Processes:
-    """Stands in for processes with a peak of 1 GB and 2 GB an image, which are killed above `limit` images."""
+    """Stands in for processes with a peak of 1 GB and 2 GB an image, which are killed above `limit`
+    images.
+    """
 
     def __init__(self, monkeypatch, free, limit=100):
         self.tasks, self.limit = [], limit
@@ -217,7 +249,10 @@ class Processes:
 
 def test_memory_is_measured_where_it_fits(monkeypatch):
     processes = Processes(monkeypatch, free=10**12)
-    assert measure_memory("ours", 32, CPU, quick=False) == {"peak_bytes": 65 * 10**9, "increment_bytes": 64 * 10**9}
+    assert measure_memory("ours", 32, CPU, quick=False) == {
+        "peak_bytes": 65 * 10**9,
+        "increment_bytes": 64 * 10**9,
+    }
     assert processes.tasks == [Task("ours", (32,), "cpu", quick=False, keep_freed_memory=True)]
 
 
@@ -225,7 +260,11 @@ def test_memory_is_extrapolated_where_it_does_not_fit(monkeypatch):
     processes = Processes(monkeypatch, free=20 * 10**9)
     found = measure_memory("reference", 32, CPU, quick=False)
     assert found.pop("reason") == "batch 32 needs about 65.0 GB, 20.0 GB are free"
-    assert found == {"peak_bytes": 65 * 10**9, "increment_bytes": 64 * 10**9, "extrapolated_from": [4, 8]}
+    assert found == {
+        "peak_bytes": 65 * 10**9,
+        "increment_bytes": 64 * 10**9,
+        "extrapolated_from": [4, 8],
+    }
     assert [task.batches for task in processes.tasks] == [(4, 8)]
     assert not processes.tasks[0].keep_freed_memory
 
@@ -262,7 +301,9 @@ def test_what_could_not_be_compiled_is_left_out_and_said(results):
     }
     measure._time(results, calls, 8, "")
     assert set(results.ratio) == {"train_b8_float32"}
-    assert results.notes == ["ours_train_b8_float32_compiled was not measured: torch.compile cannot be used here"]
+    assert results.notes == [
+        "ours_train_b8_float32_compiled was not measured: torch.compile cannot be used here"
+    ]
 
 
 def test_figures_follow_from_the_median(results):
@@ -279,7 +320,11 @@ def test_figures_follow_from_the_median(results):
     }
     assert found["images_per_second"]["ours_train_b8_bfloat16"] == 16
     assert found["ratio"] == {"train_b8_bfloat16": 4.0}
-    share = 16 * found["operations_per_image"]["train"] / found["rate"]["bfloat16"]["operations_per_second"]
+    share = (
+        16
+        * found["operations_per_image"]["train"]
+        / found["rate"]["bfloat16"]["operations_per_second"]
+    )
     assert found["share_of_matrix_rate"]["ours_train_b8_bfloat16"] == pytest.approx(share)
     assert json.loads(json.dumps(found))["samples"]["reference_train_b8_float32"] == [9.0, 1.0, 2.0]
     table = markdown(found)
@@ -304,7 +349,9 @@ def test_a_wrong_name_ends_in_one_line(capsys):
 
 
 def test_without_the_tests_of_the_checkout_it_ends_in_one_line(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(sides, "__file__", str(tmp_path / "site-packages/mspose/tools/bench/sides.py"))
+    monkeypatch.setattr(
+        sides, "__file__", str(tmp_path / "site-packages/mspose/tools/bench/sides.py")
+    )
     reference_module.cache_clear()
     try:
         line = run_cli(capsys, "--quick")
@@ -317,7 +364,9 @@ def test_without_the_tests_of_the_checkout_it_ends_in_one_line(capsys, monkeypat
 def test_one_part_alone(monkeypatch):
     for name in ("measure_all_memory", "measure_training", "measure_all_loading"):
         monkeypatch.setattr(measure, name, lambda *_, **__: pytest.fail("not asked for"))
-    monkeypatch.setattr(measure, "keep_freed_memory", lambda: None)  # it would hold for the tests to come
+    monkeypatch.setattr(
+        measure, "keep_freed_memory", lambda: None
+    )  # it would hold for the tests to come
     found = benchmark("predict", device="cpu", repeat=1, quick=True)
     assert set(found["ratio"]) == {
         f"predict_b{count}{precision}{allocator}"
@@ -332,16 +381,36 @@ def test_everything_is_measured_and_written(tmp_path, capsys, monkeypatch):
     kept = []
     monkeypatch.setattr(measure, "keep_freed_memory", lambda: kept.append(True))
     files = tmp_path / "results" / "bench-toy.json", tmp_path / "results" / "bench-toy.md"
-    main(["bench", "--quick", "--device", "cpu", "--repeat", "1", "--json", str(files[0]), "--markdown", str(files[1])])
+    main(
+        [
+            "bench",
+            "--quick",
+            "--device",
+            "cpu",
+            "--repeat",
+            "1",
+            "--json",
+            str(files[0]),
+            "--markdown",
+            str(files[1]),
+        ]
+    )
     assert kept == [True]
     found = json.loads(files[0].read_text())
     assert found["ratio"].keys() >= RATIOS
-    figures = [*found["ratio"].values(), *found["seconds"].values(), *found["share_of_matrix_rate"].values()]
+    figures = [
+        *found["ratio"].values(),
+        *found["seconds"].values(),
+        *found["share_of_matrix_rate"].values(),
+    ]
     assert all(math.isfinite(figure) and figure > 0 for figure in figures)
     assert found["quick"] is True
     assert found["machine"]["device"]
     assert found["memory"]["ours"]["peak_bytes"] > 10**8
-    assert found["seconds"].keys() >= {"ours_train_b8_float32_recomputed", "ours_load_640x480_jitter"}
+    assert found["seconds"].keys() >= {
+        "ours_train_b8_float32_recomputed",
+        "ours_load_640x480_jitter",
+    }
     table = files[1].read_text()
     assert capsys.readouterr().out == table
     for name in RATIOS:

@@ -22,11 +22,17 @@ from mspose.tools import conversion
 from mspose.tools.conversion import convert_checkpoint
 
 SEVEN = ["chess", "fire", "heads", "office", "pumpkin", "redkitchen", "stairs"]
-DIM, HIDDEN, LAYERS = 16, 24, {"t": (1, 2), "rot": (2, 1)}  # (encoder, decoder) layers of each branch
+DIM, HIDDEN, LAYERS = (
+    16,
+    24,
+    {"t": (1, 2), "rot": (2, 1)},
+)  # (encoder, decoder) layers of each branch
 
 
 def released_tensors(scenes: int, *, learned: bool) -> dict[str, torch.Tensor]:
-    """Random tensors with the names and kinds of shapes of a released checkpoint, in a narrow network."""
+    """Random tensors with the names and kinds of shapes of a released checkpoint, in a narrow
+    network.
+    """
     generator = torch.Generator().manual_seed(1)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -34,9 +40,13 @@ def released_tensors(scenes: int, *, learned: bool) -> dict[str, torch.Tensor]:
 
     torch.manual_seed(1)
     backbone = timm.create_model("tf_efficientnet_b0").state_dict()
-    tensors = {f"backbone.0.body.{name}": backbone[timms] for name, timms in EFFICIENTNET_B0_NAMES.items()}
+    tensors = {
+        f"backbone.0.body.{name}": backbone[timms] for name, timms in EFFICIENTNET_B0_NAMES.items()
+    }
     if learned:
-        tensors |= {f"backbone.1.{axis}_embed.weight": draw(50, DIM // 2) for axis in ("row", "col")}
+        tensors |= {
+            f"backbone.1.{axis}_embed.weight": draw(50, DIM // 2) for axis in ("row", "col")
+        }
 
     def linear(name: str, out: int, inner: int) -> None:
         tensors[f"{name}.weight"], tensors[f"{name}.bias"] = draw(out, inner), draw(out)
@@ -46,7 +56,10 @@ def released_tensors(scenes: int, *, learned: bool) -> dict[str, torch.Tensor]:
 
     for branch, channels, values in (("t", 112, 3), ("rot", 40, 4)):
         for stack, layers, attentions in zip(
-            ("encoder", "decoder"), LAYERS[branch], (["self_attn"], ["self_attn", "multihead_attn"]), strict=True
+            ("encoder", "decoder"),
+            LAYERS[branch],
+            (["self_attn"], ["self_attn", "multihead_attn"]),
+            strict=True,
         ):
             for layer in range(layers):
                 name = f"transformer_{branch}.{stack}.layers.{layer}"
@@ -105,19 +118,29 @@ def write_seven_scenes(root: Path, split: str = "test", frames: int = 2) -> None
         folder.mkdir(parents=True)
         (root / scene / f"{split.capitalize()}Split.txt").write_text("sequence1\n")
         for number in range(frames):
-            np.savetxt(folder / f"frame-{number:06d}.pose.txt", pose_matrix(rng.normal(size=3), rng.normal(size=4))[0])
+            np.savetxt(
+                folder / f"frame-{number:06d}.pose.txt",
+                pose_matrix(rng.normal(size=3), rng.normal(size=4))[0],
+            )
             image = Image.fromarray(rng.integers(0, 255, (36, 48, 3), dtype=np.uint8))
             image.save(folder / f"frame-{number:06d}.color.png")
 
 
 def test_the_run_folder_loads_and_says_what_it_is(converted, checkpoint):
     run, report = converted
-    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "model.json", "model.safetensors"]
+    assert sorted(path.name for path in run.iterdir()) == [
+        "config.yaml",
+        "model.json",
+        "model.safetensors",
+    ]
     weights, description = load_model(run)
     tensors = torch.load(checkpoint, weights_only=True)
     assert torch.equal(weights["position_head.out.weight"], tensors["regressor_head_t.fc_o.weight"])
     assert torch.equal(weights["orientation.scene_query"], tensors["query_embed_rot.weight"])
-    assert (description["preprocessing"]["resize"], description["preprocessing"]["crop"]) == (256, 224)
+    assert (description["preprocessing"]["resize"], description["preprocessing"]["crop"]) == (
+        256,
+        224,
+    )
     assert description["preprocessing"]["mean"] == pytest.approx([0.485, 0.456, 0.406])
     assert description["trained_on"] == {
         "dataset": "7scenes",
@@ -137,7 +160,9 @@ def test_the_run_folder_loads_and_says_what_it_is(converted, checkpoint):
     assert lines[0].startswith(
         f"{kept} tensors kept, {len(tensors) - kept} that nothing reads dropped: backbone.0.body."
     )
-    assert lines[1].startswith("position encoding: learned; position_encoder_layers 1, position_decoder_layers 2")
+    assert lines[1].startswith(
+        "position encoding: learned; position_encoder_layers 1, position_decoder_layers 2"
+    )
     assert lines[2:] == [f"scenes: {', '.join(SEVEN)} (7scenes)", str(run)]
 
 
@@ -148,7 +173,14 @@ def test_the_settings_describe_the_network(converted):
     assert settings.data.dataset == "7scenes"
     _, description = load_model(run)
     assert description["config_hash"] == config_hash(settings)
-    for name in ("backbone", "dim", "heads", "head_hidden", "position_encoding", "orientation_encoder_layers"):
+    for name in (
+        "backbone",
+        "dim",
+        "heads",
+        "head_hidden",
+        "position_encoding",
+        "orientation_encoder_layers",
+    ):
         assert getattr(settings.model, name) == description["architecture"][name]
     assert settings.loss.qka_weight == 0
 
@@ -159,25 +191,43 @@ def test_evaluate_and_table_take_the_run(converted, tmp_path, capsys, quiet_main
     for path in converted[0].iterdir():
         (run / path.name).write_bytes(path.read_bytes())
     write_seven_scenes(tmp_path / "data")
-    options = ["--root", str(tmp_path / "data"), "--cache", str(tmp_path / "cache"), "--device", "cpu", "--quiet"]
+    options = [
+        "--root",
+        str(tmp_path / "data"),
+        "--cache",
+        str(tmp_path / "cache"),
+        "--device",
+        "cpu",
+        "--quiet",
+    ]
     quiet_main(["evaluate", str(run), *options])
     assert "redkitchen" in capsys.readouterr().out
     metrics = json.loads((run / "metrics.json").read_text())
     assert list(metrics["scenes"]) == SEVEN
     assert metrics["average"]["frames"] == 14
-    about = {"dataset": "7scenes", "ground_truth": "original", "experiment": "released", "variant": "mst", "seed": 0}
+    about = {
+        "dataset": "7scenes",
+        "ground_truth": "original",
+        "experiment": "released",
+        "variant": "mst",
+        "seed": 0,
+    }
     assert {name: metrics[name] for name in about} == about
     assert metrics["provenance"]["model"]["converted_from"] == "mst_7scenes.pth"
     quiet_main(["table", str(tmp_path / "runs")])
     table = capsys.readouterr().out
     assert "released/mst (1 seed)" in table
-    assert "MS-Transformer" in table  # its published row, on the same data set, ground truth and split
+    assert (
+        "MS-Transformer" in table
+    )  # its published row, on the same data set, ground truth and split
 
     image = tmp_path / "data" / "fire" / "seq-01" / "frame-000001.color.png"
     image.write_bytes(image.read_bytes()[:900])
     quiet_main(["evaluate", str(run), *options, "--scenes", "fire", "--on-bad-frame", "skip"])
     assert json.loads((run / "metrics.json").read_text())["bad_frames"] == 1
-    estimate = mspose.load(run, "cpu")(read_image(tmp_path / "data/fire/seq-01/frame-000000.color.png"))
+    estimate = mspose.load(run, "cpu")(
+        read_image(tmp_path / "data/fire/seq-01/frame-000000.color.png")
+    )
     row = (run / "predictions" / "test.csv").read_text().splitlines()[1].split(",")
     np.testing.assert_allclose(estimate.position, [float(value) for value in row[11:14]], atol=1e-4)
 
@@ -200,12 +250,16 @@ def test_named_scenes_and_a_data_set_of_ones_own(own_data, tmp_path):
     path = save(released_tensors(2, learned=False), tmp_path / "two.pth")
     with pytest.raises(MsposeError, match="the checkpoint has 2 scenes.*name them, --scenes"):
         convert_checkpoint(path, tmp_path / "run")
-    with pytest.raises(MsposeError, match="no published data set has the scenes cellar, attic: .*--dataset"):
+    with pytest.raises(
+        MsposeError, match="no published data set has the scenes cellar, attic: .*--dataset"
+    ):
         convert_checkpoint(path, tmp_path / "run", scenes=["cellar", "attic"])
     with pytest.raises(MsposeError, match="7scenes has no scene 'attic'; its scenes: chess"):
         convert_checkpoint(path, tmp_path / "run", scenes=["cellar", "attic"], dataset="7scenes")
     assert not (tmp_path / "run").exists()
-    report = convert_checkpoint(path, tmp_path / "run", scenes=["cellar", "attic"], dataset=str(own_data))
+    report = convert_checkpoint(
+        path, tmp_path / "run", scenes=["cellar", "attic"], dataset=str(own_data)
+    )
     assert "position encoding: sine" in report
     assert mspose.load(tmp_path / "run", "cpu").scenes == ("cellar", "attic")
     settings = read_settings(tmp_path / "run" / "config.yaml")
@@ -218,7 +272,9 @@ def test_four_scenes_are_cambridges(tmp_path):
     assert "scenes: KingsCollege, OldHospital, ShopFacade, StMarysChurch (cambridge)" in report
     assert load_model(tmp_path / "run")[1]["trained_on"]["ground_truth"] == "sfm"
     with pytest.raises(MsposeError, match="cambridge has no scene"):
-        convert_checkpoint(path, tmp_path / "b", scenes=["chess", "fire", "heads", "office"], dataset="cambridge")
+        convert_checkpoint(
+            path, tmp_path / "b", scenes=["chess", "fire", "heads", "office"], dataset="cambridge"
+        )
 
 
 def test_a_folder_that_holds_something_is_left_alone(checkpoint, tmp_path):
@@ -235,7 +291,10 @@ def test_a_folder_that_holds_something_is_left_alone(checkpoint, tmp_path):
 
 def test_code_is_never_unpickled(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
-    with pytest.raises(MsposeError, match=r"module.pth: refused, .*would run code.*Linear.*save the state dict alone"):
+    with pytest.raises(
+        MsposeError,
+        match=r"module.pth: refused, .*would run code.*Linear.*save the state dict alone",
+    ):
         convert_checkpoint(tmp_path / "module.pth", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

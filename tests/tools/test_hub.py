@@ -27,14 +27,18 @@ PREPARED = {"preprocessing": {"resize": 48, "crop": 40}}
 @pytest.fixture
 def mspn() -> MSPN:
     torch.manual_seed(0)
-    return MSPN(scenes=["attic"], backbone="efficientnet_lite0", pretrained=False, head_hidden=8).eval()
+    return MSPN(
+        scenes=["attic"], backbone="efficientnet_lite0", pretrained=False, head_hidden=8
+    ).eval()
 
 
 def answers(network: PoseNetwork) -> torch.Tensor:
     image_B3HW = torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         output = network(image_B3HW)
-    return torch.cat([output.position_B3, output.orientation_B4, output.scene_log_probability_BS], dim=1)
+    return torch.cat(
+        [output.position_B3, output.orientation_B4, output.scene_log_probability_BS], dim=1
+    )
 
 
 class Hub:
@@ -58,7 +62,12 @@ class Hub:
                     self.answer(json.dumps({"id": NAME, "sha": COMMIT, "siblings": files}).encode())
                 elif path.startswith(f"/api/models/{NAME}/tree/"):
                     entries = [
-                        {"type": "file", "path": name, "size": len(data), "oid": f"{len(data):040x}"}
+                        {
+                            "type": "file",
+                            "path": name,
+                            "size": len(data),
+                            "oid": f"{len(data):040x}",
+                        }
                         for name, data in hub.files.items()
                     ]
                     self.answer(json.dumps(entries).encode())
@@ -96,7 +105,11 @@ def ask_at(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        address + "/{repo_id}/resolve/{revision}/{filename}",
+    )
 
 
 @pytest.fixture
@@ -135,7 +148,9 @@ def test_a_run_folder_gives_its_network_and_saves_as_the_same_two_files(small_ru
 
 @pytest.mark.usefixtures("never_asked")
 def test_a_network_made_by_hand_says_what_is_missing_and_then_loads_anywhere(mspn, tmp_path):
-    with pytest.raises(MsposeError, match=r"resize and crop missing.*network.description = ") as raised:
+    with pytest.raises(
+        MsposeError, match=r"resize and crop missing.*network.description = "
+    ) as raised:
         mspn.save_pretrained(tmp_path / "mspn")
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "mspn").exists()
@@ -152,7 +167,9 @@ def test_a_network_made_by_hand_says_what_is_missing_and_then_loads_anywhere(msp
 def test_a_class_does_not_load_another_kind(small_run, mspn, tmp_path):
     mspn.description = PREPARED
     mspn.save_pretrained(tmp_path)
-    with pytest.raises(MsposeError, match=r"holds a network of kind ms-transformer: load it with MSTransformer"):
+    with pytest.raises(
+        MsposeError, match=r"holds a network of kind ms-transformer: load it with MSTransformer"
+    ):
         MSPN.from_pretrained(small_run)
     with pytest.raises(MsposeError, match=r"holds a network of kind mspn: load it with MSPN"):
         MSTransformer.from_pretrained(tmp_path)
@@ -172,7 +189,10 @@ def test_a_class_does_not_load_another_kind(small_run, mspn, tmp_path):
         (MODEL, b'{"format": 1, "kind": ["mspn"]}', "does not describe a model of this version"),
         (
             MODEL,
-            b'{"format": 1, "kind": "mspn", "architecture": {"scenes": ["a"], "head_hidden": 1e99}}',
+            (
+                b'{"format": 1, "kind": "mspn", "architecture": {"scenes": ["a"], "head_hidden":'
+                b" 1e99}}"
+            ),
             "does not desc",
         ),
         (MODEL, b'{"format": 7}', "format 7 is not 1"),
@@ -218,7 +238,18 @@ def test_a_description_that_is_no_json_leaves_nothing_half_written(mspn, tmp_pat
 
 @pytest.mark.usefixtures("never_asked")
 @pytest.mark.parametrize(
-    "name", ["nowhere", "/nowhere/model", "./runs/none", "runs/none", "a/b/c", "user/", "a b/c", "-x/y", "~/model"]
+    "name",
+    [
+        "nowhere",
+        "/nowhere/model",
+        "./runs/none",
+        "runs/none",
+        "a/b/c",
+        "user/",
+        "a b/c",
+        "-x/y",
+        "~/model",
+    ],
 )
 def test_what_is_no_name_on_the_hub_is_never_asked_for(name, tmp_path):
     (tmp_path / "runs").mkdir()  # and so runs/none is a mistyped folder
@@ -250,20 +281,25 @@ def test_a_model_of_the_hub_answers_as_that_of_the_folder(hub, small_run, tmp_pa
     assert len(hub.asked) == before
     assert torch.equal(answers(again), answers(network))
     hub.stop()
-    assert torch.equal(answers(MSTransformer.from_pretrained(NAME)), answers(network))  # offline: the copy
+    assert torch.equal(
+        answers(MSTransformer.from_pretrained(NAME)), answers(network)
+    )  # offline: the copy
 
 
 def test_options_of_a_download_reach_the_hub(hub, tmp_path):
     with pytest.raises(MsposeError, match="no such model with a revision v2"):
         MSTransformer.from_pretrained(NAME, revision="v2")
-    MSTransformer.from_pretrained(NAME, revision="main", cache_dir=tmp_path / "other", token="hf_secret")
+    MSTransformer.from_pretrained(
+        NAME, revision="main", cache_dir=tmp_path / "other", token="hf_secret"
+    )
     assert any((tmp_path / "other").rglob(MODEL))
     assert f"GET /api/models/{NAME}/revision/v2" in hub.asked
 
 
 def test_neither_a_folder_nor_a_model_of_the_hub(hub):
     with pytest.raises(
-        MsposeError, match=r"runs/none holds no model: there is no such folder here, .* hub has no such"
+        MsposeError,
+        match=r"runs/none holds no model: there is no such folder here, .* hub has no such",
     ):
         mspose.load("runs/none")
     with pytest.raises(MsposeError, match=r"a\.\.b/none holds no model"):
@@ -271,7 +307,9 @@ def test_neither_a_folder_nor_a_model_of_the_hub(hub):
     with pytest.raises(MsposeError, match="not downloaded from the Hugging Face hub before"):
         MSTransformer.from_pretrained(NAME, local_files_only=True)
     hub.stop()
-    with pytest.raises(MsposeError, match=r"not downloaded .* before; the Hugging Face hub does not answer") as raised:
+    with pytest.raises(
+        MsposeError, match=r"not downloaded .* before; the Hugging Face hub does not answer"
+    ) as raised:
         mspose.load("runs/none")
     assert "\n" not in str(raised.value)
 
@@ -294,13 +332,28 @@ def test_pushing_uploads_the_two_files_and_a_card(small_run, monkeypatch, tmp_pa
     monkeypatch.setattr(HfApi, "create_repo", create)
     monkeypatch.setattr(HfApi, "upload_folder", upload)
     network = MSTransformer.from_pretrained(small_run)
-    assert network.push_to_hub(NAME, private=True, commit_message="two rooms") == "https://huggingface.co/commit"
+    assert (
+        network.push_to_hub(NAME, private=True, commit_message="two rooms")
+        == "https://huggingface.co/commit"
+    )
     assert seen == {"private": True, "repo_id": NAME, "message": "two rooms"}
-    assert sorted(path.name for path in (tmp_path / "uploaded").iterdir()) == ["README.md", MODEL, WEIGHTS]
-    assert torch.equal(answers(MSTransformer.from_pretrained(tmp_path / "uploaded")), answers(network))
+    assert sorted(path.name for path in (tmp_path / "uploaded").iterdir()) == [
+        "README.md",
+        MODEL,
+        WEIGHTS,
+    ]
+    assert torch.equal(
+        answers(MSTransformer.from_pretrained(tmp_path / "uploaded")), answers(network)
+    )
     card = ModelCard.load(tmp_path / "uploaded" / "README.md")
     assert card.data.library_name == "mspose"
-    for said in ("`attic`, `cellar`", "metres", "w x y z", f'mspose.load("{NAME}")', "data set small"):
+    for said in (
+        "`attic`, `cellar`",
+        "metres",
+        "w x y z",
+        f'mspose.load("{NAME}")',
+        "data set small",
+    ):
         assert said in card.text, said
 
 
@@ -317,7 +370,10 @@ def test_what_keeps_a_push_from_succeeding_is_one_line(hub, mspn):
 def test_the_card_quotes_the_licence_that_the_data_set_s_card_names(mspn):
     from mspose.tools.hub import card_text
 
-    mspn.description = {**PREPARED, "trained_on": {"dataset": "virtual", "frames": 10, "ground_truth": "rendered"}}
+    mspn.description = {
+        **PREPARED,
+        "trained_on": {"dataset": "virtual", "frames": 10, "ground_truth": "rendered"},
+    }
     assert "MIT, as the code that renders it" in card_text(mspn, NAME)
     mspn.description = PREPARED
     assert "What it was trained on is not recorded. Whoever trained it" in card_text(mspn, NAME)
@@ -325,7 +381,8 @@ def test_the_card_quotes_the_licence_that_the_data_set_s_card_names(mspn):
 
 def test_nothing_of_the_hub_is_imported_before_it_is_needed():
     code = (
-        "import sys, mspose.models.mstransformer, mspose.inference; print('huggingface_hub.hub_mixin' in sys.modules)"
+        "import sys, mspose.models.mstransformer, mspose.inference;"
+        " print('huggingface_hub.hub_mixin' in sys.modules)"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "False"

@@ -21,20 +21,34 @@ from mspose.metrics import write_predictions
 from mspose.poses import normalize_quaternion, quaternion_to_rotation, rotation_to_quaternion
 from mspose.tools.viewer.frame_images import images_of_run
 from mspose.tools.viewer.server import free_port, view_run
-from mspose.tools.viewer.shown import ANGLE, error_colours, ground, overview, path_segments, shown_scene, up_direction
+from mspose.tools.viewer.shown import (
+    ANGLE,
+    error_colours,
+    ground,
+    overview,
+    path_segments,
+    shown_scene,
+    up_direction,
+)
 
 viser = pytest.importorskip("viser")
 from mspose.tools.viewer.viewer import ESTIMATED_CAMERA, OVERVIEW, TRUE_CAMERA, Viewer, facts  # noqa: E402
 
 
 def predictions_of(frames: pd.DataFrame) -> pd.DataFrame:
-    """Estimates that are off by up to some decimetres and degrees; in `attic`, one frame is taken for the cellar."""
+    """Estimates that are off by up to some decimetres and degrees; in `attic`, one frame is taken
+    for the cellar.
+    """
     rng = np.random.default_rng(3)
-    table = frames[["image", "scene", "tx", "ty", "tz", "qw", "qx", "qy", "qz"]].reset_index(drop=True)
+    table = frames[["image", "scene", "tx", "ty", "tz", "qw", "qx", "qy", "qz"]].reset_index(
+        drop=True
+    )
     table = table.assign(predicted_scene=table["scene"], scene_probability=0.9)
     for name in ("tx", "ty", "tz"):
         table[f"{name}_est"] = table[name] + rng.normal(0, 0.1, len(table))
-    turned = normalize_quaternion(table[["qw", "qx", "qy", "qz"]].to_numpy() + rng.normal(0, 0.02, (len(table), 4)))
+    turned = normalize_quaternion(
+        table[["qw", "qx", "qy", "qz"]].to_numpy() + rng.normal(0, 0.02, (len(table), 4))
+    )
     table[["qw_est", "qx_est", "qy_est", "qz_est"]] = turned
     table.loc[0, "predicted_scene"] = "cellar"
     return table
@@ -101,8 +115,12 @@ def test_a_scene_shows_its_own_frames_with_the_poses_of_the_file(table):
     assert shown.image == list(rows["image"])
     np.testing.assert_array_equal(shown.true_position_N3, rows[["tx", "ty", "tz"]])
     np.testing.assert_array_equal(shown.position_N3, rows[["tx_est", "ty_est", "tz_est"]])
-    np.testing.assert_allclose(shown.true_orientation_N4, rows[["qw", "qx", "qy", "qz"]], atol=1e-15)
-    np.testing.assert_allclose(shown.orientation_N4, rows[["qw_est", "qx_est", "qy_est", "qz_est"]], atol=1e-15)
+    np.testing.assert_allclose(
+        shown.true_orientation_N4, rows[["qw", "qx", "qy", "qz"]], atol=1e-15
+    )
+    np.testing.assert_allclose(
+        shown.orientation_N4, rows[["qw_est", "qx_est", "qy_est", "qz_est"]], atol=1e-15
+    )
     assert shown.error_N["position"][shown.rank("worst")] == rows["position_error_m"].max()
     assert shown.error_N["position"][shown.rank("best")] == rows["position_error_m"].min()
     assert shown.error_N["position"][shown.rank("median")] == rows["position_error_m"].median()
@@ -113,8 +131,12 @@ def test_a_scene_far_from_its_origin_is_seen_from_nearby_and_keeps_its_numbers(t
     near, shown = shown_scene(table, "attic"), shown_scene(far, "attic")
     assert np.abs(shown.true_position_N3).max() < 10
     shift_3 = np.array([4_000_000, 0, 0])
-    np.testing.assert_allclose(shown.true_position_N3 + shown.origin_3, near.true_position_N3 + shift_3)
-    np.testing.assert_allclose(shown.position_N3 - shown.true_position_N3, near.position_N3 - near.true_position_N3)
+    np.testing.assert_allclose(
+        shown.true_position_N3 + shown.origin_3, near.true_position_N3 + shift_3
+    )
+    np.testing.assert_allclose(
+        shown.position_N3 - shown.true_position_N3, near.position_N3 - near.true_position_N3
+    )
     np.testing.assert_array_equal(near.origin_3, 0)
     assert f"({far['tx'].iloc[0]:.2f}, " in facts(shown, 0, "")
 
@@ -128,7 +150,9 @@ def test_names_are_never_read_as_code_by_the_page(table):
 
 
 def held_level(yaws, pitch, roll=0.0):
-    """Orientations of cameras that look around a world whose up is (0, 0.6, 0.8), tilted down by `pitch`, radians."""
+    """Orientations of cameras that look around a world whose up is (0, 0.6, 0.8), tilted down by
+    `pitch`, radians.
+    """
     up = np.array([0.0, 0.6, 0.8])
     rotations = []
     for yaw in yaws:
@@ -136,13 +160,17 @@ def held_level(yaws, pitch, roll=0.0):
         forward = np.cos(pitch) * level - np.sin(pitch) * up
         right = np.cross(forward, up) / np.linalg.norm(np.cross(forward, up))
         down = np.cross(forward, right)
-        right, down = np.cos(roll) * right + np.sin(roll) * down, np.cos(roll) * down - np.sin(roll) * right
+        right, down = (
+            np.cos(roll) * right + np.sin(roll) * down,
+            np.cos(roll) * down - np.sin(roll) * right,
+        )
         rotations.append(np.stack([right, down, forward], axis=1))
     return rotation_to_quaternion(np.array(rotations))
 
 
 @pytest.mark.parametrize(
-    ("yaws", "pitch"), [(np.linspace(0, 6, 40), 0.5), (np.linspace(0, 1.5, 40), 0.7), (np.linspace(0, 6, 40), -0.3)]
+    ("yaws", "pitch"),
+    [(np.linspace(0, 6, 40), 0.5), (np.linspace(0, 1.5, 40), 0.7), (np.linspace(0, 6, 40), -0.3)],
 )
 def test_up_is_at_right_angles_to_image_rows_however_cameras_are_tilted(yaws, pitch):
     np.testing.assert_allclose(up_direction(held_level(yaws, pitch)), [0, 0.6, 0.8], atol=1e-6)
@@ -152,7 +180,9 @@ def test_up_of_a_camera_that_never_turned_is_its_image_s(table):
     orientation_N4 = held_level([0.3] * 5, 0.0)
     np.testing.assert_allclose(up_direction(orientation_N4), [0, 0.6, 0.8], atol=1e-6)
     np.testing.assert_allclose(up_direction(orientation_N4[:1]), [0, 0.6, 0.8], atol=1e-6)
-    assert np.linalg.norm(up_direction(table[["qw", "qx", "qy", "qz"]].to_numpy())) == pytest.approx(1)
+    assert np.linalg.norm(
+        up_direction(table[["qw", "qx", "qy", "qz"]].to_numpy())
+    ) == pytest.approx(1)
 
 
 def test_paths_end_where_a_sequence_does_and_at_jumps():
@@ -185,19 +215,29 @@ def test_the_view_from_above_looks_down_on_the_scene_and_the_ground_lies_below(t
 def test_the_view_from_above_has_the_whole_path(table):
     bend = np.linspace(0, 3, 400)
     path_N3 = np.stack([40 * np.cos(bend), 40 * np.sin(bend), 0.2 * bend], axis=1)
-    long = table.iloc[np.zeros(400, int)].assign(tx=path_N3[:, 0], ty=path_N3[:, 1], tz=path_N3[:, 2], scene="attic")
+    long = table.iloc[np.zeros(400, int)].assign(
+        tx=path_N3[:, 0], ty=path_N3[:, 1], tz=path_N3[:, 2], scene="attic"
+    )
     shown = shown_scene(long, "attic")
     position_3, at_3 = overview(shown)
     forward_3 = (at_3 - position_3) / np.linalg.norm(at_3 - position_3)
     right_3 = np.cross(forward_3, shown.up_3) / np.linalg.norm(np.cross(forward_3, shown.up_3))
-    seen_N3 = (shown.true_position_N3 - position_3) @ np.stack([right_3, np.cross(forward_3, right_3), forward_3]).T
+    seen_N3 = (shown.true_position_N3 - position_3) @ np.stack(
+        [right_3, np.cross(forward_3, right_3), forward_3]
+    ).T
     assert (np.abs(seen_N3[:, :2]) < np.tan(ANGLE / 2) * seen_N3[:, 2:]).all()
 
 
 @pytest.mark.parametrize("rows", [1, 2])
 def test_a_scene_of_one_place_can_be_shown(table, rows):
     shown = shown_scene(table[:1].loc[[0] * rows].reset_index(drop=True), "attic")
-    for values in (*overview(shown), *ground(shown), [shown.extent], shown.colour_N3("position"), shown.up_3):
+    for values in (
+        *overview(shown),
+        *ground(shown),
+        [shown.extent],
+        shown.colour_N3("position"),
+        shown.up_3,
+    ):
         assert np.isfinite(values).all()
     assert shown.extent > 0
 
@@ -209,20 +249,31 @@ def test_cameras_stand_where_the_file_says(viewer, table):
         row = rows.iloc[number]
         np.testing.assert_allclose(truth.position, row[["tx", "ty", "tz"]].astype(float))
         np.testing.assert_allclose(truth.wxyz, row[["qw", "qx", "qy", "qz"]].astype(float))
-        np.testing.assert_allclose(estimate.position, row[["tx_est", "ty_est", "tz_est"]].astype(float))
-        np.testing.assert_allclose(estimate.wxyz, row[["qw_est", "qx_est", "qy_est", "qz_est"]].astype(float))
+        np.testing.assert_allclose(
+            estimate.position, row[["tx_est", "ty_est", "tz_est"]].astype(float)
+        )
+        np.testing.assert_allclose(
+            estimate.wxyz, row[["qw_est", "qx_est", "qy_est", "qz_est"]].astype(float)
+        )
     assert viewer.images.aspect == pytest.approx(80 / 60)
 
 
 def test_the_slider_moves_the_chosen_cameras_and_brings_the_image(viewer, table):
     viewer.frame.value = 3
     row = table[table["scene"] == "attic"].iloc[3]
-    np.testing.assert_allclose(viewer.chosen["truth"].position, row[["tx", "ty", "tz"]].astype(float))
-    np.testing.assert_allclose(viewer.chosen["estimate"].position, row[["tx_est", "ty_est", "tz_est"]].astype(float))
+    np.testing.assert_allclose(
+        viewer.chosen["truth"].position, row[["tx", "ty", "tz"]].astype(float)
+    )
+    np.testing.assert_allclose(
+        viewer.chosen["estimate"].position, row[["tx_est", "ty_est", "tz_est"]].astype(float)
+    )
     np.testing.assert_allclose(
         viewer.chosen["estimate"].wxyz, row[["qw_est", "qx_est", "qy_est", "qz_est"]].astype(float)
     )
-    assert f"{row['position_error_m']:.3f} m / {row['orientation_error_deg']:.2f}°" in viewer.facts.content
+    assert (
+        f"{row['position_error_m']:.3f} m / {row['orientation_error_deg']:.2f}°"
+        in viewer.facts.content
+    )
     assert viewer.image.visible
     assert viewer.image.image.shape == (300, 400, 3)
     assert not viewer.frustums[3][0].visible
@@ -247,7 +298,9 @@ def test_another_scene_takes_the_place_of_the_first(viewer, table):
     viewer.scene.value = "cellar"
     assert viewer.frame.value == 0
     row = table[table["scene"] == "cellar"].iloc[0]
-    np.testing.assert_allclose(viewer.chosen["truth"].position, row[["tx", "ty", "tz"]].astype(float))
+    np.testing.assert_allclose(
+        viewer.chosen["truth"].position, row[["tx", "ty", "tz"]].astype(float)
+    )
     assert row["image"] in viewer.facts.content
     viewer.cameras.value = False
     assert viewer.frustums == {}
@@ -258,7 +311,9 @@ def test_another_scene_takes_the_place_of_the_first(viewer, table):
     assert "orientation error" in viewer.legend.content
 
 
-def test_images_are_found_where_the_run_or_the_caller_says(run, own_run, table, small_data, tmp_path):
+def test_images_are_found_where_the_run_or_the_caller_says(
+    run, own_run, table, small_data, tmp_path
+):
     names = [table["image"].iloc[0], "cellar/none.png"]
     for some in (names, names[::-1]):  # as where one scene's images alone are here
         found = images_of_run(run, {"dataset": "small"}, some, None)
@@ -273,7 +328,10 @@ def test_images_are_found_where_the_run_or_the_caller_says(run, own_run, table, 
     assert images_of_run(own_run, {}, names, str(small_data.parent)).missing == ""
     with pytest.raises(MsposeError, match="image not found"):
         images_of_run(own_run, {}, names, str(tmp_path))
-    assert "no data set 'elsewhere'" in images_of_run(run, {"dataset": "elsewhere"}, names, None).missing
+    assert (
+        "no data set 'elsewhere'"
+        in images_of_run(run, {"dataset": "elsewhere"}, names, None).missing
+    )
 
 
 def test_the_field_of_view_is_that_of_the_training_camera(own_run, table):
@@ -293,7 +351,11 @@ def test_it_listens_on_this_machine_alone_and_stops(run):
         host, port = address.removeprefix("http://").split(":")
         assert host == "127.0.0.1"
         socket.create_connection((host, int(port)), timeout=10).close()
-        tables = [path.read_text() for path in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")) if path.is_file()]
+        tables = [
+            path.read_text()
+            for path in (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+            if path.is_file()
+        ]
         listening = [line.split()[1] for line in "".join(tables).splitlines() if " 0A " in line]
         mine = [address for address in listening if address.endswith(f":{int(port):04X}")]
         assert mine == [f"0100007F:{int(port):04X}"]
@@ -321,7 +383,9 @@ def failure(call, *arguments):
 
 def test_bad_input_is_one_line(own_run, call, tmp_path, monkeypatch):
     assert f"{tmp_path / 'none'} is no folder of a run" in failure(call, tmp_path / "none")
-    assert "no scene kitchen; its scenes: attic, cellar" in failure(call, own_run, "--scene", "kitchen")
+    assert "no scene kitchen; its scenes: attic, cellar" in failure(
+        call, own_run, "--scene", "kitchen"
+    )
     assert "has no predictions of the split train" in failure(call, own_run, "--split", "train")
     assert "there is --split test" in failure(call, own_run, "--split", "train")
     assert "image not found" in failure(call, own_run, "--root", tmp_path)
@@ -403,7 +467,9 @@ def test_a_browser_sees_it_and_looks_through_the_cameras(viewer, browser, table)
         assert client.camera.near == pytest.approx(0.98 * image_corners_43[:, 2].min(), rel=1e-3)
         if place == TRUE_CAMERA:  # the window has the whole image, and its height is the window's
             half = np.tan(client.camera.fov / 2)
-            assert np.abs(image_corners_43[:, 1] / image_corners_43[:, 2]).max() <= half * (1 + 1e-3)
+            assert np.abs(image_corners_43[:, 1] / image_corners_43[:, 2]).max() <= half * (
+                1 + 1e-3
+            )
         page.get_by_role("button", name=place, exact=True).click()
     viewer.look_from(client, OVERVIEW)
     np.testing.assert_allclose(client.camera.look_at, viewer.shown.centre_3, atol=1e-5)
@@ -417,4 +483,8 @@ def test_a_browser_sees_it_and_looks_through_the_cameras(viewer, browser, table)
     playing.join(30)
     page.close()
     # the browser forgets an image that another replaced before it was drawn
-    assert [line for line in said if isinstance(line, str) or not line.location["url"].startswith("blob:")] == []
+    assert [
+        line
+        for line in said
+        if isinstance(line, str) or not line.location["url"].startswith("blob:")
+    ] == []

@@ -1,1 +1,3 @@
-"""Ablations: an experiment and variants of it that each change a few settings, over several seeds, and their table."""
+"""Ablations: an experiment and variants of it that each change a few settings, over several seeds,
+and their table.
+"""

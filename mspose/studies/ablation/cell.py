@@ -1,6 +1,7 @@
 """One cell of an ablation: a run that is trained, evaluated, and whose attention is studied.
 
-It is a process of its own, `mspose cell FILE`, which goes on where an earlier one stopped. What it was asked, and what
+It is a process of its own, `mspose cell FILE`, which goes on where an earlier one stopped. What it
+was asked, and what
 it said, lie beside the runs: `runs/<experiment>/cells/<label>-seed-<n>.yaml` and `.log`.
 """
 
@@ -29,15 +30,22 @@ def run_folder(settings: Settings) -> Path:
 
 
 def notes(settings: Settings, suffix: str) -> Path:
-    """The file beside the runs for what a cell was asked (`.yaml`), what it said (`.log`), or who has it (`.lock`)."""
-    return Path(settings.runs) / settings.experiment / "cells" / f"{settings.variant}-seed-{settings.seed}{suffix}"
+    """The file beside the runs for what a cell was asked (`.yaml`), what it said (`.log`), or who
+    has it (`.lock`).
+    """
+    return (
+        Path(settings.runs)
+        / settings.experiment
+        / "cells"
+        / f"{settings.variant}-seed-{settings.seed}{suffix}"
+    )
 
 
 def run_cell(settings: Settings, *, progress: bool) -> Path:
     """Do what is missing of a cell; returns the folder of its run.
 
-    Raises MsposeError for a folder that holds a run with other settings, and as training and evaluation do; Preempted
-    where a signal asked the training to stop.
+    Raises MsposeError for a folder that holds a run with other settings, and as training and
+    evaluation do; Preempted where a signal asked the training to stop.
     """
     from mspose.evaluation import evaluate_run
     from mspose.studies.attention_study import study_run
@@ -52,7 +60,11 @@ def run_cell(settings: Settings, *, progress: bool) -> Path:
             for of_an_unfinished_model in (METRICS, STUDY):
                 (run / of_an_unfinished_model).unlink(missing_ok=True)
         train(settings, progress=progress)
-        places = {name: value for name, value in (("root", data.root), ("cache", data.cache)) if value is not None}
+        places = {
+            name: value
+            for name, value in (("root", data.root), ("cache", data.cache))
+            if value is not None
+        }
         options: dict[str, Any] = {
             "device": settings.device,
             "on_bad_frame": settings.on_bad_frame,
@@ -68,19 +80,26 @@ def run_cell(settings: Settings, *, progress: bool) -> Path:
 def is_finished(settings: Settings) -> bool:
     """Whether all results of a cell are there, made with these settings."""
     run = run_folder(settings)
-    learned = _epochs_learned(run) in (None, settings.training.epochs)  # the record of a run has no model
+    learned = _epochs_learned(run) in (
+        None,
+        settings.training.epochs,
+    )  # the record of a run has no model
     studied = not has_self_attention(flatten(settings)) or _is_studied(run, settings)
     return learned and studied and _is_evaluated(run, settings)
 
 
 def has_self_attention(settings: Mapping[str, Any]) -> bool:
-    """Whether the network of these settings (by dotted name) has encoders, whose attention can be studied."""
+    """Whether the network of these settings (by dotted name) has encoders, whose attention can be
+    studied.
+    """
     layers = [settings[f"model.{branch}_encoder_layers"] for branch in BRANCHES]
     return settings["model.kind"] == "ms-transformer" and any(layers)
 
 
 def refuse_other_settings(settings: Settings) -> None:
-    """Raise MsposeError where the cell's folder holds a run, or the record of one, made with other settings."""
+    """Raise MsposeError where the cell's folder holds a run, or the record of one, made with other
+    settings.
+    """
     run = run_folder(settings)
     if not any((run / name).exists() for name in (CHECKPOINT, WEIGHTS, METRICS)):
         return
@@ -88,7 +107,10 @@ def refuse_other_settings(settings: Settings) -> None:
     if not changed and _metrics_hash(run) in (None, config_hash(settings)):
         return
     what = "; ".join(changed) or "as the configuration hash of its metrics.json says"
-    raise MsposeError(f"{run} holds a run with other settings ({what}): name another folder with --runs, or remove it")
+    raise MsposeError(
+        f"{run} holds a run with other settings ({what}): name another folder with --runs, or"
+        " remove it"
+    )
 
 
 def _epochs_learned(run: Path) -> int | None:
@@ -110,7 +132,9 @@ def _is_studied(run: Path, settings: Settings) -> bool:
 
 
 def _metrics_hash(run: Path) -> str | None:
-    """The configuration that the run's metrics were made with; None where there are none, or broken ones."""
+    """The configuration that the run's metrics were made with; None where there are none, or broken
+    ones.
+    """
     metrics = _json(run / METRICS) or {}
     return ((metrics.get("provenance") or {}).get("model") or {}).get("config_hash")
 

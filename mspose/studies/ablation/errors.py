@@ -1,6 +1,8 @@
-"""The two errors of every test frame: of a run, from its predictions; of the record of a run, as they were kept.
+"""The two errors of every test frame: of a run, from its predictions; of the record of a run, as
+they were kept.
 
-A record keeps errors alone: they are all that tables need, and the poses of a data set are not ours to pass on.
+A record keeps errors alone: they are all that tables need, and the poses of a data set are not ours
+    to pass on.
 """
 
 from pathlib import Path
@@ -24,7 +26,8 @@ def has_errors(run: Path) -> bool:
 def read_errors(run: Path) -> pd.DataFrame:
     """`COLUMNS` of every test frame, metres and degrees.
 
-    Raises MsposeError, with file and line, for a broken file, an error below zero, or a frame that is there twice.
+    Raises MsposeError, with file and line, for a broken file, an error below zero, or a frame that
+    is there twice.
     """
     if (run / PREDICTIONS).is_file():
         return read_predictions(run / PREDICTIONS)[list(COLUMNS)]
@@ -38,7 +41,9 @@ def read_errors(run: Path) -> pd.DataFrame:
         table[column] = values
     if (twice := table.duplicated(["image", "scene"])).any():
         line, row = rows[int(twice.to_numpy().argmax())]
-        raise MsposeError(f"{path}, line {line}: {row['image']} is there twice in scene {row['scene']}")
+        raise MsposeError(
+            f"{path}, line {line}: {row['image']} is there twice in scene {row['scene']}"
+        )
     return table
 
 

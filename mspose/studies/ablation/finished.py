@@ -1,4 +1,6 @@
-"""The finished cells of an ablation, wherever their runs or records lie, and what is missing or cannot be compared."""
+"""The finished cells of an ablation, wherever their runs or records lie, and what is missing or
+cannot be compared.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,7 +33,9 @@ class FinishedCell:
     folder: Path
     metrics: dict[str, Any]
     errors: Mapping[str, np.ndarray]
-    """Per scene a (2, frames) array: metres and degrees, frames in the order of their images' names."""
+    """Per scene a (2, frames) array: metres and degrees, frames in the order of their images'
+    names.
+    """
     study: dict[str, Any] | None
     """`attention.json`, where there is one of this very training."""
     has_attention: bool
@@ -83,15 +87,19 @@ def finished_cells(
 
     Args:
         dataset: name or path of the experiment that it was run on; by default the file's base.
-        seeds: count only these; by default all that there are, and those of the file should be there.
+        seeds: count only these; by default all that there are, and those of the file should be
+            there.
 
-    Quick tries are left out. So are cells with other settings than the file's and the shared overrides': where no cell
-    has the file's settings, those count that most cells share. Both are named in `remarks`.
-    Raises MsposeError where there is no cell at all, for a broken file, and for cells tested on different frames.
+    Quick tries are left out. So are cells with other settings than the file's and the shared
+    overrides': where no cell has the file's settings, those count that most cells share. Both are
+    named in `remarks`. Raises MsposeError where there is no cell at all, for a broken file, and for
+    cells tested on different frames.
     """
     settings = ablation.rows(dataset)
     experiment = next(iter(settings.values())).experiment
-    runs = [_found(*run, settings) for run in finished_runs(roots) if run[1]["experiment"] == experiment]
+    runs = [
+        _found(*run, settings) for run in finished_runs(roots) if run[1]["experiment"] == experiment
+    ]
     runs = [run for run in runs if seeds is None or run.seed in seeds]
     known = [run for run in runs if run.label in settings]
     real = [run for run in known if not run.metrics.get("quick")]
@@ -101,26 +109,45 @@ def finished_cells(
     chosen = {(run.label, run.seed): run for run in tested if run.changes == shared}
     if not chosen:
         places = ", ".join(map(str, roots)) or "no folder"
-        raise MsposeError(f"{places}: no finished cell of {experiment}; run `mspose ablate {ablation.name}` first")
+        raise MsposeError(
+            f"{places}: no finished cell of {experiment}; run `mspose ablate {ablation.name}` first"
+        )
 
     cells = _read_cells(chosen, list(settings))
-    expected = seeds if seeds is not None else sorted({*ablation.seeds, *(seed for _, seed in chosen)})
-    missing = [(label, seed) for label in settings for seed in expected if (label, seed) not in chosen]
-    studyable = [(label, seed) for label in cells for seed in cells[label] if cells[label][seed].has_attention]
+    expected = (
+        seeds if seeds is not None else sorted({*ablation.seeds, *(seed for _, seed in chosen)})
+    )
+    missing = [
+        (label, seed) for label in settings for seed in expected if (label, seed) not in chosen
+    ]
+    studyable = [
+        (label, seed)
+        for label in cells
+        for seed in cells[label]
+        if cells[label][seed].has_attention
+    ]
     unstudied = [(label, seed) for label, seed in studyable if cells[label][seed].study is None]
     file = ablation.path.name
     remarks = {
         "Missing": named_by_seeds(missing),
-        f"Left out, not in {file}": sorted({run.label for run in runs if run.label not in settings}),
-        "Left out, quick tries at toy size": named_by_seeds((run.label, run.seed) for run in set(known) - set(real)),
-        "Left out, no errors of their frames": named_by_seeds((run.label, run.seed) for run in set(real) - set(tested)),
+        f"Left out, not in {file}": sorted(
+            {run.label for run in runs if run.label not in settings}
+        ),
+        "Left out, quick tries at toy size": named_by_seeds(
+            (run.label, run.seed) for run in set(known) - set(real)
+        ),
+        "Left out, no errors of their frames": named_by_seeds(
+            (run.label, run.seed) for run in set(real) - set(tested)
+        ),
         f"All cells have other settings than {file}": list(map(str, shared)),
         f"Left out, other settings than {'the other cells' if shared else file}": [
             f"seed {run.seed} of {run.label} ({', '.join(map(str, run.changes))})"
             for run in tested
             if run.changes != shared
         ],
-        "No attention figures of this training (mspose attention RUN makes them)": named_by_seeds(unstudied),
+        "No attention figures of this training (mspose attention RUN makes them)": named_by_seeds(
+            unstudied
+        ),
     }
     lines = [f"{what}: {'; '.join(names)}." for what, names in remarks.items() if names]
     group = group_of(next(iter(chosen.values())).metrics)
@@ -142,21 +169,29 @@ def named_by_seeds(cells: Iterable[tuple[str, int]]) -> list[str]:
     ]
 
 
-def _read_cells(chosen: Mapping[tuple[str, int], _Found], labels: Sequence[str]) -> dict[str, dict[int, FinishedCell]]:
-    """The cells of these runs by label and seed. Raises MsposeError where they were not measured alike."""
+def _read_cells(
+    chosen: Mapping[tuple[str, int], _Found], labels: Sequence[str]
+) -> dict[str, dict[int, FinishedCell]]:
+    """The cells of these runs by label and seed. Raises MsposeError where they were not measured
+    alike.
+    """
     cells: dict[str, dict[int, FinishedCell]] = {}
     first, first_images = next(iter(chosen.values())), None
-    for (label, seed), run in sorted(chosen.items(), key=lambda item: (labels.index(item[0][0]), item[0][1])):
+    for (label, seed), run in sorted(
+        chosen.items(), key=lambda item: (labels.index(item[0][0]), item[0][1])
+    ):
         groups = [group_of(metrics) for metrics in (first.metrics, run.metrics)]
         if groups[0] != groups[1]:
             raise MsposeError(
-                f"{first.folder} ({groups[0]}) and {run.folder} ({groups[1]}) were not measured alike: evaluate them "
-                "alike, or name the folders of those that were"
+                f"{first.folder} ({groups[0]}) and {run.folder} ({groups[1]}) were not measured"
+                " alike: evaluate them alike, or name the folders of those that were"
             )
         images, errors = _frame_errors(run.folder)
         first_images = first_images or images
         if images != first_images:
-            raise MsposeError(f"{run.folder} was tested on other frames than {first.folder}: evaluate them alike")
+            raise MsposeError(
+                f"{run.folder} was tested on other frames than {first.folder}: evaluate them alike"
+            )
         study = study_of(run.folder, run.metrics)
         found = FinishedCell(run.folder, run.metrics, errors, study, has_attention(run.folder))
         cells.setdefault(label, {})[seed] = found
@@ -195,18 +230,23 @@ def _frame_errors(run: Path) -> tuple[dict[str, list[str]], dict[str, np.ndarray
     table: pd.DataFrame = read_errors(run).sort_values(["scene", "image"])
     scenes = {str(scene): frames for scene, frames in table.groupby("scene", sort=True)}
     images = {scene: frames["image"].tolist() for scene, frames in scenes.items()}
-    return images, {scene: frames[list(ERROR_COLUMNS)].to_numpy().T.copy() for scene, frames in scenes.items()}
+    return images, {
+        scene: frames[list(ERROR_COLUMNS)].to_numpy().T.copy() for scene, frames in scenes.items()
+    }
 
 
 def has_attention(run: Path) -> bool:
-    """Whether its settings say that its encoders have self-attention; not where there are none, as of baselines."""
+    """Whether its settings say that its encoders have self-attention; not where there are none, as
+    of baselines.
+    """
     if not (run / CONFIG).is_file():
         return False
     return has_self_attention(_settings_of(run))
 
 
 def study_of(run: Path, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What a run's `attention.json` holds; None where there is none, or none of the training that the metrics are of.
+    """What a run's `attention.json` holds; None where there is none, or none of the training that
+    the metrics are of.
 
     Raises MsposeError where it is broken.
     """

@@ -75,7 +75,9 @@ class LocalLauncher:
 
     def start(self, cell: Cell) -> "LocalJob":
         """See `Launcher`."""
-        slot = next(place for place, job in enumerate(self.slots) if job is None or job.fault() is not None)
+        slot = next(
+            place for place, job in enumerate(self.slots) if job is None or job.fault() is not None
+        )
         gpus = self.gpus if cell.settings.device == "auto" else []
         environment = {**os.environ, **share_of_machine(slot, self.at_once, cores(), gpus)}
         job = self.slots[slot] = LocalJob(_command(cell), notes(cell.settings, ".log"), environment)
@@ -83,14 +85,20 @@ class LocalLauncher:
 
 
 class LocalJob:
-    """A process. Ctrl-C in a terminal, which goes to all processes there, leaves it to us to ask it to stop."""
+    """A process. Ctrl-C in a terminal, which goes to all processes there, leaves it to us to ask it
+    to stop.
+    """
 
     def __init__(self, command: list[str], log: Path, environment: dict[str, str]) -> None:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which it inherits
         try:
             with log.open("wb") as output:
                 self.process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
                 )
         finally:
             signal.signal(signal.SIGINT, before)
@@ -117,14 +125,20 @@ class LocalJob:
 
 
 class SlurmLauncher:
-    """Cells as jobs of a cluster. What they found is read from their files: no result is unpickled here."""
+    """Cells as jobs of a cluster. What they found is read from their files: no result is unpickled
+    here.
+    """
 
     look_every = 5.0
 
     def __init__(self, folder: Path, settings: SlurmSettings, at_once: int) -> None:
-        """`folder` takes submitit's files. Raises MsposeError where submitit or the cluster is missing."""
+        """`folder` takes submitit's files. Raises MsposeError where submitit or the cluster is
+        missing.
+        """
         if importlib.util.find_spec("submitit") is None:
-            raise MsposeError("--launcher slurm needs submitit: pip install submitit, or take --launcher local")
+            raise MsposeError(
+                "--launcher slurm needs submitit: pip install submitit, or take --launcher local"
+            )
         import submitit
 
         try:
@@ -143,11 +157,17 @@ class SlurmLauncher:
 
     def start(self, cell: Cell) -> "SlurmJob":
         """See `Launcher`."""
-        return SlurmJob(self.executor.submit(ClusterTask(_command(cell), str(notes(cell.settings, ".log").absolute()))))
+        return SlurmJob(
+            self.executor.submit(
+                ClusterTask(_command(cell), str(notes(cell.settings, ".log").absolute()))
+            )
+        )
 
 
 class ClusterTask:
-    """What a job does: the command of a cell. At the cluster's time limit it is queued again, to go on."""
+    """What a job does: the command of a cell. At the cluster's time limit it is queued again, to go
+    on.
+    """
 
     def __init__(self, command: list[str], log: str) -> None:
         self.command, self.log = command, log
@@ -162,7 +182,9 @@ class ClusterTask:
             self.process.terminate()  # where the job is cancelled before its end
 
     def checkpoint(self) -> Any:
-        """Called by submitit before the time is up: let the cell save, and ask for a job that goes on."""
+        """Called by submitit before the time is up: let the cell save, and ask for a job that goes
+        on.
+        """
         import submitit
 
         self.process.terminate()
@@ -180,7 +202,11 @@ class SlurmJob:
         """See `Job`."""
         if not self.job.done():
             return None
-        return "" if self.job.state in ("COMPLETED", "FINISHED") else f"job {self.job.job_id} is {self.job.state}"
+        return (
+            ""
+            if self.job.state in ("COMPLETED", "FINISHED")
+            else f"job {self.job.job_id} is {self.job.state}"
+        )
 
     def ask_to_stop(self) -> None:
         """See `Job`."""
@@ -210,6 +236,10 @@ def visible_gpus() -> list[str]:
 
 
 def share_of_machine(slot: int, at_once: int, cores: int, gpus: list[str]) -> dict[str, str]:
-    """Environment of the process in place `slot` of `at_once`: its share of the cores, and one of several GPUs."""
+    """Environment of the process in place `slot` of `at_once`: its share of the cores, and one of
+    several GPUs.
+    """
     share = {"OMP_NUM_THREADS": str(max(1, cores // at_once))} if at_once > 1 else {}
-    return share | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if len(gpus) > 1 and at_once > 1 else {})
+    return share | (
+        {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if len(gpus) > 1 and at_once > 1 else {}
+    )

@@ -1,4 +1,6 @@
-"""Where an ablation stands: a table that renews itself on a terminal; in a log, a line for each change."""
+"""Where an ablation stands: a table that renews itself on a terminal; in a log, a line for each
+change.
+"""
 
 import json
 import shutil
@@ -41,13 +43,18 @@ class Board:
         if self.show and not self.terminal:
             ended = sum(value not in (WAITING, RUNNING) for value in self.state.values())
             figures = f", {_figures(self.errors[_key(cell)])}" if _key(cell) in self.errors else ""
-            line = f"{time.strftime('%H:%M:%S')} {cell}: {state}{figures} ({ended} of {len(self.cells)} ended)"
+            line = (
+                f"{time.strftime('%H:%M:%S')} {cell}: {state}{figures} ({ended} of"
+                f" {len(self.cells)} ended)"
+            )
             print(line, file=self.stream, flush=True)
 
     def draw(self) -> None:
         """Renew the table on a terminal."""
         if self.show and self.terminal:
-            width = shutil.get_terminal_size().columns  # a line that wraps would be two to go back over
+            width = (
+                shutil.get_terminal_size().columns
+            )  # a line that wraps would be two to go back over
             lines = [line[:width] for line in self.table().splitlines()]
             if lines != self.drawn:
                 back = f"\x1b[{len(self.drawn)}F\x1b[J" if self.drawn else ""
@@ -61,14 +68,18 @@ class Board:
             print(self.table(), file=self.stream, flush=True)
 
     def table(self) -> str:
-        """Rows: variants; columns: seeds, with medians (averaged over scenes) where they are known, and their means."""
+        """Rows: variants; columns: seeds, with medians (averaged over scenes) where they are known,
+        and their means.
+        """
         seeds = list(dict.fromkeys(cell.seed for cell in self.cells))
         by_label: dict[str, dict[int, Cell]] = {}
         for cell in self.cells:
             by_label.setdefault(cell.label, {})[cell.seed] = cell
         rows = []
         for label, of_seed in by_label.items():
-            known = [self.errors[_key(cell)] for cell in of_seed.values() if _key(cell) in self.errors]
+            known = [
+                self.errors[_key(cell)] for cell in of_seed.values() if _key(cell) in self.errors
+            ]
             mean = _short(tuple(np.mean(known, axis=0))) if known else "-"
             rows.append([label, *(self._cell(of_seed[seed]) for seed in seeds), mean])
         return tabulate(rows, headers=["", *(f"seed {seed}" for seed in seeds), "mean (m / deg)"])
@@ -81,7 +92,9 @@ class Board:
 
 
 def average_errors(cell: Cell) -> tuple[float, float]:
-    """The medians (m, deg) of a finished cell, averaged over scenes; NaN where its metrics cannot be read."""
+    """The medians (m, deg) of a finished cell, averaged over scenes; NaN where its metrics cannot
+    be read.
+    """
     try:
         average = read_metrics(cell.folder / METRICS)["average"]
     except MsposeError:

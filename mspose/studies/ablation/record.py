@@ -1,4 +1,6 @@
-"""The record of an ablation: what its tables and figures are made from, without models and pictures, to keep in git."""
+"""The record of an ablation: what its tables and figures are made from, without models and
+pictures, to keep in git.
+"""
 
 import json
 from collections.abc import Sequence
@@ -17,11 +19,12 @@ FILES = (CONFIG, METRICS, STUDY)
 
 
 def record_cells(cells: Sequence[Cell], folder: Path) -> str:
-    """Copy the record of every finished cell to `folder/<experiment>/<label>/seed-<n>`; says what was left out.
+    """Copy the record of every finished cell to `folder/<experiment>/<label>/seed-<n>`; says what
+    was left out.
 
     Of predictions it keeps the errors.
-    Paths of this machine do not go along: of a path in the run's folder, or in the current one, the rest is kept, of
-    any other its last part.
+    Paths of this machine do not go along: of a path in the run's folder, or in the current one, the
+    rest is kept, of any other its last part.
     """
     finished = [cell for cell in cells if is_finished(cell.settings)]
     unfinished = [str(cell) for cell in cells if cell not in finished]
@@ -35,9 +38,14 @@ def record_cells(cells: Sequence[Cell], folder: Path) -> str:
         record_errors(cell.folder, target)
         left_out += sum(path.stat().st_size for path in cell.folder.rglob("*") if path.is_file())
         left_out -= sum(
-            (cell.folder / name).stat().st_size for name in (*FILES, RECORDED) if (cell.folder / name).exists()
+            (cell.folder / name).stat().st_size
+            for name in (*FILES, RECORDED)
+            if (cell.folder / name).exists()
         )
-    text = f"cells recorded in {folder}: {len(finished)}; left out: models, checkpoints, logs, pictures, poses"
+    text = (
+        f"cells recorded in {folder}: {len(finished)}; left out: models, checkpoints, logs,"
+        " pictures, poses"
+    )
     text += f" ({left_out / 1e6:.0f} MB)"
     return text + (f"; without result: {', '.join(unfinished)}" if unfinished else "")
 
@@ -47,7 +55,12 @@ def _copy(source: Path, target: Path, run: Path) -> None:
     if source.suffix == ".json":
         indent = 2 if text.startswith("{\n") else None
         text = (
-            json.dumps(_neutral(json.loads(text), run), indent=indent, separators=None if indent else (",", ":")) + "\n"
+            json.dumps(
+                _neutral(json.loads(text), run),
+                indent=indent,
+                separators=None if indent else (",", ":"),
+            )
+            + "\n"
         )
     elif source.suffix == ".yaml":
         text = yaml.safe_dump(_neutral(yaml.safe_load(text), run), sort_keys=False)
@@ -63,7 +76,9 @@ def _neutral(value: Any, run: Path) -> Any:
         return [_neutral(item, run) for item in value]
     if not isinstance(value, str):
         return value
-    own = "/".join(run.parts[-3:]) + "/"  # <experiment>/<label>/seed-<n>/, wherever the run was before
+    own = (
+        "/".join(run.parts[-3:]) + "/"
+    )  # <experiment>/<label>/seed-<n>/, wherever the run was before
     if own in value:
         return value.partition(own)[2]
     path = Path(value).expanduser()

@@ -1,16 +1,18 @@
 """How far a variant is from the reference, and how sure that is: a bootstrap over frames and seeds.
 
-Frames and seeds are crossed: every seed of both variants is tested on the same frames. A resample therefore draws the
-frames of each scene once, for all seeds and variants, and the seeds once, for all scenes (Owen 2007, "The pigeonhole
-bootstrap"), and keeps variant and reference of a seed together. Frames count as independent of each other, which
+Frames and seeds are crossed: every seed of both variants is tested on the same frames. A resample
+therefore draws the frames of each scene once, for all seeds and variants, and the seeds once, for
+all scenes (Owen 2007, "The pigeonhole bootstrap"), and keeps variant and reference of a seed
+together. Frames count as independent of each other, which
 neighbouring frames of a video are not: what the interval says about frames is a lower bound.
 
-A plain bootstrap over n seeds is too narrow where n is small: its variance is (n - 1)/n of the unbiased one, and its
-quantiles are the normal's in place of Student's. With 3 seeds a 95 % percentile interval holds the truth about 75 times
-in 100, with 2 seeds about 50 times. So a resample is the mean over all seeds under resampled frames, plus the deviation
-of resampled seeds from that mean, as measured, times `small_sample_factor`, which mends both (after Hesterberg 2015,
-"What Teachers Should Know About the Bootstrap", on narrowness). With one seed there is no such deviation, and the
-interval is over frames alone.
+A plain bootstrap over n seeds is too narrow where n is small: its variance is (n - 1)/n of the
+unbiased one, and its quantiles are the normal's in place of Student's. With 3 seeds a 95 %
+percentile interval holds the truth about 75 times in 100, with 2 seeds about 50 times. So a
+resample is the mean over all seeds under resampled frames, plus the deviation of resampled seeds
+from that mean, as measured, times `small_sample_factor`, which mends both (after Hesterberg 2015,
+"What Teachers Should Know About the Bootstrap", on narrowness). With one seed there is no such
+deviation, and the interval is over frames alone.
 """
 
 import math
@@ -30,7 +32,9 @@ Finding = Literal["improvement", "worsening", "not established"]
 
 
 class Difference(NamedTuple):
-    """Variant minus reference, of an error: below zero is better. `low` to `high` is the interval of LEVEL."""
+    """Variant minus reference, of an error: below zero is better. `low` to `high` is the interval
+    of LEVEL.
+    """
 
     mean: float
     low: float
@@ -39,32 +43,43 @@ class Difference(NamedTuple):
 
     @property
     def finding(self) -> Finding:
-        """An improvement or a worsening is established where the interval leaves out zero, and covers seeds."""
+        """An improvement or a worsening is established where the interval leaves out zero, and
+        covers seeds.
+        """
         if self.seeds < 2 or self.low <= 0 <= self.high:
             return "not established"
         return "improvement" if self.high < 0 else "worsening"
 
 
-def bootstrap_medians(error_RF: np.ndarray, generator: np.random.Generator, resamples: int = RESAMPLES) -> np.ndarray:
-    """(resamples, R) medians of R runs' errors over the same F frames, drawn with replacement, alike for all runs."""
+def bootstrap_medians(
+    error_RF: np.ndarray, generator: np.random.Generator, resamples: int = RESAMPLES
+) -> np.ndarray:
+    """(resamples, R) medians of R runs' errors over the same F frames, drawn with replacement,
+    alike for all runs.
+    """
     runs, frames = error_RF.shape
     median_BR = np.empty((resamples, runs))
     step = max(1, ELEMENTS_AT_ONCE // frames)
     for start in range(0, resamples, step):
         drawn_BF = generator.integers(frames, size=(min(step, resamples - start), frames))
         for run in range(runs):
-            median_BR[start : start + step, run] = np.median(error_RF[run][drawn_BF], axis=1, overwrite_input=True)
+            median_BR[start : start + step, run] = np.median(
+                error_RF[run][drawn_BF], axis=1, overwrite_input=True
+            )
     return median_BR
 
 
 def small_sample_factor(seeds: int) -> float:
-    """By how much deviations of resampled seeds are widened: 9.2 for 2 seeds, 2.7 for 3, 1.6 for 5, 1 in the limit."""
+    """By how much deviations of resampled seeds are widened: 9.2 for 2 seeds, 2.7 for 3, 1.6 for 5,
+    1 in the limit.
+    """
     tail = (1 + LEVEL) / 2
     return float(stdtrit(seeds - 1, tail) / ndtri(tail)) * math.sqrt(seeds / (seeds - 1))
 
 
 def paired_difference(difference_S: np.ndarray, difference_BS: np.ndarray) -> Difference:
-    """The mean difference over S seeds, each paired with the same seed of the reference, and its interval.
+    """The mean difference over S seeds, each paired with the same seed of the reference, and its
+    interval.
 
     difference_S: per seed as measured. difference_BS: the same under B resamples of the frames.
     """

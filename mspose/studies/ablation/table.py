@@ -1,6 +1,8 @@
-"""The table of an ablation: errors of every variant, how sure their differences are, and what attention did.
+"""The table of an ablation: errors of every variant, how sure their differences are, and what
+attention did.
 
-Upper part: position errors, beside the position branch's attention; lower part: the same of orientation.
+Upper part: position errors, beside the position branch's attention; lower part: the same of
+    orientation.
 """
 
 from collections import Counter
@@ -16,7 +18,14 @@ from mspose.errors import MsposeError
 from mspose.models.network import BRANCHES
 from mspose.studies.ablation.finished import Finished, FinishedCell, finished_cells, named_by_seeds
 from mspose.studies.ablation.plan import Ablation, read_ablation
-from mspose.studies.ablation.statistics import LEVEL, RESAMPLES, SEED, Difference, bootstrap_medians, paired_difference
+from mspose.studies.ablation.statistics import (
+    LEVEL,
+    RESAMPLES,
+    SEED,
+    Difference,
+    bootstrap_medians,
+    paired_difference,
+)
 from mspose.studies.rows import Group, Measure
 from mspose.studies.tables import (
     DASH,
@@ -44,7 +53,9 @@ MARKS = {"improvement": "", "worsening": " ‡", "not established": " †"}
 
 
 class Attention(NamedTuple):
-    """Of one branch's encoder layers: means over layers, a value per seed; verdicts counted over layers and seeds."""
+    """Of one branch's encoder layers: means over layers, a value per seed; verdicts counted over
+    layers and seeds.
+    """
 
     entropy: Measure
     limit: float
@@ -54,7 +65,9 @@ class Attention(NamedTuple):
 
 @dataclass(frozen=True)
 class AblationRow:
-    """A variant. `medians` and `differences` are by error (of ERRORS) and scene or AVERAGE, `attention` by branch."""
+    """A variant. `medians` and `differences` are by error (of ERRORS) and scene or AVERAGE,
+    `attention` by branch.
+    """
 
     label: str
     seeds: tuple[int, ...]
@@ -68,7 +81,9 @@ class AblationRow:
 
 @dataclass(frozen=True)
 class AblationTable:
-    """The rows of an ablation on one data set, ready to be written. `make_ablation_table` builds it."""
+    """The rows of an ablation on one data set, ready to be written. `make_ablation_table` builds
+    it.
+    """
 
     name: str
     title: str
@@ -85,39 +100,61 @@ class AblationTable:
         pairs = {len(row.paired) for row in self.rows} - {0}
         over = "frames and seeds, the seeds' part widened for their small number"
         if pairs == {1}:
-            over = "frames alone, since there is one seed: it is about these very networks, and another seed may differ"
+            over = (
+                "frames alone, since there is one seed: it is about these very networks, and"
+                " another seed may differ"
+            )
         interval = (
-            f" Difference: average minus that of {self.reference}, paired by seed and frame, with a {LEVEL * 100:g} % "
-            f"bootstrap interval over {over} ({RESAMPLES} resamples; frames count as independent; not corrected for "
-            f"the number of comparisons). † not established: the interval includes 0"
-            f"{', or is of one seed' * (1 in pairs)}. ‡ an established worsening. No mark: an established improvement."
+            f" Difference: average minus that of {self.reference}, paired by seed and frame, with a"
+            f" {LEVEL * 100:g} % bootstrap interval over {over} ({RESAMPLES} resamples; frames"
+            " count as independent; not corrected for the number of comparisons). † not"
+            f" established: the interval includes 0{', or is of one seed' * (1 in pairs)}. ‡ an"
+            " established worsening. No mark: an established improvement."
         )
         attention = (
-            " Attention entropy (nats, of the limit log tokens, where attention is uniform) and query-key gap: means "
-            "over the encoder layers of the position branch above, of the orientation branch below. Layers: their "
-            "verdicts, counted over seeds where they differ."
+            " Attention entropy (nats, of the limit log tokens, where attention is uniform) and"
+            " query-key gap: means over the encoder layers of the position branch above, of the"
+            " orientation branch below. Layers: their verdicts, counted over seeds where they"
+            " differ."
         )
         studied = any(row.attention for row in self.rows)
         bold = " Bold: the smallest mean, established or not." if len(self.rows) > 1 else ""
-        spread = " Mean ± standard deviation over seeds." if any(len(row.seeds) > 1 for row in self.rows) else ""
+        spread = (
+            " Mean ± standard deviation over seeds."
+            if any(len(row.seeds) > 1 for row in self.rows)
+            else ""
+        )
         return (
-            f"{self.title}. Median error per scene; Average: unweighted mean over scenes. Data set {self.group}."
-            f"{spread}{bold}{interval * bool(pairs)}{attention * studied}"
+            f"{self.title}. Median error per scene; Average: unweighted mean over scenes. Data set"
+            f" {self.group}.{spread}{bold}{interval * bool(pairs)}{attention * studied}"
         )
 
     def closing(self) -> list[str]:
-        """Frames, seeds without a partner, rows of a single seed, and what `finished_cells` remarked."""
+        """Frames, seeds without a partner, rows of a single seed, and what `finished_cells`
+        remarked.
+        """
         frames = ", ".join(f"{scene} {count}" for scene, count in self.frames.items())
         lines = [f"Frames evaluated: {frames}."]
         others = [row for row in self.rows if row.label != self.reference]
         if others and all(row.label != self.reference for row in self.rows):
             lines.append(f"No differences: {self.reference}, the reference, has no finished cell.")
         elif unpaired := [row for row in others if not row.paired]:
-            lines.append(f"No difference, no seed in common with {self.reference}: {_labels(unpaired)}.")
-        if single := [row for row in others if len(row.paired) == 1 and any(len(r.paired) > 1 for r in others)]:
-            lines.append(f"Interval over frames alone, since one seed is paired: {_labels(single)}.")
+            lines.append(
+                f"No difference, no seed in common with {self.reference}: {_labels(unpaired)}."
+            )
+        if single := [
+            row for row in others if len(row.paired) == 1 and any(len(r.paired) > 1 for r in others)
+        ]:
+            lines.append(
+                f"Interval over frames alone, since one seed is paired: {_labels(single)}."
+            )
         reference = next((row.seeds for row in self.rows if row.label == self.reference), ())
-        alone = [(row.label, seed) for row in others if row.paired for seed in {*row.seeds} ^ {*reference}]
+        alone = [
+            (row.label, seed)
+            for row in others
+            if row.paired
+            for seed in {*row.seeds} ^ {*reference}
+        ]
         if alone:
             lacking = f"Not in a difference, since the variant or {self.reference} lacks them"
             lines.append(f"{lacking}: {'; '.join(named_by_seeds(alone))}.")
@@ -137,15 +174,24 @@ class AblationTable:
         lines = []
         for error, branch, section, digits in zip(ERRORS, BRANCHES, SECTIONS, DIGITS, strict=True):
             columns = [
-                Column(place, [(row.medians[error, place],) for row in self.rows], (digits,)).texts(style)
+                Column(place, [(row.medians[error, place],) for row in self.rows], (digits,)).texts(
+                    style
+                )
                 for place in places
             ]
             if len(self.rows) > 1:
-                columns.append([_difference_text(row.differences.get((error, AVERAGE)), digits) for row in self.rows])
+                columns.append(
+                    [
+                        _difference_text(row.differences.get((error, AVERAGE)), digits)
+                        for row in self.rows
+                    ]
+                )
                 columns[-1] = [style.plain(text) for text in columns[-1]]
             if attention:
                 texts = [_attention_texts(row.attention.get(branch)) for row in self.rows]
-                columns += [[style.plain(text) for text in column] for column in zip(*texts, strict=True)]
+                columns += [
+                    [style.plain(text) for text in column] for column in zip(*texts, strict=True)
+                ]
             lines.append((style.section(style.plain(section)), *("" for _ in columns)))
             lines += zip([style.plain(self.label(row)) for row in self.rows], *columns, strict=True)
         header = ["Variant", *(style.plain(name) for name in [*places, *more])]
@@ -153,35 +199,59 @@ class AblationTable:
 
     def to_markdown(self) -> str:
         """Caption, pipe table, what else a reader must know."""
-        return markdown_text(self.caption(), self.grid(MARKDOWN)[0], [MARKDOWN.plain(line) for line in self.closing()])
+        return markdown_text(
+            self.caption(),
+            self.grid(MARKDOWN)[0],
+            [MARKDOWN.plain(line) for line in self.closing()],
+        )
 
     def to_latex(self) -> str:
-        """A `table` environment for booktabs and graphicx: errors and, below them, what attention did."""
+        """A `table` environment for booktabs and graphicx: errors and, below them, what attention
+        did.
+        """
         closing = [LATEX.plain(line) for line in self.closing()]
         grid = self.grid(LATEX)[0]
         errors = [name for name in grid.columns if name not in ATTENTION_COLUMNS]
         grids = [grid[errors]]
         if len(errors) < len(grid.columns):
-            old, new = ([LATEX.section(LATEX.plain(name)) for name in names] for names in (SECTIONS, OF_BRANCH))
+            old, new = (
+                [LATEX.section(LATEX.plain(name)) for name in names]
+                for names in (SECTIONS, OF_BRANCH)
+            )
             branch = dict(zip(old, new, strict=True))
             grids.append(grid[["Variant", *ATTENTION_COLUMNS]].replace({"Variant": branch}))
         return latex_text(self.caption(), grids, closing, [*SECTIONS, *OF_BRANCH])
 
     def to_html(self) -> str:
         """Caption, table, what else a reader must know, for a page of HTML."""
-        return html_text(self.caption(), self.grid(HTML)[0], [HTML.plain(line) for line in self.closing()])
+        return html_text(
+            self.caption(), self.grid(HTML)[0], [HTML.plain(line) for line in self.closing()]
+        )
 
     def to_csv(self) -> str:
-        """Long form, a line per variant and scene (`Average` last), unrounded; an empty field is a missing value."""
+        """Long form, a line per variant and scene (`Average` last), unrounded; an empty field is a
+        missing value.
+        """
         lines = []
         for row in self.rows:
             for place in [*self.frames, AVERAGE]:
-                line: dict[str, Any] = {"ablation": self.name, **self.group._asdict(), "variant": row.label}
-                line |= {"reference": row.label == self.reference, "scene": place, "seeds": len(row.seeds)}
+                line: dict[str, Any] = {
+                    "ablation": self.name,
+                    **self.group._asdict(),
+                    "variant": row.label,
+                }
+                line |= {
+                    "reference": row.label == self.reference,
+                    "scene": place,
+                    "seeds": len(row.seeds),
+                }
                 line |= {"paired_seeds": len(row.paired) if row.label != self.reference else None}
                 line["frames"] = self.frames.get(place, sum(self.frames.values()))
                 for error in ERRORS:
-                    measure, difference = row.medians[error, place], row.differences.get((error, place))
+                    measure, difference = (
+                        row.medians[error, place],
+                        row.differences.get((error, place)),
+                    )
                     line |= {error: measure.mean, f"{error}_std": measure.std}
                     line |= {
                         f"{error}_difference": difference.mean if difference else None,
@@ -210,14 +280,21 @@ def ablation_table(
 ) -> str:  # fmt: skip
     """The table of the finished cells of an ablation in or below `runs`, as text.
 
-    ablation: the object, its file, or its name in `experiments/ablations/`. dataset: the experiment that it was run on,
-    by default the file's base. seeds: count only these. Raises MsposeError as `finished_cells` does.
+    ablation: the object, its file, or its name in `experiments/ablations/`. dataset: the experiment
+    that it was run on, by default the file's base. seeds: count only these. Raises MsposeError as
+    `finished_cells` does.
     """
-    writers = {"markdown": AblationTable.to_markdown, "latex": AblationTable.to_latex, "csv": AblationTable.to_csv}
+    writers = {
+        "markdown": AblationTable.to_markdown,
+        "latex": AblationTable.to_latex,
+        "csv": AblationTable.to_csv,
+    }
     if format not in writers:
         raise MsposeError(f"format {format}: expected one of {', '.join(writers)}")
     ablation = ablation if isinstance(ablation, Ablation) else read_ablation(ablation)
-    return writers[format](make_ablation_table(ablation, finished_cells(ablation, runs, dataset=dataset, seeds=seeds)))
+    return writers[format](
+        make_ablation_table(ablation, finished_cells(ablation, runs, dataset=dataset, seeds=seeds))
+    )
 
 
 def make_ablation_table(ablation: Ablation, finished: Finished) -> AblationTable:
@@ -230,7 +307,9 @@ def make_ablation_table(ablation: Ablation, finished: Finished) -> AblationTable
     resampled: dict[tuple[str, str], np.ndarray] = {}
     for number, scene in enumerate(frames):
         error_2RF = np.stack([cells[label][seed].errors[scene] for label, seed in runs], axis=1)
-        median_B2R = bootstrap_medians(error_2RF.reshape(2 * len(runs), -1), np.random.default_rng([SEED, number]))
+        median_B2R = bootstrap_medians(
+            error_2RF.reshape(2 * len(runs), -1), np.random.default_rng([SEED, number])
+        )
         for which, error in enumerate(ERRORS):
             measured[error, scene] = np.median(error_2RF[which], axis=1)
             resampled[error, scene] = median_B2R[:, which * len(runs) : (which + 1) * len(runs)]
@@ -240,16 +319,24 @@ def make_ablation_table(ablation: Ablation, finished: Finished) -> AblationTable
 
     def row(label: str) -> AblationRow:
         own = {seed: runs.index((label, seed)) for seed in cells[label]}
-        of_reference = {seed: runs.index((ablation.reference, seed)) for seed in cells.get(ablation.reference, ())}
+        of_reference = {
+            seed: runs.index((ablation.reference, seed))
+            for seed in cells.get(ablation.reference, ())
+        }
         paired = tuple(seed for seed in own if seed in of_reference and label != ablation.reference)
         a, b = [own[seed] for seed in paired], [of_reference[seed] for seed in paired]
         return AblationRow(
             label=label,
             seeds=tuple(own),
             paired=paired,
-            medians={key: Measure(tuple(map(float, values[list(own.values())]))) for key, values in measured.items()},
+            medians={
+                key: Measure(tuple(map(float, values[list(own.values())])))
+                for key, values in measured.items()
+            },
             differences={
-                key: paired_difference(values[a] - values[b], resampled[key][:, a] - resampled[key][:, b])
+                key: paired_difference(
+                    values[a] - values[b], resampled[key][:, a] - resampled[key][:, b]
+                )
                 for key, values in (measured.items() if paired else ())
             },
             attention=_attention(list(cells[label].values())),
@@ -273,11 +360,14 @@ def _attention(cells: Sequence[FinishedCell]) -> dict[str, Attention]:
         studied = [
             layers
             for cell in cells
-            if cell.study and (layers := [layer for layer in cell.study["layers"] if layer["branch"] == branch])
+            if cell.study
+            and (layers := [layer for layer in cell.study["layers"] if layer["branch"] == branch])
         ]
         if studied:
             entropy, gap = (
-                Measure(tuple(float(np.mean([layer[name] for layer in layers])) for layers in studied))
+                Measure(
+                    tuple(float(np.mean([layer[name] for layer in layers])) for layers in studied)
+                )
                 for name in ("entropy", "gap")
             )
             verdicts = Counter(layer["verdict"] for layers in studied for layer in layers)
@@ -304,7 +394,8 @@ def _verdict_text(verdicts: Mapping[str, int]) -> str:
     if len(verdicts) == 1:
         return next(iter(verdicts))
     return ", ".join(
-        f"{name} {count}" for name, count in sorted(verdicts.items(), key=lambda item: (-item[1], item[0]))
+        f"{name} {count}"
+        for name, count in sorted(verdicts.items(), key=lambda item: (-item[1], item[0]))
     )
 
 

@@ -1,7 +1,7 @@
 """What the paper consists of, as far as finished runs and records allow it, and what is missing.
 
-T1 to T6 are the tables of "Activating Self-Attention for Multi-Scene Absolute Pose Regression" (Lee, Kim and Heo,
-NeurIPS 2024). Each is made for every data set that has runs.
+T1 to T6 are the tables of "Activating Self-Attention for Multi-Scene Absolute Pose Regression"
+(Lee, Kim and Heo, NeurIPS 2024). Each is made for every data set that has runs.
 """
 
 import shlex
@@ -42,7 +42,9 @@ def contents(roots: Sequence[Path], ablations: Sequence[Ablation], command: str)
     runs = [Run(*run) for run in finished_runs(roots) if not run[1].get("quick")]
     if not runs:
         places = ", ".join(map(str, roots)) or "runs and experiments/results"
-        raise MsposeError(f"no finished run in {places} (quick tries do not count): `make ablation` makes some")
+        raise MsposeError(
+            f"no finished run in {places} (quick tries do not count): `make ablation` makes some"
+        )
     experiments = _experiments_of(ablations, runs)
     cells = {experiment for found in experiments.values() for experiment in found}
     tables: list[Piece] = []
@@ -55,17 +57,31 @@ def contents(roots: Sequence[Path], ablations: Sequence[Ablation], command: str)
         if not experiments[ablation.name]:
             tables.append(_not_run(ablation))
     trained = [run for run in runs if run.metrics["experiment"] not in cells]
-    networks = [run for run in trained if not run.name[1].startswith("baseline-") and has_attention(run.folder)]
+    networks = [
+        run
+        for run in trained
+        if not run.name[1].startswith("baseline-") and has_attention(run.folder)
+    ]
     for dataset, found in _by_dataset(networks).items():
-        labelled = [("/".join(run.name), run._replace(study=study_of(run.folder, run.metrics))) for run in found]
+        labelled = [
+            ("/".join(run.name), run._replace(study=study_of(run.folder, run.metrics)))
+            for run in found
+        ]
         pair = list(dict(labelled))[:2]
         drawn += figures(dataset, f"trained runs on {dataset}", labelled, pair, command)
     tables += [*_trained_tables(trained, "median"), *_trained_tables(runs, "recall")]
-    return [*sorted(tables, key=lambda piece: (piece.stands_for == NOT_IN_PAPER, piece.stands_for)), *drawn]
+    return [
+        *sorted(tables, key=lambda piece: (piece.stands_for == NOT_IN_PAPER, piece.stands_for)),
+        *drawn,
+    ]
 
 
-def _experiments_of(ablations: Sequence[Ablation], runs: Iterable[Run]) -> dict[str, dict[str, str]]:
-    """By ablation, {experiment of its cells: their base experiment}, for every data set that it was run on."""
+def _experiments_of(
+    ablations: Sequence[Ablation], runs: Iterable[Run]
+) -> dict[str, dict[str, str]]:
+    """By ablation, {experiment of its cells: their base experiment}, for every data set that it was
+    run on.
+    """
     found: dict[str, dict[str, str]] = {ablation.name: {} for ablation in ablations}
     for run in runs:
         experiment = run.metrics["experiment"]
@@ -113,15 +129,26 @@ def _ablation_pieces(
     cells = [(label, cell) for label, seeds in finished.cells.items() for cell in seeds.values()]
     piece.runs = [Run(cell.folder, cell.metrics, cell.study) for _, cell in cells]
     if finished.missing:
-        overrides = "".join(f" --{name} {shlex.quote(value)}" for name, value in finished.overrides.items())
+        overrides = "".join(
+            f" --{name} {shlex.quote(value)}" for name, value in finished.overrides.items()
+        )
         piece.missing.append(
-            Missing(f"cells of {experiment}: {'; '.join(finished.missing)}", f"mspose ablate {arguments}{overrides}")
+            Missing(
+                f"cells of {experiment}: {'; '.join(finished.missing)}",
+                f"mspose ablate {arguments}{overrides}",
+            )
         )
     remedy = max(ablation.variants, key=lambda label: len(ablation.variants[label]))
-    labelled = [(label, Run(cell.folder, cell.metrics, cell.study)) for label, cell in cells if cell.has_attention]
+    labelled = [
+        (label, Run(cell.folder, cell.metrics, cell.study))
+        for label, cell in cells
+        if cell.has_attention
+    ]
     if not labelled:
         return piece, []
-    return piece, figures(experiment, piece.title, labelled, (ablation.reference, remedy), command, piece.missing)
+    return piece, figures(
+        experiment, piece.title, labelled, (ablation.reference, remedy), command, piece.missing
+    )
 
 
 def _by_dataset(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -129,7 +156,9 @@ def _by_dataset(runs: Iterable[Run]) -> dict[str, list[Run]]:
     found: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
         group = group_of(dict(run.metrics))
-        found.setdefault(group.dataset, {}).setdefault(f"{group.ground_truth}-{group.split}", []).append(run)
+        found.setdefault(group.dataset, {}).setdefault(
+            f"{group.ground_truth}-{group.split}", []
+        ).append(run)
     return {
         dataset if len(kinds) == 1 else f"{dataset}-{kind}": of
         for dataset, kinds in found.items()
@@ -138,7 +167,9 @@ def _by_dataset(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 
 def _trained_tables(runs: Sequence[Run], kind: Kind) -> list[Piece]:
-    """A table per data set, of medians or of recall; of the paper's data sets without runs, what would make them."""
+    """A table per data set, of medians or of recall; of the paper's data sets without runs, what
+    would make them.
+    """
     recall = kind == "recall"
     what, option = ("Recall", " --kind recall") if recall else ("Median errors of trained runs", "")
     found = _by_dataset(runs)
@@ -166,7 +197,9 @@ def _trained_tables(runs: Sequence[Run], kind: Kind) -> list[Piece]:
             runs=of,
         )
         try:
-            piece.table = table_of([run.folder for run in of], kind=kind, digits=2 if dataset in DATA_SETS else 3)
+            piece.table = table_of(
+                [run.folder for run in of], kind=kind, digits=2 if dataset in DATA_SETS else 3
+            )
         except MsposeError as error:
             piece.missing.append(Missing(str(error)))
         pieces.append(piece)

@@ -1,4 +1,6 @@
-"""A table or a figure of the paper: what it stands for, what makes it, what it was made from and what it lacks."""
+"""A table or a figure of the paper: what it stands for, what makes it, what it was made from and
+what it lacks.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,7 +60,11 @@ class Piece:
         for run in self.runs:
             seed = run.metrics["seed"]
             seeds.setdefault("/".join(run.name), []).extend([] if seed is None else [str(seed)])
-        counts = {name: f": seed{'s' * (len(found) > 1)} {', '.join(found)}" for name, found in seeds.items() if found}
+        counts = {
+            name: f": seed{'s' * (len(found) > 1)} {', '.join(found)}"
+            for name, found in seeds.items()
+            if found
+        }
         return [name + counts.get(name, "") for name in seeds]
 
     def commits(self) -> list[str]:
@@ -67,10 +73,17 @@ class Piece:
         for run in self.runs:
             provenance = run.metrics.get("provenance") or {}
             commit = provenance.get("commit")
-            found.append(f"{commit[:12]}{' + changes' * bool(provenance.get('dirty'))}" if commit else "unknown")
+            found.append(
+                f"{commit[:12]}{' + changes' * bool(provenance.get('dirty'))}"
+                if commit
+                else "unknown"
+            )
         return sorted(set(found))
 
     def devices(self) -> list[str]:
         """That the runs were studied on, or evaluated where their attention was not studied."""
-        sources = [(run.study or {}).get("provenance") or run.metrics.get("provenance") or {} for run in self.runs]
+        sources = [
+            (run.study or {}).get("provenance") or run.metrics.get("provenance") or {}
+            for run in self.runs
+        ]
         return sorted({str(source.get("device") or "unknown") for source in sources})

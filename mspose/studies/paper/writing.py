@@ -1,4 +1,6 @@
-"""Writes the paper's folder: tables, figures, and the page that says what each is and what is missing."""
+"""Writes the paper's folder: tables, figures, and the page that says what each is and what is
+missing.
+"""
 
 import shlex
 from collections.abc import Sequence
@@ -23,24 +25,36 @@ INDEX = ("index.md", "index.html")
 TEMPLATES = Path(__file__).parent
 
 
-def make_paper(runs: Sequence[Path | str], out: Path, *, ablations: Sequence[Path | str] = ()) -> list[Piece]:
-    """Write every table and figure that finished runs allow, and the index pages; returns what they name.
+def make_paper(
+    runs: Sequence[Path | str], out: Path, *, ablations: Sequence[Path | str] = ()
+) -> list[Piece]:
+    """Write every table and figure that finished runs allow, and the index pages; returns what they
+    name.
 
-    `tables/` gets Markdown, LaTeX and CSV, `figures/` PDF and PNG; what an earlier call left there goes, and so does
-    its index before anything is written. Files elsewhere in `out` stay.
+    `tables/` gets Markdown, LaTeX and CSV, `figures/` PDF and PNG; what an earlier call left there
+    goes, and so does its index before anything is written. Files elsewhere in `out` stay.
 
     Args:
         runs: folders of runs and records; by default those of ROOTS that are there.
-        ablations: ablation files; by default those in `experiments/ablations/`, here or in the repository.
+        ablations: ablation files; by default those in `experiments/ablations/`, here or in the
+            repository.
 
-    Raises MsposeError where there is no finished run, a file of one is broken, or `out` cannot be written.
+    Raises MsposeError where there is no finished run, a file of one is broken, or `out` cannot be
+    written.
     """
     if absent := [str(path) for path in runs if not Path(path).exists()]:
         raise MsposeError(f"no such folder of runs: {', '.join(absent)}")
-    words = ["mspose", "paper", *map(str, runs), *(["--ablation", *map(str, ablations)] if ablations else [])]
+    words = [
+        "mspose",
+        "paper",
+        *map(str, runs),
+        *(["--ablation", *map(str, ablations)] if ablations else []),
+    ]
     command = shlex.join([*words, "--out", str(out)])
     roots = [Path(path) for path in runs or ROOTS if Path(path).exists()]
-    pieces = contents(roots, [read_ablation(path) for path in ablations or _known_ablations()], command)
+    pieces = contents(
+        roots, [read_ablation(path) for path in ablations or _known_ablations()], command
+    )
     for name in INDEX:
         _remove(out / name)
     for piece in pieces:
@@ -60,11 +74,15 @@ def make_paper(runs: Sequence[Path | str], out: Path, *, ablations: Sequence[Pat
 def summary(pieces: Sequence[Piece]) -> str:
     """How many tables and figures there are, and what is missing of them."""
     tables, figures = (
-        sum(getattr(piece, kind) is not None for piece in pieces if piece.files) for kind in ("table", "draw")
+        sum(getattr(piece, kind) is not None for piece in pieces if piece.files)
+        for kind in ("table", "draw")
     )
     lines = [f"{tables} tables, {figures} figures"]
     lacking = dict.fromkeys(lack for piece in pieces for lack in piece.missing)
-    lines += [f"missing: {lack.what}" + (f"; made by: {lack.command}" if lack.command else "") for lack in lacking]
+    lines += [
+        f"missing: {lack.what}" + (f"; made by: {lack.command}" if lack.command else "")
+        for lack in lacking
+    ]
     return "\n".join(lines)
 
 
@@ -78,7 +96,9 @@ def _remove(file: Path) -> None:
     try:
         file.unlink(missing_ok=True)
     except OSError as error:
-        raise MsposeError(f"cannot remove {file}, of an earlier paper: {error.strerror or error}") from error
+        raise MsposeError(
+            f"cannot remove {file}, of an earlier paper: {error.strerror or error}"
+        ) from error
 
 
 def _write_table(piece: Piece, table: Table | AblationTable, out: Path) -> None:

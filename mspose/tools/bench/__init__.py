@@ -1,1 +1,3 @@
-"""The benchmark: training, prediction and loading, against the eager reference in `tests/` and against the machine."""
+"""The benchmark: training, prediction and loading, against the eager reference in `tests/` and
+against the machine.
+"""

@@ -1,7 +1,8 @@
-"""One side's training step in a process of its own, `python -m mspose.tools.bench.alone TASK`: its peak memory.
+"""One side's training step in a process of its own, `python -m mspose.tools.bench.alone TASK`: its
+peak memory.
 
-A process of its own, because the largest memory that a process ever had cannot be told apart by side, and because
-settings of the memory allocator hold for a whole process.
+A process of its own, because the largest memory that a process ever had cannot be told apart by
+side, and because settings of the memory allocator hold for a whole process.
 """
 
 import json
@@ -17,7 +18,13 @@ import torch
 from mspose.allocator import keep_freed_memory
 from mspose.errors import MsposeError
 from mspose.tools.bench.machine import free_memory
-from mspose.tools.bench.sides import WORKLOADS, make_sides, our_training_step, random_batch, reference_training_step
+from mspose.tools.bench.sides import (
+    WORKLOADS,
+    make_sides,
+    our_training_step,
+    random_batch,
+    reference_training_step,
+)
 
 SMALLER = (4, 8)  # batches from which memory is extrapolated where the whole batch does not fit
 
@@ -39,7 +46,9 @@ class Task:
 
 @dataclass(frozen=True)
 class Finished:
-    """What came of one batch size. Memory in bytes: of the process (CPU) or of PyTorch's tensors (GPU)."""
+    """What came of one batch size. Memory in bytes: of the process (CPU) or of PyTorch's tensors
+    (GPU).
+    """
 
     batch: int
     before: int
@@ -61,7 +70,9 @@ def run_alone(task: Task) -> list[Finished]:
     if run.returncode == 0:
         return [Finished(**found) for found in json.loads(run.stdout.splitlines()[-1])]
     last = next(iter(run.stderr.strip().splitlines()[-1:]), "no message")
-    reason = "killed by the system, most likely for want of memory" if run.returncode == -9 else last
+    reason = (
+        "killed by the system, most likely for want of memory" if run.returncode == -9 else last
+    )
     raise MsposeError(f"a training step of {task.side} at batch {task.batches[-1]}: {reason}")
 
 
@@ -73,7 +84,11 @@ def do(task: Task) -> list[Finished]:
     found = []
     for count in task.batches:
         batch = random_batch(workload, count, device)
-        step = our_training_step(ours, batch) if task.side == "ours" else reference_training_step(reference, batch)
+        step = (
+            our_training_step(ours, batch)
+            if task.side == "ours"
+            else reference_training_step(reference, batch)
+        )
         before = _memory("VmRSS", device)
         for _ in range(2):  # Adam's state is there from the second on
             step.run()
@@ -83,8 +98,13 @@ def do(task: Task) -> list[Finished]:
 
 def _memory(name: str, device: torch.device) -> int:
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) if name == "VmHWM" else torch.cuda.memory_allocated(device)
-    # VmHWM, not getrusage's ru_maxrss: that one starts at the size of the process which started this one
+        return (
+            torch.cuda.max_memory_allocated(device)
+            if name == "VmHWM"
+            else torch.cuda.memory_allocated(device)
+        )
+    # VmHWM, not getrusage's ru_maxrss: that one starts at the size of the process which started
+    # this one
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
@@ -94,11 +114,13 @@ def measure_memory(
 ) -> dict[str, Any]:
     """Peak memory of a training step in float32, in a fresh process.
 
-    Where the machine has too little, the peak is extrapolated from two measured smaller batches, and says so.
+    Where the machine has too little, the peak is extrapolated from two measured smaller batches,
+    and says so.
 
     Returns:
-        `peak_bytes`, `increment_bytes` (what that is above the memory with the network built, before the first step)
-        and, where `batch` itself was not measured, `extrapolated_from` (batch sizes) and `reason`.
+        `peak_bytes`, `increment_bytes` (what that is above the memory with the network built,
+        before the first step) and, where `batch` itself was not measured, `extrapolated_from`
+        (batch sizes) and `reason`.
 
     Raises:
         MsposeError: not even the smaller batches could be run.

@@ -1,4 +1,6 @@
-"""Loading: from PNG files by PIL, one image at a time, against the frame cache; pictures are drawn for it."""
+"""Loading: from PNG files by PIL, one image at a time, against the frame cache; pictures are drawn
+for it.
+"""
 
 import os
 import tempfile
@@ -26,17 +28,24 @@ from mspose.tools.bench.timing import interleaved
 
 BATCH = {"cpu": 8, "cuda": 64}
 JITTER = Jitter(0.5, 0.5, 0.5, 0.2)
-NOISE = 1.0  # grey levels: as a camera's sensor adds it; rendered frames without it would be small, fast files
+# grey levels: as a camera's sensor adds it; rendered frames without it would be small, fast files
+NOISE = 1.0
 
 
-def write_frames(folder: Path, width: int, height: int, *, pictures: int, frames: int) -> pd.DataFrame:
-    """PNG files of a rendered room with sensor noise, and their frame table; pictures repeat under other names."""
+def write_frames(
+    folder: Path, width: int, height: int, *, pictures: int, frames: int
+) -> pd.DataFrame:
+    """PNG files of a rendered room with sensor noise, and their frame table; pictures repeat under
+    other names.
+    """
     camera = Camera(width, height, focal_px=0.9 * width)
     shown = Sequence("library", "train", 1, 0, pictures, 0, camera, "jpg").render()
     rng = np.random.default_rng(0)
     for number, (image_HW3, _) in enumerate(shown):
         noisy_HW3 = image_HW3 + rng.normal(0.0, NOISE, image_HW3.shape)
-        Image.fromarray(noisy_HW3.round().clip(0, 255).astype(np.uint8)).save(folder / f"{number:06d}.png")
+        Image.fromarray(noisy_HW3.round().clip(0, 255).astype(np.uint8)).save(
+            folder / f"{number:06d}.png"
+        )
     for number in range(pictures, frames):
         (folder / f"{number:06d}.png").hardlink_to(folder / f"{number % pictures:06d}.png")
     return frame_table(
@@ -57,11 +66,12 @@ def write_frames(folder: Path, width: int, height: int, *, pictures: int, frames
 def measure_loading(
     workload: Workload, width: int, height: int, *, device: torch.device, repeat: int
 ) -> dict[str, list[float]]:
-    """Seconds per image on one core of `reference_load_640x480` and `ours_load_640x480`, of both with `_jitter`, and on
-    a GPU of `ours_load_640x480_held`, the GPU holding all frames.
+    """Seconds per image on one core of `reference_load_640x480` and `ours_load_640x480`, of both
+    with `_jitter`, and on a GPU of `ours_load_640x480_held`, the GPU holding all frames.
 
-    All end with normalised batches on the device. The reference decodes the PNG, resizes and crops; ours takes the crop
-    from the warm frame cache. With jitter, crops are random and colours change on all sides.
+    All end with normalised batches on the device. The reference decodes the PNG, resizes and crops;
+    ours takes the crop from the warm frame cache. With jitter, crops are random and colours change
+    on all sides.
     """
     kind = f"load_{width}x{height}"
     pictures, frames, loaded = workload.frames[f"{width}x{height}"]
@@ -72,12 +82,24 @@ def measure_loading(
         files = [folder / image for image in table["image"][:loaded]]
         calls: dict[str, Callable[[], int]] = {}
         for held in (False, True) if device.type == "cuda" else (False,):
-            kept, cache = open_cache(table, folder, short_side=workload.resize, folder=folder / "cache", progress=False)
+            kept, cache = open_cache(
+                table, folder, short_side=workload.resize, folder=folder / "cache", progress=False
+            )
             if held:
                 cache.hold_on(device)
-            batches = Batches(kept, cache, scenes=["library"], batch_size=BATCH[device.type], device=device, **shape)
+            batches = Batches(
+                kept,
+                cache,
+                scenes=["library"],
+                batch_size=BATCH[device.type],
+                device=device,
+                **shape,
+            )
             name = f"ours_{kind}_held" if held else f"ours_{kind}"
-            calls |= {name: partial(_load, batches, None), f"{name}_jitter": partial(_load, batches, JITTER)}
+            calls |= {
+                name: partial(_load, batches, None),
+                f"{name}_jitter": partial(_load, batches, JITTER),
+            }
         reference = reference_module()
         for jitter in (False, True):
             transform = reference.reference_transform(
@@ -88,7 +110,9 @@ def measure_loading(
         with _one_core():
             samples = interleaved(calls, device=device, repeat=repeat, warm_up=1)
     images = {name: len(files) if name.startswith("reference") else frames for name in calls}
-    return {name: [second / images[name] for second in seconds] for name, seconds in samples.items()}
+    return {
+        name: [second / images[name] for second in seconds] for name, seconds in samples.items()
+    }
 
 
 def _load(batches: Batches, jitter: Jitter | None) -> int:
@@ -96,7 +120,9 @@ def _load(batches: Batches, jitter: Jitter | None) -> int:
     return sum(len(batch.image_B3HW) for batch in drawn)
 
 
-def _load_as_reference(files: list[Path], transform: Callable[..., Tensor], device: torch.device) -> int:
+def _load_as_reference(
+    files: list[Path], transform: Callable[..., Tensor], device: torch.device
+) -> int:
     batches = reference_module().reference_batches(files, transform, BATCH[device.type])
     return sum(len(image_B3HW.to(device)) for image_B3HW in batches)
 

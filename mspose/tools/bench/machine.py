@@ -1,4 +1,6 @@
-"""What the machine can do: its own measured matrix and copy rates, which the measurements are held against."""
+"""What the machine can do: its own measured matrix and copy rates, which the measurements are held
+against.
+"""
 
 import os
 import statistics
@@ -26,7 +28,10 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
     if device.type == "cuda":
-        about |= {"cuda": torch.version.cuda, "gpu_memory_bytes": torch.cuda.get_device_properties(device).total_memory}
+        about |= {
+            "cuda": torch.version.cuda,
+            "gpu_memory_bytes": torch.cuda.get_device_properties(device).total_memory,
+        }
     return about
 
 
@@ -40,11 +45,15 @@ def _meminfo(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
-def matrix_rate(dtype: torch.dtype, device: torch.device, sizes: tuple[int, ...], repeat: int) -> tuple[float, str]:
-    """(floating-point operations per second, what reached them): the best of several ways to multiply matrices.
+def matrix_rate(
+    dtype: torch.dtype, device: torch.device, sizes: tuple[int, ...], repeat: int
+) -> tuple[float, str]:
+    """(floating-point operations per second, what reached them): the best of several ways to
+    multiply matrices.
 
-    For every size N, the product of two N x N matrices by `torch.matmul`, by `F.linear`, by this package's `linear` and
-    as a 1x1 convolution with its channels last. On a CPU these run in different libraries.
+    For every size N, the product of two N x N matrices by `torch.matmul`, by `F.linear`, by this
+    package's `linear` and as a 1x1 convolution with its channels last. On a CPU these run in
+    different libraries.
     """
     best, how = 0.0, ""
     for size in sizes:
@@ -56,10 +65,14 @@ def matrix_rate(dtype: torch.dtype, device: torch.device, sizes: tuple[int, ...]
     return best, how
 
 
-def _products(size: int, dtype: torch.dtype, device: torch.device) -> dict[str, Callable[[], object]]:
+def _products(
+    size: int, dtype: torch.dtype, device: torch.device
+) -> dict[str, Callable[[], object]]:
     left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     edge = 1 << (size.bit_length() // 2)
-    map_1CHW = left.T.reshape(1, size, edge, size // edge).contiguous(memory_format=torch.channels_last)
+    map_1CHW = left.T.reshape(1, size, edge, size // edge).contiguous(
+        memory_format=torch.channels_last
+    )
     kernel = right.reshape(size, size, 1, 1)
 
     def run(function: Callable[..., object], *arguments: torch.Tensor) -> Callable[[], object]:
@@ -78,8 +91,12 @@ def _products(size: int, dtype: torch.dtype, device: torch.device) -> dict[str, 
 
 
 def copy_rate(device: torch.device, numbers: int, repeat: int) -> float:
-    """Bytes per second of a copy within the device's memory, read and written bytes counted, of float32 numbers."""
+    """Bytes per second of a copy within the device's memory, read and written bytes counted, of
+    float32 numbers.
+    """
     source = torch.ones(numbers, device=device)
     target = torch.empty_like(source)
-    samples = interleaved({"copy": lambda: target.copy_(source)}, device=device, repeat=repeat)["copy"]
+    samples = interleaved({"copy": lambda: target.copy_(source)}, device=device, repeat=repeat)[
+        "copy"
+    ]
     return 2 * source.nbytes / statistics.median(samples)

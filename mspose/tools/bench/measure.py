@@ -35,7 +35,12 @@ SIZES = ((640, 480), (1920, 1080))
 
 
 def benchmark(
-    part: Part = "all", *, device: str = "auto", repeat: int = 7, quick: bool = False, compile: bool = False
+    part: Part = "all",
+    *,
+    device: str = "auto",
+    repeat: int = 7,
+    quick: bool = False,
+    compile: bool = False,
 ) -> dict[str, Any]:
     """Measure one part or all, ours against the reference; returns what the JSON file holds.
 
@@ -47,7 +52,8 @@ def benchmark(
         compile: measure our side through `torch.compile` as well.
 
     Raises:
-        MsposeError: no checkout with the reference, a device that is not there, or a process that failed.
+        MsposeError: no checkout with the reference, a device that is not there, or a process that
+            failed.
     """
     reference_module()
     results = Results(resolve_device(device), repeat, quick)
@@ -55,8 +61,11 @@ def benchmark(
         measure_all_memory(results)  # first, while this process is small
     if part in ("load", "all"):
         measure_all_loading(results)
-    # The allocator's settings hold for the whole process, and what was kept once stays: both sides without, then with.
-    for allocator in ("default_allocator", "kept_memory") if results.device.type == "cpu" else ("",):
+    # The allocator's settings hold for the whole process, and what was kept once stays: both sides
+    # without, then with.
+    for allocator in (
+        ("default_allocator", "kept_memory") if results.device.type == "cpu" else ("",)
+    ):
         if allocator == "kept_memory":
             keep_freed_memory()
         if part in ("train", "all"):
@@ -67,17 +76,25 @@ def benchmark(
 
 
 def measure_all_memory(results: Results) -> None:
-    """Peak memory of a training step of either side; of ours, also without computing the backbone twice."""
+    """Peak memory of a training step of either side; of ours, also without computing the backbone
+    twice.
+    """
     log.info("measuring memory")
     name = f"memory_b{MEMORY}"
     for side, recompute in (("reference", False), ("ours", True), ("ours_not_recomputed", False)):
         found = measure_memory(
-            side.partition("_")[0], MEMORY, results.device, quick=results.quick, recompute_backbone=recompute
+            side.partition("_")[0],
+            MEMORY,
+            results.device,
+            quick=results.quick,
+            recompute_backbone=recompute,
         )
         results.memory[side] = found
         if "reason" in found:
             smaller = " and ".join(map(str, found["extrapolated_from"]))
-            results.note(f"{name} of {side} is extrapolated from batches {smaller}: {found['reason']}")
+            results.note(
+                f"{name} of {side} is extrapolated from batches {smaller}: {found['reason']}"
+            )
     for ratio, side, figure in (
         (name, "ours", "peak_bytes"),
         (f"{name}_increment", "ours", "increment_bytes"),
@@ -95,18 +112,30 @@ def measure_training(results: Results, allocator: str, *, compile: bool) -> None
     name = f"train_b{TRAINED}"
     calls = {f"reference_{name}_float32": reference_training_step(reference, batch)}
     for precision, compiles in _variants(PRECISIONS, compile):
-        calls[f"ours_{name}_{precision}{compiles}"] = our_training_step(ours, batch, precision, bool(compiles))
+        calls[f"ours_{name}_{precision}{compiles}"] = our_training_step(
+            ours, batch, precision, bool(compiles)
+        )
     _time(results, calls, TRAINED, allocator)
     if allocator == "default_allocator":
         return
     ours.recompute_backbone = True
-    _time(results, {f"ours_{name}_float32_recomputed": our_training_step(ours, batch)}, TRAINED, allocator)
+    _time(
+        results,
+        {f"ours_{name}_float32_recomputed": our_training_step(ours, batch)},
+        TRAINED,
+        allocator,
+    )
     ours.recompute_backbone = False
     for count in LARGE if device.type == "cuda" else ():
         batch = random_batch(results.workload, count, device)
         for precision, compiles in _variants(("bfloat16",), compile):
             name = f"ours_train_b{count}_{precision}{compiles}"
-            _time(results, {name: our_training_step(ours, batch, precision, bool(compiles))}, count, allocator)
+            _time(
+                results,
+                {name: our_training_step(ours, batch, precision, bool(compiles))},
+                count,
+                allocator,
+            )
 
 
 def measure_prediction(results: Results, allocator: str, *, compile: bool) -> None:
@@ -132,7 +161,9 @@ def measure_all_loading(results: Results) -> None:
     """Time of loading an image of either size."""
     for width, height in SIZES:
         log.info("measuring loading, %dx%d", width, height)
-        samples = measure_loading(results.workload, width, height, device=results.device, repeat=results.repeat)
+        samples = measure_loading(
+            results.workload, width, height, device=results.device, repeat=results.repeat
+        )
         for name, seconds in samples.items():
             results.add(name, seconds, images=1)
         for name in samples:
@@ -149,15 +180,22 @@ def _variants(precisions: Sequence[str], compile: bool) -> Iterator[tuple[str, s
 def _time(results: Results, calls: Mapping[str, Call], images: int, allocator: str) -> None:
     """Time the calls in turn, and compare ours with the reference among them.
 
-    On a CPU a ratio without an allocator in its name compares either side as its users run it: the reference with the
-    allocator's defaults, ours with freed memory kept.
+    On a CPU a ratio without an allocator in its name compares either side as its users run it: the
+    reference with the allocator's defaults, ours with freed memory kept.
     """
     if any(isinstance(call.forward, Compiled) for call in calls.values()):
-        torch.compiler.reset()  # a function is compiled for a few kinds of calls; those of other networks count too
+        # a function is compiled for a few kinds of calls; those of other networks count too
+        torch.compiler.reset()
     samples = interleaved(
-        {name: call.run for name, call in calls.items()}, device=results.device, repeat=results.repeat
+        {name: call.run for name, call in calls.items()},
+        device=results.device,
+        repeat=results.repeat,
     )
-    usual = {"": ("reference", "ours"), "default_allocator": ("reference",), "kept_memory": ("ours",)}[allocator]
+    usual = {
+        "": ("reference", "ours"),
+        "default_allocator": ("reference",),
+        "kept_memory": ("ours",),
+    }[allocator]
     reference = None
     for name, call in calls.items():
         if call.fell_back:
@@ -178,5 +216,8 @@ def _time(results: Results, calls: Mapping[str, Call], images: int, allocator: s
 
 def _difference(ours: PoseOutput, reference: PoseOutput) -> float:
     """Largest difference of a number of a pose, relative to the largest number."""
-    pairs = ((ours.position_B3, reference.position_B3), (ours.orientation_B4, reference.orientation_B4))
+    pairs = (
+        (ours.position_B3, reference.position_B3),
+        (ours.orientation_B4, reference.orientation_B4),
+    )
     return max(float((one - other).abs().max() / other.abs().max()) for one, other in pairs)

@@ -1,4 +1,6 @@
-"""The two sides that are compared, ours and the reference: how large they are, their training step and prediction."""
+"""The two sides that are compared, ours and the reference: how large they are, their training step
+and prediction.
+"""
 
 import importlib.util
 import math
@@ -44,7 +46,9 @@ class Workload:
     memory_per_image: int
     """Bytes that a training step of the reference needs at most per image."""
     frames: dict[str, tuple[int, int, int]] = field(default_factory=dict)
-    """Per image size: pictures drawn, frames in the cache (pictures repeat), frames that the reference loads."""
+    """Per image size: pictures drawn, frames in the cache (pictures repeat), frames that the
+    reference loads.
+    """
 
 
 PAPER = Workload(
@@ -65,7 +69,11 @@ TOY = Workload(
         "heads": 2,
         "feedforward": 16,
         "head_hidden": 16,
-        **{f"{branch}_{stack}_layers": 1 for branch in ("position", "orientation") for stack in ("encoder", "decoder")},
+        **{
+            f"{branch}_{stack}_layers": 1
+            for branch in ("position", "orientation")
+            for stack in ("encoder", "decoder")
+        },
     },
     image=64,
     resize=72,
@@ -86,8 +94,8 @@ def reference_module() -> ModuleType:
     path = Path(__file__).resolve().parents[3] / "tests" / "eager_reference.py"
     if not path.is_file():
         raise MsposeError(
-            f"{path} is missing: the benchmark compares with it, so run it from a checkout of the source "
-            "(pip install -e .)"
+            f"{path} is missing: the benchmark compares with it, so run it from a checkout of the"
+            " source (pip install -e .)"
         )
     spec = importlib.util.spec_from_file_location("eager_reference", path)
     assert spec is not None and spec.loader is not None
@@ -108,7 +116,9 @@ def random_batch(workload: Workload, count: int, device: torch.device) -> Batch:
     """`count` images with labels, the same each time."""
     generator = torch.Generator().manual_seed(count)
     return Batch(
-        image_B3HW=torch.randn(count, 3, workload.image, workload.image, generator=generator).to(device),
+        image_B3HW=torch.randn(count, 3, workload.image, workload.image, generator=generator).to(
+            device
+        ),
         position_B3=torch.randn(count, 3, generator=generator).to(device),
         orientation_B4=torch.randn(count, 4, generator=generator).to(device),
         scene_B=(torch.arange(count) % len(workload.architecture["scenes"])).to(device),
@@ -131,7 +141,9 @@ class Call:
         return isinstance(self.forward, Compiled) and self.forward.chosen is self.forward.function
 
 
-def our_training_step(network: MSTransformer, batch: Batch, precision: str = "float32", compile: bool = False) -> Call:
+def our_training_step(
+    network: MSTransformer, batch: Batch, precision: str = "float32", compile: bool = False
+) -> Call:
     """One step as the training loop does it: forward, loss, backward, Adam."""
     loss_of = PoseLoss(qka_weight=QKA_WEIGHT).to(batch.image_B3HW.device)
     objective = Objective(network.train(), loss_of, precision, compile=compile)
@@ -165,7 +177,9 @@ def reference_training_step(reference: nn.Module, batch: Batch) -> Call:
     return Call(step, reference)
 
 
-def prediction(network: nn.Module, batch: Batch, precision: str = "float32", compile: bool = False) -> Call:
+def prediction(
+    network: nn.Module, batch: Batch, precision: str = "float32", compile: bool = False
+) -> Call:
     """A forward pass as evaluation does it; the network is in evaluation mode, ours fused."""
     device = batch.image_B3HW.device
     small = device.type == "cuda" and len(batch.row) <= SMALL_BATCH
@@ -182,10 +196,12 @@ def prediction(network: nn.Module, batch: Batch, precision: str = "float32", com
 
 
 def operations_per_image(workload: Workload) -> dict[str, float]:
-    """Floating-point operations per image of `predict` and `train`: matrix products and convolutions of the reference's
-    forward pass, and three times that with the backward pass. Both sides are judged by these.
+    """Floating-point operations per image of `predict` and `train`: matrix products and
+    convolutions of the reference's forward pass, and three times that with the backward pass. Both
+    sides are judged by these.
 
-    The backward pass is not counted by itself: PyTorch's counter takes a depthwise convolution's for a full one's.
+    The backward pass is not counted by itself: PyTorch's counter takes a depthwise convolution's
+        for a full one's.
     """
     device = torch.device("meta")
     reference = make_sides(workload, device)[1].eval()

@@ -25,8 +25,8 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """`repeat` samples of the seconds that a call of every side takes, in the order A B C A B C ...
 
-    Before that each side is called `warm_up` times, at least once; the last of these says how many calls make a sample
-    of at least `shortest` seconds.
+    Before that each side is called `warm_up` times, at least once; the last of these says how many
+    calls make a sample of at least `shortest` seconds.
     """
     calls = {}
     for name, call in sides.items():

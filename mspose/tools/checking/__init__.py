@@ -1,1 +1,3 @@
-"""What a careful person wants to know of a data set before training on it: findings, facts, a picture."""
+"""What a careful person wants to know of a data set before training on it: findings, facts, a
+picture.
+"""

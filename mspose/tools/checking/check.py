@@ -40,7 +40,9 @@ class Checked(NamedTuple):
         return any(finding.level == "error" for finding in self.findings)
 
 
-@np.errstate(over="ignore", invalid="ignore")  # of impossible numbers in the labels, which are reported
+@np.errstate(
+    over="ignore", invalid="ignore"
+)  # of impossible numbers in the labels, which are reported
 def check_data(
     place: str,
     *,
@@ -58,17 +60,22 @@ def check_data(
         place: a folder with one card in it, a card, or the name of a data set in `datasets/`.
         root, scenes, ground_truth, labels: as for `mspose.data.cards.load_frames`.
         splits: by default train, test, and any further one that label CSVs name.
-        out: folder of the results; by default `check/` beside a card of one's own, and `datasets/.check/<name>` for
-            the data sets in `datasets/`.
+        out: folder of the results; by default `check/` beside a card of one's own, and
+            `datasets/.check/<name>` for the data sets in `datasets/`.
 
-    Raises MsposeError where there is no card or nothing at all can be read, and where `out` cannot be written.
+    Raises MsposeError where there is no card or nothing at all can be read, and where `out` cannot
+    be written.
     """
     card = open_card(place)
     folder = _folder(card, out)
     _refuse_folder(folder)
-    data = read_labels(card, root=root, scenes=scenes, splits=splits, ground_truth=ground_truth, labels=labels)
+    data = read_labels(
+        card, root=root, scenes=scenes, splits=splits, ground_truth=ground_truth, labels=labels
+    )
     if data.frames.empty:
-        return _finished(card, folder, data.findings, {}, [f"{card.name} ({card.path})"], pictured=False)
+        return _finished(
+            card, folder, data.findings, {}, [f"{card.name} ({card.path})"], pictured=False
+        )
 
     ordered = trajectories.in_order(data.frames).reset_index(drop=True)
     images = read_images(ordered, data_root(card, root), progress=progress)
@@ -89,20 +96,28 @@ def check_data(
     verdicts = {}
     names = sorted(ordered["scene"].unique())
     for scene in tqdm(names, desc="poses against pictures", unit="scene", disable=not progress):
-        verdicts[scene] = conventions.judge_by_pictures(matched_pairs(ordered, scene, data_root(card, root)), ordered)
+        verdicts[scene] = conventions.judge_by_pictures(
+            matched_pairs(ordered, scene, data_root(card, root)), ordered
+        )
         behind = conventions.axes_meet_behind(ordered[ordered["scene"] == scene])
         findings += conventions.convention_findings(scene, verdicts[scene], behind)
 
     _draw(ordered, folder / PICTURE)
     facts = _facts(ordered, images, step, near, verdicts)
-    return _finished(card, folder, findings, facts, _facts_text(card, facts, ordered), pictured=True)
+    return _finished(
+        card, folder, findings, facts, _facts_text(card, facts, ordered), pictured=True
+    )
 
 
 def _draw(ordered: pd.DataFrame, path: Path) -> None:
-    from mspose.plotting import save_figure  # here: matplotlib takes longer to load than all the rest
+    from mspose.plotting import (
+        save_figure,
+    )  # here: matplotlib takes longer to load than all the rest
     from mspose.tools.checking.picture import trajectory_picture
 
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of letters that the font has not
+    with warnings.catch_warnings(
+        action="ignore", category=UserWarning
+    ):  # of letters that the font has not
         save_figure(trajectory_picture(ordered), path)
 
 
@@ -116,19 +131,28 @@ def _folder(card: Card, out: str | None) -> Path:
 
 
 def _refuse_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be written or holds others' files, now and not after an hour of reading images."""
+    """Refuse a folder that cannot be written or holds others' files, now and not after an hour of
+    reading images.
+    """
     try:
-        ours = not (folder / RECORD).exists() or "findings" in json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        ours = not (folder / RECORD).exists() or "findings" in json.loads(
+            (folder / RECORD).read_text(encoding="utf-8")
+        )
     except (OSError, ValueError, TypeError):
         ours = False
     if not ours or ((folder / PICTURE).exists() and not (folder / RECORD).exists()):
-        raise MsposeError(f"{folder} holds a {RECORD} or {PICTURE} of something else: choose another folder with --out")
+        raise MsposeError(
+            f"{folder} holds a {RECORD} or {PICTURE} of something else: choose another folder with"
+            " --out"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise MsposeError(f"cannot write into {folder}: {error.strerror}; choose another with --out") from error
+        raise MsposeError(
+            f"cannot write into {folder}: {error.strerror}; choose another with --out"
+        ) from error
 
 
 def _with_places(finding: Finding, places: dict[str, str]) -> Finding:
@@ -155,7 +179,9 @@ def _facts(
     for scene in sorted(verdicts):
         part, moves = ordered[ordered["scene"] == scene], step[step["scene"] == scene]
         scenes[scene] = {
-            "frames": {str(split): int(count) for split, count in part.groupby("split").size().items()},
+            "frames": {
+                str(split): int(count) for split, count in part.groupby("split").size().items()
+            },
             "sequences": int(part["sequence"].nunique()),
             "extent_m": trajectories.extents(part),
             "median_step_m": _number(moves["metres"].median()),
@@ -197,8 +223,12 @@ def _facts_text(card: Card, facts: dict[str, Any], ordered: pd.DataFrame) -> lis
                 "sequences": fact["sequences"],
                 "extent x, y, z (m)": " ".join(f"{extent:.3g}" for extent in fact["extent_m"]),
                 "median step": _metres_degrees(fact["median_step_m"], fact["median_step_deg"]),
-                "test to nearest train": _metres_degrees(near["median_m"], near["median_deg"]) if near else "-",
-                "poses fit pictures": f"{100 * (1 - min(seen['unexplained'], 1)):.0f} %" if seen["pairs"] else "-",
+                "test to nearest train": (
+                    _metres_degrees(near["median_m"], near["median_deg"]) if near else "-"
+                ),
+                "poses fit pictures": (
+                    f"{100 * (1 - min(seen['unexplained'], 1)):.0f} %" if seen["pairs"] else "-"
+                ),
             }
         )
     sizes = facts["image_sizes"]
@@ -219,7 +249,13 @@ def _metres_degrees(metres: float | None, degrees: float | None) -> str:
 
 
 def _finished(
-    card: Card, folder: Path, findings: list[Finding], facts: dict[str, Any], lines: list[str], *, pictured: bool
+    card: Card,
+    folder: Path,
+    findings: list[Finding],
+    facts: dict[str, Any],
+    lines: list[str],
+    *,
+    pictured: bool,
 ) -> Checked:
     record = {
         "data_set": card.name,

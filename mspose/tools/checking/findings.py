@@ -16,7 +16,9 @@ class Finding:
     """One thing that was found, and where."""
 
     level: Level
-    """`error`: training or evaluation fails or means nothing. `warning`: look at it. `note`: good to know."""
+    """`error`: training or evaluation fails or means nothing. `warning`: look at it. `note`: good
+    to know.
+    """
     kind: str
     """A name that stays the same from version to version: `unreadable-image`, `jump`, ..."""
     text: str
@@ -29,12 +31,19 @@ class Finding:
         shown = self.examples if len(self.examples) <= SHOWN + 1 else self.examples[:SHOWN]
         rest = len(self.examples) - len(shown)
         more = [f"    ... and {rest} more, all in check.json"] if rest else []
-        text = textwrap.wrap(self.text, WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+        text = textwrap.wrap(
+            self.text, WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
+        )
         return [*text, *(f"    {example}" for example in shown), *more]
 
     def as_json(self) -> dict[str, Any]:
         """`level, kind, text, examples`."""
-        return {"level": self.level, "kind": self.kind, "text": self.text, "examples": list(self.examples)}
+        return {
+            "level": self.level,
+            "kind": self.kind,
+            "text": self.text,
+            "examples": list(self.examples),
+        }
 
 
 def findings_text(findings: Sequence[Finding]) -> str:
@@ -51,7 +60,8 @@ def summary(findings: Sequence[Finding]) -> str:
     """`1 error, no warnings`."""
     counts = [sum(finding.level == level for finding in findings) for level in ("error", "warning")]
     words = [
-        f"{count or 'no'} {word}{'s' * (count != 1)}" for count, word in zip(counts, ("error", "warning"), strict=True)
+        f"{count or 'no'} {word}{'s' * (count != 1)}"
+        for count, word in zip(counts, ("error", "warning"), strict=True)
     ]
     return ", ".join(words)
 

@@ -15,10 +15,14 @@ from mspose.data.images import find_image, read_image
 from mspose.errors import MsposeError
 from mspose.tools.checking.findings import Finding, Level, share
 
-MOST_KNOWN = 0.01  # share of the test frames that may be training images too, as a film that stood still makes them
+# share of the test frames that may be training images too, as a film that stood still makes them
+MOST_KNOWN = 0.01
 BLANK = 2.0  # standard deviation of the pixels of a picture that shows nothing
 EXIF_ORIENTATION = 0x0112
-PLAUSIBLE_FOCAL = (0.3, 5.0)  # in long sides of the image: fields of view from 118 down to 11 degrees
+PLAUSIBLE_FOCAL = (
+    0.3,
+    5.0,
+)  # in long sides of the image: fields of view from 118 down to 11 degrees
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,15 @@ class ImageFacts:
 def read_images(frames: pd.DataFrame, root: Path, *, progress: bool) -> pd.DataFrame:
     """A row of `ImageFacts` per frame, with the frames' index. Reads every image fully, in threads."""
     images = frames["image"].tolist()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     with ThreadPoolExecutor(max_workers=cores) as pool:
         try:
             found = pool.map(lambda image: _read(root, image), images)
-            facts = list(tqdm(found, total=len(images), desc="images", unit="image", disable=not progress))
+            facts = list(
+                tqdm(found, total=len(images), desc="images", unit="image", disable=not progress)
+            )
         except BaseException:  # ctrl-C: the thousands of images that wait are not read first
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -56,7 +64,9 @@ def _read(root: Path, image: str) -> ImageFacts:
     except MemoryError:
         return ImageFacts(fault=f"image {path} is too large for the memory of this machine")
     height, width, _ = image_HW3.shape
-    content = hashlib.blake2b(image_HW3.data, digest_size=16, key=f"{width}x{height}".encode()).digest()
+    content = hashlib.blake2b(
+        image_HW3.data, digest_size=16, key=f"{width}x{height}".encode()
+    ).digest()
     sample = image_HW3[:: max(1, height // 64), :: max(1, width // 64)]
     return ImageFacts("", height, width, content, bool(sample.std() < BLANK), _is_turned(path))
 
@@ -66,12 +76,18 @@ def _is_turned(path: Path) -> bool:
     try:
         with Image.open(path) as image:
             return image.getexif().get(EXIF_ORIENTATION, 1) not in (0, 1)
-    except (OSError, SyntaxError, ValueError):  # the picture itself was read: its notes alone are broken
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+    ):  # the picture itself was read: its notes alone are broken
         return False
 
 
 def image_findings(frames: pd.DataFrame, facts: pd.DataFrame) -> list[Finding]:
-    """Images that cannot be read, are blank, turned or of several sizes; odd focal lengths; repeated pictures."""
+    """Images that cannot be read, are blank, turned or of several sizes; odd focal lengths;
+    repeated pictures.
+    """
     findings = []
     unreadable = facts["fault"] != ""
     if unreadable.any():
@@ -87,8 +103,9 @@ def image_findings(frames: pd.DataFrame, facts: pd.DataFrame) -> list[Finding]:
         findings.append(Finding("warning", "blank-image", text, tuple(images[read["blank"]])))
     if read["turned"].any():
         text = (
-            f"{share(int(read['turned'].sum()), len(read))} images carry a note (EXIF) that asks to turn them; they "
-            "are used as they are stored: make sure that the poses are those of the unturned images"
+            f"{share(int(read['turned'].sum()), len(read))} images carry a note (EXIF) that asks to"
+            " turn them; they are used as they are stored: make sure that the poses are those of"
+            " the unturned images"
         )
         findings.append(Finding("warning", "exif-orientation", text, tuple(images[read["turned"]])))
     findings += _size_findings(read)
@@ -101,7 +118,9 @@ def size_counts(facts: pd.DataFrame) -> list[tuple[int, int, int]]:
     """(width, height, images) of each size, the most frequent first."""
     read = facts[facts["fault"] == ""]
     counts = read.groupby(["width", "height"]).size().sort_values(ascending=False, kind="stable")
-    sizes = zip(counts.index.get_level_values(0), counts.index.get_level_values(1), counts, strict=True)
+    sizes = zip(
+        counts.index.get_level_values(0), counts.index.get_level_values(1), counts, strict=True
+    )
     return [(int(width), int(height), int(count)) for width, height, count in sizes]
 
 
@@ -112,9 +131,16 @@ def _size_findings(read: pd.DataFrame) -> list[Finding]:
     listed = tuple(f"{width}x{height}: {count} images" for width, height, count in sizes)
     ratios = [width / height for width, height, _ in sizes]
     if max(ratios) / min(ratios) > 1.02:
-        text = f"{len(sizes)} image sizes, of different proportions: a square crop shows different parts of their views"
+        text = (
+            f"{len(sizes)} image sizes, of different proportions: a square crop shows different"
+            " parts of their views"
+        )
         return [Finding("note", "image-proportions", text, listed)]
-    return [Finding("note", "image-sizes", f"{len(sizes)} image sizes, all of the same proportions", listed)]
+    return [
+        Finding(
+            "note", "image-sizes", f"{len(sizes)} image sizes, all of the same proportions", listed
+        )
+    ]
 
 
 def _focal_findings(frames: pd.DataFrame, read: pd.DataFrame) -> list[Finding]:
@@ -125,30 +151,43 @@ def _focal_findings(frames: pd.DataFrame, read: pd.DataFrame) -> list[Finding]:
     odd = (relative < PLAUSIBLE_FOCAL[0]) | (relative > PLAUSIBLE_FOCAL[1])
     if odd.any():
         text = (
-            f"focal lengths that do not go with the image size: {share(int(odd.sum()), len(frames))} (they are in "
-            "pixels of the images as they are stored here)"
+            "focal lengths that do not go with the image size:"
+            f" {share(int(odd.sum()), len(frames))} (they are in pixels of the images as they are"
+            " stored here)"
         )
         examples = (
             f"{image}: {focal:g} px, {width}x{height}"
             for image, focal, width, height in zip(
-                frames["image"][odd], frames["focal_px"][odd], read["width"][odd], read["height"][odd], strict=True
+                frames["image"][odd],
+                frames["focal_px"][odd],
+                read["width"][odd],
+                read["height"][odd],
+                strict=True,
             )
         )
         findings.append(Finding("warning", "odd-focal-length", text, tuple(examples)))
     if unknown.any():
-        which = "of no image" if unknown.all() else f"unknown for {share(int(unknown.sum()), len(frames))} images"
+        which = (
+            "of no image"
+            if unknown.all()
+            else f"unknown for {share(int(unknown.sum()), len(frames))} images"
+        )
         text = f"focal length: {'known ' * bool(unknown.all())}{which}; training needs none"
         findings.append(Finding("note", "unknown-focal-length", text))
     return findings
 
 
 def _repeated_pictures(frames: pd.DataFrame, read: pd.DataFrame) -> list[Finding]:
-    """The same pixels under several names: where many test frames are known by heart from training, an error."""
+    """The same pixels under several names: where many test frames are known by heart from training,
+    an error.
+    """
     repeated = read.duplicated("digest", keep=False) & ~read["blank"]
     across: list[str] = []
     within: list[str] = []
     superfluous = known = 0
-    for _, part in frames[repeated].groupby(read.loc[repeated, "digest"].map(bytes.hex), sort=False):
+    for _, part in frames[repeated].groupby(
+        read.loc[repeated, "digest"].map(bytes.hex), sort=False
+    ):
         names = (part["image"] + " (" + part["split"] + ")").tolist()
         line = " = ".join(names[:3]) + (f" = {len(names) - 3} more" if len(names) > 3 else "")
         if {"train", "test"} <= set(part["split"]):
@@ -160,7 +199,9 @@ def _repeated_pictures(frames: pd.DataFrame, read: pd.DataFrame) -> list[Finding
     findings = []
     if across:
         tests = int((frames["split"] == "test").sum())
-        text = f"test images that are training images as well, pixel for pixel: {share(known, tests)}"
+        text = (
+            f"test images that are training images as well, pixel for pixel: {share(known, tests)}"
+        )
         level: Level = "error" if known > MOST_KNOWN * tests else "warning"
         findings.append(Finding(level, "picture-in-both-splits", text, tuple(across)))
     if within:

@@ -27,35 +27,50 @@ class Labels:
     frames: pd.DataFrame
     """The good frames of all splits, as `frame_table` returns them."""
     rows: pd.DataFrame | None
-    """The rows of label CSVs as they stand there (`label_rows`), indexed by image; None for other formats."""
+    """The rows of label CSVs as they stand there (`label_rows`), indexed by image; None for other
+    formats.
+    """
     findings: list[Finding]
 
 
 def open_card(place: str) -> Card:
     """The card of a data set: by its name, its own path, or the folder that it lies in.
 
-    Raises MsposeError for a folder without a card or with several, an archive, and a file that is no card.
+    Raises MsposeError for a folder without a card or with several, an archive, and a file that is
+    no card.
     """
     path = Path(place).expanduser()
     named = "/" not in place and (Path("datasets") / f"{place}.yaml").is_file()
     if path.is_dir() and not named:
-        cards = sorted(entry for entry in path.iterdir() if entry.suffix in (".yaml", ".yml") and entry.is_file())
+        cards = sorted(
+            entry
+            for entry in path.iterdir()
+            if entry.suffix in (".yaml", ".yml") and entry.is_file()
+        )
         if not cards:
             raise MsposeError(
-                f"{path} holds no card (<name>.yaml): make one of your own images with `mspose data import`, "
-                "or give the name of a data set in datasets/"
+                f"{path} holds no card (<name>.yaml): make one of your own images with `mspose data"
+                " import`, or give the name of a data set in datasets/"
             )
         if len(cards) > 1:
-            raise MsposeError(f"{path} holds several cards: give one of them: {', '.join(map(str, cards))}")
+            raise MsposeError(
+                f"{path} holds several cards: give one of them: {', '.join(map(str, cards))}"
+            )
         return read_card(cards[0])
     if path.is_file():
         if path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".7z"):
-            raise MsposeError(f"{path} is an archive: unpack it, and give the folder that has the card in it")
+            raise MsposeError(
+                f"{path} is an archive: unpack it, and give the folder that has the card in it"
+            )
         if path.suffix not in (".yaml", ".yml"):
-            raise MsposeError(f"{path} is not a card (<name>.yaml): give a card, its folder, or a data set's name")
+            raise MsposeError(
+                f"{path} is not a card (<name>.yaml): give a card, its folder, or a data set's name"
+            )
         return read_card(path)
     if "/" in place and not path.exists():
-        raise MsposeError(f"there is nothing at {path.absolute()}: give a folder with a card in it, or a card")
+        raise MsposeError(
+            f"there is nothing at {path.absolute()}: give a folder with a card in it, or a card"
+        )
     return read_card(place)
 
 
@@ -76,9 +91,15 @@ def read_labels(
     rows = None
     files = [Path(label).expanduser() for label in labels] or list(card.labels)
     if files and not any(file.suffix == ".txt" for file in files):
-        files = [path for file in files for path in (sorted(file.glob("*.csv")) if file.is_dir() else [file])]
+        files = [
+            path
+            for file in files
+            for path in (sorted(file.glob("*.csv")) if file.is_dir() else [file])
+        ]
         if any(not file.is_file() for file in files):
-            load_frames(card, root=root, split="train", labels=labels)  # says what is missing, and what to do
+            load_frames(
+                card, root=root, split="train", labels=labels
+            )  # says what is missing, and what to do
         rows = label_rows(files)
         if duplicates := _repeated_images(rows):
             findings.append(duplicates)
@@ -95,7 +116,9 @@ def read_labels(
                 text = f"bad labels: {found} frames of {_of(table)} cannot be used"
                 findings.append(Finding("error", "bad-label", text, tuple(faults)))
     if not tables:
-        if not any(finding.examples for finding in findings):  # nothing there, rather than something bad
+        if not any(
+            finding.examples for finding in findings
+        ):  # nothing there, rather than something bad
             raise MsposeError(findings[-1].text if findings else f"{card.name} has no frames")
         return Labels(pd.DataFrame(), rows, findings)
     for table in tables:
@@ -108,8 +131,13 @@ def read_labels(
     return Labels(frames, rows, findings)
 
 
-def _refuse_unknown(card: Card, rows: pd.DataFrame, scenes: Sequence[str], splits: Sequence[str]) -> None:
-    for what, asked, there in (("scene", scenes, set(rows["scene"])), ("split", splits, set(rows["split"]))):
+def _refuse_unknown(
+    card: Card, rows: pd.DataFrame, scenes: Sequence[str], splits: Sequence[str]
+) -> None:
+    for what, asked, there in (
+        ("scene", scenes, set(rows["scene"])),
+        ("split", splits, set(rows["split"])),
+    ):
         if unknown := [name for name in asked if name not in there]:
             listed = ", ".join(sorted(there)) or "none"
             raise MsposeError(f"{card.name} has no {what} {unknown[0]!r}; its {what}s: {listed}")
@@ -117,7 +145,11 @@ def _refuse_unknown(card: Card, rows: pd.DataFrame, scenes: Sequence[str], split
 
 def _of(table: pd.DataFrame) -> str:
     scenes = sorted(set(table["scene"]))
-    return f"{' '.join(scenes)} {table['split'].iloc[0]}" if len(scenes) == 1 else f"the {table['split'].iloc[0]} split"
+    return (
+        f"{' '.join(scenes)} {table['split'].iloc[0]}"
+        if len(scenes) == 1
+        else f"the {table['split'].iloc[0]} split"
+    )
 
 
 def _repeated_images(rows: pd.DataFrame) -> Finding | None:
@@ -126,7 +158,10 @@ def _repeated_images(rows: pd.DataFrame) -> Finding | None:
         return None
     examples = (f"{image}: {'; '.join(part['place'])}" for image, part in repeated.groupby("image"))
     count = repeated["image"].nunique()
-    text = f"{count} image{'s' * (count > 1)} labelled more than once; put that right first, the rest is not checked"
+    text = (
+        f"{count} image{'s' * (count > 1)} labelled more than once; put that right first, the rest"
+        " is not checked"
+    )
     return Finding("error", "image-labelled-twice", text, tuple(examples))
 
 
@@ -136,7 +171,10 @@ def _scenes_on_disk(
     """The card's scenes, or those of them whose folder is there; notes the others."""
     if rows is not None:
         if card.scenes and (others := sorted(set(rows["scene"]) - set(card.scenes))):
-            text = f"label rows of scenes that the card does not list are never used: {', '.join(others)}"
+            text = (
+                "label rows of scenes that the card does not list are never used:"
+                f" {', '.join(others)}"
+            )
             findings.append(Finding("warning", "unlisted-scene", text))
         return list(card.scenes)
     folder = data_root(card, root)
@@ -163,8 +201,16 @@ def _tables_of(
     rows: pd.DataFrame | None,
     findings: list[Finding],
 ) -> list[pd.DataFrame]:
-    """The frame table of a split, or where it cannot be read as one, those of the single scenes that can."""
-    options = {"root": root, "split": split, "ground_truth": ground_truth, "labels": labels, "on_bad_frame": "skip"}
+    """The frame table of a split, or where it cannot be read as one, those of the single scenes
+    that can.
+    """
+    options = {
+        "root": root,
+        "split": split,
+        "ground_truth": ground_truth,
+        "labels": labels,
+        "on_bad_frame": "skip",
+    }
     if rows is not None:  # a scene or split without rows is said of the whole data set, once
         there = set(rows.loc[rows["split"] == split, "scene"])
         scenes = sorted(there & set(scenes) if scenes else there)
@@ -199,7 +245,9 @@ def _quiet() -> Iterator[None]:
 
 def _unreadable(error: MsposeError) -> Finding:
     faults = error.faults if isinstance(error, NoFramesLeft) else []
-    return Finding("error", "unreadable-labels", f"{error}{' that can be used' * bool(faults)}", tuple(faults))
+    return Finding(
+        "error", "unreadable-labels", f"{error}{' that can be used' * bool(faults)}", tuple(faults)
+    )
 
 
 def _split_findings(frames: pd.DataFrame, card: Card, splits: Sequence[str]) -> list[Finding]:
@@ -209,10 +257,17 @@ def _split_findings(frames: pd.DataFrame, card: Card, splits: Sequence[str]) -> 
     train, test = scenes.get("train", set()), scenes.get("test", set())
     if not splits or {"train", "test"} <= set(splits):
         if not train:
-            text = f"there are no training frames: no split called train, but {', '.join(sorted(map(str, scenes)))}"
+            text = (
+                "there are no training frames: no split called train, but"
+                f" {', '.join(sorted(map(str, scenes)))}"
+            )
             findings.append(Finding("error", "no-training-frames", text))
         elif not test:
-            findings.append(Finding("warning", "no-test-frames", "there are no test frames: nothing to evaluate on"))
+            findings.append(
+                Finding(
+                    "warning", "no-test-frames", "there are no test frames: nothing to evaluate on"
+                )
+            )
         else:
             if unseen := sorted(test - train):
                 text = f"scenes with test frames but no training frames: {', '.join(unseen)}"
@@ -222,7 +277,8 @@ def _split_findings(frames: pd.DataFrame, card: Card, splits: Sequence[str]) -> 
                 findings.append(Finding("warning", "scene-only-in-train", text))
     counts = frames.groupby(["scene", "split"]).size()
     different = [
-        f"{scene} {split}: {counts[scene, split]} frames here, {facts.frames[split]} as the card says"
+        f"{scene} {split}: {counts[scene, split]} frames here, {facts.frames[split]} as the card"
+        " says"
         for scene, facts in card.scene_facts.items()
         for split in facts.frames
         if (scene, split) in counts.index and counts[scene, split] != facts.frames[split]
@@ -249,13 +305,16 @@ def _raw_quaternions(rows: pd.DataFrame) -> list[Finding]:
     dot_B = (unit_B4[1:] * unit_B4[:-1]).sum(axis=1)
     names = rows[["scene", "sequence"]].to_numpy()
     same = (names[1:] == names[:-1]).all(axis=1)
-    flipped = np.flatnonzero(same & (dot_B < -0.9))  # nearly the same orientation, written with the other sign
+    flipped = np.flatnonzero(
+        same & (dot_B < -0.9)
+    )  # nearly the same orientation, written with the other sign
     if flipped.size:
         places = rows["place"].to_numpy()
         text = (
-            f"the label files mix the signs of quaternions: {share(flipped.size, int(same.sum()))} neighbouring rows, "
-            f"with w < 0 in {share(int((raw_B4[good, 0] < 0).sum()), int(good.sum()))} rows; w >= 0 is taken when they "
-            "are read, but other programs may stumble"
+            f"the label files mix the signs of quaternions: {share(flipped.size, int(same.sum()))}"
+            " neighbouring rows, with w < 0 in"
+            f" {share(int((raw_B4[good, 0] < 0).sum()), int(good.sum()))} rows; w >= 0 is taken"
+            " when they are read, but other programs may stumble"
         )
         findings.append(Finding("note", "mixed-signs", text, tuple(places[flipped + 1])))
     return findings

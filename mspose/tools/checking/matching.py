@@ -1,4 +1,6 @@
-"""Pairs of neighbouring frames whose pictures overlap: matched points as rays, to judge poses by (OpenCV's SIFT)."""
+"""Pairs of neighbouring frames whose pictures overlap: matched points as rays, to judge poses by
+(OpenCV's SIFT).
+"""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -21,7 +23,9 @@ FEATURES = 800
 FEWEST_MATCHES = 30
 DISTINCT = 0.75  # the best match's distance over the second best's
 GAPS = (1, 2, 4, 8, 16, 32, 64)
-MOVED = 0.05  # median movement of the matches between two frames, in long sides of the image, that tells something
+# median movement of the matches between two frames, in long sides of the image, that tells
+# something
+MOVED = 0.05
 
 
 class Pair(NamedTuple):
@@ -64,21 +68,27 @@ def matched_pairs(ordered: pd.DataFrame, scene: str, root: Path) -> list[Pair]:
     for start in rows[evenly(len(rows) - 1, PAIRS)]:
         last = rows[-1]
         partners = [
-            int(start) + gap for gap in GAPS if start + gap <= last and sequences[start + gap] == sequences[start]
+            int(start) + gap
+            for gap in GAPS
+            if start + gap <= last and sequences[start + gap] == sequences[start]
         ]
         if found := _moved_match(int(start), partners, hint, features):
             hint, second, points, long_sides = found
-            pairs.append(Pair(int(start), second, *points, focal[start], focal[second], *long_sides))
+            pairs.append(
+                Pair(int(start), second, *points, focal[start], focal[second], *long_sides)
+            )
     return pairs
 
 
 def _moved_match(
     start: int, partners: list[int], hint: int, features: Callable[[int], _Features | None]
 ) -> tuple[int, int, tuple[Array, Array], tuple[int, int]] | None:
-    """(place among the partners, partner, points, long sides) of a partner whose points match and have moved.
+    """(place among the partners, partner, points, long sides) of a partner whose points match and
+    have moved.
 
-    partners: from the nearest to the farthest. hint: the place to try first; from there nearer ones follow where the
-    overlap is too small, farther ones where nothing has moved; None where that leads to nothing.
+    partners: from the nearest to the farthest. hint: the place to try first; from there nearer ones
+    follow where the overlap is too small, farther ones where nothing has moved; None where that
+    leads to nothing.
     """
     one = features(start)
     place, before = min(hint, len(partners) - 1), 0
@@ -114,9 +124,13 @@ def _features(root: Path, image: str) -> _Features | None:
 
 
 def _match(one: _Features, two: _Features) -> tuple[Array, Array] | None:
-    """Points seen in both, as far as one rigid motion explains them, whichever it is; None where they are too few."""
+    """Points seen in both, as far as one rigid motion explains them, whichever it is; None where
+    they are too few.
+    """
     found = cv2.BFMatcher(cv2.NORM_L2).knnMatch(one.descriptor_KD, two.descriptor_KD, k=2)
-    good = [best for best, *others in found if others and best.distance < DISTINCT * others[0].distance]
+    good = [
+        best for best, *others in found if others and best.distance < DISTINCT * others[0].distance
+    ]
     if len(good) < FEWEST_MATCHES:
         return None
     point1_M2 = one.point_K2[[match.queryIdx for match in good]]
@@ -124,7 +138,9 @@ def _match(one: _Features, two: _Features) -> tuple[Array, Array] | None:
     tolerance = 1.5 * max(1.0, one.long_side_px / LONG_SIDE, two.long_side_px / LONG_SIDE)
     try:
         cv2.setRNGSeed(0)
-        mask = cv2.findFundamentalMat(point1_M2, point2_M2, cv2.FM_RANSAC, tolerance, 0.999, 2000)[1]
+        mask = cv2.findFundamentalMat(point1_M2, point2_M2, cv2.FM_RANSAC, tolerance, 0.999, 2000)[
+            1
+        ]
     except cv2.error:  # all points on a line, or the like
         return None
     if mask is None or int(mask.sum()) < FEWEST_MATCHES:

@@ -1,4 +1,6 @@
-"""A picture of where the cameras stood and looked: every scene from above, training and test frames apart."""
+"""A picture of where the cameras stood and looked: every scene from above, training and test frames
+apart.
+"""
 
 import math
 
@@ -25,14 +27,18 @@ COLOURS = {"train": plotting.BLUE, "test": plotting.VERMILLION}
 
 @plotting.printed
 def trajectory_picture(ordered: pd.DataFrame) -> Figure:
-    """Positions of all frames and the directions of view of some, per scene, along its two widest axes.
+    """Positions of all frames and the directions of view of some, per scene, along its two widest
+    axes.
 
     ordered: as `mspose.tools.checking.trajectories.in_order` sorts frames.
     """
     scenes = sorted(ordered["scene"].unique())
     splits = [split for split in ("train", "test") if split in set(ordered["split"])]
     splits += sorted(set(ordered["split"]) - set(splits))
-    colours = {split: COLOURS.get(split, plotting.line(2 + number).color) for number, split in enumerate(splits)}
+    colours = {
+        split: COLOURS.get(split, plotting.line(2 + number).color)
+        for number, split in enumerate(splits)
+    }
     columns = min(len(scenes), MOST_COLUMNS, math.ceil(math.sqrt(len(scenes))))
     rows = math.ceil(len(scenes) / columns)
     width = max(columns * PANEL, 4.0)
@@ -64,7 +70,9 @@ def _draw_scene(axes: Axes, part: pd.DataFrame, colours: dict[str, str]) -> None
         rows = np.flatnonzero((part["split"] == split).to_numpy())
         if not len(rows):
             continue
-        faint = 0.25 if split == "train" else 0.45  # the many in the background, the few before them
+        faint = (
+            0.25 if split == "train" else 0.45
+        )  # the many in the background, the few before them
         for line_N2 in _paths(flat_N2, rows, part["sequence"].to_numpy(), side):
             axes.plot(*line_N2.T, color=colour, linewidth=0.4, alpha=faint, zorder=2 + order)
         shown = rows[evenly(len(rows), POINTS)]
@@ -79,8 +87,14 @@ def _draw_scene(axes: Axes, part: pd.DataFrame, colours: dict[str, str]) -> None
             rasterized=True,
         )
         marked = rows[evenly(len(rows), TICKS)]
-        ends_M22 = np.stack([flat_N2[marked], flat_N2[marked] + TICK * side * look_N2[marked]], axis=1)
-        axes.add_collection(LineCollection(list(ends_M22), colors=colour, linewidths=0.7, alpha=0.8, zorder=6 + order))
+        ends_M22 = np.stack(
+            [flat_N2[marked], flat_N2[marked] + TICK * side * look_N2[marked]], axis=1
+        )
+        axes.add_collection(
+            LineCollection(
+                list(ends_M22), colors=colour, linewidths=0.7, alpha=0.8, zorder=6 + order
+            )
+        )
     margin = 1.6 * TICK * side
     axes.set_xlim(low_2[0] - margin, high_2[0] + margin)
     axes.set_ylim(low_2[1] - margin, high_2[1] + margin)
@@ -93,9 +107,16 @@ def _draw_scene(axes: Axes, part: pd.DataFrame, colours: dict[str, str]) -> None
 
 
 def _paths(
-    flat_N2: NDArray[np.float64], rows: NDArray[np.intp], sequence_N: NDArray[np.object_], side: float
+    flat_N2: NDArray[np.float64],
+    rows: NDArray[np.intp],
+    sequence_N: NDArray[np.object_],
+    side: float,
 ) -> list[NDArray[np.float64]]:
-    """The positions of one split as lines that end with a sequence, a dropped frame's gap in it, or a far step."""
+    """The positions of one split as lines that end with a sequence, a dropped frame's gap in it, or
+    a far step.
+    """
     breaks = (np.diff(rows) > 1) | (sequence_N[rows[1:]] != sequence_N[rows[:-1]])
     breaks |= np.linalg.norm(np.diff(flat_N2[rows], axis=0), axis=1) > 0.25 * side
-    return [flat_N2[piece] for piece in np.split(rows, np.flatnonzero(breaks) + 1) if len(piece) > 1]
+    return [
+        flat_N2[piece] for piece in np.split(rows, np.flatnonzero(breaks) + 1) if len(piece) > 1
+    ]

@@ -1,4 +1,6 @@
-"""How near test frames are to training frames: too near, and figures flatter; too far, and nothing helps."""
+"""How near test frames are to training frames: too near, and figures flatter; too far, and nothing
+helps.
+"""
 
 from typing import NamedTuple
 
@@ -11,14 +13,24 @@ from mspose.poses import orientation_error
 from mspose.tools.checking.findings import Finding, share
 from mspose.tools.checking.trajectories import ORIENTATION, POSITION
 
-LEAKING = 0.1  # share of the test frames beside which, in their own sequence, there is a training frame
-CLOSER, MOSTLY = 0.6, 0.5  # of the way to the neighbour, for this share: interleaved, whatever the sequences are called
-NEXT = 1.5  # numbers in file names less than this many usual ones apart: no frame is dropped between the two
+LEAKING = (
+    0.1  # share of the test frames beside which, in their own sequence, there is a training frame
+)
+CLOSER, MOSTLY = (
+    0.6,
+    0.5,
+)  # of the way to the neighbour, for this share: interleaved, whatever the sequences are called
+# numbers in file names less than this many usual ones apart: no frame is dropped between the two
+NEXT = 1.5
 FEW = 2  # frames that prove nothing, whatever share they are
 OUTSIDE = 0.05  # share of the test frames outside the training frames' box
 MARGIN = 0.1  # of the box's diagonal, by which it is widened
-VIDEO = 0.2  # the median step over the scene's diagonal, below which neighbouring files are neighbours in space
-UNSEEN_DEG, UNSEEN = 45.0, 0.2  # nearest direction of view in training, and the share of test frames beyond it
+# the median step over the scene's diagonal, below which neighbouring files are neighbours in space
+VIDEO = 0.2
+UNSEEN_DEG, UNSEEN = (
+    45.0,
+    0.2,
+)  # nearest direction of view in training, and the share of test frames beyond it
 
 
 class Nearness(NamedTuple):
@@ -32,7 +44,9 @@ class Nearness(NamedTuple):
     beside: int
     """Test frames with a training frame directly beside them in their sequence."""
     closer: int
-    """Test frames with a training frame clearly nearer, in any sequence, than the frame beside them in their own."""
+    """Test frames with a training frame clearly nearer, in any sequence, than the frame beside them
+    in their own.
+    """
     in_video: int
     """Test frames that have such a neighbour at all: those of sequences that are videos."""
     outside: int
@@ -42,19 +56,27 @@ class Nearness(NamedTuple):
 
 
 def nearness(ordered: pd.DataFrame, step: pd.DataFrame) -> list[Nearness]:
-    """Of each scene that has training and test frames. Arguments: see `mspose.tools.checking.trajectories`."""
+    """Of each scene that has training and test frames. Arguments: see
+    `mspose.tools.checking.trajectories`.
+    """
     found = []
     split_N = ordered["split"].to_numpy()
     for scene, rows in ordered.reset_index(drop=True).groupby("scene").groups.items():
         rows_N = np.asarray(rows)
         train_N, test_N = rows_N[split_N[rows_N] == "train"], rows_N[split_N[rows_N] == "test"]
         if len(train_N) and len(test_N):
-            found.append(_of_scene(str(scene), ordered, step[step["scene"] == scene], train_N, test_N))
+            found.append(
+                _of_scene(str(scene), ordered, step[step["scene"] == scene], train_N, test_N)
+            )
     return found
 
 
 def _of_scene(
-    scene: str, ordered: pd.DataFrame, step: pd.DataFrame, train_N: NDArray[np.intp], test_N: NDArray[np.intp]
+    scene: str,
+    ordered: pd.DataFrame,
+    step: pd.DataFrame,
+    train_N: NDArray[np.intp],
+    test_N: NDArray[np.intp],
 ) -> Nearness:
     position_N3, quaternion_N4 = ordered[POSITION].to_numpy(), ordered[ORIENTATION].to_numpy()
     low_3, high_3 = position_N3[train_N].min(axis=0), position_N3[train_N].max(axis=0)
@@ -63,7 +85,9 @@ def _of_scene(
     metre = max(float(step["metres"].median()) if len(step) else 0.0, 1e-3 * diagonal, 1e-9)
     degree = max(float(step["degrees"].median()) if len(step) else 0.0, 0.1)
     half_angle = 2 * np.degrees(1) / degree  # |q - q'| is about half the angle in radians
-    place_N7 = np.nan_to_num(np.concatenate([position_N3 / metre, quaternion_N4 * half_angle], axis=1))
+    place_N7 = np.nan_to_num(
+        np.concatenate([position_N3 / metre, quaternion_N4 * half_angle], axis=1)
+    )
     mirrored = np.array([1, 1, 1, -1, -1, -1, -1])  # q and -q are one orientation
     tree = cKDTree(np.concatenate([place_N7[train_N], place_N7[train_N] * mirrored]))
     distance_M, nearest_M = tree.query(place_N7[test_N])
@@ -78,7 +102,9 @@ def _of_scene(
         np.fmin.at(neighbour_N, pair.ravel(), np.repeat(apart, 2))
     own_M = neighbour_N[test_N]
     margin = MARGIN * diagonal
-    beyond_M = ((position_N3[test_N] < low_3 - margin) | (position_N3[test_N] > high_3 + margin)).any(axis=1)
+    beyond_M = (
+        (position_N3[test_N] < low_3 - margin) | (position_N3[test_N] > high_3 + margin)
+    ).any(axis=1)
     metres_M = np.linalg.norm(position_N3[test_N] - position_N3[nearest_M], axis=1)
     degrees_M = orientation_error(quaternion_N4[test_N], quaternion_N4[nearest_M])
     return Nearness(
@@ -94,7 +120,9 @@ def _of_scene(
     )
 
 
-def _nearest_turn(train_N4: NDArray[np.float64], test_M4: NDArray[np.float64]) -> NDArray[np.float64]:
+def _nearest_turn(
+    train_N4: NDArray[np.float64], test_M4: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Degrees from each test orientation to the nearest training orientation."""
     nearest = cKDTree(np.concatenate([train_N4, -train_N4])).query(test_M4)[1] % len(train_N4)
     return orientation_error(test_M4, train_N4[nearest])
@@ -108,22 +136,24 @@ def split_findings(scenes: list[Nearness]) -> list[Finding]:
         if leaking or near.closer > max(FEW, MOSTLY * near.frames):
             count = near.beside if leaking else near.closer
             text = (
-                f"{near.scene}: the test set is too near to the training set: {share(count, near.frames)} test frames "
-                f"have a training frame {'directly beside them' if leaking else 'nearer than the one beside them'} in "
-                f"their sequence, as in a split by every n-th frame (the nearest is {near.median_m:.3g} m, "
-                f"{near.median_deg:.3g} deg away, in the median); split by sequences, or by blocks with a margin"
+                f"{near.scene}: the test set is too near to the training set:"
+                f" {share(count, near.frames)} test frames have a training frame"
+                f" {'directly beside them' if leaking else 'nearer than the one beside them'} in"
+                " their sequence, as in a split by every n-th frame (the nearest is"
+                f" {near.median_m:.3g} m, {near.median_deg:.3g} deg away, in the median); split by"
+                " sequences, or by blocks with a margin"
             )
             findings.append(Finding("warning", "test-near-train", text))
         if near.outside > max(FEW, OUTSIDE * near.frames):
             text = (
-                f"{near.scene}: {share(near.outside, near.frames)} test frames lie outside the box of the training "
-                "positions: pose regression does not extrapolate"
+                f"{near.scene}: {share(near.outside, near.frames)} test frames lie outside the box"
+                " of the training positions: pose regression does not extrapolate"
             )
             findings.append(Finding("warning", "test-outside-train", text))
         if near.unseen > max(FEW, UNSEEN * near.frames):
             text = (
-                f"{near.scene}: {share(near.unseen, near.frames)} test frames look more than {UNSEEN_DEG:g} degrees "
-                "away from every training frame"
+                f"{near.scene}: {share(near.unseen, near.frames)} test frames look more than"
+                f" {UNSEEN_DEG:g} degrees away from every training frame"
             )
             findings.append(Finding("warning", "test-views-unseen", text))
     return findings

@@ -12,14 +12,14 @@ from mspose.tools.exporting.formats import Answer
 TOLERANCE = 1e-4
 """Metres, components of a unit quaternion, probability."""
 FAR = 100.0
-"""Metres from the origin, beyond which positions may differ by TOLERANCE / FAR of their distance: float32 has no more
-digits."""
+"""Metres from the origin, beyond which positions may differ by TOLERANCE / FAR of their distance:
+float32 has no more digits."""
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """The largest difference to the model over several images; infinite where an answer is not of the form it should
-    have.
+    """The largest difference to the model over several images; infinite where an answer is not of
+    the form it should have.
     """
 
     images: int
@@ -31,7 +31,10 @@ class Deviation:
 
     def __str__(self) -> str:
         parts = (f"position {self.position:.1e} m", f"quaternion {self.orientation:.1e}")
-        return f"{', '.join(parts)}, scene probability {self.probability:.1e} over {self.images} images"
+        return (
+            f"{', '.join(parts)}, scene probability {self.probability:.1e} over {self.images}"
+            " images"
+        )
 
     @property
     def tolerable(self) -> bool:
@@ -42,9 +45,10 @@ class Deviation:
 def deviation(answer: Answer, estimator: PoseEstimator, scene: str | None = None) -> Deviation:
     """Ask both about noise and smooth images of several sizes, one and several at a time.
 
-    The model takes each image alone, through its own preprocessing, and for the pose of the scene that the file chose,
-    whose probability must be the largest: where two are equally probable, either is right. Of a turn by 180 degrees
-    both signs of the quaternion are right.
+    The model takes each image alone, through its own preprocessing, and for the pose of the scene
+    that the file chose,
+    whose probability must be the largest: where two are equally probable, either is right. Of a
+    turn by 180 degrees both signs of the quaternion are right.
     """
     worst = np.zeros(3)
     images = 0
@@ -60,7 +64,10 @@ def deviation(answer: Answer, estimator: PoseEstimator, scene: str | None = None
             differences = (
                 _largest(found["position"][index], expected.position)
                 / max(1, float(np.linalg.norm(expected.position)) / FAR),
-                min(_largest(found["orientation"][index], sign * expected.orientation) for sign in (1, -1)),
+                min(
+                    _largest(found["orientation"][index], sign * expected.orientation)
+                    for sign in (1, -1)
+                ),
                 max(missed, _largest(found["scene_probabilities"][index], probability_S)),
             )
             worst = np.maximum(worst, np.inf if any(wrong) else differences)
@@ -68,7 +75,9 @@ def deviation(answer: Answer, estimator: PoseEstimator, scene: str | None = None
 
 
 def probes(resize: int) -> Iterator[NDArray[np.uint8]]:
-    """Images (B, H, W, 3) larger and smaller than the network's, lying, standing and square, of odd sizes and even."""
+    """Images (B, H, W, 3) larger and smaller than the network's, lying, standing and square, of odd
+    sizes and even.
+    """
     rng = np.random.default_rng(0)
     lying, standing = (2 * resize - 16, 8 * resize // 3), (resize + resize // 3, resize + 5)
     for images, (height, width) in (

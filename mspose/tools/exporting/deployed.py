@@ -1,7 +1,9 @@
-"""From camera images to poses in one graph: the preprocessing of `mspose.load`, the network, poses as they are meant.
+"""From camera images to poses in one graph: the preprocessing of `mspose.load`, the network, poses
+as they are meant.
 
-Everything here can be traced for images of any size: sizes decide no branch, they only enter the arithmetic.
-B images, H x W pixels, C pixels a side of the crop, R pixels of the image that one axis of the crop is made of.
+Everything here can be traced for images of any size: sizes decide no branch, they only enter the
+arithmetic. B images, H x W pixels, C pixels a side of the crop, R pixels of the image that one axis
+of the crop is made of.
 """
 
 import torch
@@ -24,12 +26,15 @@ OUTPUTS = {
 class GraphPreprocessing(nn.Module):
     """`mspose.inference.Preprocessing` as tensor operations, with the same pixels.
 
-    PIL resizes along rows, then along columns, each time with integer weights and rounding to whole pixel values; of
-    that, this computes what the centre crop keeps. Integers stay exact in float32 up to 2^24, so each weight of 22 bits
-    is split into two halves; 11 bits are also what half-precision matrix units hold exactly.
+    PIL resizes along rows, then along columns, each time with integer weights and rounding to whole
+    pixel values; of that, this computes what the centre crop keeps. Integers stay exact in float32
+    up to 2^24, so each weight of 22 bits is split into two halves; 11 bits are also what
+    half-precision matrix units hold exactly.
     """
 
-    def __init__(self, resize: int, crop: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self, resize: int, crop: int, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> None:
         """As `mspose.inference.Preprocessing`; mean and std of the three channels."""
         super().__init__()
         self.resize, self.crop = resize, crop
@@ -38,10 +43,13 @@ class GraphPreprocessing(nn.Module):
     def forward(self, image_BHW3: Tensor) -> Tensor:
         """RGB uint8 (B, H, W, 3) to the network's input (B, 3, crop, crop)."""
         height, width = image_BHW3.shape[1:3]
-        # no less than the shorter side and little more, as exporters take it: torch.sym_min is beyond the older ones
+        # no less than the shorter side and little more, as exporters take it: torch.sym_min is
+        # beyond the older ones
         squares = height * height, width * width
         short = height * width * sum(squares) // (height * squares[0] + width * squares[1]) + 1
-        reach = (self.crop + 3) * short // self.resize + 6  # pixels of the image under the crop, at least
+        reach = (
+            self.crop + 3
+        ) * short // self.resize + 6  # pixels of the image under the crop, at least
         row_R, row_weight_2RC = self._weights(height, width, reach)
         column_R, column_weight_2RC = self._weights(width, height, reach)
         region_BRR3 = image_BHW3.index_select(1, row_R).index_select(2, column_R)
@@ -50,11 +58,12 @@ class GraphPreprocessing(nn.Module):
         return normalize(crop_B3CC / 255, self.mean, self.std)
 
     def _weights(self, length: int, other: int, reach: int) -> tuple[Tensor, Tensor]:
-        """Along an axis of the image: indices of `reach` neighbouring pixels, and both halves of the weights with which
-        each adds to each pixel of the crop.
+        """Along an axis of the image: indices of `reach` neighbouring pixels, and both halves of
+        the weights with which each adds to each pixel of the crop.
 
-        PIL's weight of pixel x in pixel c of the resized axis is 1 - |x + 1/2 - (c + 1/2) s| / max(s, 1), s the
-        reduction, or 0, over the sum of these; here in whole numbers, times 2^22 and rounded.
+        PIL's weight of pixel x in pixel c of the resized axis is 1 - |x + 1/2 - (c + 1/2) s| /
+        max(s, 1), s the reduction, or 0, over the sum of these; here in whole numbers, times 2^22
+        and rounded.
         """
         size, other_size = (torch.full((), value, dtype=torch.int64) for value in (length, other))
         resized = self.resize * size // torch.minimum(size, other_size)
@@ -73,7 +82,9 @@ class GraphPreprocessing(nn.Module):
 
 
 def _blend(image_B3RR: Tensor, weight_2RC: Tensor) -> Tensor:
-    """Pixels along the last axis, weighted, summed and rounded to whole values: floor(sum / 2^22 + 1/2)."""
+    """Pixels along the last axis, weighted, summed and rounded to whole values: floor(sum / 2^22 +
+    1/2).
+    """
     high_NC, low_NC = (image_B3RR.flatten(0, 2) @ weight_RC for weight_RC in weight_2RC.unbind())
     carried_NC = torch.floor((low_NC + 2 ** (PRECISION - 1)) / 2**HALF)
     return torch.floor((high_NC + carried_NC) / 2**HALF).unflatten(0, image_B3RR.shape[:3])
@@ -82,8 +93,12 @@ def _blend(image_B3RR: Tensor, weight_2RC: Tensor) -> Tensor:
 class Deployed(nn.Module):
     """A network with its preprocessing before it and the house's conventions behind it."""
 
-    def __init__(self, preprocessing: GraphPreprocessing, network: PoseNetwork, scene: int | None = None) -> None:
-        """Of a network in evaluation mode; `scene` is the index of the scene of all images, if there is one."""
+    def __init__(
+        self, preprocessing: GraphPreprocessing, network: PoseNetwork, scene: int | None = None
+    ) -> None:
+        """Of a network in evaluation mode; `scene` is the index of the scene of all images, if
+        there is one.
+        """
         super().__init__()
         self.preprocessing = preprocessing
         self.network = network
@@ -91,7 +106,11 @@ class Deployed(nn.Module):
 
     def forward(self, image_BHW3: Tensor) -> dict[str, Tensor]:
         """RGB uint8 (B, H, W, 3), any size, to what `OUTPUTS` names."""
-        scene_B = None if self.scene is None else torch.full((image_BHW3.shape[0],), self.scene, dtype=torch.int64)
+        scene_B = (
+            None
+            if self.scene is None
+            else torch.full((image_BHW3.shape[0],), self.scene, dtype=torch.int64)
+        )
         output = self.network(self.preprocessing(image_BHW3), scene_B)
         values = (
             output.position_B3,
@@ -103,8 +122,12 @@ class Deployed(nn.Module):
 
 
 def unit_quaternion(quaternion_B4: Tensor) -> Tensor:
-    """`mspose.poses.normalize_quaternion` as tensor operations: the first of w x y z that is not zero is positive."""
+    """`mspose.poses.normalize_quaternion` as tensor operations: the first of w x y z that is not
+    zero is positive.
+    """
     w_B1, x_B1, y_B1, z_B1 = quaternion_B4.split(1, dim=1)
-    leading_B1 = torch.where(w_B1 != 0, w_B1, torch.where(x_B1 != 0, x_B1, torch.where(y_B1 != 0, y_B1, z_B1)))
+    leading_B1 = torch.where(
+        w_B1 != 0, w_B1, torch.where(x_B1 != 0, x_B1, torch.where(y_B1 != 0, y_B1, z_B1))
+    )
     unit_B4 = quaternion_B4 / torch.linalg.vector_norm(quaternion_B4, dim=1, keepdim=True)
     return torch.where(leading_B1 < 0, -unit_B4, unit_B4)

@@ -1,4 +1,6 @@
-"""The formats of exported files: what is written, and how a file is opened again to see what it answers."""
+"""The formats of exported files: what is written, and how a file is opened again to see what it
+answers.
+"""
 
 import io
 import json
@@ -34,10 +36,15 @@ class Format(NamedTuple):
 
 def trace(module: Deployed) -> ExportedProgram:
     """The program of a module, for any number of images of any size."""
-    height, width = module.preprocessing.resize + 7, module.preprocessing.resize + 13  # sizes without a meaning
+    height, width = (
+        module.preprocessing.resize + 7,
+        module.preprocessing.resize + 13,
+    )  # sizes without a meaning
     image_BHW3 = torch.zeros(2, height, width, 3, dtype=torch.uint8)
     with torch.no_grad():
-        program = torch.export.export(module.eval(), (image_BHW3,), dynamic_shapes=DYNAMIC, strict=False)
+        program = torch.export.export(
+            module.eval(), (image_BHW3,), dynamic_shapes=DYNAMIC, strict=False
+        )
     program.graph.eliminate_dead_code()  # what the losses of training alone ask for
     program.graph_module.recompile()
     return program
@@ -49,7 +56,9 @@ def _require_onnx() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise MsposeError(f"--format onnx needs {error.name}: pip install onnx onnxscript onnxruntime") from error
+        raise MsposeError(
+            f"--format onnx needs {error.name}: pip install onnx onnxscript onnxruntime"
+        ) from error
 
 
 def _write_onnx(program: ExportedProgram, metadata: Mapping[str, Any]) -> bytes:
@@ -71,7 +80,9 @@ def _write_onnx(program: ExportedProgram, metadata: Mapping[str, Any]) -> bytes:
 
 
 def _name_sizes(graph: Any) -> None:
-    """Give sizes that may vary their names in `DYNAMIC`: exporters have names of their own, also in inner shapes."""
+    """Give sizes that may vary their names in `DYNAMIC`: exporters have names of their own, also in
+    inner shapes.
+    """
     del graph.value_info[:]
     for value in (*graph.input, *graph.output):
         names = ["batch", "height", "width"] if value.name == "image" else ["batch"]
@@ -104,7 +115,10 @@ def _open_torch_export(content: bytes) -> Answer:
 
     def answer(image_BHW3: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         with torch.no_grad():
-            return {name: output.numpy() for name, output in module(torch.from_numpy(image_BHW3)).items()}
+            return {
+                name: output.numpy()
+                for name, output in module(torch.from_numpy(image_BHW3)).items()
+            }
 
     return answer
 

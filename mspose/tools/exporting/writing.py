@@ -1,4 +1,6 @@
-"""`mspose export`: a model as one file that runs without this package, kept only where it answers as the model does."""
+"""`mspose export`: a model as one file that runs without this package, kept only where it answers
+as the model does.
+"""
 
 import copy
 import io
@@ -23,8 +25,8 @@ from mspose.tools.exporting.formats import FORMATS, Format, trace
 
 INPUT = "RGB image of any size: uint8 (batch, height, width, 3)"
 CONVENTIONS = (
-    "camera-to-world poses: position is the camera's centre in metres, orientation a unit quaternion w x y z with "
-    "w >= 0; camera axes are x right, y down, z forward"
+    "camera-to-world poses: position is the camera's centre in metres, orientation a unit"
+    " quaternion w x y z with w >= 0; camera axes are x right, y down, z forward"
 )
 
 
@@ -36,24 +38,32 @@ class Exported:
     deviation: Deviation
 
     def __str__(self) -> str:
-        lines = [f"input   image: {INPUT}", *(f"output  {name}: {what}" for name, what in OUTPUTS.items())]
+        lines = [
+            f"input   image: {INPUT}",
+            *(f"output  {name}: {what}" for name, what in OUTPUTS.items()),
+        ]
         lines.append(f"largest deviation from mspose.load: {self.deviation}")
         return "\n".join([*lines, f"{self.path} ({self.path.stat().st_size / 1e6:.1f} MB)"])
 
 
-def export_run(run: Path | str, format: str, out: Path | None = None, scene: str | None = None) -> Exported:
-    """Write the model of a run, computing in float32 on the CPU, as one file with its preprocessing inside.
+def export_run(
+    run: Path | str, format: str, out: Path | None = None, scene: str | None = None
+) -> Exported:
+    """Write the model of a run, computing in float32 on the CPU, as one file with its preprocessing
+    inside.
 
     Args:
         run: as `mspose.load` takes it.
         format: one of `FORMATS`.
-        out: the file, with the format's suffix (default: the format's file name, in the run's folder or, of a model
-            from the hub, in the current one). What was there stays unless the new file passes.
+        out: the file, with the format's suffix (default: the format's file name, in the run's
+            folder or, of a model from the hub, in the current one). What was there stays unless the
+            new file passes.
         scene: the scene of all images; by default the file predicts it.
 
     Raises:
-        MsposeError: no such model or scene, a package that is missing, a file that cannot be written, a network that
-            the exporter does not take, or answers that deviate by more than `TOLERANCE`.
+        MsposeError: no such model or scene, a package that is missing, a file that cannot be
+            written, a network that the exporter does not take, or answers that deviate by more than
+            `TOLERANCE`.
     """
     chosen = FORMATS[format]
     chosen.require()
@@ -65,15 +75,17 @@ def export_run(run: Path | str, format: str, out: Path | None = None, scene: str
     if path.is_dir():
         raise MsposeError(f"cannot write {path}: it is a folder; --out names a file")
     if path.suffix != (suffix := Path(chosen.file_name).suffix):
-        raise MsposeError(f"--out {path}: the name of a file of format {format} ends in {suffix}, for its readers")
+        raise MsposeError(
+            f"--out {path}: the name of a file of format {format} ends in {suffix}, for its readers"
+        )
     with whole_file(path, "wb") as file:
         with _silence(), _in_one_line(f"{run} cannot be exported as {format}"):
             content = _content(estimator, chosen, scene)
             found = deviation(chosen.open(content), estimator, scene)
         if not found.tolerable:
             raise MsposeError(
-                f"{run} as {format} does not answer as the model does, so that it was not kept: largest deviation "
-                f"{found}; at most {TOLERANCE:g} is let pass"
+                f"{run} as {format} does not answer as the model does, so that it was not kept:"
+                f" largest deviation {found}; at most {TOLERANCE:g} is let pass"
             )
         file.write(content)
     return Exported(path, found)
@@ -81,7 +93,9 @@ def export_run(run: Path | str, format: str, out: Path | None = None, scene: str
 
 def _content(estimator: PoseEstimator, format: Format, scene: str | None) -> bytes:
     preparation = estimator.preprocessing
-    preprocessing = GraphPreprocessing(preparation.resize, preparation.crop, preparation.mean, preparation.std)
+    preprocessing = GraphPreprocessing(
+        preparation.resize, preparation.crop, preparation.mean, preparation.std
+    )
     network = copy.deepcopy(estimator.fused).float()
     index = None if scene is None else estimator.scenes.index(scene)
     return format.write(trace(Deployed(preprocessing, network, index)), _metadata(estimator, scene))
@@ -97,8 +111,15 @@ def _metadata(estimator: PoseEstimator, scene: str | None) -> dict[str, Any]:
         "input": INPUT,
         "outputs": OUTPUTS,
         "conventions": CONVENTIONS,
-        "preprocessing": {"inside": "the image as it comes from the camera goes in", **description["preprocessing"]},
-        **{name: description[name] for name in ("kind", "trained_on", "config_hash") if name in description},
+        "preprocessing": {
+            "inside": "the image as it comes from the camera goes in",
+            **description["preprocessing"],
+        },
+        **{
+            name: description[name]
+            for name in ("kind", "trained_on", "config_hash")
+            if name in description
+        },
     }
 
 
@@ -108,7 +129,11 @@ def _silence() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        with (
+            warnings.catch_warnings(action="ignore"),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
             yield
     finally:
         logging.disable(before)
@@ -116,7 +141,9 @@ def _silence() -> Iterator[None]:
 
 @contextmanager
 def _in_one_line(failure: str) -> Iterator[None]:
-    """What exporters and readers raise, of any kind, as MsposeError; they wrap what they met in words of their own."""
+    """What exporters and readers raise, of any kind, as MsposeError; they wrap what they met in
+    words of their own.
+    """
     try:
         yield
     except (MsposeError, MemoryError, torch.OutOfMemoryError):
@@ -125,5 +152,7 @@ def _in_one_line(failure: str) -> Iterator[None]:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+        reason = next(
+            (line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__
+        )
         raise MsposeError(f"{failure}: {reason[:300]}") from error

@@ -29,13 +29,18 @@ WITHOUT_FOCAL_LENGTH = ("EQUIRECTANGULAR",)
 
 
 def wrong_parameters(model: str, parameters: Sequence[float]) -> str:
-    """What is wrong with the number of a camera's parameters; nothing where it is right, or the model unknown."""
+    """What is wrong with the number of a camera's parameters; nothing where it is right, or the
+    model unknown.
+    """
     expected = PARAMETERS.get(model, len(parameters))
-    return f"camera model {model} has {expected} parameters, not {len(parameters)}" * (len(parameters) != expected)
+    return f"camera model {model} has {expected} parameters, not {len(parameters)}" * (
+        len(parameters) != expected
+    )
 
 
 def focal_length(model: str, parameters: Sequence[float]) -> float:
-    """Focal length in pixels, the mean of both axes; NaN for a model without, and for one that is unknown here.
+    """Focal length in pixels, the mean of both axes; NaN for a model without, and for one that is
+    unknown here.
 
     In all others the parameters begin with f, or with fx and fy.
     """

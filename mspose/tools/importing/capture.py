@@ -33,7 +33,9 @@ class View:
     """Quaternion w x y z, or rotation matrix (3, 3); NaN where it could not be read."""
     sequence: str
     moment: Any
-    """Sorts the sequence's views; those with equal ones were taken at the same time, by several cameras."""
+    """Sorts the sequence's views; those with equal ones were taken at the same time, by several
+    cameras.
+    """
     place: str
     """File and line, for messages."""
     focal_px: float = math.nan
@@ -84,7 +86,9 @@ def existing_folder(path: Path, kind: str) -> Path:
 
 
 def looks_like(path: Path, kind: str) -> str:
-    """What a folder looks like that is not of `kind`, for the end of a message; nothing where it looks like nothing."""
+    """What a folder looks like that is not of `kind`, for the end of a message; nothing where it
+    looks like nothing.
+    """
     signs = {
         "colmap": ("images.txt", "images.bin", "sparse"),
         "nerfstudio": ("transforms.json", "transforms_train.json"),
@@ -96,7 +100,10 @@ def looks_like(path: Path, kind: str) -> str:
             if other != kind and (path / name).exists():
                 return f"; {name} is there: try mspose data import {other} {path}"
     if (path / "database.db").is_file():
-        return "; there is a COLMAP database, but no model: run `colmap mapper`, or give the folder that it wrote"
+        return (
+            "; there is a COLMAP database, but no model: run `colmap mapper`, or give the folder"
+            " that it wrote"
+        )
     inside = sorted(path.iterdir())
     if archive := next((file for file in inside if file.name.lower().endswith(ARCHIVES)), None):
         return f"; {archive.name} is there: unpack it first"
@@ -106,7 +113,9 @@ def looks_like(path: Path, kind: str) -> str:
 
 
 def locate(folder: Path, image: str) -> Path | None:
-    """The file of an image in `folder`, also under another ending (Blender leaves it out); None where there is none."""
+    """The file of an image in `folder`, also under another ending (Blender leaves it out); None
+    where there is none.
+    """
     path = folder / image.replace("\\", "/")
     if not path.name:
         return None
@@ -123,7 +132,9 @@ def locate(folder: Path, image: str) -> Path | None:
 def images_folder(candidates: Sequence[Path], images: Sequence[str]) -> Path | None:
     """That of the candidates which has most of a sample of the images; None where none has any."""
     sample = [images[number] for number in evenly(len(images), 20)]
-    counts = {folder: sum(locate(folder, image) is not None for image in sample) for folder in candidates}
+    counts = {
+        folder: sum(locate(folder, image) is not None for image in sample) for folder in candidates
+    }
     best = max(counts, key=lambda folder: counts[folder], default=None)
     return best if best is not None and counts[best] else None
 

@@ -1,6 +1,8 @@
-"""Whether the files of a binary COLMAP model are whole: COLMAP's own reader never ends on some that were cut off.
+"""Whether the files of a binary COLMAP model are whole: COLMAP's own reader never ends on some that
+were cut off.
 
-The layout is that of https://colmap.github.io/format.html, little-endian; numbers in the files are not looked at.
+The layout is that of https://colmap.github.io/format.html, little-endian; numbers in the files are
+not looked at.
 """
 
 import mmap
@@ -90,6 +92,8 @@ def refuse_cut_off(model: Path) -> None:
                 for _ in range(cursor.number("<Q")):
                     pass_over(cursor)
             except IndexError as error:
-                raise MsposeError(f"{path} is cut off or damaged: it is not made of whole records") from error
+                raise MsposeError(
+                    f"{path} is cut off or damaged: it is not made of whole records"
+                ) from error
             if cursor.at != len(data):
                 raise MsposeError(f"{path} is damaged: it goes on after its last record")

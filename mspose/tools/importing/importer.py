@@ -1,4 +1,6 @@
-"""From foreign folders to one data set: read, find images, convert poses, split, write, and say what was done."""
+"""From foreign folders to one data set: read, find images, convert poses, split, write, and say
+what was done.
+"""
 
 import math
 import os
@@ -15,7 +17,15 @@ import pandas as pd
 from mspose.data.cards import PLAIN_NAME, REPOSITORY
 from mspose.data.frames import frame_table, natural_order
 from mspose.errors import MsposeError
-from mspose.tools.importing.capture import Capture, View, existing_folder, image_size, listed, stacked, without_dots
+from mspose.tools.importing.capture import (
+    Capture,
+    View,
+    existing_folder,
+    image_size,
+    listed,
+    stacked,
+    without_dots,
+)
 from mspose.tools.importing.colmap import read_colmap
 from mspose.tools.importing.kapture import read_kapture
 from mspose.tools.importing.nerfstudio import read_nerfstudio
@@ -60,11 +70,13 @@ def import_data(
     Args:
         kind: one of `KINDS`.
         paths: a folder (nerfstudio: or file) per scene.
-        images, trajectory, image_list: one per path, in place of where the format looks; the latter two for `tum`.
+        images, trajectory, image_list: one per path, in place of where the format looks; the latter
+            two for `tum`.
         scenes: names of the scenes; by default those of the folders.
         scale: metres per unit of the poses.
         focal_px: of all images, in pixels, in place of what the files say.
-        missing: images that are not on disk: `stop`, or `skip` to leave them out (the default for nerfstudio).
+        missing: images that are not on disk: `stop`, or `skip` to leave them out (the default for
+            nerfstudio).
         on_bad_frame: broken poses: `stop`, or `skip` to leave them out.
         copy: whether images are copied into the folder, in place of a reference to where they lie.
         split: how to split into training and test frames.
@@ -84,7 +96,10 @@ def import_data(
         ("image_list", image_list),
     ):
         if values and len(values) != len(paths):
-            raise MsposeError(f"--{option}: {len(values)} given for {len(paths)} paths: one for each, in their order")
+            raise MsposeError(
+                f"--{option}: {len(values)} given for {len(paths)} paths: one for each, in their"
+                " order"
+            )
     folder = free_folder(Path(out))
     _refuse_known_name(folder)
     names = list(scenes) or [_scene_name(path) for path in paths]
@@ -102,12 +117,18 @@ def import_data(
         for number, (name, path) in enumerate(zip(names, paths, strict=True))
     }
     missing = missing or ("skip" if kind == "nerfstudio" else "stop")
-    left_out = [(scene, image, why) for scene, capture in captures.items() for image, why in capture.unposed.items()]
+    left_out = [
+        (scene, image, why)
+        for scene, capture in captures.items()
+        for image, why in capture.unposed.items()
+    ]
     views: list[tuple[str, View]] = []
     notes: dict[str, None] = {}
     for scene, capture in captures.items():
         there = _on_disk(capture, missing)
-        left_out += [(scene, view.image, "no such image") for view in capture.views if view.file is None]
+        left_out += [
+            (scene, view.image, "no such image") for view in capture.views if view.file is None
+        ]
         zoom, said = _zoom(there)
         notes |= dict.fromkeys(f"{scene}: {line}" for line in said)
         views += [(scene, view) for view in _in_order(there, zoom, focal_px)]
@@ -116,12 +137,17 @@ def import_data(
     frames = _checked_frames(folder.name, kind, views, captures, scale, on_bad_frame)
     kept = set(frames["image"])
     bad = [(scene, view.image) for scene, view in views if str(view.file) not in kept]
-    left_out += [(*of_view, f"bad pose: {fault}") for of_view, fault in zip(bad, frames.attrs["faults"], strict=True)]
+    left_out += [
+        (*of_view, f"bad pose: {fault}")
+        for of_view, fault in zip(bad, frames.attrs["faults"], strict=True)
+    ]
     described = describe_split(frames, split)
     frames["split"] = split_frames(frames, split, [image for _, image, _ in left_out])
     dropped = frames[frames["split"] == DROPPED]
     why = IN_MARGIN if split.how == "blocks" else "in no split"
-    left_out += [(scene, name, why) for scene, name in zip(dropped["scene"], dropped["name"], strict=True)]
+    left_out += [
+        (scene, name, why) for scene, name in zip(dropped["scene"], dropped["name"], strict=True)
+    ]
     frames = frames[frames["split"] != DROPPED]
     if split.how != "given" and any(view.given_split for _, view in views):
         notes["the files have a split of their own: --split given takes it"] = None
@@ -140,7 +166,9 @@ def import_data(
     return _summary(kind, card, frames, left_out, scale, described, list(notes))
 
 
-def _read(kind: str, path: Path, images: Path | None, *, focal_px: float | None, **of_tum: Any) -> Capture:
+def _read(
+    kind: str, path: Path, images: Path | None, *, focal_px: float | None, **of_tum: Any
+) -> Capture:
     images = existing_folder(images, "image") if images else None
     if kind == "colmap":
         return read_colmap(path, images)
@@ -152,35 +180,47 @@ def _read(kind: str, path: Path, images: Path | None, *, focal_px: float | None,
 
 
 def _on_disk(capture: Capture, missing: str) -> list[View]:
-    """The views whose image is there. Raises MsposeError where none is, or some are not and that is not allowed."""
+    """The views whose image is there. Raises MsposeError where none is, or some are not and that is
+    not allowed.
+    """
     there = [view for view in capture.views if view.file is not None]
     gone = [view.image for view in capture.views if view.file is None]
     places = listed([str(folder) for folder in capture.looked_in])
     if not there:
         raise MsposeError(
-            f"{capture.source}: none of its {len(gone)} images is on disk (looked for {gone[0]} in {places}): say "
-            "where they are with --images FOLDER"
+            f"{capture.source}: none of its {len(gone)} images is on disk (looked for {gone[0]} in"
+            f" {places}): say where they are with --images FOLDER"
         )
     if gone and missing == "stop":
         raise MsposeError(
-            f"{capture.source}: {len(gone)} of its {len(capture.views)} images are not on disk (looked for {gone[0]} "
-            f"in {places}): say where they are with --images FOLDER, or go on without them with --missing skip"
+            f"{capture.source}: {len(gone)} of its {len(capture.views)} images are not on disk"
+            f" (looked for {gone[0]} in {places}): say where they are with --images FOLDER, or go"
+            " on without them with --missing skip"
         )
     return there
 
 
 def _zoom(views: Sequence[View]) -> tuple[dict[tuple[float, float], float], list[str]]:
-    """How much larger than in the camera model the images are, by the model's size, and what there is to say about it.
+    """How much larger than in the camera model the images are, by the model's size, and what there
+    is to say about it.
 
-    Models are often made from large images and used with smaller ones. One image of each size is looked at.
+    Models are often made from large images and used with smaller ones. One image of each size is
+    looked at.
     """
     zoom, notes = {}, []
     for (width, height), view in {view.size_px: view for view in reversed(views)}.items():
         found_width, found_height = image_size(view.file) if view.file else (math.nan, math.nan)
-        if not width > 0 or math.isnan(found_width) or (found_width, found_height) == (width, height):
+        if (
+            not width > 0
+            or math.isnan(found_width)
+            or (found_width, found_height) == (width, height)
+        ):
             continue
         ratio = found_width / width
-        its = f"{found_width:g}x{found_height:g} pixels, their camera model is of {width:g}x{height:g}"
+        its = (
+            f"{found_width:g}x{found_height:g} pixels, their camera model is of"
+            f" {width:g}x{height:g}"
+        )
         # to a pixel and a half: smaller copies have whole sides too
         if math.isnan(height) or abs(found_height - ratio * height) <= 1.5 * max(ratio, 1):
             if ratio != 1:
@@ -191,7 +231,9 @@ def _zoom(views: Sequence[View]) -> tuple[dict[tuple[float, float], float], list
     return zoom, notes
 
 
-def _in_order(views: Sequence[View], zoom: Mapping[tuple[float, float], float], focal_px: float | None) -> list[View]:
+def _in_order(
+    views: Sequence[View], zoom: Mapping[tuple[float, float], float], focal_px: float | None
+) -> list[View]:
     return [
         replace(view, focal_px=focal_px or view.focal_px * zoom.get(view.size_px, 1.0))
         for view in sorted(views, key=_order)
@@ -210,7 +252,8 @@ def _checked_frames(
     scale: float,
     on_bad_frame: str,
 ) -> pd.DataFrame:
-    """The frame table of all views, in our convention and metres, with name, moment and given split of each.
+    """The frame table of all views, in our convention and metres, with name, moment and given split
+    of each.
 
     `image` is the absolute path of the file.
     """
@@ -257,7 +300,10 @@ def _summary(
         rows.append(
             {
                 "scene": scene,
-                **{name: counts.get(name, 0) for name in dict.fromkeys(["train", "test", *frames["split"]])},
+                **{
+                    name: counts.get(name, 0)
+                    for name in dict.fromkeys(["train", "test", *frames["split"]])
+                },
                 "left out": sum(scene == other for other, _, _ in left_out),
                 "sequences": of_scene["sequence"].nunique(),
                 "extent (m)": " x ".join(f"{length:.3g}" for length in extent),
@@ -267,20 +313,34 @@ def _summary(
     reasons: dict[str, list[str]] = {}
     for _, image, why in left_out:
         reasons.setdefault(why.partition(":")[0], []).append(image)
-    for why, names in reasons.items():  # those of the margin are many, and nothing is wrong with them
-        lines.append(f"left out, {why}: {len(names)}" + (f": {listed(names)}" if why != IN_MARGIN else ""))
+    for (
+        why,
+        names,
+    ) in reasons.items():  # those of the margin are many, and nothing is wrong with them
+        lines.append(
+            f"left out, {why}: {len(names)}" + (f": {listed(names)}" if why != IN_MARGIN else "")
+        )
     if left_out:
         lines.append(f"all that is left out, by name: {card.parent / LEFT_OUT}")
     unit = f"scale: {scale:g} metres per unit of the poses"
     if scale == 1 and kind not in METRIC:
         unit += f"; {kind} has no metres of its own: give --scale where its unit is another"
-    lines += [unit, f"poses: {STATED[kind]} in the files; camera-to-world here, metres, quaternion w first"]
-    lines += ["images: as they are, with the distortion of their lens", f"split: {described}", *notes]
+    lines += [
+        unit,
+        f"poses: {STATED[kind]} in the files; camera-to-world here, metres, quaternion w first",
+    ]
+    lines += [
+        "images: as they are, with the distortion of their lens",
+        f"split: {described}",
+        *notes,
+    ]
     lines += [
         "",
         f"check it with: mspose data check {card.parent}",
-        "train on it with: mspose train --config experiments/7scenes.yaml "
-        f"--experiment {card.stem} --data.dataset {card}",
+        (
+            "train on it with: mspose train --config experiments/7scenes.yaml "
+            f"--experiment {card.stem} --data.dataset {card}"
+        ),
     ]
     return "\n".join(lines)
 
@@ -294,28 +354,40 @@ def _refuse_idle_options(kind: str, **of_tum: Any) -> None:
 def _refuse_known_name(folder: Path) -> None:
     if PLAIN_NAME.fullmatch(folder.name) is None:
         raise MsposeError(
-            f"--out: the folder's name is the data set's, and {folder.name!r} is not plain (letters, digits, - _ .)"
+            f"--out: the folder's name is the data set's, and {folder.name!r} is not plain"
+            " (letters, digits, - _ .)"
         )
     for cards in dict.fromkeys((Path.cwd() / "datasets", REPOSITORY / "datasets")):
         if (cards / f"{folder.name}.yaml").is_file():
-            raise MsposeError(f"--out: there is a data set {folder.name} already: call the folder otherwise")
+            raise MsposeError(
+                f"--out: there is a data set {folder.name} already: call the folder otherwise"
+            )
 
 
 def _refuse_bad_scenes(names: Sequence[str], paths: Sequence[str], given: bool) -> None:
     for number, name in enumerate(names):
         if PLAIN_NAME.fullmatch(name) is None:
             what = f"--scenes: {name!r} is not a" if given else f"{paths[number]} does not end in a"
-            raise MsposeError(f"{what} plain name (letters, digits, - _ .); name the scenes with --scenes")
+            raise MsposeError(
+                f"{what} plain name (letters, digits, - _ .); name the scenes with --scenes"
+            )
         if name in names[:number]:
             first = paths[names.index(name)]
-            raise MsposeError(f"{first} and {paths[number]} would both be scene {name}; name the scenes with --scenes")
+            raise MsposeError(
+                f"{first} and {paths[number]} would both be scene {name}; name the scenes with"
+                " --scenes"
+            )
 
 
 def _scene_name(path: str) -> str:
-    """A plain name from a folder: `kitchen/sparse/0` and `kitchen/dense/0/sparse` are kitchen, `Küche 2` Kuche-2."""
+    """A plain name from a folder: `kitchen/sparse/0` and `kitchen/dense/0/sparse` are kitchen,
+    `Küche 2` Kuche-2.
+    """
     place = Path(os.path.normpath(Path(path).expanduser().absolute()))
     place = place.parent if place.suffix == ".json" else place
-    while place.name.lower() in NAMELESS or (place.name.isdecimal() and place.parent.name.lower() in NAMELESS):
+    while place.name.lower() in NAMELESS or (
+        place.name.isdecimal() and place.parent.name.lower() in NAMELESS
+    ):
         place = place.parent
     plain = unicodedata.normalize("NFKD", place.name).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", plain).strip("-.")

@@ -1,7 +1,9 @@
-"""kapture: `sensors/` with sensors.txt, records_camera.txt, trajectories.txt and, where cameras form rigs, rigs.txt.
+"""kapture: `sensors/` with sensors.txt, records_camera.txt, trajectories.txt and, where cameras
+form rigs, rigs.txt.
 
-Poses are world-to-sensor, or world-to-rig followed by rig-to-sensor: p_sensor = R(q) p_world + t, quaternion w first,
-camera axes as ours (https://github.com/naver/kapture/blob/main/kapture_format.adoc).
+Poses are world-to-sensor, or world-to-rig followed by rig-to-sensor: p_sensor = R(q) p_world + t,
+quaternion w first, camera axes as ours
+(https://github.com/naver/kapture/blob/main/kapture_format.adoc).
 """
 
 import math
@@ -13,7 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mspose import poses
-from mspose.data.frames import SMALLEST_QUATERNION_NORM, WORLD_TO_CAMERA, natural_order, parse_numbers
+from mspose.data.frames import (
+    SMALLEST_QUATERNION_NORM,
+    WORLD_TO_CAMERA,
+    natural_order,
+    parse_numbers,
+)
 from mspose.errors import MsposeError
 from mspose.tools.importing.camera_models import focal_length, notes_on, wrong_parameters
 from mspose.tools.importing.capture import (
@@ -53,15 +60,17 @@ class _Motion(NamedTuple):
 def read_kapture(path: Path, images: Path | None) -> Capture:
     """The views of a kapture: `path` is its folder or the folder `sensors` in it.
 
-    Image names are relative to `sensors/records_data`, or to `images`. Images whose device has no pose at their time
-    are left out. Raises MsposeError for missing or damaged files, and where no image has a pose.
+    Image names are relative to `sensors/records_data`, or to `images`. Images whose device has no
+    pose at their time are left out. Raises MsposeError for missing or damaged files, and where no
+    image has a pose.
     """
     path = existing_folder(path, "kapture")
     folder = path if (path / "sensors.txt").is_file() else path / "sensors"
     for name in ("sensors.txt", "records_camera.txt", "trajectories.txt"):
         if not (folder / name).is_file():
             raise MsposeError(
-                f"there is no {folder / name}: a kapture with images and poses has it{looks_like(path, 'kapture')}"
+                f"there is no {folder / name}: a kapture with images and poses has"
+                f" it{looks_like(path, 'kapture')}"
             )
     cameras = _read_cameras(folder / "sensors.txt")
     rigs = _read_rigs(folder / "rigs.txt")
@@ -108,7 +117,9 @@ def _motion(
     rigs: Mapping[str, list[tuple[str, _Motion]]],
     passed: tuple[str, ...],
 ) -> tuple[_Motion | None, str]:
-    """(world-to-device pose, the device whose trajectory it comes from): its own, or that of its rig."""
+    """(world-to-device pose, the device whose trajectory it comes from): its own, or that of its
+    rig.
+    """
     if (time, device) in moving:
         return moving[time, device], device
     for rig, inside in rigs.get(device, []):
@@ -131,7 +142,9 @@ def _read_cameras(file: Path) -> dict[str, _Camera]:
         found, fault = parse_numbers(numbers)
         if model != NO_MODEL:
             fault = fault or wrong_parameters(model, found[2:])
-            fault = fault or "expected camera model, width, height and its parameters" * (len(found) < 3)
+            fault = fault or "expected camera model, width, height and its parameters" * (
+                len(found) < 3
+            )
         if fault:
             raise MsposeError(f"{place}: {fault}")
         focal = math.nan if model == NO_MODEL else focal_length(model, found[2:])
@@ -148,7 +161,9 @@ def _read_rigs(file: Path) -> dict[str, list[tuple[str, _Motion]]]:
     if file.is_file():
         for place, values in values_of(file, ","):
             if len(values) != 9:
-                raise MsposeError(f"{place}: expected rig_id, sensor_id, qw, qx, qy, qz, tx, ty, tz")
+                raise MsposeError(
+                    f"{place}: expected rig_id, sensor_id, qw, qx, qy, qz, tx, ty, tz"
+                )
             if all(values[2:]):  # as in trajectories
                 rigs.setdefault(values[1], []).append((values[0], _read_motion(values[2:], place)))
     return rigs
@@ -161,8 +176,13 @@ def _read_trajectories(file: Path) -> dict[tuple[float, str], _Motion]:
             raise MsposeError(f"{place}: expected timestamp, device_id, qw, qx, qy, qz, tx, ty, tz")
         key = (_time(values[0], place), values[1])
         if key in moving:
-            raise MsposeError(f"{place}: {values[1]} has two poses at {values[0]} (the first: {moving[key].place})")
-        if all(values[2:]):  # the format allows a pose without orientation or position, which is none for us
+            raise MsposeError(
+                f"{place}: {values[1]} has two poses at {values[0]} (the first:"
+                f" {moving[key].place})"
+            )
+        if all(
+            values[2:]
+        ):  # the format allows a pose without orientation or position, which is none for us
             moving[key] = _read_motion(values[2:], place)
     return moving
 

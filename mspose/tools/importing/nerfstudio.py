@@ -1,4 +1,5 @@
-"""transforms.json of nerfstudio and instant-ngp, and Blender's transforms_train.json, ..._test.json.
+"""transforms.json of nerfstudio and instant-ngp, and Blender's transforms_train.json,
+..._test.json.
 
 Each frame has a camera-to-world matrix in OpenGL's camera axes: x right, y up, z back
 (https://docs.nerf.studio/quickstart/data_conventions.html). Ours differ in the signs of y and z.
@@ -26,7 +27,11 @@ from mspose.tools.importing.capture import (
     without_dots,
 )
 
-FILES = {"transforms_train.json": "train", "transforms_val.json": "val", "transforms_test.json": "test"}
+FILES = {
+    "transforms_train.json": "train",
+    "transforms_val.json": "val",
+    "transforms_test.json": "test",
+}
 FROM_OPENGL = np.diag([1.0, -1.0, -1.0])
 FOCAL_KEYS = ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y")
 DISTORTION_KEYS = ("k1", "k2", "k3", "k4", "p1", "p2")
@@ -37,21 +42,28 @@ PERSPECTIVE = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
 def read_nerfstudio(path: Path, images: Path | None, *, focal_px: float | None) -> Capture:
     """The views of a transforms.json: `path` is the file or its folder.
 
-    Image names in it are relative to its folder, or to `images`. Raises MsposeError where nothing in it says the focal
-    length, unless `focal_px` does; for JSON that cannot be read; and for frames without a name or matrix.
+    Image names in it are relative to its folder, or to `images`. Raises MsposeError where nothing
+    in it says the focal length, unless `focal_px` does; for JSON that cannot be read; and for
+    frames without a name or matrix.
     """
     path = without_dots(path)
-    files = {path: ""} if path.suffix == ".json" and path.is_file() else _files(existing_folder(path, "nerfstudio"))
+    files = (
+        {path: ""}
+        if path.suffix == ".json" and path.is_file()
+        else _files(existing_folder(path, "nerfstudio"))
+    )
     views: list[View] = []
     notes: list[str] = []
     for file, split in files.items():
         content = _content(file)
         base = images or file.parent
         frames = content["frames"]
-        if focal_px is None and not any(key in scope for scope in [content, *frames] for key in FOCAL_KEYS):
+        if focal_px is None and not any(
+            key in scope for scope in [content, *frames] for key in FOCAL_KEYS
+        ):
             raise MsposeError(
-                f"{file} has no camera model (fl_x or camera_angle_x): add it, or give the focal length in pixels with "
-                "--focal_px"
+                f"{file} has no camera model (fl_x or camera_angle_x): add it, or give the focal"
+                " length in pixels with --focal_px"
             )
         lists = _split_lists(content)
         size = _Size(content)
@@ -92,7 +104,9 @@ def _content(file: Path) -> dict[str, Any]:
 
 
 class _Size:
-    """Width and height in pixels of a frame's image: said, or read from the image; of one camera for all once."""
+    """Width and height in pixels of a frame's image: said, or read from the image; of one camera
+    for all once.
+    """
 
     def __init__(self, content: Mapping[str, Any]) -> None:
         self.content = content
@@ -125,7 +139,12 @@ def _view(
     matrix, fault = _matrix(frame.get("transform_matrix"))
     file = locate(base, image)
     size_px = size(frame, file)
-    unread = [key for scope in (frame, content) for key in FOCAL_KEYS if math.isnan(_number(scope.get(key, 1)))]
+    unread = [
+        key
+        for scope in (frame, content)
+        for key in FOCAL_KEYS
+        if math.isnan(_number(scope.get(key, 1)))
+    ]
     return View(
         image=image,
         file=file,
@@ -151,11 +170,19 @@ def _matrix(value: Any) -> tuple[NDArray[np.float64], str]:
     if matrix.shape not in ((4, 4), (3, 4)):
         return unknown, "transform_matrix is not a matrix of 4x4 or 3x4 numbers"
     if len(matrix) == 4 and not np.allclose(matrix[3], [0, 0, 0, 1], atol=1e-6):
-        return unknown, f"the last row of transform_matrix is {matrix[3].tolist()}, not 0 0 0 1: is it transposed?"
+        return (
+            unknown,
+            (
+                f"the last row of transform_matrix is {matrix[3].tolist()}, not 0 0 0 1: is it"
+                " transposed?"
+            ),
+        )
     return np.vstack([matrix[:3], [0, 0, 0, 1]]), ""
 
 
-def _focal(frame: Mapping[str, Any], content: Mapping[str, Any], size_px: tuple[float, float]) -> float:
+def _focal(
+    frame: Mapping[str, Any], content: Mapping[str, Any], size_px: tuple[float, float]
+) -> float:
     """Mean focal length of both axes; what a frame says goes before what holds for all."""
     for scope in (frame, content):
         lengths = [_number(scope.get(key)) for key in ("fl_x", "fl_y")]
@@ -191,7 +218,9 @@ def _split_lists(content: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _is_distorted(camera: Mapping[str, Any]) -> bool:
-    bent = camera.get("camera_model", "OPENCV") not in PERSPECTIVE or camera.get("is_fisheye") is True
+    bent = (
+        camera.get("camera_model", "OPENCV") not in PERSPECTIVE or camera.get("is_fisheye") is True
+    )
     return bent or any(_number(camera.get(key, 0)) != 0 for key in DISTORTION_KEYS)
 
 

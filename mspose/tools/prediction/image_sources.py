@@ -1,4 +1,6 @@
-"""Images to estimate poses of: from files, folders and videos, one after the other, with what the files say of them."""
+"""Images to estimate poses of: from files, folders and videos, one after the other, with what the
+files say of them.
+"""
 
 import logging
 import math
@@ -24,9 +26,13 @@ VIDEO_SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg
 """Endings by which a folder's videos are named in a message; any file that OpenCV opens is a video."""
 UNREAD_SUFFIXES = (".avif", ".dng", ".exr", ".heic", ".heif", ".jp2", ".jxl")
 """Endings of images that are looked for in no folder, and named in a message."""
-DEPTH_MAP = ".depth"  # 7Scenes: frame-000000.depth.png, and .depth.proj.png, beside frame-000000.color.png
+DEPTH_MAP = (  # 7Scenes: frame-000000.depth.png, and .depth.proj.png, beside frame-000000.color.png
+    ".depth"
+)
 FILM_DIAGONAL_MM = math.hypot(36, 24)
-MISSING_FRAMES = 0.05  # share of a video's announced frames, often an estimate, whose lack is worth a word
+MISSING_FRAMES = (
+    0.05  # share of a video's announced frames, often an estimate, whose lack is worth a word
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,9 @@ class View:
     """What is known of an image beside its pixels."""
 
     name: str
-    """Its path as given, or found in a folder; of a video's frame `clip.mp4#120`, the frame's number from 0."""
+    """Its path as given, or found in a folder; of a video's frame `clip.mp4#120`, the frame's
+    number from 0.
+    """
     width: int
     height: int
     seconds: float | None = None
@@ -42,8 +50,8 @@ class View:
     focal_px: float | None = None
     """From EXIF, in pixels of this image; None where the file does not say."""
     turn_tag: int = 1
-    """EXIF orientation; with any but 1 a viewer shows the image turned or mirrored, while its pixels are read as they
-    are stored, as those of training images are."""
+    """EXIF orientation; with any but 1 a viewer shows the image turned or mirrored, while its
+    pixels are read as they are stored, as those of training images are."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,9 @@ class ImageFile:
         image_HW3 = read_image(self.path)
         height, width = image_HW3.shape[:2]
         turn_tag, focal_mm = _exif(self.path)
-        focal_px = None if focal_mm is None else focal_mm / FILM_DIAGONAL_MM * math.hypot(width, height)
+        focal_px = (
+            None if focal_mm is None else focal_mm / FILM_DIAGONAL_MM * math.hypot(width, height)
+        )
         yield View(str(self.path), width, height, self.seconds, focal_px, turn_tag), image_HW3
 
 
@@ -83,7 +93,9 @@ class Video:
         return None if self.frames is None else math.ceil(self.frames / self.every)
 
     def read(self) -> Iterator[tuple[View, NDArray[np.uint8]]]:
-        """Its frames, RGB uint8 (H, W, 3), upright where the video says how it is turned, with their times."""
+        """Its frames, RGB uint8 (H, W, 3), upright where the video says how it is turned, with
+        their times.
+        """
         import cv2
 
         capture = _open_video(self.path)
@@ -93,7 +105,8 @@ class Video:
             step = 1 / rate if 0 < rate < math.inf else 1 / 30
             while capture.grab():
                 stated = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-                # times that stand still or run back are no times: the frame rate goes on from the last one
+                # times that stand still or run back are no times: the frame rate goes on from the
+                # last one
                 seconds = stated if seconds < stated < math.inf else max(seconds + step, 0.0)
                 if number % self.every == 0:
                     read, image_HW3 = capture.retrieve()
@@ -109,7 +122,10 @@ class Video:
             capture.release()
         if self.frames is not None and number < (1 - MISSING_FRAMES) * self.frames:
             log.warning(
-                "%s: decoded %d of about %d frames, the rest is not there or broken", self.path, number, self.frames
+                "%s: decoded %d of about %d frames, the rest is not there or broken",
+                self.path,
+                number,
+                self.frames,
             )
 
 
@@ -119,11 +135,11 @@ Source = ImageFile | Video
 def find_sources(inputs: Sequence[Path | str], *, every: int = 1) -> list[Source]:
     """The images and videos that are meant by paths of files and folders, in the order given.
 
-    A folder stands for all images in it and in folders below, in natural order (`2.png` before `10.png`); hidden ones
-    and 7Scenes' depth maps are left out, and so are videos and images of other kinds, of which a warning tells. Of a
-    video every `every`-th frame is meant.
-    Raises MsposeError where there is nothing to read: a missing path, a folder without images, an archive, a file that
-    is neither image nor video; and for what is there twice.
+    A folder stands for all images in it and in folders below, in natural order (`2.png` before
+    `10.png`); hidden ones and 7Scenes' depth maps are left out, and so are videos and images of
+    other kinds, of which a warning tells. Of a video every `every`-th frame is meant.
+    Raises MsposeError where there is nothing to read: a missing path, a folder without images, an
+    archive, a file that is neither image nor video; and for what is there twice.
     """
     sources: list[Source] = []
     others: list[Path] = []
@@ -139,7 +155,8 @@ def find_sources(inputs: Sequence[Path | str], *, every: int = 1) -> list[Source
             sources.append(_source(path, every))
     seen: set[str] = set()
     for source in sources:
-        absolute = os.path.abspath(source.path)  # noqa: PTH100 - does not ask the disk, for tens of thousands
+        # does not ask the disk, for tens of thousands
+        absolute = os.path.abspath(source.path)  # noqa: PTH100
         if absolute in seen:
             raise MsposeError(f"{source.path} is there twice: give it once")
         seen.add(absolute)
@@ -171,17 +188,28 @@ def _images_in(folder: Path) -> tuple[list[ImageFile], list[Path]]:
     try:
         for place, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
             real = os.path.realpath(place)
-            folders[:] = [] if real in visited else [name for name in folders if not name.startswith(".")]
+            folders[:] = (
+                [] if real in visited else [name for name in folders if not name.startswith(".")]
+            )
             if real in visited:  # by a link that leads in a circle
                 continue
             visited.add(real)
             seen = [Path(place, name) for name in names if not name.startswith(".")]
-            paths += [path for path in seen if path.suffix.lower() in IMAGE_SUFFIXES and not _is_depth_map(path)]
-            others += [path for path in seen if path.suffix.lower() in (*VIDEO_SUFFIXES, *UNREAD_SUFFIXES)]
+            paths += [
+                path
+                for path in seen
+                if path.suffix.lower() in IMAGE_SUFFIXES and not _is_depth_map(path)
+            ]
+            others += [
+                path for path in seen if path.suffix.lower() in (*VIDEO_SUFFIXES, *UNREAD_SUFFIXES)
+            ]
     except OSError as error:
         raise MsposeError(f"cannot read folder {error.filename}: {error.strerror}") from error
     if not paths:
-        looked_for = f"no images in {folder} (looked for {', '.join(IMAGE_SUFFIXES)}, in the folders below it too)"
+        looked_for = (
+            f"no images in {folder} (looked for {', '.join(IMAGE_SUFFIXES)}, in the folders below"
+            " it too)"
+        )
         raise MsposeError("; ".join([looked_for, *_left_out(others)]))
     return [ImageFile(path, folder) for path in sorted(paths, key=natural_order)], others
 
@@ -192,7 +220,10 @@ def _left_out(others: Sequence[Path]) -> list[str]:
     unread = [path for path in others if path.suffix.lower() in UNREAD_SUFFIXES]
     kinds = (
         (videos, "videos in folders are not read, give them by their names"),
-        (unread, f"images of kinds ({', '.join(UNREAD_SUFFIXES)}) that are not read, save them as JPEG"),
+        (
+            unread,
+            f"images of kinds ({', '.join(UNREAD_SUFFIXES)}) that are not read, save them as JPEG",
+        ),
     )
     found = [(min(paths), len(paths) - 1, words) for paths, words in kinds if paths]
     return [f"{words}: {first}{f' and {more} more' * (more > 0)}" for first, more, words in found]
@@ -208,7 +239,9 @@ def _is_depth_map(path: Path) -> bool:
 
 def _source(path: Path, every: int) -> Source:
     if not path.exists():
-        raise MsposeError(f"there is no file or folder {path}: give images, folders of images, or videos")
+        raise MsposeError(
+            f"there is no file or folder {path}: give images, folders of images, or videos"
+        )
     if not path.is_file():
         raise MsposeError(f"{path} is neither a file nor a folder")
     if path.suffix.lower() in IMAGE_SUFFIXES:
@@ -245,7 +278,9 @@ def _video(path: Path, every: int) -> Video:
     try:
         if not capture.isOpened():
             advice = ": save it as JPEG" if path.suffix.lower() in UNREAD_SUFFIXES else ""
-            raise MsposeError(f"{path} is neither an image nor a video that OpenCV can open{advice}")
+            raise MsposeError(
+                f"{path} is neither an image nor a video that OpenCV can open{advice}"
+            )
         if not capture.read()[0]:
             raise MsposeError(f"{path} opens as a video, but none of its frames can be decoded")
         count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
@@ -255,7 +290,9 @@ def _video(path: Path, every: int) -> Video:
 
 
 def _open_video(path: Path) -> Any:
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong is said by us, in one line
+    os.environ.setdefault(
+        "OPENCV_FFMPEG_LOGLEVEL", "-8"
+    )  # what is wrong is said by us, in one line
     import cv2
 
     capture = cv2.VideoCapture(str(path))
@@ -264,7 +301,9 @@ def _open_video(path: Path) -> Any:
 
 
 def _exif(path: Path) -> tuple[int, float | None]:
-    """(orientation tag, focal length in mm that a camera for 35 mm film would have), as far as a photo says."""
+    """(orientation tag, focal length in mm that a camera for 35 mm film would have), as far as a
+    photo says.
+    """
     try:
         with Image.open(path) as image:
             tags = image.getexif()

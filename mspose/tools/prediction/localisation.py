@@ -46,7 +46,8 @@ def predict_poses(
     on_bad_frame: str = "stop",
     progress: bool = True,
 ) -> None:
-    """Write the poses that a run's model estimates of images, folders of images and videos, as they are computed.
+    """Write the poses that a run's model estimates of images, folders of images and videos, as they
+    are computed.
 
     Args:
         run: whatever `mspose.load` takes.
@@ -56,10 +57,12 @@ def predict_poses(
         scene: the scene of all images; by default that of each is predicted.
         every: of videos, one frame in so many.
         fps: of images, how many a second, for the timestamps of `tum`; see `with_times`.
-        focal_px: focal length of all images in their own pixels, to compare with training and for COLMAP's cameras.
+        focal_px: focal length of all images in their own pixels, to compare with training and for
+            COLMAP's cameras.
         on_bad_frame: `stop`, or `skip` to leave out images that cannot be read, which are named.
 
-    Raises MsposeError for inputs that cannot be read, and where the format needs a scene and none is given.
+    Raises MsposeError for inputs that cannot be read, and where the format needs a scene and none
+    is given.
     """
     sources = find_sources(inputs, every=every or 1)
     check_options(sources, format, every=every, fps=fps, focal_px=focal_px)
@@ -72,7 +75,10 @@ def predict_poses(
         estimator.check_scene(scene)
     elif format in ONE_FRAME and len(estimator.scenes) > 1:
         known = ", ".join(estimator.scenes)
-        raise MsposeError(f"--format {format} is of one scene; the model knows several, choose with --scene: {known}")
+        raise MsposeError(
+            f"--format {format} is of one scene; the model knows several, choose with --scene:"
+            f" {known}"
+        )
 
     check = QueryCheck(training_images(estimator.description.get("trained_on") or {}), focal_px)
     formats: dict[str, PoseFile] = {
@@ -96,7 +102,9 @@ def predict_poses(
                 for words in check.findings(view):
                     log.warning("%s", words)
             estimates = estimator.estimates_of(batch.image_B3HW, scene)
-            write("".join(pose_file.pose(*pair) for pair in zip(batch.views, estimates, strict=True)))
+            write(
+                "".join(pose_file.pose(*pair) for pair in zip(batch.views, estimates, strict=True))
+            )
             done, left_out = done + len(batch.views), left_out + len(batch.faults)
             bar.update(len(batch.views) + len(batch.faults))
         if done == 0:
@@ -108,7 +116,12 @@ def predict_poses(
 
 
 def check_options(
-    sources: Sequence[Source], format: str, *, every: int | None, fps: float | None, focal_px: float | None
+    sources: Sequence[Source],
+    format: str,
+    *,
+    every: int | None,
+    fps: float | None,
+    focal_px: float | None,
 ) -> None:
     """Raise MsposeError for an option that would change nothing, and for an endless number."""
     for name, value in (("fps", fps), ("focal_px", focal_px)):
@@ -117,7 +130,10 @@ def check_options(
     if every is not None and not any(isinstance(source, Video) for source in sources):
         raise MsposeError("--every: without effect on images, it is for videos: leave it out")
     if fps is not None and format != "tum":
-        raise MsposeError(f"--fps: without effect on --format {format}, it is for the timestamps of tum: leave it out")
+        raise MsposeError(
+            f"--fps: without effect on --format {format}, it is for the timestamps of tum: leave"
+            " it out"
+        )
 
 
 @dataclass(frozen=True)
@@ -133,7 +149,8 @@ class Prepared:
 def prepare(
     sources: Sequence[Source], preprocessing: Preprocessing, batch_size: int, *, stop: bool
 ) -> Iterator[Prepared]:
-    """Batches of at most `batch_size` images; of an image no more is kept in memory than the network's input.
+    """Batches of at most `batch_size` images; of an image no more is kept in memory than the
+    network's input.
 
     Raises MsposeError at an image that cannot be read, if `stop`.
     """
@@ -143,7 +160,9 @@ def prepare(
     for found in read_views(sources):
         if isinstance(found, MsposeError):
             if stop:
-                raise MsposeError(f"{found}; mend it, or leave such images out with --on-bad-frame skip") from found
+                raise MsposeError(
+                    f"{found}; mend it, or leave such images out with --on-bad-frame skip"
+                ) from found
             faults.append(str(found))
         else:
             view, image_HW3 = found

@@ -1,4 +1,6 @@
-"""What the images were like that a model learned from, and how the images differ that it is asked about."""
+"""What the images were like that a model learned from, and how the images differ that it is asked
+about.
+"""
 
 import math
 from collections import Counter
@@ -26,11 +28,15 @@ class TrainingImages:
     @property
     def text(self) -> str:
         """The most frequent sizes."""
-        return ", ".join(f"{width}x{height}" for width, height in self.sizes[:3]) + (", ..." * (len(self.sizes) > 3))
+        return ", ".join(f"{width}x{height}" for width, height in self.sizes[:3]) + (
+            ", ..." * (len(self.sizes) > 3)
+        )
 
 
 def training_images(trained_on: Mapping[str, Any]) -> TrainingImages | None:
-    """Of the entry `trained_on` of a model's description; None where it does not say, as older ones do not."""
+    """Of the entry `trained_on` of a model's description; None where it does not say, as older ones
+    do not.
+    """
     try:
         sizes = tuple((int(width), int(height)) for width, height, _ in trained_on["image_sizes"])
         focal = trained_on.get("focal_per_short_side")
@@ -39,13 +45,17 @@ def training_images(trained_on: Mapping[str, Any]) -> TrainingImages | None:
         return None
     if not sizes or min(map(min, sizes)) < 1:
         return None
-    return TrainingImages(sizes, (low, median, high) if 0 < low <= median <= high < math.inf else None)
+    return TrainingImages(
+        sizes, (low, median, high) if 0 < low <= median <= high < math.inf else None
+    )
 
 
 class QueryCheck:
-    """Compares queries with training images: words at the first that differs in a way, and counts for the end.
+    """Compares queries with training images: words at the first that differs in a way, and counts
+    for the end.
 
-    `focal_px` is that of all queries, in their pixels; without it, EXIF counts where it says something.
+    `focal_px` is that of all queries, in their pixels; without it, EXIF counts where it says
+    something.
     """
 
     def __init__(self, training: TrainingImages | None, focal_px: float | None = None):
@@ -61,11 +71,14 @@ class QueryCheck:
         found = {}
         if view.turn_tag != 1:
             found["with a tag that it is to be turned"] = (
-                f"{view.name} is to be shown turned (EXIF orientation {view.turn_tag}); its pixels are taken as they "
-                "are stored, as those of training images are: if these were upright, turn its pixels first"
+                f"{view.name} is to be shown turned (EXIF orientation {view.turn_tag}); its pixels"
+                " are taken as they are stored, as those of training images are: if these were"
+                " upright, turn its pixels first"
             )
         if self.training is not None:
-            found |= self._size_findings(view, self.training) | self._focal_findings(view, self.training)
+            found |= self._size_findings(view, self.training) | self._focal_findings(
+                view, self.training
+            )
         words = [text for kind, text in found.items() if kind not in self.counts]
         self.counts.update(found.keys())
         return words + self._unrecorded(view)
@@ -74,10 +87,13 @@ class QueryCheck:
         """How many images differed, where there were several."""
         if not self.counts or self.images < 2:
             return None
-        return f"of {self.images} images: " + "; ".join(f"{count} {kind}" for kind, count in self.counts.items())
+        return f"of {self.images} images: " + "; ".join(
+            f"{count} {kind}" for kind, count in self.counts.items()
+        )
 
     def camera(self, view: View) -> tuple[float, str]:
-        """The focal length of an image's camera in pixels, and where it is from: given, EXIF, or as in training.
+        """The focal length of an image's camera in pixels, and where it is from: given, EXIF, or as
+        in training.
 
         Raises MsposeError where nothing says it.
         """
@@ -86,24 +102,38 @@ class QueryCheck:
         if view.focal_px is not None:
             return view.focal_px, "from EXIF"
         if self.training is not None and self.training.focal is not None:
-            return self.training.focal[1] * min(view.width, view.height), "not measured: as in training"
-        raise MsposeError(f"{view.name}: its focal length is not known, nor that of training: give --focal_px")
+            return (
+                self.training.focal[1] * min(view.width, view.height),
+                "not measured: as in training",
+            )
+        raise MsposeError(
+            f"{view.name}: its focal length is not known, nor that of training: give --focal_px"
+        )
 
     def _size_findings(self, view: View, training: TrainingImages) -> dict[str, str]:
         aspect = view.width / view.height
-        matching = [width for width, height in training.sizes if abs(aspect * height / width - 1) <= SIZE_TOLERANCE]
+        matching = [
+            width
+            for width, height in training.sizes
+            if abs(aspect * height / width - 1) <= SIZE_TOLERANCE
+        ]
         if not matching:
             text = (
-                f"{view.name} is {view.width}x{view.height}, another shape than all training images ({training.text}): "
-                "the network sees another part of the view than in training, and poses may be far off"
+                f"{view.name} is {view.width}x{view.height}, another shape than all training images"
+                f" ({training.text}): the network sees another part of the view than in training,"
+                " and poses may be far off"
             )
             return {"of another aspect ratio": text}
         known = any(abs(view.width / width - 1) <= SIZE_TOLERANCE for width in matching)
-        if not known and len(training.sizes) < MOST_SIZES:  # a list that is full does not name all sizes
+        if (
+            not known and len(training.sizes) < MOST_SIZES
+        ):  # a list that is full does not name all sizes
             compared = training.focal is not None and (self.focal_px or view.focal_px) is not None
             text = (
-                f"{view.name} is {view.width}x{view.height}, training images are {training.text}: it is resized as "
-                f"they were{'' if compared else '; unless it has their field of view too, positions are off'}"
+                f"{view.name} is {view.width}x{view.height}, training images are {training.text}:"
+                " it is resized as "
+                "they"
+                f" were{'' if compared else '; unless it has their field of view too, positions are off'}"
             )
             return {"of another size": text}
         return {}
@@ -119,9 +149,10 @@ class QueryCheck:
             return {}
         ratio = relative / nearest
         text = (
-            f"{view.name}: its focal length, {focal_px:.0f} px at {view.width}x{view.height}, is {ratio:.2f} times "
-            f"that of training ({nearest * min(view.width, view.height):.0f} px at that size): things look {ratio:.2f} "
-            "times as large as from there in training, and distances to them come out wrong by about that factor"
+            f"{view.name}: its focal length, {focal_px:.0f} px at {view.width}x{view.height}, is"
+            f" {ratio:.2f} times that of training ({nearest * min(view.width, view.height):.0f} px"
+            f" at that size): things look {ratio:.2f} times as large as from there in training, and"
+            " distances to them come out wrong by about that factor"
         )
         return {"of another focal length": text}
 
@@ -131,9 +162,15 @@ class QueryCheck:
             return []
         focal_px = self.focal_px or view.focal_px
         if self.training is None:
-            what = "what sizes and focal lengths its training images had: queries cannot be compared with them"
+            what = (
+                "what sizes and focal lengths its training images had: queries cannot be compared"
+                " with them"
+            )
         elif self.training.focal is None and focal_px is not None:
-            what = "what focal length its training images had: that of queries cannot be compared with it"
+            what = (
+                "what focal length its training images had: that of queries cannot be compared"
+                " with it"
+            )
         else:
             return []
         self._unrecorded_said = True

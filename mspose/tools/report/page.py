@@ -1,4 +1,6 @@
-"""The report's page: gathers tables, numbers and pictures of all runs, and writes them as one HTML file."""
+"""The report's page: gathers tables, numbers and pictures of all runs, and writes them as one HTML
+file.
+"""
 
 import json
 import shlex
@@ -27,7 +29,13 @@ from mspose.tools.report.diagrams import (
     training_curves,
     trajectories,
 )
-from mspose.tools.report.pictures import THUMBNAILS, Budget, attention_pictures, image_root, telling_frames
+from mspose.tools.report.pictures import (
+    THUMBNAILS,
+    Budget,
+    attention_pictures,
+    image_root,
+    telling_frames,
+)
 from mspose.tools.report.results import Result, grouped, in_short, labels, read_results
 
 REPORT = "report.html"
@@ -37,12 +45,18 @@ ABSENT = "–"
 NAMES = ("experiment", "variant", "seed")
 """Settings that the runs' labels say."""
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-PALETTE = [{"color": line(index).color, "dash": _DASHES[index % len(_DASHES)]} for index in range(24)]
+PALETTE = [
+    {"color": line(index).color, "dash": _DASHES[index % len(_DASHES)]} for index in range(24)
+]
 """Colours and plotly's dashes of the lines in a diagram; the dashes are for print in grey."""
 
 
 def make_report(
-    runs: Sequence[Path | str], *, out: Path | str | None = None, split: str | None = None, title: str | None = None
+    runs: Sequence[Path | str],
+    *,
+    out: Path | str | None = None,
+    split: str | None = None,
+    title: str | None = None,
 ) -> Path:
     """Write the page about the runs in or below `runs`; returns its path.
 
@@ -52,8 +66,8 @@ def make_report(
         split: an evaluation on another split than the run's own test split, `metrics-<split>.json`.
         title: of the page.
 
-    Raises MsposeError where there is no evaluated run, a file of one is broken, or `out` cannot be written or holds
-    something that is no report.
+    Raises MsposeError where there is no evaluated run, a file of one is broken, or `out` cannot be
+    written or holds something that is no report.
     """
     results = read_results(runs, split)
     target = Path(out) if out else (results[0].folder if len(results) == 1 else Path()) / REPORT
@@ -77,7 +91,9 @@ def _refuse_to_replace(target: Path) -> None:
     except OSError as error:
         raise MsposeError(f"cannot write {target}: {error.strerror or error}") from error
     if not ours:
-        raise MsposeError(f"{target} is there and is no report of mspose: choose another --out, or remove it")
+        raise MsposeError(
+            f"{target} is there and is no report of mspose: choose another --out, or remove it"
+        )
 
 
 def _title(results: Sequence[Result]) -> str:
@@ -134,7 +150,9 @@ def _group(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(what the template shows of runs that were measured alike, the numbers of their diagrams)."""
     names = labels(results)
-    thresholds = sorted({tuple(pair) for result in results for pair in result.metrics["thresholds"]})
+    thresholds = sorted(
+        {tuple(pair) for result in results for pair in result.metrics["thresholds"]}
+    )
     drawn, thinned = trajectories(results, trajectory_bytes)
     curves = [training_curves(result.scalars, points) for result in results]
     moving = [number for number, result in enumerate(results) if result.has_poses]
@@ -161,15 +179,25 @@ def _group(
         "places": places_of(results),
         "scenes": sorted({str(scene) for result in results for scene in result.metrics["scenes"]}),
         "moving": [names[number] for number in moving],
-        "records": in_short(name for name, result in zip(names, results, strict=True) if not result.has_poses),
+        "records": in_short(
+            name for name, result in zip(names, results, strict=True) if not result.has_poses
+        ),
         "thinned": thinned,
         "thresholds": ", ".join(f"{metres:g} m / {degrees:g}°" for metres, degrees in thresholds),
         "frames": list(zip(names, frames, strict=True)),
         "without_images": without,
-        "confusions": [(name, counts) for name, counts in confusions if len(results) == 1 or not _all_right(counts)],
-        "all_right": in_short(name for name, counts in confusions if len(results) > 1 and _all_right(counts)),
+        "confusions": [
+            (name, counts)
+            for name, counts in confusions
+            if len(results) == 1 or not _all_right(counts)
+        ],
+        "all_right": in_short(
+            name for name, counts in confusions if len(results) > 1 and _all_right(counts)
+        ),
         "logged": any(curves),
-        "unlogged": in_short(name for name, logged in zip(names, curves, strict=True) if not logged),
+        "unlogged": in_short(
+            name for name, logged in zip(names, curves, strict=True) if not logged
+        ),
         "verdicts": _verdicts(results),
         "attention": [
             (name, found)
@@ -192,7 +220,9 @@ def _group(
 
 
 def _tables(group: Group, results: Sequence[Result]) -> list[Markup]:
-    """The paper's table, with published rows of the same data; of several runs recall at the thresholds too."""
+    """The paper's table, with published rows of the same data; of several runs recall at the
+    thresholds too.
+    """
     rows = collect_runs([result.file for result in results])
     published = [row for row in published_rows(PUBLISHED_CSV, group.dataset) if row.group == group]
     tables = [make_table(rows, published, digits=3)]
@@ -202,9 +232,14 @@ def _tables(group: Group, results: Sequence[Result]) -> list[Markup]:
 
 
 def _looks(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Colour and dashes of every run's lines: seeds of a variant share them, unless there is one variant alone."""
+    """Colour and dashes of every run's lines: seeds of a variant share them, unless there is one
+    variant alone.
+    """
     variants = list(dict.fromkeys(result.variant for result in results))
-    numbers = [index if len(variants) == 1 else variants.index(result.variant) for index, result in enumerate(results)]
+    numbers = [
+        index if len(variants) == 1 else variants.index(result.variant)
+        for index, result in enumerate(results)
+    ]
     return [{**PALETTE[n % len(PALETTE)], "variant": n} for n in numbers]
 
 
@@ -222,7 +257,9 @@ def _variants(
     return entries
 
 
-def _frames(results: Sequence[Result], pictures: Budget) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+def _frames(
+    results: Sequence[Result], pictures: Budget
+) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
     """(telling frames per run and scene, the reason for missing images -> the runs without)."""
     frames: list[dict[str, Any]] = []
     without: dict[str, list[str]] = {}
@@ -241,7 +278,9 @@ def _frames(results: Sequence[Result], pictures: Budget) -> tuple[list[dict[str,
 
 
 def _confusion(result: Result) -> pd.DataFrame | None:
-    """Frames by true scene (rows) and predicted scene; None of one scene, or where none was predicted."""
+    """Frames by true scene (rows) and predicted scene; None of one scene, or where none was
+    predicted.
+    """
     frames = result.frames
     if "predicted_scene" not in frames or frames["predicted_scene"].isna().any():
         return None
@@ -260,8 +299,14 @@ def _verdicts(results: Sequence[Result]) -> pd.DataFrame | None:
 
 
 def _differing(results: Sequence[Result]) -> pd.DataFrame | None:
-    """Runs times the settings that are not the same in all, runs that agree in one line; None where there are none."""
-    stated = [(name, result.settings) for name, result in zip(labels(results), results, strict=True) if result.settings]
+    """Runs times the settings that are not the same in all, runs that agree in one line; None where
+    there are none.
+    """
+    stated = [
+        (name, result.settings)
+        for name, result in zip(labels(results), results, strict=True)
+        if result.settings
+    ]
     names = dict.fromkeys(setting for _, settings in stated for setting in settings)
     values = {
         setting: [_text(settings.get(setting, ABSENT)) for _, settings in stated]
@@ -281,7 +326,11 @@ def _settings(results: Sequence[Result]) -> list[tuple[str, dict[str, str]]]:
     shared: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for name, result in zip(labels(results), results, strict=True):
         stated = {key: _text(value) for key, value in result.settings.items()}
-        key = tuple((setting, value) for setting, value in stated.items() if setting not in (*PLACES, "seed"))
+        key = tuple(
+            (setting, value)
+            for setting, value in stated.items()
+            if setting not in (*PLACES, "seed")
+        )
         shared.setdefault(key, []).append(name)
     return [("; ".join(in_short(names)), dict(key)) for key, names in shared.items() if key]
 
@@ -289,7 +338,9 @@ def _settings(results: Sequence[Result]) -> list[tuple[str, dict[str, str]]]:
 def _text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "[]"
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )
 
 
 def _origins(results: Sequence[Result]) -> pd.DataFrame:
@@ -297,13 +348,18 @@ def _origins(results: Sequence[Result]) -> pd.DataFrame:
     columns = {}
     for name, result in zip(labels(results), results, strict=True):
         stated, model = result.provenance, result.provenance["model"]
-        commit = str(stated.get("commit") or "unknown")[:12] + (" + changes" if stated.get("dirty") else "")
+        commit = str(stated.get("commit") or "unknown")[:12] + (
+            " + changes" if stated.get("dirty") else ""
+        )
         versions = ("mspose", "torch", "torchvision", "numpy", "timm", "python")
         columns[name] = {
             "evaluated": stated.get("time_utc") or "unknown",
             "commit": commit,
             "device": stated.get("device") or "unknown",
-            "versions": ", ".join(f"{key} {stated[key]}" for key in versions if stated.get(key)) or "unknown",
+            "versions": (
+                ", ".join(f"{key} {stated[key]}" for key in versions if stated.get(key))
+                or "unknown"
+            ),
             "settings hash": model.get("config_hash") or ABSENT,
             "trained on frames": model.get("frames") or ABSENT,
             "frames": len(result.frames),

@@ -1,4 +1,6 @@
-"""The pictures of a report, small enough to lie in the page: frames that tell most, and studies of attention."""
+"""The pictures of a report, small enough to lie in the page: frames that tell most, and studies of
+attention.
+"""
 
 import sys
 from collections.abc import Mapping
@@ -24,7 +26,9 @@ THUMBNAILS = {4: (320, 240), 12: (240, 180), sys.maxsize: (160, 120)}
 PICTURE = (1100, 1400)
 """Of a picture of attention."""
 SHRUNK = 2 / 3
-"""Of pictures of attention, which have 300 dots per inch: all by as much, so that their letters are of one size."""
+"""Of pictures of attention, which have 300 dots per inch: all by as much, so that their letters are
+of one size.
+"""
 FEW_COLOURS = 2000
 """Below it a picture is a diagram, sharper and smaller as PNG; above, it has a photograph in it."""
 PICTURE_BYTES = 4_000_000
@@ -69,7 +73,8 @@ def telling_frames(
     """Per scene its best, median and worst frames: of one scene three of each, of several one.
 
     They are ordered by the sum of both errors, each divided by the scene's median.
-    root: the folder that images are under; None: no pictures. size: the largest width and height of a picture.
+    root: the folder that images are under; None: no pictures. size: the largest width and height of
+        a picture.
     """
     scenes = {str(scene): part for scene, part in result.frames.groupby("scene")}
     each = 3 if len(scenes) == 1 else 1
@@ -86,11 +91,17 @@ def _ranked(part: pd.DataFrame, each: int) -> list[tuple[str, dict[Any, Any]]]:
         total += errors_N / (np.median(errors_N) or 1.0)
     order = np.argsort(total, kind="stable")
     middle = max((len(order) - each) // 2, 0)
-    chosen = {"best": order[:each], "median": order[middle : middle + each], "worst": order[::-1][:each]}
+    chosen = {
+        "best": order[:each],
+        "median": order[middle : middle + each],
+        "worst": order[::-1][:each],
+    }
     return [(rank, part.iloc[int(row)].to_dict()) for rank, rows in chosen.items() for row in rows]
 
 
-def _frame(rank: str, row: Mapping[Any, Any], root: Path | None, budget: Budget, size: tuple[int, int]) -> Frame:
+def _frame(
+    rank: str, row: Mapping[Any, Any], root: Path | None, budget: Budget, size: tuple[int, int]
+) -> Frame:
     predicted, probability = row.get("predicted_scene"), row.get("scene_probability")
     picture, unreadable = None, False
     if root is not None:
@@ -117,7 +128,9 @@ def image_root(result: Result) -> tuple[Path | None, str]:
     if not isinstance(dataset, str):
         return None, "no config.yaml says where the images are"
     try:
-        _, folder = predicted_data(dataset, root if isinstance(root, str) else None, result.metrics["dataset"])
+        _, folder = predicted_data(
+            dataset, root if isinstance(root, str) else None, result.metrics["dataset"]
+        )
     except MsposeError as reason:
         return None, str(reason)
     return (folder, "") if folder.is_dir() else (None, f"no folder {folder}")
@@ -125,7 +138,9 @@ def image_root(result: Result) -> tuple[Path | None, str]:
 
 def jpeg(image_HW3: NDArray[np.uint8], size: tuple[int, int], quality: int) -> str:
     """The image as a JPEG data URI, not larger than `size` (width, height)."""
-    return data_uri(_encoded(Image.fromarray(image_HW3), size, "JPEG", quality=quality, optimize=True), "jpeg")
+    return data_uri(
+        _encoded(Image.fromarray(image_HW3), size, "JPEG", quality=quality, optimize=True), "jpeg"
+    )
 
 
 def _encoded(image: Image.Image, size: tuple[int, int], kind: str, **options: Any) -> bytes:
@@ -146,7 +161,9 @@ class Picture:
 
 
 def attention_pictures(folder: Path, budget: Budget) -> list[Picture]:
-    """Those in `attention/` of a run, figures of numbers first, scaled down; a broken one is left out."""
+    """Those in `attention/` of a run, figures of numbers first, scaled down; a broken one is left
+    out.
+    """
     pictures = []
     for path in sorted((folder / "attention").glob("*.png"), key=_order):
         try:
@@ -159,7 +176,9 @@ def attention_pictures(folder: Path, budget: Budget) -> list[Picture]:
         drawing = _encoded(image, PICTURE, "JPEG", quality=80, optimize=True)
         kind, small = "jpeg", drawing
         if _colours(image) < FEW_COLOURS:
-            flat = _encoded(image.quantize(128, dither=Image.Dither.NONE), PICTURE, "PNG", optimize=True)
+            flat = _encoded(
+                image.quantize(128, dither=Image.Dither.NONE), PICTURE, "PNG", optimize=True
+            )
             kind, small = ("png", flat) if len(flat) <= len(drawing) else (kind, small)
         uri = budget.take(data_uri(small, kind))
         pictures.append(Picture(path.stem.replace("-", " "), uri, max(image.width // 2, 1)))
@@ -174,4 +193,10 @@ def _colours(image: Image.Image) -> int:
 
 def _order(path: Path) -> tuple[int, str]:
     shown_first = ("entropy", "query-key-distance", "verdicts", "purity", "encoding.")
-    return next((i for i, name in enumerate(shown_first) if path.name.startswith(name)), len(shown_first)), path.name
+    return (
+        next(
+            (i for i, name in enumerate(shown_first) if path.name.startswith(name)),
+            len(shown_first),
+        ),
+        path.name,
+    )

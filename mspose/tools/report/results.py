@@ -1,4 +1,6 @@
-"""What a report is made from: the files that runs, records, baselines and other methods' predictions leave behind."""
+"""What a report is made from: the files that runs, records, baselines and other methods'
+predictions leave behind.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,10 +65,11 @@ class Result:
 def read_results(paths: Iterable[Path | str], split: str | None = None) -> list[Result]:
     """The evaluations of the runs in or below `paths`, in the order given.
 
-    split: `train` for `metrics-train.json` and so on; by default the run's own test split, `metrics.json`.
+    split: `train` for `metrics-train.json` and so on; by default the run's own test split,
+        `metrics.json`.
 
-    Raises MsposeError for a path that is not there, a run that was not evaluated, a broken file, and for predictions
-    that the metrics were not computed from.
+    Raises MsposeError for a path that is not there, a run that was not evaluated, a broken file,
+    and for predictions that the metrics were not computed from.
     """
     name = METRICS if split in (None, "test") else f"metrics-{split}.json"
     files: dict[Path, Path] = {}
@@ -79,16 +82,23 @@ def read_results(paths: Iterable[Path | str], split: str | None = None) -> list[
 def _metrics_files(path: Path, name: str) -> list[Path]:
     if not path.exists():
         raise MsposeError(
-            f"no such run: {path}; name folders of evaluated runs (`make train` and `make eval` make one)"
+            f"no such run: {path}; name folders of evaluated runs (`make train` and `make eval`"
+            " make one)"
         )
     if path.is_file():
         raise MsposeError(f"{path} is a file: name the folder of a run")
     if (path / name).is_file():
         return [path / name]
     if any((path / sign).is_file() for sign in (CONFIG, MODEL, METRICS)):
-        option = "" if name == METRICS else f" --split {name.removeprefix('metrics-').removesuffix('.json')}"
+        option = (
+            ""
+            if name == METRICS
+            else f" --split {name.removeprefix('metrics-').removesuffix('.json')}"
+        )
         raise MsposeError(f"{path} has no {name}: run `mspose evaluate {path}{option}` first")
-    found = [file for file in find_metrics([path], other_splits=name != METRICS) if file.name == name]
+    found = [
+        file for file in find_metrics([path], other_splits=name != METRICS) if file.name == name
+    ]
     if not found:
         raise MsposeError(f"no {name} in {path} or below it: evaluate its runs on that split first")
     return found
@@ -106,10 +116,16 @@ def _read(file: Path) -> Result:
     settings = _settings(folder, notes) if metrics["experiment"] != EXTERNAL else {}
     study = None
     try:
-        study = read_study(folder) if metrics.get("quick") and _has_study(folder) else study_of(folder, metrics)
+        study = (
+            read_study(folder)
+            if metrics.get("quick") and _has_study(folder)
+            else study_of(folder, metrics)
+        )
     except MsposeError as reason:
         notes.append(str(reason))
-    return Result(folder, file, metrics, frames, source, settings, study, read_scalars(folder), notes)
+    return Result(
+        folder, file, metrics, frames, source, settings, study, read_scalars(folder), notes
+    )
 
 
 def _has_study(folder: Path) -> bool:
@@ -133,23 +149,34 @@ def _frames(file: Path, metrics: Mapping[str, Any]) -> tuple[pd.DataFrame, Path]
     if file.name == METRICS and (folder / RECORDED).is_file():
         return read_errors(folder), folder / RECORDED
     option = "" if split == "test" else f" --split {split}"
-    raise MsposeError(f"{folder} has no predictions/{split}.csv: run `mspose evaluate {folder}{option}` again")
+    raise MsposeError(
+        f"{folder} has no predictions/{split}.csv: run `mspose evaluate {folder}{option}` again"
+    )
 
 
-def _check_belongs(metrics: Mapping[str, Any], frames: pd.DataFrame, file: Path, source: Path) -> None:
+def _check_belongs(
+    metrics: Mapping[str, Any], frames: pd.DataFrame, file: Path, source: Path
+) -> None:
     """The figures of the table and those of the plots are of the same frames."""
-    remedy = f"compute the metrics again with `mspose evaluate --predictions {source}`, or evaluate the run again"
+    remedy = (
+        f"compute the metrics again with `mspose evaluate --predictions {source}`, or evaluate the"
+        " run again"
+    )
     here = {str(scene): part for scene, part in frames.groupby("scene")}
     if sorted(here) != sorted(metrics["scenes"]):
         raise MsposeError(f"{source} has other scenes than {file}: {remedy}")
     for scene, part in here.items():
         stated = metrics["scenes"][scene]
         if len(part) != stated["frames"]:
-            raise MsposeError(f"{source}: {len(part)} frames of {scene}, {file} says {stated['frames']}: {remedy}")
+            raise MsposeError(
+                f"{source}: {len(part)} frames of {scene}, {file} says {stated['frames']}: {remedy}"
+            )
         for column, tolerance in zip(ERROR_COLUMNS, ERROR_TOLERANCE, strict=True):
             median = float(np.median(part[column].to_numpy(dtype=np.float64)))
             if not np.isclose(median, stated[f"median_{column}"], rtol=1e-6, atol=tolerance):
-                raise MsposeError(f"{source}: median {column} of {scene} is not that of {file}: {remedy}")
+                raise MsposeError(
+                    f"{source}: median {column} of {scene} is not that of {file}: {remedy}"
+                )
 
 
 def _settings(folder: Path, notes: list[str]) -> dict[str, Any]:
@@ -158,13 +185,22 @@ def _settings(folder: Path, notes: list[str]) -> dict[str, Any]:
         return {}
     try:
         return flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    except (OSError, ValueError, RecursionError, yaml.YAMLError, AttributeError, TypeError) as error:
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+        yaml.YAMLError,
+        AttributeError,
+        TypeError,
+    ) as error:
         notes.append(f"{path} holds no settings: {' '.join(str(error).split())[:200]}")
         return {}
 
 
 def grouped(results: Sequence[Result]) -> dict[Group, list[Result]]:
-    """By what rows of a table must share; baselines are with the runs of their data, however their scene was chosen."""
+    """By what rows of a table must share; baselines are with the runs of their data, however their
+    scene was chosen.
+    """
     groups: dict[Group, list[Result]] = {}
     for of_baselines in (False, True):
         for result in results:
@@ -172,7 +208,11 @@ def grouped(results: Sequence[Result]) -> dict[Group, list[Result]]:
                 continue
             group = group_of(dict(result.metrics))
             if of_baselines:
-                alike = (known for known in groups if known._replace(scene_selection="") == _any_scene(group))
+                alike = (
+                    known
+                    for known in groups
+                    if known._replace(scene_selection="") == _any_scene(group)
+                )
                 group = next(alike, group)
             groups.setdefault(group, []).append(result)
     return groups
@@ -183,7 +223,8 @@ def _any_scene(group: Group) -> Group:
 
 
 def labels(results: Sequence[Result]) -> list[str]:
-    """What the page calls the runs: as short as tells them apart, a mark where the run was a quick try.
+    """What the page calls the runs: as short as tells them apart, a mark where the run was a quick
+    try.
 
     No two are alike: a run that was evaluated on several data sets carries their names.
     """
@@ -212,5 +253,6 @@ def in_short(names: Iterable[str]) -> list[str]:
         variant, _, seed = name.rpartition(", seed ")
         seeds.setdefault(variant or name, []).extend([seed] if variant else [])
     return [
-        f"{name}, seed{'s' * (len(found) > 1)} {', '.join(found)}" if found else name for name, found in seeds.items()
+        f"{name}, seed{'s' * (len(found) > 1)} {', '.join(found)}" if found else name
+        for name, found in seeds.items()
     ]

@@ -1,4 +1,6 @@
-"""The images of the frames that a run predicted, where they are on disk: read when they are looked at."""
+"""The images of the frames that a run predicted, where they are on disk: read when they are looked
+at.
+"""
 
 import json
 import math
@@ -30,7 +32,11 @@ class FrameImages:
     """
 
     def __init__(
-        self, root: Path | None, missing: str, shape: tuple[int, int] = USUAL_SHAPE, focal_px: float = math.nan
+        self,
+        root: Path | None,
+        missing: str,
+        shape: tuple[int, int] = USUAL_SHAPE,
+        focal_px: float = math.nan,
     ):
         self.root = root
         self.missing = missing
@@ -49,17 +55,24 @@ class FrameImages:
             return None
 
 
-def images_of_run(run: Path, about: Mapping[str, Any], names: Sequence[str], root: str | None) -> FrameImages:
-    """The images that the run's settings lead to, or those below `root`; what is not there is said in `missing`.
+def images_of_run(
+    run: Path, about: Mapping[str, Any], names: Sequence[str], root: str | None
+) -> FrameImages:
+    """The images that the run's settings lead to, or those below `root`; what is not there is said
+    in `missing`.
 
-    about: what stands beside the predictions (their data set). names: some images, of which one has to be there.
-    Raises MsposeError where `root` is given and has none of them.
+    about: what stands beside the predictions (their data set). names: some images, of which one has
+    to be there. Raises MsposeError where `root` is given and has none of them.
     """
     folder: Path | None
     try:
         data = read_settings(run / "config.yaml").data
         card, own_folder = predicted_data(data.dataset, data.root, about.get("dataset"))
-        folder, focal_px, missing = Path(root).expanduser() if root else own_folder, card.focal_px, ""
+        folder, focal_px, missing = (
+            Path(root).expanduser() if root else own_folder,
+            card.focal_px,
+            "",
+        )
     except MsposeError as error:
         folder, focal_px = Path(root).expanduser() if root else None, math.nan
         missing = "" if root else str(error)
@@ -78,14 +91,18 @@ def images_of_run(run: Path, about: Mapping[str, Any], names: Sequence[str], roo
 
 
 def _training_camera(run: Path, about: Mapping[str, Any]) -> tuple[tuple[int, int] | None, float]:
-    """((height, width), focal length) of the training images, in pixels, as `model.json` has them; None, NaN if not."""
+    """((height, width), focal length) of the training images, in pixels, as `model.json` has them;
+    None, NaN if not.
+    """
     try:
         learned = read_description(run).get("trained_on") or {}
         if about.get("dataset") not in (None, learned.get("dataset")):
             return None, math.nan
         sizes = learned.get("image_sizes") or []
         shape = (int(sizes[0][1]), int(sizes[0][0])) if sizes else None
-        return shape if shape and min(shape) > 0 else None, float(learned.get("focal_px") or math.nan)
+        return shape if shape and min(shape) > 0 else None, float(
+            learned.get("focal_px") or math.nan
+        )
     except (MsposeError, TypeError, ValueError, LookupError, AttributeError):
         return None, math.nan
 

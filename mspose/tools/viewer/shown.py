@@ -1,4 +1,5 @@
-"""What the viewer shows of a scene, as numbers: paths, colours of errors, which way is up, where to look from.
+"""What the viewer shows of a scene, as numbers: paths, colours of errors, which way is up, where to
+look from.
 
 N frames; poses as everywhere (`mspose.poses`), which is what viser's cameras are too.
 """
@@ -13,7 +14,12 @@ import pandas as pd
 from matplotlib import colormaps
 from numpy.typing import NDArray
 
-from mspose.metrics import ESTIMATED_ORIENTATION, ESTIMATED_POSITION, TRUE_ORIENTATION, TRUE_POSITION
+from mspose.metrics import (
+    ESTIMATED_ORIENTATION,
+    ESTIMATED_POSITION,
+    TRUE_ORIENTATION,
+    TRUE_POSITION,
+)
 from mspose.plotting import HEAT
 from mspose.poses import Array, normalize_quaternion, quaternion_to_rotation, rotation_to_quaternion
 
@@ -33,8 +39,8 @@ class ShownScene:
     image: list[str]
     predicted_scene: list[str | None]
     origin_3: Array
-    """What the positions below are seen from, metres: (0, 0, 0) but for scenes far away from it, since graphics cards
-    compute in single precision."""
+    """What the positions below are seen from, metres: (0, 0, 0) but for scenes far away from it,
+    since graphics cards compute in single precision."""
     true_position_N3: Array
     true_orientation_N4: Array
     position_N3: Array
@@ -56,7 +62,9 @@ class ShownScene:
 
     @cached_property
     def extent(self) -> float:
-        """Metres: the diagonal of the box around the true positions, without the outermost; 1 for a single place."""
+        """Metres: the diagonal of the box around the true positions, without the outermost; 1 for a
+        single place.
+        """
         low_3, high_3 = np.percentile(self.true_position_N3, (2, 98), axis=0)
         diagonal = float(np.linalg.norm(high_3 - low_3))
         return diagonal if diagonal > 1e-3 else 1.0
@@ -64,7 +72,9 @@ class ShownScene:
     @cached_property
     def limit(self) -> dict[str, float]:
         """Of each kind of error, where its colours end: nineteen of twenty frames are below."""
-        return {name: float(np.percentile(error_N, 95)) or 1.0 for name, error_N in self.error_N.items()}
+        return {
+            name: float(np.percentile(error_N, 95)) or 1.0 for name, error_N in self.error_N.items()
+        }
 
     def colour_N3(self, error: str) -> NDArray[np.uint8]:
         """RGB of every frame, from dark to bright as its error grows."""
@@ -102,8 +112,9 @@ def shown_scene(predictions: pd.DataFrame, scene: str) -> ShownScene:
 def up_direction(orientation_N4: Any) -> Array:
     """The world's up (3,), unit length, from how cameras are held.
 
-    People hold cameras level, so that image rows are horizontal whichever way the camera looks: up is what is at right
-    angles to all of them. Where they are all parallel, as of a camera that never turned, it is the mean image's up.
+    People hold cameras level, so that image rows are horizontal whichever way the camera looks: up
+    is what is at right angles to all of them. Where they are all parallel, as of a camera that
+    never turned, it is the mean image's up.
     """
     rotation_N33 = quaternion_to_rotation(orientation_N4)
     right_N3, image_up_N3 = rotation_N33[:, :, 0], -rotation_N33[:, :, 1]
@@ -118,7 +129,9 @@ def up_direction(orientation_N4: Any) -> Array:
 
 
 def path_segments(image: list[str], position_N3: Array) -> Array:
-    """Lines (M, 2, 3) from frame to frame, not from one sequence's folder to the next's nor over a jump."""
+    """Lines (M, 2, 3) from frame to frame, not from one sequence's folder to the next's nor over a
+    jump.
+    """
     if len(image) < 2:
         return np.zeros((0, 2, 3))
     folder = [name.rpartition("/")[0] for name in image]
@@ -130,13 +143,17 @@ def path_segments(image: list[str], position_N3: Array) -> Array:
 
 
 def error_colours(share_N: Any) -> NDArray[np.uint8]:
-    """RGB (N, 3) of viridis, which the colour-blind can read: 0 is dark, 1 and more is its brightest."""
+    """RGB (N, 3) of viridis, which the colour-blind can read: 0 is dark, 1 and more is its
+    brightest.
+    """
     value_N = DARKEST + (1 - DARKEST) * np.clip(np.asarray(share_N, np.float64), 0, 1)
     return (255 * colormaps[HEAT](value_N)[:, :3]).round().astype(np.uint8)
 
 
 def overview(shown: ShownScene) -> tuple[Array, Array]:
-    """(position_3, looked_at_3) of a view of the whole scene: from above, across the longer side of the path."""
+    """(position_3, looked_at_3) of a view of the whole scene: from above, across the longer side of
+    the path.
+    """
     long_3, back_3, _ = ground_axes(shown.up_3, shown.true_position_N3).T
     away_3 = (0.7 * shown.up_3 - 0.85 * back_3) / np.hypot(0.7, 0.85)
     low_3, high_3 = np.percentile(shown.true_position_N3, (2, 98), axis=0)
@@ -147,20 +164,31 @@ def overview(shown: ShownScene) -> tuple[Array, Array]:
 
 
 def ground_axes(up_3: Array, position_N3: Array) -> Array:
-    """Right-handed axes as columns (3, 3): along the longer side of the path on the ground, across it, up."""
+    """Right-handed axes as columns (3, 3): along the longer side of the path on the ground, across
+    it, up.
+    """
     level_N3 = position_N3 - position_N3.mean(axis=0)
     level_N3 = level_N3 - np.outer(level_N3 @ up_3, up_3)
     start_3 = np.eye(3)[int(np.argmin(np.abs(up_3)))]
-    long_3 = np.linalg.svd(level_N3, full_matrices=True)[2][0] if np.ptp(level_N3) > 1e-9 else start_3
+    long_3 = (
+        np.linalg.svd(level_N3, full_matrices=True)[2][0] if np.ptp(level_N3) > 1e-9 else start_3
+    )
     long_3 = long_3 - (long_3 @ up_3) * up_3
     long_3 /= np.linalg.norm(long_3)
     return np.stack([long_3, np.cross(up_3, long_3), up_3], axis=1)
 
 
 def ground(shown: ShownScene) -> tuple[Array, Array, float, float]:
-    """A grid below all cameras: (centre_3, orientation_4, side in metres, side of its squares: 0.1, 1, 10, ... m)."""
+    """A grid below all cameras: (centre_3, orientation_4, side in metres, side of its squares: 0.1,
+    1, 10, ... m).
+    """
     axes_33 = ground_axes(shown.up_3, shown.true_position_N3)
     low = float(np.percentile(shown.true_position_N3 @ shown.up_3, 2)) - 0.15 * shown.extent
     centre_3 = shown.centre_3 + (low - shown.centre_3 @ shown.up_3) * shown.up_3
     square = float(10.0 ** np.floor(np.log10(shown.extent)))
-    return centre_3, rotation_to_quaternion(axes_33)[0], square * np.ceil(2.2 * shown.extent / square), square
+    return (
+        centre_3,
+        rotation_to_quaternion(axes_33)[0],
+        square * np.ceil(2.2 * shown.extent / square),
+        square,
+    )

@@ -12,12 +12,23 @@ from mspose.data.frames import evenly
 from mspose.plotting import ORANGE
 from mspose.poses import Array, quaternion_to_rotation
 from mspose.tools.viewer.frame_images import FrameImages
-from mspose.tools.viewer.shown import ANGLE, ERRORS, ShownScene, error_colours, ground, overview, path_segments
+from mspose.tools.viewer.shown import (
+    ANGLE,
+    ERRORS,
+    ShownScene,
+    error_colours,
+    ground,
+    overview,
+    path_segments,
+)
 
 TRUTH = (235, 235, 235)
 CHOSEN_TRUTH = (255, 255, 255)
 CHOSEN = tuple(round(255 * value) for value in to_rgb(ORANGE))
-PANEL_SIDE, FRUSTUM_SIDE = 300, 90  # pixels of the shorter side of images in the panel, and on frustums
+PANEL_SIDE, FRUSTUM_SIDE = (
+    300,
+    90,
+)  # pixels of the shorter side of images in the panel, and on frustums
 FRUSTUMS, MOST_FRUSTUMS = 16, 200
 MOST_LINES = 3000  # of a kind: thousands more would be a tangle, and slow without a GPU
 OVERVIEW, TRUE_CAMERA, ESTIMATED_CAMERA = "overview", "true camera", "estimate"
@@ -51,7 +62,9 @@ class Viewer:
         self.chosen: dict[str, viser.CameraFrustumHandle] = {}
         self.frustums: dict[int, tuple[viser.CameraFrustumHandle, viser.CameraFrustumHandle]] = {}
         self.lock = threading.RLock()  # callbacks run in several threads
-        server.gui.configure_theme(dark_mode=True, show_logo=False, show_share_button=False, control_width="large")
+        server.gui.configure_theme(
+            dark_mode=True, show_logo=False, show_share_button=False, control_width="large"
+        )
         server.gui.set_panel_label(title)
         server.gui.main_panel.dock_right()
         self._make_panel()
@@ -59,29 +72,49 @@ class Viewer:
 
     def _make_panel(self) -> None:
         gui, names = self.server.gui, list(self.scenes)
-        self.scene = gui.add_dropdown("scene", names, initial_value=names[0], hint="scenes have no common frame")
+        self.scene = gui.add_dropdown(
+            "scene", names, initial_value=names[0], hint="scenes have no common frame"
+        )
         self.summary = gui.add_markdown("")
         self.frame: Any = gui.add_slider("frame", min=0, max=1, step=1, initial_value=0)
         self.place = gui.add_button_group("go to", ["best", "median", "worst"])
         self.playing = gui.add_checkbox("play", initial_value=False)
         self.speed = gui.add_slider("frames a second", min=1, max=30, step=1, initial_value=8)
         self.look = gui.add_button_group("look from", [OVERVIEW, TRUE_CAMERA, ESTIMATED_CAMERA])
-        self.image = gui.add_image(np.zeros((3, 4, 3), np.uint8), format="jpeg", jpeg_quality=85, visible=False)
+        self.image = gui.add_image(
+            np.zeros((3, 4, 3), np.uint8), format="jpeg", jpeg_quality=85, visible=False
+        )
         self.facts = gui.add_markdown("")
         self.colour = gui.add_dropdown("colours", [f"{name} error" for name in ERRORS])
         self.legend = gui.add_html("")
         with gui.add_folder("what is drawn", expand_by_default=False):
             self.truth = gui.add_checkbox("true path", initial_value=True, hint="white")
-            self.estimates = gui.add_checkbox("estimates", initial_value=True, hint="coloured by error")
-            self.lines = gui.add_checkbox("errors", initial_value=True, hint="lines from truth to estimate")
-            self.cameras = gui.add_checkbox("cameras", initial_value=True, hint="some frames, evenly spread")
-            self.count = gui.add_slider("cameras shown", min=1, max=MOST_FRUSTUMS, step=1, initial_value=FRUSTUMS)
+            self.estimates = gui.add_checkbox(
+                "estimates", initial_value=True, hint="coloured by error"
+            )
+            self.lines = gui.add_checkbox(
+                "errors", initial_value=True, hint="lines from truth to estimate"
+            )
+            self.cameras = gui.add_checkbox(
+                "cameras", initial_value=True, hint="some frames, evenly spread"
+            )
+            self.count = gui.add_slider(
+                "cameras shown", min=1, max=MOST_FRUSTUMS, step=1, initial_value=FRUSTUMS
+            )
             self.size = gui.add_slider("their size", min=0.2, max=4.0, step=0.1, initial_value=1.0)
         self.scene.on_update(lambda _: self.show_scene(self.scene.value))
         self.frame.on_update(lambda _: self.show_frame(int(self.frame.value)))
         self.place.on_click(lambda _: self._go_to(self.shown.rank(self.place.value)))
         self.look.on_click(self._look)
-        for changed in (self.colour, self.truth, self.estimates, self.lines, self.cameras, self.count, self.size):
+        for changed in (
+            self.colour,
+            self.truth,
+            self.estimates,
+            self.lines,
+            self.cameras,
+            self.count,
+            self.size,
+        ):
             changed.on_update(lambda _: self.draw())
 
     def _go_to(self, number: int) -> None:
@@ -98,7 +131,9 @@ class Viewer:
                 return
             self.shown = shown = self.scenes[name]
             position, orientation = (float(np.median(shown.error_N[error])) for error in ERRORS)
-            self.summary.content = f"{len(shown.image)} frames, median error **{position:.3f} m / {orientation:.2f}°**"
+            self.summary.content = (
+                f"{len(shown.image)} frames, median error **{position:.3f} m / {orientation:.2f}°**"
+            )
             self.server.scene.set_up_direction(shown.up_3)
             camera = self.server.initial_camera
             camera.position, camera.look_at = overview(shown)
@@ -130,14 +165,23 @@ class Viewer:
             point = 0.006 * shown.extent * min(1.0, math.sqrt(300 / len(shown.image)))
             some = evenly(len(shown.image), MOST_LINES)
             if self.truth.value:
-                path_M23 = path_segments([shown.image[number] for number in some], shown.true_position_N3[some])
+                path_M23 = path_segments(
+                    [shown.image[number] for number in some], shown.true_position_N3[some]
+                )
                 self._lines("/truth/path", path_M23, np.full(path_M23.shape, TRUTH, np.uint8), 2.0)
-                self._points("/truth/points", shown.true_position_N3, np.full_like(colour_N3, TRUTH), 0.6 * point)
+                self._points(
+                    "/truth/points",
+                    shown.true_position_N3,
+                    np.full_like(colour_N3, TRUTH),
+                    0.6 * point,
+                )
             if self.estimates.value:
                 self._points("/estimates", shown.position_N3, colour_N3, 1.6 * point)
             if self.lines.value:
                 apart_M23 = np.stack([shown.true_position_N3, shown.position_N3], axis=1)[some]
-                self._lines("/errors", apart_M23, np.repeat(colour_N3[some][:, None], 2, axis=1), 1.5)
+                self._lines(
+                    "/errors", apart_M23, np.repeat(colour_N3[some][:, None], 2, axis=1), 1.5
+                )
             if self.cameras.value:
                 self._draw_frustums(colour_N3)
             self.show_frame(int(self.frame.value))
@@ -147,7 +191,9 @@ class Viewer:
         """Choose a frame: its two cameras stand out, its image and errors are in the panel."""
         with self.lock:
             number = min(number, len(self.shown.image) - 1)
-            if self.ended.is_set() or number != min(int(self.frame.value), len(self.shown.image) - 1):
+            if self.ended.is_set() or number != min(
+                int(self.frame.value), len(self.shown.image) - 1
+            ):
                 return  # or the slider has gone on while we waited
             shown = self.shown
             poses = {
@@ -156,7 +202,9 @@ class Viewer:
             }
             if not self.chosen:
                 for name, colour in (("truth", CHOSEN_TRUTH), ("estimate", CHOSEN)):
-                    self.chosen[name] = self._frustum(f"/chosen/{name}", *poses[name], colour, chosen=True)
+                    self.chosen[name] = self._frustum(
+                        f"/chosen/{name}", *poses[name], colour, chosen=True
+                    )
             for name, (position_3, orientation_4) in poses.items():
                 self.chosen[name].position, self.chosen[name].wxyz = position_3, orientation_4
             for other, pair in self.frustums.items():
@@ -184,26 +232,35 @@ class Viewer:
                 return
             true = place == TRUE_CAMERA
             client.camera.position = (shown.true_position_N3 if true else shown.position_N3)[number]
-            client.camera.wxyz = (shown.true_orientation_N4 if true else shown.orientation_N4)[number]
+            client.camera.wxyz = (shown.true_orientation_N4 if true else shown.orientation_N4)[
+                number
+            ]
             half = math.tan(self.images.angle / 2)
-            depth = self._scale(chosen=True) / (half * half * self.images.aspect / 3) ** (1 / 3)  # as viser draws them
+            depth = self._scale(chosen=True) / (half * half * self.images.aspect / 3) ** (
+                1 / 3
+            )  # as viser draws them
             client.camera.near = self._nearest(number, depth, true)
-            narrow = max(1.0, self.images.aspect / client.camera.aspect)  # so that the window has the whole image
+            narrow = max(
+                1.0, self.images.aspect / client.camera.aspect
+            )  # so that the window has the whole image
             client.camera.fov = 2 * math.atan(narrow * half)
 
     def _nearest(self, number: int, depth: float, true: bool) -> float:
-        """How near a chosen camera sees: other cameras' images, which would hide the frame's, are cut away.
+        """How near a chosen camera sees: other cameras' images, which would hide the frame's, are
+        cut away.
 
         depth: from the true camera to the image, which stands there for the estimated camera too.
         """
         shown, half = self.shown, math.tan(self.images.angle / 2)
-        corners_43 = depth * np.array([(x * half * self.images.aspect, y * half, 1) for x in (-1, 1) for y in (-1, 1)])
+        corners_43 = depth * np.array(
+            [(x * half * self.images.aspect, y * half, 1) for x in (-1, 1) for y in (-1, 1)]
+        )
         corners_43 = corners_43 @ quaternion_to_rotation(shown.true_orientation_N4[number])[0].T
         if not true:
             corners_43 = corners_43 + shown.true_position_N3[number] - shown.position_N3[number]
-        forward_3 = quaternion_to_rotation((shown.true_orientation_N4 if true else shown.orientation_N4)[number])[
-            0, :, 2
-        ]
+        forward_3 = quaternion_to_rotation(
+            (shown.true_orientation_N4 if true else shown.orientation_N4)[number]
+        )[0, :, 2]
         return max(0.98 * float((corners_43 @ forward_3).min()), 0.05 * depth)
 
     def play(self) -> None:
@@ -222,14 +279,22 @@ class Viewer:
         shown = self.shown
         for number in evenly(len(shown.image), int(self.count.value)).tolist():
             truth = self._frustum(
-                f"/cameras/true/{number}", shown.true_position_N3[number], shown.true_orientation_N4[number], TRUTH
+                f"/cameras/true/{number}",
+                shown.true_position_N3[number],
+                shown.true_orientation_N4[number],
+                TRUTH,
             )
             colour = tuple(int(value) for value in colour_N3[number])
             estimate = self._frustum(
-                f"/cameras/estimated/{number}", shown.position_N3[number], shown.orientation_N4[number], colour
+                f"/cameras/estimated/{number}",
+                shown.position_N3[number],
+                shown.orientation_N4[number],
+                colour,
             )
             for handle in (truth, estimate):
-                handle.on_click(lambda event: self._go_to(int(event.target.name.rpartition("/")[2])))
+                handle.on_click(
+                    lambda event: self._go_to(int(event.target.name.rpartition("/")[2]))
+                )
             self.frustums[number] = (truth, estimate)
 
     def _fill_frustums(self, frustums: dict[int, Any]) -> None:
@@ -242,7 +307,13 @@ class Viewer:
                     truth.image = small
 
     def _frustum(
-        self, name: str, position_3: Array, orientation_4: Array, colour: Any, *, chosen: bool = False
+        self,
+        name: str,
+        position_3: Array,
+        orientation_4: Array,
+        colour: Any,
+        *,
+        chosen: bool = False,
     ) -> viser.CameraFrustumHandle:
         """A camera: viser's poses and axes are ours, camera-to-world, x right, y down, z forward."""
         return self.server.scene.add_camera_frustum(
@@ -281,7 +352,8 @@ def facts(shown: ShownScene, number: int, missing: str) -> str:
     predicted = shown.predicted_scene[number]
     position, orientation = (shown.error_N[error][number] for error in ERRORS)
     truth, estimate = (
-        _metres(here_N3[number] + shown.origin_3) for here_N3 in (shown.true_position_N3, shown.position_N3)
+        _metres(here_N3[number] + shown.origin_3)
+        for here_N3 in (shown.true_position_N3, shown.position_N3)
     )
     lines = [
         f"**{position:.3f} m / {orientation:.2f}°** error",
@@ -289,14 +361,18 @@ def facts(shown: ShownScene, number: int, missing: str) -> str:
         f"true position {truth} m, estimated {estimate} m",
     ]
     if predicted not in (None, shown.scene):
-        lines.append(f"**taken for** {_literally(predicted)}: the estimate is a pose in that scene's frame")
+        lines.append(
+            f"**taken for** {_literally(predicted)}: the estimate is a pose in that scene's frame"
+        )
     if missing:
         lines.append(f"no image: {_literally(missing)}")
     return "\n\n".join(lines)
 
 
 def _literally(text: str) -> str:
-    """Text of unknown origin as code: anything else in Markdown could be read as HTML or JavaScript by the page."""
+    """Text of unknown origin as code: anything else in Markdown could be read as HTML or JavaScript
+    by the page.
+    """
     return "`" + " ".join(text.replace("`", "'").split()) + "`"
 
 
@@ -306,11 +382,15 @@ def _metres(position_3: Array) -> str:
 
 def legend(error: str, limit: float, square: float) -> str:
     """The colours of errors, HTML."""
-    stops = ", ".join("rgb({},{},{})".format(*colour) for colour in error_colours(np.linspace(0, 1, 9)).tolist())
+    stops = ", ".join(
+        "rgb({},{},{})".format(*colour) for colour in error_colours(np.linspace(0, 1, 9)).tolist()
+    )
     style = "font-size:0.85em;padding:0 0.75em 0.3em 0.75em"
     return (
-        f'<div style="{style}"><div style="height:0.8em;border-radius:0.2em;background:linear-gradient(to right, '
-        f'{stops})"></div><div style="display:flex;justify-content:space-between"><span>0</span><span>{error} error'
-        f"</span><span>{limit:.3g} {ERRORS[error]} and more</span></div>squares on the ground: {square:g} m; "
-        f"the chosen frame: truth white, estimate orange</div>"
+        f'<div style="{style}"><div'
+        ' style="height:0.8em;border-radius:0.2em;background:linear-gradient(to right,'
+        f' {stops})"></div><div'
+        f' style="display:flex;justify-content:space-between"><span>0</span><span>{error}'
+        f" error</span><span>{limit:.3g} {ERRORS[error]} and more</span></div>squares on the"
+        f" ground: {square:g} m; the chosen frame: truth white, estimate orange</div>"
     )

@@ -29,7 +29,9 @@ ROWS = [(path, label) for path in FILES for label in read_ablation(path).labels]
 def changed(old: Settings, new: Settings) -> dict[str, object]:
     """The settings that differ, but for those that say which cell it is."""
     before, after = flatten(old), flatten(new)
-    return {name: value for name, value in after.items() if name not in OURS and value != before[name]}
+    return {
+        name: value for name, value in after.items() if name not in OURS and value != before[name]
+    }
 
 
 def test_the_files_of_the_papers_tables_are_there():
@@ -39,10 +41,17 @@ def test_the_files_of_the_papers_tables_are_there():
     assert {row.model.kind for row in settings} == {"ms-transformer", "mspn"}
     encodings = {"learned", "sine", "sine-normalized", "rotary", "relative-bias", "none"}
     assert {row.model.position_encoding for row in settings} == encodings
-    assert {row.model.query_key_weights for row in settings} == {"plain", "spectral-norm", "sigma-reparam"}
+    assert {row.model.query_key_weights for row in settings} == {
+        "plain",
+        "spectral-norm",
+        "sigma-reparam",
+    }
     assert {row.model.attention_scale for row in settings} == {"head-dim", "tokens"}
     assert {row.model.query_initialisation for row in settings} == {"normal", "orthogonal"}
-    assert {row.loss.entropy_weight > 0 for row in settings if row.loss.entropy_weight} == {True, False}
+    assert {row.loss.entropy_weight > 0 for row in settings if row.loss.entropy_weight} == {
+        True,
+        False,
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -78,7 +87,9 @@ def test_every_file_fits_other_data(path, base):
     assert list(read_ablation(path).rows(base)) == list(read_ablation(path).labels)
 
 
-@pytest.mark.parametrize(("path", "label"), ROWS, ids=[f"{path.stem}/{label}" for path, label in ROWS])
+@pytest.mark.parametrize(
+    ("path", "label"), ROWS, ids=[f"{path.stem}/{label}" for path, label in ROWS]
+)
 def test_every_cell_takes_a_step(path, label):
     cells = [cell for cell in cells_of(path, True) if cell.label == label]
     assert len(cells) >= 3
@@ -90,7 +101,9 @@ def test_every_cell_takes_a_step(path, label):
 
 
 def one_step(cell: Cell) -> dict[str, torch.Tensor]:
-    """A training step on noise, as `mspose.training` takes it; its readings. All that should learn has a gradient."""
+    """A training step on noise, as `mspose.training` takes it; its readings. All that should learn
+    has a gradient.
+    """
     settings = cell.settings
     torch.manual_seed(settings.seed)
     network = make_network(scenes=["attic", "cellar"], **vars(settings.model))
@@ -110,5 +123,7 @@ def one_step(cell: Cell) -> dict[str, torch.Tensor]:
     loss.backward()
     optimizer.step()
     assert all(value.isfinite() for value in readings.values())
-    assert any(not torch.equal(before[name], weight) for name, weight in objective.named_parameters())
+    assert any(
+        not torch.equal(before[name], weight) for name, weight in objective.named_parameters()
+    )
     return readings

@@ -8,7 +8,13 @@ import pytest
 
 from mspose.errors import MsposeError
 from mspose.metrics import ERROR_COLUMNS, read_predictions
-from mspose.studies.ablation.errors import PREDICTIONS, RECORDED, has_errors, read_errors, record_errors
+from mspose.studies.ablation.errors import (
+    PREDICTIONS,
+    RECORDED,
+    has_errors,
+    read_errors,
+    record_errors,
+)
 from mspose.studies.ablation.table import ablation_table
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -31,7 +37,8 @@ def test_a_table_from_recorded_errors_is_the_table_from_predictions(tmp_path):
         record_errors(run, run)
         path.unlink()
     table = [
-        ablation_table(GOLDEN / "remedies.yaml", [folder]) for folder in (GOLDEN / "results", tmp_path / "results")
+        ablation_table(GOLDEN / "remedies.yaml", [folder])
+        for folder in (GOLDEN / "results", tmp_path / "results")
     ]
     assert table[0] == table[1]
 

@@ -70,11 +70,22 @@ def cells(file, tmp_path) -> list[Cell]:
 
 
 def commands(file: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "mspose", "ablate", str(file), "--runs", str(file.parent / "runs"), *words]
+    return [
+        sys.executable,
+        "-m",
+        "mspose",
+        "ablate",
+        str(file),
+        "--runs",
+        str(file.parent / "runs"),
+        *words,
+    ]
 
 
 class Played:
-    """A launcher whose jobs are played: what `ends` makes of a cell, after two looks; it counts jobs at once."""
+    """A launcher whose jobs are played: what `ends` makes of a cell, after two looks; it counts
+    jobs at once.
+    """
 
     look_every = 0.0
 
@@ -115,10 +126,15 @@ def test_after_a_kill_it_goes_on_where_it_was_and_failures_are_told_at_the_end(c
     base["training"] |= {"epochs": 1, "evaluate_every": 50}
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
     file = change(
-        variants={"broken": {"training.start_from": "/nowhere/at/all"}, "long": {"training.epochs": 15}},
+        variants={
+            "broken": {"training.start_from": "/nowhere/at/all"},
+            "long": {"training.epochs": 15},
+        },
     )
     runs = tmp_path / "runs" / "tiny-small"
-    process = subprocess.Popen(commands(file), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, process_group=0)
+    process = subprocess.Popen(
+        commands(file), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, process_group=0
+    )
     model = runs / "long" / "seed-0" / "model.json"
     deadline = time.monotonic() + 250
     while not (model.is_file() and json.loads(model.read_text())["epochs"] >= 2):
@@ -147,7 +163,9 @@ def test_after_a_kill_it_goes_on_where_it_was_and_failures_are_told_at_the_end(c
     assert lines[-1] == "mspose: error: 1 failed: broken, seed 0; the same command tries again"
     assert "broken, seed 0 failed: /nowhere/at/all holds no model" in lines[-2]
     assert lines[-2].endswith(f"(its log: {runs / 'cells' / 'broken-seed-0.log'})")
-    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()
+    } == before
     assert "continuing" in (runs / "cells" / "long-seed-0.log").read_text()
     assert json.loads(model.read_text())["epochs"] == 15
     assert "| sine" in again.stdout and "| long" in again.stdout and "Small" in again.stdout
@@ -172,19 +190,24 @@ def test_at_sigterm_the_cells_save_and_the_same_command_goes_on(change, tmp_path
 
 
 def test_on_a_cluster(cells, tmp_path, monkeypatch):
-    launcher = SlurmLauncher(tmp_path / "submitit", SlurmSettings(cluster="local", partition="a", gpus=0), 2)
+    launcher = SlurmLauncher(
+        tmp_path / "submitit", SlurmSettings(cluster="local", partition="a", gpus=0), 2
+    )
     launcher.look_every = 0.1
     assert run_cells(cells[:1], launcher, progress=False) == []
     assert is_finished(cells[0].settings)
     monkeypatch.setattr(
-        "mspose.studies.ablation.launcher._command", lambda cell: ["sh", "-c", "echo mspose: error: no; exit 2"]
+        "mspose.studies.ablation.launcher._command",
+        lambda cell: ["sh", "-c", "echo mspose: error: no; exit 2"],
     )
     assert run_cells(cells, launcher, progress=False) == ["learned, seed 0"]
     assert last_words(notes(cells[1].settings, ".log"), "").startswith("no (its log: ")
 
     # asked to stop, and at its time limit, of which submitit tells it by a signal
     work = "trap 'echo saved; exit 75' TERM; echo at work; while true; do sleep 0.1; done"
-    monkeypatch.setattr("mspose.studies.ablation.launcher._command", lambda cell: ["sh", "-c", work])
+    monkeypatch.setattr(
+        "mspose.studies.ablation.launcher._command", lambda cell: ["sh", "-c", work]
+    )
     log = notes(cells[1].settings, ".log")
     job = launcher.start(cells[1])
     wait_for(lambda: "at work" in log.read_text())
@@ -258,7 +281,9 @@ def test_a_finished_cell_is_one_with_all_results_of_these_settings(cells):
 
 def test_what_was_evaluated_half_way_is_evaluated_again(cells):
     run = run_cell(cells[0].settings, progress=False)
-    (run / "metrics.json").write_text((run / "metrics.json").read_text().replace('"frames": 5', '"frames": 4'))
+    (run / "metrics.json").write_text(
+        (run / "metrics.json").read_text().replace('"frames": 5', '"frames": 4')
+    )
     shutil.rmtree(run / "attention")
     for name in ("checkpoint.pt", "model.safetensors", "model.json"):
         (run / name).unlink()
@@ -268,25 +293,35 @@ def test_what_was_evaluated_half_way_is_evaluated_again(cells):
 
 def test_a_changed_configuration_never_reuses_a_cell(cells):
     changed = [
-        replace(cell, settings=replace(cell.settings, training=replace(cell.settings.training, epochs=1)))
+        replace(
+            cell,
+            settings=replace(cell.settings, training=replace(cell.settings.training, epochs=1)),
+        )
         for cell in cells
     ]
     run = run_cell(changed[0].settings, progress=False)
     before = (run / "metrics.json").read_text()
     played = Played(lambda cell: None)
-    said = "holds a run with other settings (training.epochs: 1 -> 2): name another folder with --runs, or remove it"
+    said = (
+        "holds a run with other settings (training.epochs: 1 -> 2): name another folder with"
+        " --runs, or remove it"
+    )
     assert run_cells(cells, played, progress=False) == ["sine, seed 0", "learned, seed 0"]
     assert played.started == ["learned, seed 0"]
     with pytest.raises(MsposeError) as caught:
         run_cell(cells[0].settings, progress=False)
     assert said in str(caught.value)
     (run / "config.yaml").unlink()
-    with pytest.raises(MsposeError, match="other settings .as the configuration hash of its metrics.json says."):
+    with pytest.raises(
+        MsposeError, match="other settings .as the configuration hash of its metrics.json says."
+    ):
         run_cell(cells[0].settings, progress=False)
     assert (run / "metrics.json").read_text() == before
 
 
-@pytest.mark.parametrize("change", [{"kind": "mspn"}, {"position_encoder_layers": 0, "orientation_encoder_layers": 0}])
+@pytest.mark.parametrize(
+    "change", [{"kind": "mspn"}, {"position_encoder_layers": 0, "orientation_encoder_layers": 0}]
+)
 def test_a_network_without_self_attention_has_no_study(cells, change):
     settings = cells[0].settings
     loss = replace(settings.loss, qka_weight=0.0)
@@ -301,7 +336,9 @@ def test_results_at_toy_size_are_marked(file, tmp_path):
     assert run.parts[-3:] == ("tiny-small-quick", "sine", "seed-0")
     assert json.loads((run / "metrics.json").read_text())["quick"] is True
     assert json.loads((run / "attention" / "attention.json").read_text())["quick"] is True
-    text, failed = ablate(str(file), quick=True, variants=["sine"], runs=str(tmp_path / "runs"), progress=False)
+    text, failed = ablate(
+        str(file), quick=True, variants=["sine"], runs=str(tmp_path / "runs"), progress=False
+    )
     assert "at toy size (quick)" in text and "|" not in text and not failed
 
 
@@ -315,18 +352,29 @@ def test_two_processes_do_not_work_on_one_cell(cells, tmp_path, caplog):
         thread = threading.Thread(target=lambda: done.append(run_cell(other, progress=False)))
         thread.start()
         wait_for(lambda: "waiting for another process, which is at" in caplog.text)
-        shutil.copytree(run, tmp_path / "shared" / "tiny-small" / "sine" / "seed-0")  # what the other one has done
-        before = (tmp_path / "shared" / "tiny-small" / "sine" / "seed-0" / "metrics.json").stat().st_mtime_ns
+        shutil.copytree(
+            run, tmp_path / "shared" / "tiny-small" / "sine" / "seed-0"
+        )  # what the other one has done
+        before = (
+            (tmp_path / "shared" / "tiny-small" / "sine" / "seed-0" / "metrics.json")
+            .stat()
+            .st_mtime_ns
+        )
     thread.join()
     assert done == [tmp_path / "shared" / "tiny-small" / "sine" / "seed-0"]
-    assert (done[0] / "metrics.json").stat().st_mtime_ns == before and "trained already" not in caplog.text
+    assert (
+        done[0] / "metrics.json"
+    ).stat().st_mtime_ns == before and "trained already" not in caplog.text
 
 
 # how cells are run
 
 
 def test_so_many_at_once_in_order_and_all_are_stopped_at_the_end(cells, tmp_path):
-    many = [replace(cells[0], seed=seed, settings=replace(cells[0].settings, seed=seed)) for seed in range(5)]
+    many = [
+        replace(cells[0], seed=seed, settings=replace(cells[0].settings, seed=seed))
+        for seed in range(5)
+    ]
     played = Played(lambda cell: "gone", at_once=2)
     assert run_cells(many, played, progress=False) == [f"sine, seed {seed}" for seed in range(5)]
     assert (played.most, played.stopped) == (2, [])
@@ -344,7 +392,9 @@ def test_so_many_at_once_in_order_and_all_are_stopped_at_the_end(cells, tmp_path
         os.kill(os.getpid(), signal.SIGUSR1)
 
     played = Played(preempt, at_once=1)
-    with pytest.raises(Preempted, match="SIGUSR1: the cells are asked to save; the same command goes on"):
+    with pytest.raises(
+        Preempted, match="SIGUSR1: the cells are asked to save; the same command goes on"
+    ):
         run_cells(many, played, progress=False)
     assert len(played.started) == 1
 
@@ -364,12 +414,16 @@ def test_processes_share_cores_and_take_gpus_in_turn():
     assert share_of_machine(0, 1, 8, ["0", "1"]) == {}
     assert share_of_machine(1, 3, 8, []) == {"OMP_NUM_THREADS": "2"}
     assert share_of_machine(1, 4, 2, ["0"]) == {"OMP_NUM_THREADS": "1"}
-    assert [share_of_machine(slot, 4, 8, ["5", "7"])["CUDA_VISIBLE_DEVICES"] for slot in range(4)] == list("5757")
+    assert [
+        share_of_machine(slot, 4, 8, ["5", "7"])["CUDA_VISIBLE_DEVICES"] for slot in range(4)
+    ] == list("5757")
 
 
 def test_places_of_processes_that_ended_are_taken_again(cells, monkeypatch):
     launcher = LocalLauncher(2)
-    monkeypatch.setattr("mspose.studies.ablation.launcher._command", lambda cell: ["sh", "-c", f"sleep {cell.seed}"])
+    monkeypatch.setattr(
+        "mspose.studies.ablation.launcher._command", lambda cell: ["sh", "-c", f"sleep {cell.seed}"]
+    )
     notes(cells[0].settings, "").parent.mkdir(parents=True)
     long, short = (launcher.start(replace(cells[0], seed=seed)) for seed in (100, 0))
     while short.fault() is None:
@@ -388,7 +442,11 @@ def test_a_process_that_is_killed_and_one_that_fails(tmp_path):
     assert killed.fault() == "ended by SIGKILL (is memory short?)"
     text = f"ended by SIGKILL (is memory short?) (its log: {tmp_path / 'log'})"
     assert last_words(tmp_path / "log", killed.fault()) == text
-    failed = LocalJob(["sh", "-c", "echo mspose: error: no; echo more; exit 2"], tmp_path / "log", dict(os.environ))
+    failed = LocalJob(
+        ["sh", "-c", "echo mspose: error: no; echo more; exit 2"],
+        tmp_path / "log",
+        dict(os.environ),
+    )
     failed.process.wait()
     assert failed.fault() == ""
     assert last_words(tmp_path / "log", "") == f"no (its log: {tmp_path / 'log'})"
@@ -423,7 +481,9 @@ class Terminal:
 
 
 def test_the_progress_table(cells, monkeypatch):
-    monkeypatch.setattr("mspose.studies.ablation.progress.average_errors", lambda cell: (0.25 + cell.seed, 3.0))
+    monkeypatch.setattr(
+        "mspose.studies.ablation.progress.average_errors", lambda cell: (0.25 + cell.seed, 3.0)
+    )
     all_cells = [replace(cell, seed=seed) for seed in (0, 1) for cell in cells]
     monkeypatch.setenv("COLUMNS", "40")
     screen, log = Terminal(True), Terminal(False)
@@ -460,15 +520,25 @@ def test_the_record_has_what_tables_need_and_no_path_of_this_machine(cells, tmp_
     kept = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
     files = ["attention/attention.json", "config.yaml", "metrics.json", "predictions/errors.csv"]
     assert kept == files
-    assert "kept: 1; left out" in said and "without result: learned, seed 0" in said and "left out: models" in said
+    assert (
+        "kept: 1; left out" in said
+        and "without result: learned, seed 0" in said
+        and "left out: models" in said
+    )
     assert not any(str(tmp_path) in (target / name).read_text() for name in files)
     before, after = (flatten(read_settings(folder / "config.yaml")) for folder in (run, target))
     differ = {name for name in before if before[name] != after[name]}
     assert differ == {"runs", "data.cache", "data.dataset"}  # the small data set's card is a path
-    assert (after["runs"], after["data.cache"], after["data.dataset"]) == ("runs", "cache", "small.yaml")
+    assert (after["runs"], after["data.cache"], after["data.dataset"]) == (
+        "runs",
+        "cache",
+        "small.yaml",
+    )
     metrics, there = (json.loads((folder / "metrics.json").read_text()) for folder in (target, run))
     assert metrics["provenance"].pop("predictions") == "predictions/test.csv"
-    assert metrics == there | {"provenance": {k: v for k, v in there["provenance"].items() if k != "predictions"}}
+    assert metrics == there | {
+        "provenance": {k: v for k, v in there["provenance"].items() if k != "predictions"}
+    }
     assert list(pd.read_csv(target / "predictions/errors.csv")) == list(COLUMNS)  # no poses
     pd.testing.assert_frame_equal(read_errors(target), read_errors(run), rtol=1e-8)
 
@@ -482,19 +552,26 @@ def test_the_real_data_that_is_here(tmp_path):
     assert real_data(given)[0] is None  # no frames
     (tmp_path / "fire" / "seq-01" / "frame-000000.color.png").touch()
     assert real_data(given) == ("7scenes", {"data.scenes": ["fire"], **given})
-    assert real_data({**given, "data.scenes": ["chess"]}) == ("7scenes", {**given, "data.scenes": ["chess"]})
+    assert real_data({**given, "data.scenes": ["chess"]}) == (
+        "7scenes",
+        {**given, "data.scenes": ["chess"]},
+    )
 
 
 # the command line
 
 
-def test_the_command_line_has_every_setting_and_refuses_what_is_not_there(capsys, file, tmp_path, monkeypatch):
+def test_the_command_line_has_every_setting_and_refuses_what_is_not_there(
+    capsys, file, tmp_path, monkeypatch
+):
     loggers = logging.getLogger("mspose")
     monkeypatch.setattr(loggers, "handlers", loggers.handlers[:])
     monkeypatch.setattr(loggers, "level", loggers.level)
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     seen = {}
-    monkeypatch.setattr(runner, "run_cells", lambda cells, launcher, progress: seen.update(cells=cells) or [])
+    monkeypatch.setattr(
+        runner, "run_cells", lambda cells, launcher, progress: seen.update(cells=cells) or []
+    )
 
     def call(*words: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as stopped:
@@ -504,7 +581,15 @@ def test_the_command_line_has_every_setting_and_refuses_what_is_not_there(capsys
 
     status, out, _ = call("--help")
     assert status == 0
-    for name in [*flatten(Settings()), "dataset", "seeds", "jobs", "launcher", "record", "slurm.partition"]:
+    for name in [
+        *flatten(Settings()),
+        "dataset",
+        "seeds",
+        "jobs",
+        "launcher",
+        "record",
+        "slurm.partition",
+    ]:
         assert (f"--{name} " in out) == (name not in ("experiment", "variant", "seed")), name
     for words, said in (
         (("--training.epocs=3",), "did you mean training.epochs"),
@@ -520,7 +605,18 @@ def test_the_command_line_has_every_setting_and_refuses_what_is_not_there(capsys
         status, _, err = call(str(file), "--runs", str(tmp_path / "runs"), *words)
         assert status == 2 and len(err.splitlines()) == 1 and said in err, (words, err)
     assert not seen and not (tmp_path / "runs").exists()
-    main(["ablate", str(file), "--runs", str(tmp_path / "runs"), "--training.epochs=6", "--data.scenes=[attic]"])
-    assert all(cell.settings.training.epochs == 6 for cell in seen["cells"])  # though 6 might be a default
+    main(
+        [
+            "ablate",
+            str(file),
+            "--runs",
+            str(tmp_path / "runs"),
+            "--training.epochs=6",
+            "--data.scenes=[attic]",
+        ]
+    )
+    assert all(
+        cell.settings.training.epochs == 6 for cell in seen["cells"]
+    )  # though 6 might be a default
     assert all(cell.settings.data.scenes == ["attic"] for cell in seen["cells"])
     assert "no cell has a result" in capsys.readouterr().out

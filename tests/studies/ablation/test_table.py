@@ -1,4 +1,6 @@
-"""The table of an ablation, from committed made-up records in tests/golden and from changed copies of them."""
+"""The table of an ablation, from committed made-up records in tests/golden and from changed copies
+of them.
+"""
 
 import io
 import json
@@ -44,7 +46,9 @@ def cell(results: Path, label: str, seed: int) -> Path:
 
 def change(path: Path, **values: Any) -> None:
     """Set values in a JSON or YAML file."""
-    read, write = (json.loads, json.dumps) if path.suffix == ".json" else (yaml.safe_load, yaml.safe_dump)
+    read, write = (
+        (json.loads, json.dumps) if path.suffix == ".json" else (yaml.safe_load, yaml.safe_dump)
+    )
     path.write_text(write({**read(path.read_text()), **values}))
 
 
@@ -59,7 +63,9 @@ def rows(text: str, label: str) -> list[list[str]]:
 
 @pytest.mark.parametrize(("format", "ending"), [("markdown", "md"), ("latex", "tex")])
 def test_the_text_is_that_of_the_committed_files(format: Any, ending: str) -> None:
-    """Where a change is meant: mspose table tests/golden/results --ablation tests/golden/remedies.yaml --format ..."""
+    """Where a change is meant: mspose table tests/golden/results --ablation
+    tests/golden/remedies.yaml --format ...
+    """
     expected = (GOLDEN / f"remedies.{ending}").read_text(encoding="utf-8")
     assert ablation_table(FILE, [RESULTS], format=format) == expected
 
@@ -67,19 +73,28 @@ def test_the_text_is_that_of_the_committed_files(format: Any, ending: str) -> No
 def test_the_csv_is_that_of_the_committed_file() -> None:
     """To nine digits: sums and medians are not rounded alike on every machine."""
     text = ablation_table(FILE, [RESULTS], format="csv")
-    found, expected = (pd.read_csv(io.StringIO(part)) for part in (text, (GOLDEN / "remedies.csv").read_text()))
+    found, expected = (
+        pd.read_csv(io.StringIO(part)) for part in (text, (GOLDEN / "remedies.csv").read_text())
+    )
     pd.testing.assert_frame_equal(found, expected, rtol=1e-9)
 
 
 def test_latex_has_errors_and_attention_one_below_the_other_and_is_well_formed() -> None:
     text = ablation_table(FILE, [RESULTS], format="latex")
-    assert text.count("\\begin{") == text.count("\\end{") == 3 and text.count("{") == text.count("}")
+    assert text.count("\\begin{") == text.count("\\end{") == 3 and text.count("{") == text.count(
+        "}"
+    )
     tabulars = re.findall(r"\\begin\{tabular\}\{(l[c]+)\}\n(.*?)\\end\{tabular\}", text, re.DOTALL)
-    assert [("Average" in body, "Query-key gap" in body) for _, body in tabulars] == [(True, False), (False, True)]
+    assert [("Average" in body, "Query-key gap" in body) for _, body in tabulars] == [
+        (True, False),
+        (False, True),
+    ]
     assert ["branch" in body for _, body in tabulars] == [False, True]
     for columns, body in tabulars:
         lines = [line for line in body.splitlines() if "&" in line]
-        assert len(lines) == 9 and all(line.count(" & ") + line.count("&  &") >= 1 for line in lines)
+        assert len(lines) == 9 and all(
+            line.count(" & ") + line.count("&  &") >= 1 for line in lines
+        )
         assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {len(columns) - 1}
         assert all(line.endswith("\\\\") for line in lines)
         rules = [line for line in body.splitlines() if "rule" in line]
@@ -91,7 +106,9 @@ def test_latex_has_errors_and_attention_one_below_the_other_and_is_well_formed()
 
 
 def test_medians_differences_and_attention_are_those_of_the_records() -> None:
-    table = pd.read_csv(io.StringIO(ablation_table(FILE, [RESULTS], format="csv"))).set_index(["variant", "scene"])
+    table = pd.read_csv(io.StringIO(ablation_table(FILE, [RESULTS], format="csv"))).set_index(
+        ["variant", "scene"]
+    )
     medians = {}
     for label in ("none", "aligned"):
         for seed in (0, 1, 2):
@@ -99,7 +116,9 @@ def test_medians_differences_and_attention_are_those_of_the_records() -> None:
             medians[label, seed] = frames.groupby("scene")["position_error_m"].median()
     attic = [medians["aligned", seed]["attic"] for seed in (0, 1, 2)]
     assert table.loc[("aligned", "attic"), "position_m"] == pytest.approx(np.mean(attic), abs=1e-12)
-    assert table.loc[("aligned", "attic"), "position_m_std"] == pytest.approx(np.std(attic, ddof=1), abs=1e-12)
+    assert table.loc[("aligned", "attic"), "position_m_std"] == pytest.approx(
+        np.std(attic, ddof=1), abs=1e-12
+    )
     averages = {key: (value["attic"] + value["cellar"]) / 2 for key, value in medians.items()}
     difference = np.mean([averages["aligned", seed] - averages["none", seed] for seed in (0, 1, 2)])
     row = table.loc[("aligned", "Average")]
@@ -108,11 +127,17 @@ def test_medians_differences_and_attention_are_those_of_the_records() -> None:
 
     entropies = []
     for seed in (0, 1, 2):
-        study = json.loads((cell(RESULTS, "none", seed) / "attention" / "attention.json").read_text())
-        entropies.append(np.mean([x["entropy"] for x in study["layers"] if x["branch"] == "orientation"]))
+        study = json.loads(
+            (cell(RESULTS, "none", seed) / "attention" / "attention.json").read_text()
+        )
+        entropies.append(
+            np.mean([x["entropy"] for x in study["layers"] if x["branch"] == "orientation"])
+        )
     reference = table.loc[("none", "Average")]
     assert reference["orientation_entropy_nats"] == pytest.approx(np.mean(entropies), abs=1e-12)
-    assert reference["orientation_entropy_nats_std"] == pytest.approx(np.std(entropies, ddof=1), abs=1e-12)
+    assert reference["orientation_entropy_nats_std"] == pytest.approx(
+        np.std(entropies, ddof=1), abs=1e-12
+    )
     assert reference["orientation_layers"] == "uniform 5, healthy 1"
 
 
@@ -123,7 +148,11 @@ def test_marks_say_what_is_established() -> None:
     assert aligned[1][4].endswith("+0.48] †")
     assert scaled[0][4].startswith("+0.062 [+0.0") and scaled[0][4].endswith("‡")
     assert none[0][4] == none[1][4] == "–"
-    for words in ("† not established: the interval includes 0", "‡ an established worsening", "frames and seeds"):
+    for words in (
+        "† not established: the interval includes 0",
+        "‡ an established worsening",
+        "frames and seeds",
+    ):
         assert words in text
 
 
@@ -131,7 +160,9 @@ def test_the_same_frames_are_drawn_for_both_variants_of_a_pair(results: Path) ->
     """A variant whose every error is the reference's plus a constant has an interval without width."""
     for seed in (0, 1, 2):
         table = pd.read_csv(cell(results, "none", seed) / "predictions" / "test.csv")
-        offset = table[["tx_est", "ty_est", "tz_est"]].to_numpy() - table[["tx", "ty", "tz"]].to_numpy()
+        offset = (
+            table[["tx_est", "ty_est", "tz_est"]].to_numpy() - table[["tx", "ty", "tz"]].to_numpy()
+        )
         length = np.linalg.norm(offset, axis=1, keepdims=True)
         table[["tx_est", "ty_est", "tz_est"]] += 0.05 * offset / length
         table.to_csv(cell(results, "aligned", seed) / "predictions" / "test.csv", index=False)
@@ -160,17 +191,24 @@ def test_of_a_single_seed_the_interval_is_said_to_cover_frames_alone(results: Pa
     text = ablation_table(FILE, [results], seeds=[1])
     assert "over frames alone, since there is one seed" in text and "widened" not in text
     assert "includes 0, or is of one seed" in text and rows(text, "aligned")[0][4].endswith("] †")
-    assert rows(text, "aligned")[0][0] == "aligned (1 seed)" and "±" not in rows(text, "aligned")[0][3]
+    assert (
+        rows(text, "aligned")[0][0] == "aligned (1 seed)" and "±" not in rows(text, "aligned")[0][3]
+    )
     assert "Missing: seed 1 of both." in text
     shutil.rmtree(cell(results, "scaled", 0))
-    assert "Interval over frames alone, since one seed is paired: scaled." in ablation_table(FILE, [results])
+    assert "Interval over frames alone, since one seed is paired: scaled." in ablation_table(
+        FILE, [results]
+    )
 
 
 def test_cells_with_other_settings_are_left_out_and_named(results: Path) -> None:
     change(cell(results, "aligned", 1) / "config.yaml", loss={"qka_weight": 0.2})
     text = ablation_table(FILE, [results])
     assert rows(text, "aligned")[0][0] == "aligned (2 seeds)"
-    message = "Left out, other settings than remedies.yaml: seed 1 of aligned (loss.qka_weight 0.2, not 0.1)."
+    message = (
+        "Left out, other settings than remedies.yaml: seed 1 of aligned (loss.qka_weight 0.2, not"
+        " 0.1)."
+    )
     assert message in text and "Missing: seed 1 of aligned" in text
 
 
@@ -186,7 +224,10 @@ def test_quick_tries_never_count(results: Path) -> None:
     for seed in (0, 1, 2):
         change(cell(results, "aligned", seed) / "metrics.json", quick=True)
     text = ablation_table(FILE, [results])
-    assert not rows(text, "aligned") and "Left out, quick tries at toy size: seeds 0, 1, 2 of aligned." in text
+    assert (
+        not rows(text, "aligned")
+        and "Left out, quick tries at toy size: seeds 0, 1, 2 of aligned." in text
+    )
 
 
 def test_variants_that_the_file_does_not_have_are_named(results: Path) -> None:
@@ -214,7 +255,9 @@ def test_without_any_attention_the_columns_are_left_out(results: Path) -> None:
 def test_cells_tested_on_other_frames_are_refused(results: Path) -> None:
     path = cell(results, "aligned", 1) / "predictions" / "test.csv"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(MsposeError, match=r"aligned/seed-1 was tested on other frames than .*aligned/seed-0"):
+    with pytest.raises(
+        MsposeError, match=r"aligned/seed-1 was tested on other frames than .*aligned/seed-0"
+    ):
         ablation_table(FILE, [results])
 
 
@@ -245,7 +288,9 @@ def test_the_same_cell_twice_below_one_folder_is_refused(results: Path) -> None:
 
 
 def test_without_any_cell_the_message_says_what_to_run(tmp_path: Path) -> None:
-    with pytest.raises(MsposeError, match=r"no finished cell of remedies-small; run `mspose ablate remedies`"):
+    with pytest.raises(
+        MsposeError, match=r"no finished cell of remedies-small; run `mspose ablate remedies`"
+    ):
         ablation_table(FILE, [tmp_path, tmp_path / "nowhere"])
 
 
@@ -269,7 +314,9 @@ def test_the_table_verb_prints_it(capsys: pytest.CaptureFixture[str], tmp_path: 
     main(["table", str(RESULTS), "--ablation", str(FILE), "--format", "latex", "--seeds", "0", "1"])
     assert capsys.readouterr().out == ablation_table(FILE, [RESULTS], seeds=[0, 1], format="latex")
     main(["table", str(RESULTS), "--ablation", str(FILE), "--out", str(tmp_path / "table.md")])
-    assert (tmp_path / "table.md").read_text(encoding="utf-8") == (GOLDEN / "remedies.md").read_text(encoding="utf-8")
+    assert (tmp_path / "table.md").read_text(encoding="utf-8") == (
+        GOLDEN / "remedies.md"
+    ).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

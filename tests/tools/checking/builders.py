@@ -22,7 +22,9 @@ MOTIONS = ("hand-held", "inward", "outward", "forward")
 
 def looking(position_N3, target_N3):
     """Camera-to-world poses (N, 4, 4) of upright cameras in a world whose z points up."""
-    position_N3, target_N3 = np.broadcast_arrays(np.asarray(position_N3, float), np.asarray(target_N3, float))
+    position_N3, target_N3 = np.broadcast_arrays(
+        np.asarray(position_N3, float), np.asarray(target_N3, float)
+    )
     forward_N3 = target_N3 - position_N3
     forward_N3 = forward_N3 / np.linalg.norm(forward_N3, axis=1, keepdims=True)
     right_N3 = np.cross(forward_N3, [0.0, 0.0, 1.0])
@@ -44,7 +46,9 @@ def motion(name: str, frames: int = 24):
         return looking(middle + 1.2 * ring_N3, middle)
     if name == "outward":
         return looking(middle + 0.4 * ring_N3, middle + 4 * ring_N3)
-    along_N3 = middle + np.stack([0.05 * np.sin(2 * turn_N), np.linspace(-1.2, 1.0, frames), 0.0 * turn_N], axis=1)
+    along_N3 = middle + np.stack(
+        [0.05 * np.sin(2 * turn_N), np.linspace(-1.2, 1.0, frames), 0.0 * turn_N], axis=1
+    )
     return looking(along_N3, along_N3 + np.array([0.1, 2.0, -0.1]))
 
 
@@ -64,18 +68,29 @@ def render(pose_N44):
     return np.stack([renderer.render(pose_44)[0] for pose_44 in pose_N44])
 
 
-def write_set(folder: Path, sequences: dict, *, focal_px: float | None = CAMERA.focal_px, name: str = "own") -> Path:
-    """Write images, labels.csv and a card. sequences: (scene, split, sequence) -> (pose_N44, image_NHW3)."""
+def write_set(
+    folder: Path, sequences: dict, *, focal_px: float | None = CAMERA.focal_px, name: str = "own"
+) -> Path:
+    """Write images, labels.csv and a card. sequences: (scene, split, sequence) -> (pose_N44,
+    image_NHW3).
+    """
     rows = []
     for (scene, split, sequence), (pose_N44, image_NHW3) in sequences.items():
         (folder / scene / sequence).mkdir(parents=True, exist_ok=True)
         quaternion_N4 = rotation_to_quaternion(pose_N44[:, :3, :3])
-        for number, (pose_44, image, turn) in enumerate(zip(pose_N44, image_NHW3, quaternion_N4, strict=True)):
+        for number, (pose_44, image, turn) in enumerate(
+            zip(pose_N44, image_NHW3, quaternion_N4, strict=True)
+        ):
             image_name = f"{scene}/{sequence}/frame-{number}.jpg"
             Image.fromarray(image).save(folder / image_name, quality=95)
             rows.append([scene, split, sequence, image_name, *pose_44[:3, 3], *turn])
     pd.DataFrame(rows, columns=COLUMNS).to_csv(folder / "labels.csv", index=False)
-    card = {"name": name, "format": "label-csv", "labels": "labels.csv", "label_convention": "camera-to-world"}
+    card = {
+        "name": name,
+        "format": "label-csv",
+        "labels": "labels.csv",
+        "label_convention": "camera-to-world",
+    }
     card |= {"focal_px": focal_px} if focal_px else {}
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(card))
     return folder
@@ -123,4 +138,6 @@ def misread(ordered: pd.DataFrame, way: str) -> pd.DataFrame:
 def moved(ordered: pd.DataFrame, turn_33, scale: float, shift_3) -> pd.DataFrame:
     """The same labels in another world frame."""
     rotation_N33, position_N3 = poses_of(ordered)
-    return with_poses(ordered, turn_33 @ rotation_N33, scale * position_N3 @ np.asarray(turn_33).T + shift_3)
+    return with_poses(
+        ordered, turn_33 @ rotation_N33, scale * position_N3 @ np.asarray(turn_33).T + shift_3
+    )

@@ -24,7 +24,9 @@ QUATERNION, POSITION = ["q1", "q2", "q3", "q4"], ["t1", "t2", "t3"]
 def filmed():
     """Two hand-held sequences of the room: (scene, split, sequence) -> poses, images."""
     train_N44 = motion("hand-held")
-    test_N44 = trajectory(room(), np.random.default_rng(3), 200)[8:18]  # the same stretch, elsewhere in its steps
+    test_N44 = trajectory(room(), np.random.default_rng(3), 200)[
+        8:18
+    ]  # the same stretch, elsewhere in its steps
     test_N44[:, :3, 3] += [0.1, 0.05, 0.05]
     return {
         ("room", "train", "seq-1"): (train_N44, render(train_N44)),
@@ -96,7 +98,9 @@ def test_missing_broken_blank_and_turned_images(clean, found):
     assert set(kinds) == {"unreadable-image", "blank-image", "exif-orientation"}
     bad = kinds["unreadable-image"]
     assert bad.level == "error"
-    assert [example.split(":")[0] for example in bad.examples] == [f"room/seq-1/frame-{i}.jpg" for i in range(3)]
+    assert [example.split(":")[0] for example in bad.examples] == [
+        f"room/seq-1/frame-{i}.jpg" for i in range(3)
+    ]
     assert "labels.csv, line 2]" in bad.examples[0]
     assert kinds["blank-image"].examples[0].startswith("room/seq-1/frame-4.jpg")
     assert kinds["exif-orientation"].examples[0].startswith("room/seq-1/frame-5.jpg")
@@ -165,7 +169,9 @@ def test_repeated_pictures(clean, found):
     images = clean / "room"
     (images / "seq-1" / "frame-4.jpg").write_bytes((images / "seq-1" / "frame-3.jpg").read_bytes())
     within = found(clean)
-    assert {kind: finding.level for kind, finding in within.items()} == {"repeated-picture": "warning"}
+    assert {kind: finding.level for kind, finding in within.items()} == {
+        "repeated-picture": "warning"
+    }
     with Image.open(images / "seq-1" / "frame-9.jpg") as image:
         image.save(images / "seq-2" / "frame-0.png")  # the same pixels in another file
     (images / "seq-2" / "frame-0.jpg").unlink()
@@ -176,7 +182,9 @@ def test_repeated_pictures(clean, found):
 
 @pytest.mark.parametrize(("tests", "level"), [(50, "error"), (150, "warning")])
 def test_a_single_known_picture_of_many_is_no_error(tests, level):
-    frames = pd.DataFrame({"image": [str(row) for row in range(tests + 1)], "split": ["train"] + ["test"] * tests})
+    frames = pd.DataFrame(
+        {"image": [str(row) for row in range(tests + 1)], "split": ["train"] + ["test"] * tests}
+    )
     digests = [b"same", b"same", *(bytes([row]) for row in range(tests - 1))]
     (finding,) = _repeated_pictures(frames, pd.DataFrame({"digest": digests, "blank": False}))
     assert (finding.kind, finding.level) == ("picture-in-both-splits", level)
@@ -191,14 +199,22 @@ def spoil(table):
 
 def test_repeated_poses(clean, found):
     change_labels(clean, spoil)
-    assert found(clean)["repeated-pose"].examples[0].startswith("room/seq-1/frame-3.jpg = room/seq-1/frame-4.jpg")
+    assert (
+        found(clean)["repeated-pose"]
+        .examples[0]
+        .startswith("room/seq-1/frame-3.jpg = room/seq-1/frame-4.jpg")
+    )
 
 
 def test_places_are_found_for_names_with_brackets_too(clean, found):
     (clean / "room" / "seq-1" / "frame-3.jpg").rename(clean / "room" / "seq-1" / "a (3).jpg")
-    change_labels(clean, lambda table: spoil(table.replace("room/seq-1/frame-3.jpg", "room/seq-1/a (3).jpg")))
+    change_labels(
+        clean, lambda table: spoil(table.replace("room/seq-1/frame-3.jpg", "room/seq-1/a (3).jpg"))
+    )
     (example,) = found(clean)["repeated-pose"].examples
-    assert example == f"room/seq-1/a (3).jpg = room/seq-1/frame-4.jpg [{clean / 'labels.csv'}, line 5]"
+    assert (
+        example == f"room/seq-1/a (3).jpg = room/seq-1/frame-4.jpg [{clean / 'labels.csv'}, line 5]"
+    )
 
 
 def test_jumps(clean, found):
@@ -239,7 +255,9 @@ def test_mixed_signs_are_a_note_and_flips_of_the_target_a_warning(clean, found):
         return table
 
     change_labels(clean, signs)
-    assert {kind: finding.level for kind, finding in found(clean).items()} == {"mixed-signs": "note"}
+    assert {kind: finding.level for kind, finding in found(clean).items()} == {
+        "mixed-signs": "note"
+    }
 
     def turned(table):  # about the camera's own axis, so that w passes 0 between two frames
         angle = np.pi + np.linspace(-0.2, 0.2, len(table))
@@ -257,7 +275,9 @@ def test_splits_that_leak_or_do_not_meet(clean, found, filmed, tmp_path):
 
     def every_third(table):
         table = table[table["seq"] == "seq-1"]
-        return table.assign(split=["test" if row % 3 == 0 else "train" for row in range(len(table))])
+        return table.assign(
+            split=["test" if row % 3 == 0 else "train" for row in range(len(table))]
+        )
 
     change_labels(clean, every_third)
     assert "8 of 8" in found(clean)["test-near-train"].text
@@ -288,7 +308,12 @@ def test_scenes_and_splits_that_are_missing(clean, found, filmed, tmp_path):
     (_, train), (_, test) = filmed.items()
     folder = write_set(
         tmp_path / "scenes",
-        {("a", "train", "1"): train, ("a", "test", "2"): test, ("b", "train", "1"): train, ("c", "test", "1"): test},
+        {
+            ("a", "train", "1"): train,
+            ("a", "test", "2"): test,
+            ("b", "train", "1"): train,
+            ("c", "test", "1"): test,
+        },
     )
     kinds = {finding.kind: finding for finding in check_data(str(folder), progress=False).findings}
     assert kinds["scene-only-in-test"].level == "error"
@@ -298,10 +323,14 @@ def test_scenes_and_splits_that_are_missing(clean, found, filmed, tmp_path):
     assert found(clean)["no-training-frames"].level == "error"
     change_labels(clean, lambda table: table.assign(split="val"))
     assert "no-training-frames" in found(clean)
-    card = yaml.safe_load((clean / "own.yaml").read_text()) | {"scenes": {"room": {"frames": {"test": 30}}}}
+    card = yaml.safe_load((clean / "own.yaml").read_text()) | {
+        "scenes": {"room": {"frames": {"test": 30}}}
+    }
     (clean / "own.yaml").write_text(yaml.safe_dump(card))
     change_labels(clean, lambda table: table.assign(split="test"))
-    assert found(clean)["frame-count"].examples == ("room test: 34 frames here, 30 as the card says",)
+    assert found(clean)["frame-count"].examples == (
+        "room test: 34 frames here, 30 as the card says",
+    )
 
 
 def test_a_wrong_convention_is_said_by_the_command(clean, capsys):
@@ -316,7 +345,9 @@ def test_a_wrong_convention_is_said_by_the_command(clean, capsys):
 
 def test_an_image_set_in_one_folder_with_one_frame(filmed, found, tmp_path):
     (_, (pose_N44, image_NHW3)), _ = filmed.items()
-    folder = write_set(tmp_path / "one", {("r", "train", "s"): (pose_N44[:1], image_NHW3[:1])}, focal_px=None)
+    folder = write_set(
+        tmp_path / "one", {("r", "train", "s"): (pose_N44[:1], image_NHW3[:1])}, focal_px=None
+    )
     assert set(found(folder)) == {"no-test-frames", "unknown-focal-length"}
 
 
@@ -329,14 +360,22 @@ def test_a_virtual_set_by_its_card(tmp_path, found, caplog):
         "name": "rooms",
         "format": "virtual",
         "scenes": {"atelier": {"frames": counts}, "library": {"frames": counts}},
-        "render": {"width": 48, "height": 36, "focal_px": 40, "image_format": "png", "frames_per_sequence": 2},
+        "render": {
+            "width": 48,
+            "height": 36,
+            "focal_px": 40,
+            "image_format": "png",
+            "frames_per_sequence": 2,
+        },
     }
     (tmp_path / "rooms.yaml").write_text(yaml.safe_dump(card))
     get_data(str(tmp_path / "rooms.yaml"), ["atelier"], progress=False)
     assert set(found(tmp_path)) == {"scene-not-here"}
     (tmp_path / "rooms" / "atelier" / "seq-01" / "frame-000001.pose.txt").write_text("1 0 0")
     kinds = found(tmp_path)
-    assert kinds["bad-label"].examples[0].endswith("holds 3 values: expected the 16 of a 4x4 matrix")
+    assert (
+        kinds["bad-label"].examples[0].endswith("holds 3 values: expected the 16 of a 4x4 matrix")
+    )
     assert "frame-count" in kinds
 
 
@@ -344,7 +383,14 @@ def test_a_virtual_set_by_its_card(tmp_path, found, caplog):
     ("make", "message"),
     [
         (lambda folder: folder.mkdir(), "holds no card"),
-        (lambda folder: (folder.mkdir(), (folder / "a.yaml").touch(), (folder / "b.yml").touch()), "several cards"),
+        (
+            lambda folder: (
+                folder.mkdir(),
+                (folder / "a.yaml").touch(),
+                (folder / "b.yml").touch(),
+            ),
+            "several cards",
+        ),
         (lambda folder: folder.with_suffix(".zip").touch(), "is an archive"),
         (lambda folder: folder.with_suffix(".csv").touch(), "is not a card"),
         (lambda folder: folder.with_suffix(".yaml").write_text("- 1"), "is not a card"),

@@ -19,7 +19,10 @@ def frames_of(scene: str) -> pd.DataFrame:
     if not (folder / f"{scene}_train.csv").is_file():
         folder, convention = LABELS / "CambridgeLandmarks", WORLD_TO_CAMERA_POSITION
     options = {"dataset": "published", "ground_truth": "labels", "convention": convention}
-    tables = [read_label_csv([folder / f"{scene}_{split}.csv"], split, **options) for split in ("train", "test")]
+    tables = [
+        read_label_csv([folder / f"{scene}_{split}.csv"], split, **options)
+        for split in ("train", "test")
+    ]
     return trajectories.in_order(pd.concat(tables)).reset_index(drop=True)
 
 
@@ -45,5 +48,8 @@ def test_published_splits_and_conventions_are_not_suspected(scene):
     step = trajectories.steps(ordered)
     assert splits.split_findings(splits.nearness(ordered, step)) == []
     assert axes_meet_behind(ordered) is None
-    for findings in (trajectories.extent_findings(ordered), trajectories.jump_findings(ordered, step)):
+    for findings in (
+        trajectories.extent_findings(ordered),
+        trajectories.jump_findings(ordered, step),
+    ):
         assert findings == []

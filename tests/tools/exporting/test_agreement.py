@@ -21,7 +21,9 @@ def answers_of(estimator, change=lambda found: found):
         found = {
             "position": np.array([estimate.position for estimate in estimates]),
             "orientation": np.array([estimate.orientation for estimate in estimates]),
-            "scene_probabilities": np.array([list(estimate.scene_probabilities.values()) for estimate in estimates]),
+            "scene_probabilities": np.array(
+                [list(estimate.scene_probabilities.values()) for estimate in estimates]
+            ),
             "scene": np.array([estimator.scenes.index(estimate.scene) for estimate in estimates]),
         }
         change(found)
@@ -46,7 +48,11 @@ def test_the_same_answers_agree(estimator):
 
 @pytest.mark.parametrize(
     ("name", "measure"),
-    [("position", "position"), ("orientation", "orientation"), ("scene_probabilities", "probability")],
+    [
+        ("position", "position"),
+        ("orientation", "orientation"),
+        ("scene_probabilities", "probability"),
+    ],
 )
 def test_a_difference_is_measured(estimator, name, measure):
     for amount, tolerable in ((0.5 * TOLERANCE, True), (2 * TOLERANCE, False)):
@@ -74,9 +80,20 @@ def test_positions_far_from_the_origin_have_no_more_digits(small_run):
     with torch.no_grad():
         estimator.network.position_head.out.bias += 1000.0
     for amount, tolerable in ((5e-4, True), (2e-3, False)):
-        assert deviation(answers_of(estimator, add("position", [0, amount, 0])), estimator).tolerable is tolerable
+        assert (
+            deviation(answers_of(estimator, add("position", [0, amount, 0])), estimator).tolerable
+            is tolerable
+        )
 
 
 def test_the_figures_are_in_words(estimator):
-    found = replace(deviation(answers_of(estimator), estimator), position=1e-6, orientation=2e-6, probability=3e-6)
-    assert str(found) == "position 1.0e-06 m, quaternion 2.0e-06, scene probability 3.0e-06 over 14 images"
+    found = replace(
+        deviation(answers_of(estimator), estimator),
+        position=1e-6,
+        orientation=2e-6,
+        probability=3e-6,
+    )
+    assert (
+        str(found)
+        == "position 1.0e-06 m, quaternion 2.0e-06, scene probability 3.0e-06 over 14 images"
+    )

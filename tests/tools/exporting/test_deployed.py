@@ -37,7 +37,11 @@ def both(height: int, width: int, resize: int, crop: int) -> tuple[torch.Tensor,
         (600, 200, 64, 56),
         (2000, 100, 64, 56),
         (3, 100, 32, 32),
-        *((height, width, 61, 44) for height in (60, 61, 62, 118) for width in (59, 61, 122, 245, 397)),
+        *(
+            (height, width, 61, 44)
+            for height in (60, 61, 62, 118)
+            for width in (59, 61, 122, 245, 397)
+        ),
     ],
 )
 def test_pixels_are_those_of_pil(height, width, resize, crop):
@@ -59,13 +63,18 @@ def test_quaternions_are_of_unit_length_and_of_one_sign():
 def test_a_fixed_scene_is_the_scene_of_all_images(small_run):
     estimator = mspose.load(small_run, "cpu")
     preparation = estimator.preprocessing
-    inside = GraphPreprocessing(preparation.resize, preparation.crop, preparation.mean, preparation.std)
+    inside = GraphPreprocessing(
+        preparation.resize, preparation.crop, preparation.mean, preparation.std
+    )
     for index, scene in enumerate(estimator.scenes):
         module = Deployed(inside, estimator.fused, scene=index)
 
         def answer(image_BHW3, module=module):
             with torch.no_grad():
-                return {name: value.numpy() for name, value in module(torch.from_numpy(image_BHW3)).items()}
+                return {
+                    name: value.numpy()
+                    for name, value in module(torch.from_numpy(image_BHW3)).items()
+                }
 
         other = estimator.scenes[1 - index]
         assert deviation(answer, estimator, scene).tolerable
@@ -75,7 +84,11 @@ def test_a_fixed_scene_is_the_scene_of_all_images(small_run):
 @pytest.mark.parametrize(
     "choice",
     [
-        {"position_encoding": "learned", "query_key_weights": "sigma-reparam", "position_encoder_layers": 0},
+        {
+            "position_encoding": "learned",
+            "query_key_weights": "sigma-reparam",
+            "position_encoder_layers": 0,
+        },
         {"position_encoding": "rotary", "attention_scale": "tokens"},
         {"position_encoding": "relative-bias", "query_key_weights": "spectral-norm"},
         {"kind": "mspn"},
@@ -84,11 +97,28 @@ def test_a_fixed_scene_is_the_scene_of_all_images(small_run):
 )
 def test_every_kind_of_network_is_traced(choice):
     torch.manual_seed(0)
-    sizes = {"dim": 16, "heads": 2, "feedforward": 8, "head_hidden": 8, "position_decoder_layers": 1}
-    sizes |= {"position_encoder_layers": 1, "orientation_encoder_layers": 1, "orientation_decoder_layers": 1}
-    settings = {"kind": "ms-transformer", "scenes": ["a", "b"], "backbone": "resnet10t", "pretrained": False}
+    sizes = {
+        "dim": 16,
+        "heads": 2,
+        "feedforward": 8,
+        "head_hidden": 8,
+        "position_decoder_layers": 1,
+    }
+    sizes |= {
+        "position_encoder_layers": 1,
+        "orientation_encoder_layers": 1,
+        "orientation_decoder_layers": 1,
+    }
+    settings = {
+        "kind": "ms-transformer",
+        "scenes": ["a", "b"],
+        "backbone": "resnet10t",
+        "pretrained": False,
+    }
     network = make_network(**(settings | sizes | choice))
-    module = Deployed(GraphPreprocessing(36, 32, network.mean, network.std), network.eval().fuse()).eval()
+    module = Deployed(
+        GraphPreprocessing(36, 32, network.mean, network.std), network.eval().fuse()
+    ).eval()
     program = trace(module).module()
     rng = np.random.default_rng(0)
     for shape in ((1, 50, 70, 3), (5, 33, 20, 3)):

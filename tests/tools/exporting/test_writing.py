@@ -43,11 +43,15 @@ def answers(exported):
     """Functions of images that open the files as a user does."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(exported[0] / "model.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        exported[0] / "model.onnx", providers=["CPUExecutionProvider"]
+    )
     program = torch.export.load(exported[0] / "model.pt2").module()
     return {
         "onnx": lambda image: dict(zip(OUTPUTS, session.run(None, {"image": image}), strict=True)),
-        "torch-export": lambda image: {name: x.numpy() for name, x in program(torch.from_numpy(image)).items()},
+        "torch-export": lambda image: {
+            name: x.numpy() for name, x in program(torch.from_numpy(image)).items()
+        },
     }
 
 
@@ -56,13 +60,19 @@ def test_what_was_written_is_said(exported, name):
     run, printed = exported
     lines = printed[name].splitlines()
     assert re.fullmatch(rf"{run}/{FILES[name]} \(\d+\.\d MB\)", lines[-1])
-    assert re.search(r"deviation from mspose.load: position \d\.\de-0[5-9] m, .* over 14 images", lines[-2])
-    assert lines[0].startswith("input   image: RGB image of any size: uint8 (batch, height, width, 3)")
+    assert re.search(
+        r"deviation from mspose.load: position \d\.\de-0[5-9] m, .* over 14 images", lines[-2]
+    )
+    assert lines[0].startswith(
+        "input   image: RGB image of any size: uint8 (batch, height, width, 3)"
+    )
     assert [line.split()[1].rstrip(":") for line in lines[1:-2]] == list(OUTPUTS)
 
 
 def test_the_files_are_whole(exported, small_run):
-    names = {path.name for path in exported[0].iterdir()} - {path.name for path in small_run.iterdir()}
+    names = {path.name for path in exported[0].iterdir()} - {
+        path.name for path in small_run.iterdir()
+    }
     assert names == set(FILES.values())  # no second file with weights, no temporary one
 
 
@@ -85,14 +95,18 @@ def test_images_of_any_number_and_size_get_the_poses_of_the_model(answers, expor
             np.testing.assert_allclose(found["position"][index], estimate.position, atol=1e-4)
             np.testing.assert_allclose(found["orientation"][index], estimate.orientation, atol=1e-4)
             probabilities = list(estimate.scene_probabilities.values())
-            np.testing.assert_allclose(found["scene_probabilities"][index], probabilities, atol=1e-4)
+            np.testing.assert_allclose(
+                found["scene_probabilities"][index], probabilities, atol=1e-4
+            )
             assert estimator.scenes[found["scene"][index]] == estimate.scene
 
 
 def test_the_files_say_what_they_are(exported, small_run):
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(exported[0] / "model.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        exported[0] / "model.onnx", providers=["CPUExecutionProvider"]
+    )
     in_onnx = session.get_modelmeta().custom_metadata_map
     extra = {"metadata.json": ""}
     torch.export.load(exported[0] / "model.pt2", extra_files=extra)
@@ -104,10 +118,16 @@ def test_the_files_say_what_they_are(exported, small_run):
     assert told["config_hash"] == description["config_hash"]
     assert told["preprocessing"]["crop"] == 40
     assert told["made_by"].startswith(f"mspose {mspose.__version__}, torch ")
-    assert {key: told[key] if isinstance(told[key], str) else json.loads(in_onnx[key]) for key in told} == told
+    assert {
+        key: told[key] if isinstance(told[key], str) else json.loads(in_onnx[key]) for key in told
+    } == told
     assert set(in_onnx) == set(told)
     (image,) = session.get_inputs()
-    assert (image.name, image.type, image.shape) == ("image", "tensor(uint8)", ["batch", "height", "width", 3])
+    assert (image.name, image.type, image.shape) == (
+        "image",
+        "tensor(uint8)",
+        ["batch", "height", "width", 3],
+    )
     assert {output.name: output.shape for output in session.get_outputs()} == {
         "position": ["batch", 3],
         "orientation": ["batch", 4],
@@ -117,17 +137,30 @@ def test_the_files_say_what_they_are(exported, small_run):
 
 
 def test_the_documented_lines_run_without_mspose(exported, tmp_path):
-    blocks = [block for block in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "model.onnx" in block]
+    blocks = [
+        block for block in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "model.onnx" in block
+    ]
     (code,) = blocks
     for file in FILES.values():
         shutil.copy(exported[0] / file, tmp_path)
     Image.fromarray(np.full((60, 80, 3), 90, np.uint8)).save(tmp_path / "image.jpg")
-    code += "import sys\nassert 'mspose' not in sys.modules\nprint(position[0], poses['position'][0].tolist())\n"
+    code += (
+        "import sys\nassert 'mspose' not in sys.modules\nprint(position[0],"
+        " poses['position'][0].tolist())\n"
+    )
     finished = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert finished.returncode == 0, finished.stderr
-    numbers = [float(number) for number in re.findall(r"-?\d+\.\d*(?:e-?\d+)?", finished.stdout.splitlines()[-1])]
+    numbers = [
+        float(number)
+        for number in re.findall(r"-?\d+\.\d*(?:e-?\d+)?", finished.stdout.splitlines()[-1])
+    ]
     np.testing.assert_allclose(numbers[:3], numbers[3:], atol=1e-4)
 
 
@@ -141,7 +174,9 @@ def test_a_file_that_answers_otherwise_is_not_kept(exported, tmp_path, monkeypat
 
     monkeypatch.setattr(writing, "trace", another)
     (tmp_path / "model.pt2").write_bytes(b"what was there before")
-    with pytest.raises(MsposeError, match=r"not kept: largest deviation position 3\.0e-04 m, .*; at most 0\.0001"):
+    with pytest.raises(
+        MsposeError, match=r"not kept: largest deviation position 3\.0e-04 m, .*; at most 0\.0001"
+    ):
         export_run(exported[0], "torch-export", tmp_path / "model.pt2")
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
     assert (tmp_path / "model.pt2").read_bytes() == b"what was there before"
@@ -153,7 +188,9 @@ def fail(*_):
 
 
 @pytest.mark.parametrize("step", ["trace", "deviation"])
-def test_what_exporters_and_readers_do_not_take_is_one_line(exported, tmp_path, monkeypatch, capsys, step):
+def test_what_exporters_and_readers_do_not_take_is_one_line(
+    exported, tmp_path, monkeypatch, capsys, step
+):
     format = writing.FORMATS["onnx"]._replace(write=lambda *_: b"", open=lambda _: None)
     monkeypatch.setitem(writing.FORMATS, "onnx", format)
     monkeypatch.setattr(writing, "trace", lambda _: None)
@@ -168,7 +205,10 @@ def test_what_exporters_and_readers_do_not_take_is_one_line(exported, tmp_path, 
     ("words", "pattern"),
     [
         ("{folder} --format onnx", "holds no model"),
-        ("{run} --format onnx --scene garage", "scene garage is unknown to the model, which knows: attic, cellar"),
+        (
+            "{run} --format onnx --scene garage",
+            "scene garage is unknown to the model, which knows: attic, cellar",
+        ),
         ("{run} --format onnx --out {folder}", "cannot write .*: it is a folder"),
         ("{run} --format torch-export --out {folder}/model.onnx", "--out .* ends in .pt2"),
         ("{run} --format onnx --out {run}/model.json/model.onnx", "cannot write .*model.onnx: "),
@@ -190,7 +230,10 @@ def test_what_cannot_be_exported_is_said_in_one_line(exported, tmp_path, capsys,
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_without_the_extra_it_is_named(small_run, tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MsposeError, match=rf"--format onnx needs {package}: pip install onnx onnxscript onnxruntime"):
+    with pytest.raises(
+        MsposeError,
+        match=rf"--format onnx needs {package}: pip install onnx onnxscript onnxruntime",
+    ):
         export_run(small_run, "onnx", tmp_path / "model.onnx")
 
 

@@ -1,4 +1,5 @@
-"""Folders in the formats of other tools, written from camera-to-world matrices with explicit mathematics.
+"""Folders in the formats of other tools, written from camera-to-world matrices with explicit
+mathematics.
 
 Nothing here uses the package's own conversions, so that a wrong sign there cannot cancel out here.
 """
@@ -17,7 +18,9 @@ FOCAL = 40.0
 
 @dataclass
 class Room:
-    """Frames of one scene: image files, names of one's own choice, camera-to-world matrices (B, 4, 4)."""
+    """Frames of one scene: image files, names of one's own choice, camera-to-world matrices (B, 4,
+    4).
+    """
 
     files: list[Path]
     names: list[str]
@@ -55,13 +58,18 @@ def numbers(*values: float) -> str:
 
 
 def write_colmap(folder: Path, room: Room, camera: str = "") -> Path:
-    """A COLMAP text model in `folder/sparse/0` with its images in `folder/images`; returns the model."""
+    """A COLMAP text model in `folder/sparse/0` with its images in `folder/images`; returns the
+    model.
+    """
     room.copy_images(folder / "images")
     model = folder / "sparse" / "0"
     model.mkdir(parents=True)
     camera = camera or f"SIMPLE_RADIAL {SIZE[0]} {SIZE[1]} {FOCAL} {SIZE[0] / 2} {SIZE[1] / 2} 0.01"
     (model / "cameras.txt").write_text(f"# cameras\n3 {camera}\n")
-    lines = ["# IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME", "#   POINTS2D[] as (X, Y, POINT3D_ID)"]
+    lines = [
+        "# IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME",
+        "#   POINTS2D[] as (X, Y, POINT3D_ID)",
+    ]
     for number, (name, pose_44) in enumerate(zip(room.names, room.pose_B44, strict=True)):
         world_to_camera = np.linalg.inv(pose_44)
         pose = numbers(*quaternion(world_to_camera[:3, :3]), *world_to_camera[:3, 3])
@@ -71,7 +79,9 @@ def write_colmap(folder: Path, room: Room, camera: str = "") -> Path:
     return model
 
 
-def write_nerfstudio(folder: Path, room: Room, name: str = "transforms.json", **content: object) -> Path:
+def write_nerfstudio(
+    folder: Path, room: Room, name: str = "transforms.json", **content: object
+) -> Path:
     """A transforms.json beside the images; returns it."""
     room.copy_images(folder)
     to_opengl = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -84,10 +94,15 @@ def write_nerfstudio(folder: Path, room: Room, name: str = "transforms.json", **
     return folder / name
 
 
-def write_tum(folder: Path, room: Room, start: float = 1305031102.175, step: float = 1 / 30) -> Path:
+def write_tum(
+    folder: Path, room: Room, start: float = 1305031102.175, step: float = 1 / 30
+) -> Path:
     """groundtruth.txt and rgb.txt, poses 3 ms after the images; returns the folder."""
     room.copy_images(folder)
-    poses, images = ["# ground truth trajectory", "# timestamp tx ty tz qx qy qz qw"], ["# color images"]
+    poses, images = (
+        ["# ground truth trajectory", "# timestamp tx ty tz qx qy qz qw"],
+        ["# color images"],
+    )
     for number, (name, pose_44) in enumerate(zip(room.names, room.pose_B44, strict=True)):
         w, x, y, z = quaternion(pose_44[:3, :3])
         time = start + number * step
@@ -99,12 +114,16 @@ def write_tum(folder: Path, room: Room, start: float = 1305031102.175, step: flo
 
 
 def write_kapture(folder: Path, room: Room, rig_B44: np.ndarray | None = None) -> Path:
-    """A kapture; with `rig_B44` (2, 4, 4), rig-to-camera, its frames are those of two cameras of a rig in turn."""
+    """A kapture; with `rig_B44` (2, 4, 4), rig-to-camera, its frames are those of two cameras of a
+    rig in turn.
+    """
     sensors = folder / "sensors"
     room.copy_images(sensors / "records_data")
     camera = f"OPENCV, {SIZE[0]}, {SIZE[1]}, {FOCAL - 1}, {FOCAL + 1}, 24, 18, 0, 0, 0, 0"
     head = "# kapture format: 1.1\n"
-    (sensors / "sensors.txt").write_text(f"{head}c0, left, camera, {camera}\nc1, , camera, {camera}\ngps, , gnss\n")
+    (sensors / "sensors.txt").write_text(
+        f"{head}c0, left, camera, {camera}\nc1, , camera, {camera}\ngps, , gnss\n"
+    )
     records, trajectory = [], {}
     for number, (name, pose_44) in enumerate(zip(room.names, room.pose_B44, strict=True)):
         world_to_camera = np.linalg.inv(pose_44)
@@ -114,8 +133,12 @@ def write_kapture(folder: Path, room: Room, rig_B44: np.ndarray | None = None) -
             time, camera_number, device = number // 2, number % 2, "rig"
             world_to_camera = np.linalg.inv(rig_B44[camera_number]) @ world_to_camera
         records.append(f"{time:04d}, c{camera_number}, {name}")
-        pose = numbers(*quaternion(world_to_camera[:3, :3]), *world_to_camera[:3, 3]).replace(" ", ", ")
-        if rig_B44 is None or camera_number == 0:  # of a rig's two cameras the first says where the rig is
+        pose = numbers(*quaternion(world_to_camera[:3, :3]), *world_to_camera[:3, 3]).replace(
+            " ", ", "
+        )
+        if (
+            rig_B44 is None or camera_number == 0
+        ):  # of a rig's two cameras the first says where the rig is
             trajectory[time, device] = f"{time}, {device}, {pose}"
     (sensors / "records_camera.txt").write_text(head + "\n".join(records) + "\n")
     (sensors / "trajectories.txt").write_text(head + "\n".join(trajectory.values()) + "\n")

@@ -35,7 +35,11 @@ def same(ours, theirs) -> None:
     ours, theirs = (sorted(views, key=lambda view: view.image) for views in (ours, theirs))
     for first, second in zip(ours, theirs, strict=True):
         assert first.image == second.image
-        assert (first.sequence, first.moment, first.file) == (second.sequence, second.moment, second.file)
+        assert (first.sequence, first.moment, first.file) == (
+            second.sequence,
+            second.moment,
+            second.file,
+        )
         assert (first.focal_px, first.size_px) == (second.focal_px, second.size_px)
     for mine, its in zip(stacked(ours), stacked(theirs), strict=True):
         np.testing.assert_allclose(mine, its, atol=1e-12)
@@ -46,13 +50,19 @@ def test_pycolmap_reads_our_poses_out_of_a_text_model(pycolmap, room, tmp_path):
     room = plain_names(room)
     model = pycolmap.Reconstruction(str(write_colmap(tmp_path, room)))
     centres = {image.name: image.projection_center() for image in model.images.values()}
-    np.testing.assert_allclose([centres[name] for name in room.names], room.pose_B44[:, :3, 3], atol=1e-9)
+    np.testing.assert_allclose(
+        [centres[name] for name in room.names], room.pose_B44[:, :3, 3], atol=1e-9
+    )
     looks = {image.name: image.viewing_direction() for image in model.images.values()}
-    np.testing.assert_allclose([looks[name] for name in room.names], room.pose_B44[:, :3, 2], atol=1e-9)
+    np.testing.assert_allclose(
+        [looks[name] for name in room.names], room.pose_B44[:, :3, 2], atol=1e-9
+    )
 
 
 def test_both_readers_give_the_same(pycolmap, room, tmp_path):
-    """Our reader of text, and pycolmap's of the binary model that pycolmap itself made of that text."""
+    """Our reader of text, and pycolmap's of the binary model that pycolmap itself made of that
+    text.
+    """
     room = plain_names(room)
     text = write_colmap(tmp_path, room)
     binary = tmp_path / "sparse" / "binary"
@@ -65,7 +75,9 @@ def test_both_readers_give_the_same(pycolmap, room, tmp_path):
 
 
 def make_rig(pycolmap, room: Room):
-    """A reconstruction of two cameras on a rig, made by pycolmap; returns it with the poses (2 B, 4, 4)."""
+    """A reconstruction of two cameras on a rig, made by pycolmap; returns it with the poses (2 B,
+    4, 4).
+    """
 
     def rigid(matrix_44):
         w, x, y, z = quaternion(matrix_44[:3, :3])
@@ -73,7 +85,8 @@ def make_rig(pycolmap, room: Room):
 
     model = pycolmap.Reconstruction()
     cameras = [
-        pycolmap.Camera.create_from_model_name(n, name, FOCAL + n, *SIZE) for n, name in ((1, "PINHOLE"), (2, "RADIAL"))
+        pycolmap.Camera.create_from_model_name(n, name, FOCAL + n, *SIZE)
+        for n, name in ((1, "PINHOLE"), (2, "RADIAL"))
     ]
     for camera in cameras:
         model.add_camera(camera)
@@ -93,7 +106,9 @@ def make_rig(pycolmap, room: Room):
         for camera, its in ((0, rig_from_world), (1, other_from_rig @ rig_from_world)):
             name = f"rig/cam{camera}/{number}.jpg"
             poses[name] = np.linalg.inv(its)
-            image = pycolmap.Image(name=name, camera_id=1 + camera, image_id=100 * camera + number + 1)
+            image = pycolmap.Image(
+                name=name, camera_id=1 + camera, image_id=100 * camera + number + 1
+            )
             image.frame_id = frame.frame_id
             frame.add_data_id(image.data_id)
             images.append(image)
@@ -105,7 +120,9 @@ def make_rig(pycolmap, room: Room):
 
 
 def test_cameras_of_a_rig(pycolmap, room, tmp_path, frames_of, matrices):
-    """Newer COLMAP stores a pose per frame of the rig; each image gets its own, and a frame stays in one split."""
+    """Newer COLMAP stores a pose per frame of the rig; each image gets its own, and a frame stays
+    in one split.
+    """
     model, poses = make_rig(pycolmap, room)
     (tmp_path / "binary").mkdir()
     (tmp_path / "text").mkdir()
@@ -115,7 +132,13 @@ def test_cameras_of_a_rig(pycolmap, room, tmp_path, frames_of, matrices):
     same(read_colmap(tmp_path / "text", None).views, read_colmap(tmp_path / "binary", None).views)
     few = Room(room.files[:24], list(poses), np.stack(list(poses.values())))
     few.copy_images(tmp_path / "images")
-    import_data("colmap", [str(tmp_path / "binary")], str(tmp_path / "own"), scenes=["hall"], split=SplitBy(block=2))
+    import_data(
+        "colmap",
+        [str(tmp_path / "binary")],
+        str(tmp_path / "own"),
+        scenes=["hall"],
+        split=SplitBy(block=2),
+    )
     frames = frames_of(tmp_path / "own").set_index("image")
     np.testing.assert_allclose(matrices(frames), [poses[name] for name in frames.index], atol=1e-9)
     splits = {name: frames.loc[name, "split"] for name in frames.index}
@@ -176,7 +199,9 @@ def test_without_pycolmap_text_is_read_and_binary_asks_for_it(room, tmp_path, mo
     assert len(read_colmap(model, None).views) == len(room.names)
     for name in ("cameras", "images"):
         (model / f"{name}.txt").rename(model / f"{name}.bin")
-    with pytest.raises(MsposeError, match=r"needs pycolmap: pip install pycolmap, or .*model_converter"):
+    with pytest.raises(
+        MsposeError, match=r"needs pycolmap: pip install pycolmap, or .*model_converter"
+    ):
         read_colmap(model, None)
 
 
@@ -192,7 +217,9 @@ def test_several_models_are_to_be_chosen_from(room, tmp_path):
     write_colmap(tmp_path, room)
     (tmp_path / "sparse" / "0").rename(tmp_path / "sparse" / "1")
     write_colmap(tmp_path, room)
-    with pytest.raises(MsposeError, match=r"several COLMAP models \(sparse/0, sparse/1\): give the folder of one"):
+    with pytest.raises(
+        MsposeError, match=r"several COLMAP models \(sparse/0, sparse/1\): give the folder of one"
+    ):
         read_colmap(tmp_path, None)
     assert len(read_colmap(tmp_path / "sparse" / "1", None).views) == 30
 
@@ -251,7 +278,9 @@ def test_models_without_what_they_need(room, tmp_path):
     with pytest.raises(MsposeError, match="images.txt is not a text file"):
         read_colmap(model, None)
     (model / "cameras.txt").unlink()
-    with pytest.raises(MsposeError, match="cameras.txt is missing: a COLMAP model has cameras beside its images"):
+    with pytest.raises(
+        MsposeError, match="cameras.txt is missing: a COLMAP model has cameras beside its images"
+    ):
         read_colmap(model, None)
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "database.db").write_bytes(b"")
@@ -272,5 +301,7 @@ def test_binary_files_that_were_cut_off(name, pycolmap, room, tmp_path):
     (tmp_path / name).write_bytes(whole)
     assert len(read_colmap(tmp_path, None).views) == 24
     (tmp_path / "points3D.bin").unlink()
-    with pytest.raises(MsposeError, match="pycolmap cannot read the model, it is damaged or incomplete"):
+    with pytest.raises(
+        MsposeError, match="pycolmap cannot read the model, it is damaged or incomplete"
+    ):
         read_colmap(tmp_path, None)

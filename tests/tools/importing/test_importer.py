@@ -1,4 +1,6 @@
-"""What holds for every format: a round trip gives the same poses; bad input is one line, and nothing is written."""
+"""What holds for every format: a round trip gives the same poses; bad input is one line, and
+nothing is written.
+"""
 
 import json
 import os
@@ -11,14 +13,26 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from tools.importing.builders import FOCAL, Room, write_colmap, write_kapture, write_nerfstudio, write_tum
+from tools.importing.builders import (
+    FOCAL,
+    Room,
+    write_colmap,
+    write_kapture,
+    write_nerfstudio,
+    write_tum,
+)
 
 from mspose.data.cards import load_frames, read_card
 from mspose.errors import MsposeError
 from mspose.tools.importing.importer import KINDS, import_data
 from mspose.tools.importing.splits import SplitBy
 
-WRITE = {"colmap": write_colmap, "nerfstudio": write_nerfstudio, "tum": write_tum, "kapture": write_kapture}
+WRITE = {
+    "colmap": write_colmap,
+    "nerfstudio": write_nerfstudio,
+    "tum": write_tum,
+    "kapture": write_kapture,
+}
 ALL_BUT_MARGIN = SplitBy(block=3, margin=0)
 
 
@@ -52,9 +66,13 @@ def refused(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_round_trip_gives_the_same_poses_and_names(kind, sources, room, tmp_path, frames_of, matrices):
+def test_a_round_trip_gives_the_same_poses_and_names(
+    kind, sources, room, tmp_path, frames_of, matrices
+):
     focal = {"focal_px": FOCAL} if kind == "tum" else {}
-    text = import_data(kind, [str(sources[kind])], str(tmp_path / "own"), split=ALL_BUT_MARGIN, **focal)
+    text = import_data(
+        kind, [str(sources[kind])], str(tmp_path / "own"), split=ALL_BUT_MARGIN, **focal
+    )
     frames = frames_of(tmp_path / "own").set_index("image")
     assert set(frames.index) == set(room.names)
     np.testing.assert_allclose(matrices(frames.loc[room.names]), room.pose_B44, atol=1e-6)
@@ -68,7 +86,14 @@ def test_a_round_trip_gives_the_same_poses_and_names(kind, sources, room, tmp_pa
     assert card.scene_facts["studio"].frames == {"train": 24, "test": 6}
     for image in frames.index:
         assert (card.root / image).is_file()
-    for said in ("studio", "24", "1 metres per unit", "mspose data check", "mspose train", str(card.path)):
+    for said in (
+        "studio",
+        "24",
+        "1 metres per unit",
+        "mspose data check",
+        "mspose train",
+        str(card.path),
+    ):
         assert said in text
 
 
@@ -81,19 +106,31 @@ def test_the_order_in_the_labels_is_that_of_the_sequence(sources, tmp_path):
 
 
 def test_scale_is_metres_per_unit(sources, room, tmp_path, frames_of):
-    text = import_data("colmap", [str(sources["colmap"])], str(tmp_path / "own"), split=ALL_BUT_MARGIN, scale=2.5)
+    text = import_data(
+        "colmap", [str(sources["colmap"])], str(tmp_path / "own"), split=ALL_BUT_MARGIN, scale=2.5
+    )
     frames = frames_of(tmp_path / "own").set_index("image").loc[room.names]
     np.testing.assert_allclose(frames[["tx", "ty", "tz"]], 2.5 * room.pose_B44[:, :3, 3], atol=1e-9)
     assert "scale: 2.5 metres per unit" in text
     plain = import_data("colmap", [str(sources["colmap"])], str(tmp_path / "plain"))
     assert "no metres of its own: give --scale" in plain
-    assert "no metres of its own" not in import_data("tum", [str(sources["tum"])], str(tmp_path / "metric"))
+    assert "no metres of its own" not in import_data(
+        "tum", [str(sources["tum"])], str(tmp_path / "metric")
+    )
 
 
 def test_several_folders_become_scenes_of_one_data_set(sources, room, tmp_path, frames_of):
     other = tmp_path / "Küche №2" / "sparse"
-    write_colmap(other.parent, replace(room, files=room.files[:15], names=room.names[:15], pose_B44=room.pose_B44[:15]))
-    import_data("colmap", [str(sources["colmap"]), str(other / "0")], str(tmp_path / "own"), split=ALL_BUT_MARGIN)
+    write_colmap(
+        other.parent,
+        replace(room, files=room.files[:15], names=room.names[:15], pose_B44=room.pose_B44[:15]),
+    )
+    import_data(
+        "colmap",
+        [str(sources["colmap"]), str(other / "0")],
+        str(tmp_path / "own"),
+        split=ALL_BUT_MARGIN,
+    )
     frames = frames_of(tmp_path / "own")
     assert frames["scene"].value_counts().to_dict() == {"studio": 30, "Kuche-No2": 15}
     card = read_card(tmp_path / "own" / "own.yaml")
@@ -102,8 +139,12 @@ def test_several_folders_become_scenes_of_one_data_set(sources, room, tmp_path, 
         assert (card.root / image).is_file()
     numbered = tmp_path / "01"
     write_nerfstudio(numbered, room)
-    assert "| 01 " in import_data("nerfstudio", [str(numbered / "..") + "/01/"], str(tmp_path / "numbers"))
-    import_data("colmap", [str(sources["colmap"]), str(other)], str(tmp_path / "named"), scenes=["a", "b.2"])
+    assert "| 01 " in import_data(
+        "nerfstudio", [str(numbered / "..") + "/01/"], str(tmp_path / "numbers")
+    )
+    import_data(
+        "colmap", [str(sources["colmap"]), str(other)], str(tmp_path / "named"), scenes=["a", "b.2"]
+    )
     assert set(frames_of(tmp_path / "named")["scene"]) == {"a", "b.2"}
     dense = other.parent / "dense" / "0" / "sparse"
     shutil.copytree(other / "0", dense)
@@ -112,7 +153,9 @@ def test_several_folders_become_scenes_of_one_data_set(sources, room, tmp_path, 
 
 def test_copied_images_make_a_folder_that_can_travel(room, tmp_path, frames_of):
     for number, name in enumerate(("a", "b")):
-        write_nerfstudio(tmp_path / "raw" / name, replace(room, pose_B44=np.roll(room.pose_B44, number, axis=0)))
+        write_nerfstudio(
+            tmp_path / "raw" / name, replace(room, pose_B44=np.roll(room.pose_B44, number, axis=0))
+        )
     import_data(
         "nerfstudio",
         [str(tmp_path / "raw" / name) for name in "ab"],
@@ -143,19 +186,32 @@ def test_images_that_are_not_on_disk(kind, room, tmp_path, refused, frames_of):
     gone = [path for path in (tmp_path / "studio").rglob("frame-[37].jpg") if "walk 2" in str(path)]
     for path in gone:
         path.unlink()
-    if kind != "nerfstudio":  # whose entries without image are often what a user threw away on purpose
+    if (
+        kind != "nerfstudio"
+    ):  # whose entries without image are often what a user threw away on purpose
         refused(
-            r"2 of its 30 images are not on disk \(looked for walk 2/frame-3.jpg in .*--missing skip",
+            r"2 of its 30 images are not on disk \(looked for walk 2/frame-3.jpg in .*--missing"
+            r" skip",
             kind,
             tmp_path / "studio",
         )
     options = {} if kind == "nerfstudio" else {"missing": "skip"}
-    text = import_data(kind, [str(tmp_path / "studio")], str(tmp_path / "own"), split=ALL_BUT_MARGIN, **options)
+    text = import_data(
+        kind, [str(tmp_path / "studio")], str(tmp_path / "own"), split=ALL_BUT_MARGIN, **options
+    )
     assert "left out, no such image: 2: walk 2/frame-3.jpg, walk 2/frame-7.jpg" in text
     assert len(frames_of(tmp_path / "own")) == 28
     left_out = pd.read_csv(tmp_path / "own" / "left_out.csv")
-    assert left_out.values.tolist() == [["studio", f"walk 2/frame-{n}.jpg", "no such image"] for n in (3, 7)]
-    refused("2 of its 30 images are not on disk", kind, tmp_path / "studio", missing="stop", out=tmp_path / "no")
+    assert left_out.values.tolist() == [
+        ["studio", f"walk 2/frame-{n}.jpg", "no such image"] for n in (3, 7)
+    ]
+    refused(
+        "2 of its 30 images are not on disk",
+        kind,
+        tmp_path / "studio",
+        missing="stop",
+        out=tmp_path / "no",
+    )
     for path in (tmp_path / "studio").rglob("*.jpg"):
         path.unlink()
     refused(
@@ -177,22 +233,42 @@ def test_images_may_lie_elsewhere(kind, room, tmp_path, frames_of, refused):
     import_data(kind, [str(tmp_path / "studio")], str(tmp_path / "own"), images=images)
     assert set(frames_of(tmp_path / "own")["image"]) <= set(room.names)
     assert read_card(tmp_path / "own" / "own.yaml").root == tmp_path / "elsewhere"
-    refused("there is no folder .*nowhere", kind, tmp_path / "studio", images=["nowhere"], out=tmp_path / "no")
-    refused("--images: 2 given for 1 paths", kind, tmp_path / "studio", images=images * 2, out=tmp_path / "no")
+    refused(
+        "there is no folder .*nowhere",
+        kind,
+        tmp_path / "studio",
+        images=["nowhere"],
+        out=tmp_path / "no",
+    )
+    refused(
+        "--images: 2 given for 1 paths",
+        kind,
+        tmp_path / "studio",
+        images=images * 2,
+        out=tmp_path / "no",
+    )
 
 
 def test_focal_lengths_belong_to_the_images_that_are_there(room, tmp_path, frames_of):
     """A model of large images whose small copies are used."""
-    write_colmap(tmp_path / "studio", room, camera=f"PINHOLE 192 144 {4 * FOCAL} {4 * FOCAL + 8} 96 72")
+    write_colmap(
+        tmp_path / "studio", room, camera=f"PINHOLE 192 144 {4 * FOCAL} {4 * FOCAL + 8} 96 72"
+    )
     text = import_data("colmap", [str(tmp_path / "studio")], str(tmp_path / "own"))
     assert set(frames_of(tmp_path / "own")["focal_px"]) == {FOCAL + 1}
-    assert "images are 48x36 pixels, their camera model is of 192x144: focal lengths are scaled by 0.25" in text
+    assert (
+        "images are 48x36 pixels, their camera model is of 192x144: focal lengths are scaled by"
+        " 0.25" in text
+    )
     import_data("colmap", [str(tmp_path / "studio")], str(tmp_path / "said"), focal_px=99.0)
     assert set(frames_of(tmp_path / "said")["focal_px"]) == {99}
     write_colmap(tmp_path / "turned", room, camera="SIMPLE_PINHOLE 36 48 40 24 18")
     text = import_data("colmap", [str(tmp_path / "turned")], str(tmp_path / "as-they-are"))
     assert set(frames_of(tmp_path / "as-they-are")["focal_px"]) == {40}
-    assert "their camera model is of 36x48, cropped or turned: focal lengths are left as they are" in text
+    assert (
+        "their camera model is of 36x48, cropped or turned: focal lengths are left as they are"
+        in text
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -227,7 +303,10 @@ def test_folders_to_write_that_are_not_free(sources, refused, tmp_path, room):
     refused("--out: .*file is a file", "colmap", source, out=tmp_path / "file")
     refused("cannot write .*file/own", "colmap", source, out=tmp_path / "file" / "own")
     refused(
-        "the folder's name is the data set's, and 'my rooms' is not plain", "colmap", source, out=tmp_path / "my rooms"
+        "the folder's name is the data set's, and 'my rooms' is not plain",
+        "colmap",
+        source,
+        out=tmp_path / "my rooms",
     )
     refused("there is a data set 7scenes already", "colmap", source, out=tmp_path / "7scenes")
     import_data("colmap", [str(source)], str(tmp_path / "own"))
@@ -253,7 +332,10 @@ def test_names_of_scenes_that_do_not_do(sources, refused, room, tmp_path):
 def test_options_of_tum_are_refused_elsewhere(option, sources, refused):
     value = 0.1 if option == "tolerance" else ["x"]
     refused(
-        f"--{option} belongs to tum: with colmap it is without effect", "colmap", sources["colmap"], **{option: value}
+        f"--{option} belongs to tum: with colmap it is without effect",
+        "colmap",
+        sources["colmap"],
+        **{option: value},
     )
 
 
@@ -265,11 +347,23 @@ def test_names_that_a_label_file_cannot_hold(room, tmp_path, refused):
         content["frames"][3]["file_path"] = os.fsdecode(name)
         shutil.copy(tmp_path / "studio" / "3.jpg", tmp_path / "studio" / os.fsdecode(name))
         file.write_text(json.dumps(content))
-        refused("cannot stand in a label file .*rename it", "nerfstudio", file, split=SplitBy(block=1, margin=0))
+        refused(
+            "cannot stand in a label file .*rename it",
+            "nerfstudio",
+            file,
+            split=SplitBy(block=1, margin=0),
+        )
 
 
 def test_odd_names_of_folders_and_images_come_back(room, tmp_path, frames_of):
-    names = ['a, "quoted".jpg', "zwölf  blanks.jpg", "#5.jpg", "line\nbreak.jpg", "5².jpg", "~x.jpg"]
+    names = [
+        'a, "quoted".jpg',
+        "zwölf  blanks.jpg",
+        "#5.jpg",
+        "line\nbreak.jpg",
+        "5².jpg",
+        "~x.jpg",
+    ]
     few = Room(room.files[:6], names, room.pose_B44[:6])
     file = write_nerfstudio(tmp_path / "two  blanks: [a] #b", few)
     import_data("nerfstudio", [str(file)], str(tmp_path / "own"), split=SplitBy(block=1, margin=0))
@@ -304,7 +398,12 @@ def test_an_import_that_breaks_off_leaves_nothing(sources, tmp_path, refused, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("mspose.tools.importing.writing.shutil.copyfile", full)
-    refused("cannot write .*: No space left on device; nothing was written", "colmap", sources["colmap"], copy=True)
+    refused(
+        "cannot write .*: No space left on device; nothing was written",
+        "colmap",
+        sources["colmap"],
+        copy=True,
+    )
 
 
 def test_poses_that_are_none_stop_or_are_left_out(room, tmp_path, refused, frames_of):
@@ -313,8 +412,14 @@ def test_poses_that_are_none_stop_or_are_left_out(room, tmp_path, refused, frame
     content["frames"][4]["transform_matrix"][0][0] = float("nan")
     content["frames"][9]["transform_matrix"] = (np.diag([2, 2, 2, 1]) @ room.pose_B44[9]).tolist()
     file.write_text(json.dumps(content))
-    refused(r"frame 4 \(walk 1/frame-4.jpg\): the pose holds NaN.*--on-bad-frame skip", "nerfstudio", file)
-    text = import_data("nerfstudio", [str(file)], str(tmp_path / "own"), on_bad_frame="skip", split=ALL_BUT_MARGIN)
+    refused(
+        r"frame 4 \(walk 1/frame-4.jpg\): the pose holds NaN.*--on-bad-frame skip",
+        "nerfstudio",
+        file,
+    )
+    text = import_data(
+        "nerfstudio", [str(file)], str(tmp_path / "own"), on_bad_frame="skip", split=ALL_BUT_MARGIN
+    )
     assert "left out, bad pose: 2: walk 1/frame-4.jpg, walk 1/frame-9.jpg" in text
     assert len(frames_of(tmp_path / "own")) == 28
     reasons = pd.read_csv(tmp_path / "own" / "left_out.csv")["reason"]

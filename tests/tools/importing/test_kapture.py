@@ -21,17 +21,23 @@ def stereo(room):
     for first in range(0, len(pose_B44), 2):
         rig_to_world = pose_B44[first] @ OF_RIG[0]
         pose_B44[first + 1] = rig_to_world @ np.linalg.inv(OF_RIG[1])
-    names = [f"{'right' if number % 2 else 'left'}/{number // 2}.jpg" for number in range(len(pose_B44))]
+    names = [
+        f"{'right' if number % 2 else 'left'}/{number // 2}.jpg" for number in range(len(pose_B44))
+    ]
     return replace(room, names=names, pose_B44=pose_B44)
 
 
 def test_cameras_of_a_rig(room, tmp_path, frames_of, matrices):
     pairs = stereo(room)
     write_kapture(tmp_path / "hall", pairs, OF_RIG)
-    import_data("kapture", [str(tmp_path / "hall")], str(tmp_path / "own"), split=SplitBy(block=2, margin=1))
+    import_data(
+        "kapture", [str(tmp_path / "hall")], str(tmp_path / "own"), split=SplitBy(block=2, margin=1)
+    )
     frames = frames_of(tmp_path / "own").set_index("image")
     expected = dict(zip(pairs.names, pairs.pose_B44, strict=True))
-    np.testing.assert_allclose(matrices(frames), [expected[name] for name in frames.index], atol=1e-9)
+    np.testing.assert_allclose(
+        matrices(frames), [expected[name] for name in frames.index], atol=1e-9
+    )
     for number in range(15):  # what was seen at one time is in one split
         left, right = (frames["split"].get(f"{side}/{number}.jpg") for side in ("left", "right"))
         assert left == right == {3: None, 4: "test", 5: "test", 6: None}.get(number, left)
@@ -40,20 +46,31 @@ def test_cameras_of_a_rig(room, tmp_path, frames_of, matrices):
 
 
 def test_a_rig_on_a_rig(room, tmp_path):
-    """Each step is the unit pose but for a shift; the camera stands where all of them together put it."""
+    """Each step is the unit pose but for a shift; the camera stands where all of them together put
+    it.
+    """
     write_kapture(tmp_path, room)
     sensors = tmp_path / "sensors"
-    (sensors / "rigs.txt").write_text("# rigs\ncar, mast, 1, 0, 0, 0, 0, -2, 0\nmast, c0, 1, 0, 0, 0, 0, -0.5, 0\n")
-    (sensors / "trajectories.txt").write_text("0, car, 1, 0, 0, 0, -7, 0, 0\n1, c0, 1, 0, 0, 0, 1, 1, 1\n")
+    (sensors / "rigs.txt").write_text(
+        "# rigs\ncar, mast, 1, 0, 0, 0, 0, -2, 0\nmast, c0, 1, 0, 0, 0, 0, -0.5, 0\n"
+    )
+    (sensors / "trajectories.txt").write_text(
+        "0, car, 1, 0, 0, 0, -7, 0, 0\n1, c0, 1, 0, 0, 0, 1, 1, 1\n"
+    )
     capture = read_kapture(tmp_path, None)
-    assert [list(view.position) for view in capture.views] == [[-7, -2.5, 0], [1, 1, 1]]  # its own pose goes first
+    assert [list(view.position) for view in capture.views] == [
+        [-7, -2.5, 0],
+        [1, 1, 1],
+    ]  # its own pose goes first
     assert [view.sequence for view in capture.views] == ["car", "walk 1"]
     assert len(capture.unposed) == 28
 
 
 def test_rigs_that_hold_each_other_have_no_pose(room, tmp_path):
     write_kapture(tmp_path, room)
-    (tmp_path / "sensors" / "rigs.txt").write_text("a, b, 1,0,0,0,0,0,0\nb, a, 1,0,0,0,0,0,0\na, c0, 1,0,0,0,0,0,0\n")
+    (tmp_path / "sensors" / "rigs.txt").write_text(
+        "a, b, 1,0,0,0,0,0,0\nb, a, 1,0,0,0,0,0,0\na, c0, 1,0,0,0,0,0,0\n"
+    )
     (tmp_path / "sensors" / "trajectories.txt").write_text("# none\n")
     with pytest.raises(MsposeError, match="no image has a pose in trajectories.txt"):
         read_kapture(tmp_path, None)
@@ -83,17 +100,22 @@ def test_times_with_more_digits_than_a_float(room, tmp_path):
     first = 1_700_000_000_000_000_001
     sensors = tmp_path / "sensors"
     (sensors / "records_camera.txt").write_text(f"{first}, c0, a.jpg\n{first + 1}, c0, b.jpg\n")
-    (sensors / "trajectories.txt").write_text(f"{first + 1}, c0, 1,0,0,0,1,0,0\n{first}, c0, 1,0,0,0,0,0,0\n")
+    (sensors / "trajectories.txt").write_text(
+        f"{first + 1}, c0, 1,0,0,0,1,0,0\n{first}, c0, 1,0,0,0,0,0,0\n"
+    )
     assert [view.position[0] for view in read_kapture(tmp_path, None).views] == [0, 1]
 
 
 def test_cameras_of_any_model(room, tmp_path):
     write_kapture(tmp_path, room)
     (tmp_path / "sensors" / "sensors.txt").write_text(
-        "c0, , camera, UNKNOWN_CAMERA, 48, 36\nc1, x, camera, SIMPLE_RADIAL, 48, 36, 70, 24, 18, 0.1\n"
+        "c0, , camera, UNKNOWN_CAMERA, 48, 36\nc1, x, camera, SIMPLE_RADIAL, 48, 36, 70, 24, 18,"
+        " 0.1\n"
     )
     (tmp_path / "sensors" / "records_camera.txt").write_text("0, c0, a.jpg\n1, c1, b.jpg\n")
-    (tmp_path / "sensors" / "trajectories.txt").write_text("0, c0, 1,0,0,0,0,0,0\n1, c1, 1,0,0,0,0,0,0\n")
+    (tmp_path / "sensors" / "trajectories.txt").write_text(
+        "0, c0, 1,0,0,0,0,0,0\n1, c1, 1,0,0,0,0,0,0\n"
+    )
     capture = read_kapture(tmp_path, None)
     np.testing.assert_equal([view.focal_px for view in capture.views], [np.nan, 70])
     assert capture.notes == ["camera models with distortion: SIMPLE_RADIAL"]
@@ -149,7 +171,9 @@ def test_a_bad_place_on_a_rig_is_named_where_it_stands(room, tmp_path):
     rigs.write_text("\n".join([*lines[:2], "rig, c1, 0, 0, 0, 0, 1, 2, 3"]))
     with pytest.raises(MsposeError, match="rigs.txt, line 3: the quaternion is zero"):
         import_data("kapture", [str(tmp_path / "hall")], str(tmp_path / "own"))
-    rigs.write_text("\n".join([*lines[:2], "rig, c1, , , , , 1, 2, 3"]))  # no full pose: none, as in trajectories
+    rigs.write_text(
+        "\n".join([*lines[:2], "rig, c1, , , , , 1, 2, 3"])
+    )  # no full pose: none, as in trajectories
     text = import_data("kapture", [str(tmp_path / "hall")], str(tmp_path / "own"))
     assert "left out, no pose at its time: 15: right/0.jpg" in text
 
@@ -158,7 +182,9 @@ def test_a_bad_place_on_a_rig_is_named_where_it_stands(room, tmp_path):
 def test_files_that_are_missing(name, room, tmp_path):
     write_kapture(tmp_path, room)
     (tmp_path / "sensors" / name).unlink()
-    with pytest.raises(MsposeError, match=f"there is no .*{name}: a kapture with images and poses has it"):
+    with pytest.raises(
+        MsposeError, match=f"there is no .*{name}: a kapture with images and poses has it"
+    ):
         read_kapture(tmp_path, None)
     (tmp_path / "sensors" / "sensors.txt").write_text("gps, , gnss\n")
     (tmp_path / "sensors" / name).write_text("")

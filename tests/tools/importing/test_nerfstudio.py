@@ -38,7 +38,11 @@ def test_a_camera_that_looks_along_minus_z_in_opengl_looks_along_plus_z_here(tmp
 
 def test_the_file_or_its_folder(tmp_path, room):
     file = write_nerfstudio(tmp_path, room)
-    assert [view.image for view in read(file).views] == [view.image for view in read(tmp_path).views] == room.names
+    assert (
+        [view.image for view in read(file).views]
+        == [view.image for view in read(tmp_path).views]
+        == room.names
+    )
     other = file.rename(tmp_path / "cameras.json")
     assert len(read(other).views) == 30
 
@@ -54,31 +58,51 @@ def test_file_paths_as_tools_write_them(style, tmp_path, room, frames_of):
             "above": f"../studio/{name}",
         }.get(style, style.format(name).replace("/", style[1]))
     file.write_text(json.dumps(content))
-    import_data("nerfstudio", [str(tmp_path / "studio")], str(tmp_path / "own"), split=SplitBy(block=3, margin=0))
+    import_data(
+        "nerfstudio",
+        [str(tmp_path / "studio")],
+        str(tmp_path / "own"),
+        split=SplitBy(block=3, margin=0),
+    )
     ends = {image.removeprefix("studio/") for image in frames_of(tmp_path / "own")["image"]}
     assert ends == set(room.names)
 
 
 def test_full_paths_that_lead_elsewhere(tmp_path, room, frames_of):
-    """The root is what the images have in common, not what they have in common with transforms.json."""
+    """The root is what the images have in common, not what they have in common with
+    transforms.json.
+    """
     content = json.loads(write_nerfstudio(tmp_path / "studio", room).read_text())
     room.copy_images(tmp_path / "disk" / "walks")
     for frame in content["frames"]:
         frame["file_path"] = str(tmp_path / "disk" / "walks" / frame["file_path"])
     (tmp_path / "cameras").mkdir()
     (tmp_path / "cameras" / "transforms.json").write_text(json.dumps(content))
-    for copy, folder in ((False, tmp_path / "disk" / "walks"), (True, tmp_path / "copied" / "images" / "cameras")):
+    for copy, folder in (
+        (False, tmp_path / "disk" / "walks"),
+        (True, tmp_path / "copied" / "images" / "cameras"),
+    ):
         out = tmp_path / ("copied" if copy else "own")
-        import_data("nerfstudio", [str(tmp_path / "cameras")], str(out), copy=copy, split=SplitBy(block=3, margin=0))
+        import_data(
+            "nerfstudio",
+            [str(tmp_path / "cameras")],
+            str(out),
+            copy=copy,
+            split=SplitBy(block=3, margin=0),
+        )
         (card,) = out.glob("*.yaml")
         root = read_card(card).root
-        assert {root / image for image in frames_of(out)["image"]} == {folder / name for name in room.names}
+        assert {root / image for image in frames_of(out)["image"]} == {
+            folder / name for name in room.names
+        }
         assert copy or root == folder
 
 
 def test_an_ending_is_not_mistaken_for_part_of_a_name(tmp_path, room):
     """`r.01` is the image r.01.jpg, not r.jpg."""
-    write_nerfstudio(tmp_path, Room(room.files[:3], ["r.jpg", "r.01.jpg", "r.02.jpg"], room.pose_B44[:3]))
+    write_nerfstudio(
+        tmp_path, Room(room.files[:3], ["r.jpg", "r.01.jpg", "r.02.jpg"], room.pose_B44[:3])
+    )
     content = json.loads((tmp_path / "transforms.json").read_text())
     for frame in content["frames"]:
         frame["file_path"] = frame["file_path"].removesuffix(".jpg")
@@ -107,17 +131,28 @@ def test_intrinsics_of_all_and_of_single_frames(tmp_path, room):
 
 
 @pytest.mark.parametrize(
-    "camera", [{"fl_x": -5}, {"fl_x": 0}, {"fl_x": math.inf}, {"camera_angle_x": 0.0, "w": 48}, {"fl_x": "40"}]
+    "camera",
+    [
+        {"fl_x": -5},
+        {"fl_x": 0},
+        {"fl_x": math.inf},
+        {"camera_angle_x": 0.0, "w": 48},
+        {"fl_x": "40"},
+    ],
 )
 def test_impossible_focal_lengths(camera, tmp_path, room):
     write_nerfstudio(tmp_path / "studio", room, **camera)
-    with pytest.raises(MsposeError, match="frame 0 .*(a focal length of .* pixels is impossible|is not a number)"):
+    with pytest.raises(
+        MsposeError, match="frame 0 .*(a focal length of .* pixels is impossible|is not a number)"
+    ):
         import_data("nerfstudio", [str(tmp_path / "studio")], str(tmp_path / "own"))
 
 
 def test_without_a_camera_model(tmp_path, room, frames_of):
     write_nerfstudio(tmp_path / "studio", room, up=[0, 0, 1])
-    with pytest.raises(MsposeError, match=r"transforms.json has no camera model \(fl_x or camera_angle_x\)") as caught:
+    with pytest.raises(
+        MsposeError, match=r"transforms.json has no camera model \(fl_x or camera_angle_x\)"
+    ) as caught:
         read(tmp_path / "studio")
     assert "\n" not in str(caught.value)
     import_data("nerfstudio", [str(tmp_path / "studio")], str(tmp_path / "own"), focal_px=41.0)
@@ -128,7 +163,11 @@ def test_splits_that_the_files_name(tmp_path, room, frames_of):
     """Lists in transforms.json are taken only when asked for: they are often every n-th frame."""
     file = write_nerfstudio(tmp_path / "studio", room)
     test = [f"./{name}" for name in room.names[3:30:9]]
-    rewrite(file, test_filenames=test, train_filenames=[name for name in room.names[:28] if f"./{name}" not in test])
+    rewrite(
+        file,
+        test_filenames=test,
+        train_filenames=[name for name in room.names[:28] if f"./{name}" not in test],
+    )
     text = import_data("nerfstudio", [str(file)], str(tmp_path / "blocks"))
     assert "the files have a split of their own: --split given takes it" in text
     text = import_data("nerfstudio", [str(file)], str(tmp_path / "own"), split=SplitBy("given"))
@@ -144,10 +183,16 @@ def test_splits_that_the_files_name(tmp_path, room, frames_of):
 def test_blenders_files(tmp_path, room, frames_of):
     angle = {"camera_angle_x": 2 * math.atan(SIZE[0] / 2 / FOCAL)}
     for split, rows in (("train", slice(0, 20)), ("val", slice(20, 22)), ("test", slice(22, 30))):
-        part = Room(room.files[rows], [f"{split}/r_{n}.jpg" for n in range(len(room.files[rows]))], room.pose_B44[rows])
+        part = Room(
+            room.files[rows],
+            [f"{split}/r_{n}.jpg" for n in range(len(room.files[rows]))],
+            room.pose_B44[rows],
+        )
         file = write_nerfstudio(tmp_path / "lego", part, f"transforms_{split}.json", **angle)
         file.write_text(file.read_text().replace(".jpg", ""))
-    text = import_data("nerfstudio", [str(tmp_path / "lego")], str(tmp_path / "own"), split=SplitBy("given"))
+    text = import_data(
+        "nerfstudio", [str(tmp_path / "lego")], str(tmp_path / "own"), split=SplitBy("given")
+    )
     frames = frames_of(tmp_path / "own")
     assert frames["split"].value_counts().to_dict() == {"train": 20, "test": 8}
     assert set(frames["sequence"]) == {"train", "test"}
@@ -211,7 +256,11 @@ def test_what_a_reader_should_know(tmp_path, room):
     distortion, scale = read(tmp_path).notes
     assert distortion == "the camera model has distortion"
     assert "applied_scale is 0.5: --scale 2 undoes it" in scale
-    for camera in ({"camera_model": "OPENCV_FISHEYE"}, {"is_fisheye": True}, {"camera_model": "OPENCV", "p2": 0.1}):
+    for camera in (
+        {"camera_model": "OPENCV_FISHEYE"},
+        {"is_fisheye": True},
+        {"camera_model": "OPENCV", "p2": 0.1},
+    ):
         content = json.loads(write_nerfstudio(tmp_path, room, fl_x=40).read_text())
         assert read(tmp_path).notes == []
         content["frames"][3] |= camera  # a camera of its own

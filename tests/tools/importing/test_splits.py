@@ -9,7 +9,13 @@ from mspose.tools.importing.splits import SplitBy, block_splits, describe_split,
 def frames(**counts: int) -> pd.DataFrame:
     """Rows of scenes and sequences, `a_walk=12`: 12 moments of the sequence walk of scene a."""
     rows = [
-        {"scene": scene, "sequence": sequence, "name": f"{sequence}/{number}.jpg", "moment": number, "given": ""}
+        {
+            "scene": scene,
+            "sequence": sequence,
+            "name": f"{sequence}/{number}.jpg",
+            "moment": number,
+            "given": "",
+        }
         for scene, sequence, count in ((*key.split("_"), count) for key, count in counts.items())
         for number in range(count)
     ]
@@ -39,8 +45,8 @@ def test_short_sequences_have_shorter_blocks(count, train, test, block, margin):
     assert ((split == "train").sum(), (split == "test").sum()) == (train, test)
     said = describe_split(table, SplitBy())
     assert (
-        f"every 5th block of a sequence is for testing; blocks of {block} frame{'s' * (block > 1)}, {margin} dropped"
-        in said
+        f"every 5th block of a sequence is for testing; blocks of {block} frame{'s' * (block > 1)},"
+        f" {margin} dropped" in said
     )
 
 
@@ -66,7 +72,10 @@ def test_sequences_have_blocks_of_their_own():
 def test_frames_of_one_moment_stay_together():
     table = frames(a_rig=30)
     table["moment"] = np.arange(30) // 3
-    assert letters(split_frames(table, SplitBy(block=2, margin=1))) == "." * 9 + "---TTTTTT---" + "." * 9
+    assert (
+        letters(split_frames(table, SplitBy(block=2, margin=1)))
+        == "." * 9 + "---TTTTTT---" + "." * 9
+    )
 
 
 def test_sequences():
@@ -75,9 +84,13 @@ def test_sequences():
     one_each = SplitBy("sequence", test_sequences=["a/one", "b/two"])
     assert letters(split_frames(table, one_each)) == "TTT......TTT"
     assert describe_split(table, one_each) == "by sequence; for testing: a/one, b/two"
-    with pytest.raises(MsposeError, match=r"there is no sequence 'three'; there are: a/one, a/two, b/one, b/two"):
+    with pytest.raises(
+        MsposeError, match=r"there is no sequence 'three'; there are: a/one, a/two, b/one, b/two"
+    ):
         split_frames(table, SplitBy("sequence", test_sequences=["three"]))
-    with pytest.raises(MsposeError, match="scene b would have no test frames; its sequences: one, two"):
+    with pytest.raises(
+        MsposeError, match="scene b would have no test frames; its sequences: one, two"
+    ):
         split_frames(table, SplitBy("sequence", test_sequences=["a/one"]))
     with pytest.raises(MsposeError, match="scene a would have no train frames"):
         split_frames(table, SplitBy("sequence", test_sequences=["one", "two"]))
@@ -88,7 +101,11 @@ def by_list(tmp_path):
     def make(test: str, train: str | None = None) -> SplitBy:
         (tmp_path / "test.txt").write_text(test)
         (tmp_path / "train.txt").write_text(train or "")
-        return SplitBy("list", test_list=tmp_path / "test.txt", train_list=tmp_path / "train.txt" if train else None)
+        return SplitBy(
+            "list",
+            test_list=tmp_path / "test.txt",
+            train_list=tmp_path / "train.txt" if train else None,
+        )
 
     return make
 
@@ -101,7 +118,8 @@ def test_lists(by_list):
     assert letters(split_frames(table, by)) == "-T--.."
     assert "test.txt and " in describe_split(table, by)
     with pytest.raises(
-        MsposeError, match="test.txt, line 2: there is no image one/9.jpg; names are those of the model"
+        MsposeError,
+        match="test.txt, line 2: there is no image one/9.jpg; names are those of the model",
     ):
         split_frames(table, by_list("one/1.jpg\none/9.jpg"))
     with pytest.raises(MsposeError, match="train.txt, line 1: one/1.jpg is in the other list too"):
@@ -113,7 +131,10 @@ def test_lists(by_list):
 def test_a_name_in_several_scenes(by_list):
     table = frames(a_one=2, b_one=2)
     assert letters(split_frames(table, by_list("a/one/0.jpg\nb/one/1.jpg"))) == "T..T"
-    with pytest.raises(MsposeError, match="line 1: several scenes have an image one/0.jpg: say a/one/0.jpg, b/one/0"):
+    with pytest.raises(
+        MsposeError,
+        match="line 1: several scenes have an image one/0.jpg: say a/one/0.jpg, b/one/0",
+    ):
         split_frames(table, by_list("one/0.jpg"))
 
 
@@ -137,8 +158,15 @@ def test_options_without_effect(by, message):
 
 @pytest.mark.parametrize(
     ("counts", "by"),
-    [({"a_one": 2}, SplitBy()), ({"a_one": 40}, SplitBy(block=50)), ({"a_one": 12}, SplitBy(margin=50))],
+    [
+        ({"a_one": 2}, SplitBy()),
+        ({"a_one": 40}, SplitBy(block=50)),
+        ({"a_one": 12}, SplitBy(margin=50)),
+    ],
 )
 def test_scenes_that_are_too_short(counts, by):
-    with pytest.raises(MsposeError, match=r"scene a would have no \w+ frames; its frames are in 1 sequence .*--block"):
+    with pytest.raises(
+        MsposeError,
+        match=r"scene a would have no \w+ frames; its frames are in 1 sequence .*--block",
+    ):
         split_frames(frames(**counts), by)

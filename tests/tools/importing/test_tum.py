@@ -11,7 +11,12 @@ from mspose.tools.importing.splits import SplitBy
 from mspose.tools.importing.tum import associate, read_tum
 
 
-def read(folder: Path, tolerance: float = 0.02, trajectory: Path | None = None, image_list: Path | None = None):
+def read(
+    folder: Path,
+    tolerance: float = 0.02,
+    trajectory: Path | None = None,
+    image_list: Path | None = None,
+):
     return read_tum(folder, None, trajectory=trajectory, image_list=image_list, tolerance=tolerance)
 
 
@@ -52,8 +57,13 @@ def test_images_without_a_pose_are_counted_and_named(room, tmp_path, frames_of):
     lines = (tmp_path / "desk" / "groundtruth.txt").read_text().splitlines()
     del lines[7:9]
     (tmp_path / "desk" / "groundtruth.txt").write_text("\n".join(lines))
-    text = import_data("tum", [str(tmp_path / "desk")], str(tmp_path / "own"), split=SplitBy(block=3, margin=0))
-    assert "left out, no pose of its own within 0.02 s: 2: walk 1/frame-5.jpg, walk 1/frame-6.jpg" in text
+    text = import_data(
+        "tum", [str(tmp_path / "desk")], str(tmp_path / "own"), split=SplitBy(block=3, margin=0)
+    )
+    assert (
+        "left out, no pose of its own within 0.02 s: 2: walk 1/frame-5.jpg, walk 1/frame-6.jpg"
+        in text
+    )
     assert "images have the pose nearest in time, at most 0.02 s away" in text
     assert len(frames_of(tmp_path / "own")) == 28
     assert frames_of(tmp_path / "own")["focal_px"].isna().all()
@@ -64,7 +74,8 @@ def test_the_tolerance_is_the_callers(room, tmp_path):
     write_tum(tmp_path, room)  # poses 3 ms after their images
     assert len(read(tmp_path, 0.0031).views) == 30
     with pytest.raises(
-        MsposeError, match=r"no image has a pose within 0.002 s: .* from 1305031102.175 to 1305031103.142"
+        MsposeError,
+        match=r"no image has a pose within 0.002 s: .* from 1305031102.175 to 1305031103.142",
     ):
         read(tmp_path, 0.002)
 
@@ -72,14 +83,23 @@ def test_the_tolerance_is_the_callers(room, tmp_path):
 def test_other_names_of_the_files(room, tmp_path, frames_of):
     write_tum(tmp_path / "desk", room)
     (tmp_path / "desk" / "rgb.txt").rename(tmp_path / "desk" / "left.txt")
-    with pytest.raises(MsposeError, match=r"there is no .*rgb.txt: say which file it is with --image_list"):
+    with pytest.raises(
+        MsposeError, match=r"there is no .*rgb.txt: say which file it is with --image_list"
+    ):
         read(tmp_path / "desk")
     (tmp_path / "desk" / "groundtruth.txt").rename(tmp_path / "slam.txt")
-    with pytest.raises(MsposeError, match=r"there is no .*groundtruth.txt: say which file it is with --trajectory"):
+    with pytest.raises(
+        MsposeError, match=r"there is no .*groundtruth.txt: say which file it is with --trajectory"
+    ):
         read(tmp_path / "desk")
-    with pytest.raises(MsposeError, match=r"desk is no file: say which file it is with --trajectory"):
+    with pytest.raises(
+        MsposeError, match=r"desk is no file: say which file it is with --trajectory"
+    ):
         read(tmp_path / "desk", trajectory=tmp_path / "desk")
-    options = {"image_list": [str(tmp_path / "desk" / "left.txt")], "trajectory": [str(tmp_path / "slam.txt")]}
+    options = {
+        "image_list": [str(tmp_path / "desk" / "left.txt")],
+        "trajectory": [str(tmp_path / "slam.txt")],
+    }
     import_data("tum", [str(tmp_path / "desk")], str(tmp_path / "own"), tolerance=0.004, **options)
     assert set(frames_of(tmp_path / "own")["scene"]) == {"desk"}
 
@@ -105,7 +125,9 @@ def test_damaged_files(file, text, message, room, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("cells", "fault"), [("0 0 0 0", "the quaternion is zero"), ("0 0 0 w", "'w' is not a num")])
+@pytest.mark.parametrize(
+    ("cells", "fault"), [("0 0 0 0", "the quaternion is zero"), ("0 0 0 w", "'w' is not a num")]
+)
 def test_a_bad_pose_is_named_by_its_line_or_left_out(cells, fault, room, tmp_path, frames_of):
     write_tum(tmp_path / "desk", room)
     lines = (tmp_path / "desk" / "groundtruth.txt").read_text().splitlines()
@@ -114,19 +136,28 @@ def test_a_bad_pose_is_named_by_its_line_or_left_out(cells, fault, room, tmp_pat
     with pytest.raises(MsposeError, match=f"groundtruth.txt, line 6: {fault}"):
         import_data("tum", [str(tmp_path / "desk")], str(tmp_path / "own"))
     split = SplitBy(block=3, margin=0)
-    import_data("tum", [str(tmp_path / "desk")], str(tmp_path / "own"), on_bad_frame="skip", split=split)
+    import_data(
+        "tum", [str(tmp_path / "desk")], str(tmp_path / "own"), on_bad_frame="skip", split=split
+    )
     assert len(frames_of(tmp_path / "own")) == 29
 
 
 def test_nanoseconds_and_commas(tmp_path):
-    """Stamps with more digits than a float has, in a list of EuRoC's kind; its poses in either unit, 4 ms later."""
+    """Stamps with more digits than a float has, in a list of EuRoC's kind; its poses in either
+    unit, 4 ms later.
+    """
     first = 1403636579763555584
     stamps = [first + 50_000_000 * number for number in range(20)]
     rows = [f"{stamp},{stamp}.png\r\n" for stamp in stamps]
     (tmp_path / "data.csv").write_text("#timestamp [ns],filename\r\n" + "".join(rows), newline="")
     later = [stamp + 4_000_007 for stamp in stamps]
-    for name, times in (("ns", later), ("s", [f"{stamp // 10**9}.{stamp % 10**9:09d}" for stamp in later])):
-        (tmp_path / name).write_text("".join(f"{time},{row},0,0,0,0,0,1\n" for row, time in enumerate(times)))
+    for name, times in (
+        ("ns", later),
+        ("s", [f"{stamp // 10**9}.{stamp % 10**9:09d}" for stamp in later]),
+    ):
+        (tmp_path / name).write_text(
+            "".join(f"{time},{row},0,0,0,0,0,1\n" for row, time in enumerate(times))
+        )
         capture = read(tmp_path, 0.0041, tmp_path / name, tmp_path / "data.csv")
         assert [view.position[0] for view in capture.views] == list(range(20))
         assert [view.image for view in capture.views] == [f"{stamp}.png" for stamp in stamps]

@@ -58,7 +58,15 @@ def names(folder: Path, *inputs) -> list[str]:
 
 
 def test_a_folder_is_all_images_in_it_in_natural_order(tmp_path):
-    for name in ("b/2.png", "b/10.png", "b/1.JPG", "a 1/x.webp", "a 1/y.tiff", "ü.bmp", "b/.hidden.png"):
+    for name in (
+        "b/2.png",
+        "b/10.png",
+        "b/1.JPG",
+        "a 1/x.webp",
+        "a 1/y.tiff",
+        "ü.bmp",
+        "b/.hidden.png",
+    ):
         write_image(tmp_path / name)
     write_image(tmp_path / ".cache" / "z.png")
     write_image(tmp_path / "b" / "frame-000000.color.png")
@@ -67,7 +75,15 @@ def test_a_folder_is_all_images_in_it_in_natural_order(tmp_path):
     (tmp_path / "b" / "notes.txt").write_text("no image")
     write_video(tmp_path / "b" / "clip.avi")
     (tmp_path / "circle").symlink_to(tmp_path)
-    found = ["a 1/x.webp", "a 1/y.tiff", "b/1.JPG", "b/2.png", "b/10.png", "b/frame-000000.color.png", "ü.bmp"]
+    found = [
+        "a 1/x.webp",
+        "a 1/y.tiff",
+        "b/1.JPG",
+        "b/2.png",
+        "b/10.png",
+        "b/frame-000000.color.png",
+        "ü.bmp",
+    ]
     assert names(tmp_path, tmp_path) == found
     assert {source.folder for source in find_sources([tmp_path])} == {tmp_path}
     linked = tmp_path.parent / "linked"
@@ -80,7 +96,12 @@ def test_several_inputs_stay_in_their_order(tmp_path):
     for name in ("9.png", "f/3.png", "f/1.png"):
         write_image(tmp_path / name)
     clip = write_video(tmp_path / "clip.avi")
-    assert names(tmp_path, tmp_path / "9.png", clip, tmp_path / "f") == ["9.png", "clip.avi", "f/1.png", "f/3.png"]
+    assert names(tmp_path, tmp_path / "9.png", clip, tmp_path / "f") == [
+        "9.png",
+        "clip.avi",
+        "f/1.png",
+        "f/3.png",
+    ]
     with pytest.raises(MsposeError, match=r"f/1.png is there twice"):
         find_sources([tmp_path / "f", tmp_path / "f" / ".." / "f" / "1.png"])
 
@@ -145,7 +166,9 @@ class StoppedClock:
         return True
 
     def get(self, which):
-        return {cv2.CAP_PROP_FPS: 10.0, cv2.CAP_PROP_FRAME_COUNT: 8.0, cv2.CAP_PROP_POS_MSEC: 0.0}[which]
+        return {cv2.CAP_PROP_FPS: 10.0, cv2.CAP_PROP_FRAME_COUNT: 8.0, cv2.CAP_PROP_POS_MSEC: 0.0}[
+            which
+        ]
 
     def grab(self):
         self.number += 1
@@ -158,7 +181,9 @@ class StoppedClock:
         pass
 
 
-def test_a_video_without_times_has_those_of_its_rate_and_one_that_ends_early_says_so(tmp_path, monkeypatch, caplog):
+def test_a_video_without_times_has_those_of_its_rate_and_one_that_ends_early_says_so(
+    tmp_path, monkeypatch, caplog
+):
     monkeypatch.setattr(cv2, "VideoCapture", StoppedClock)
     found = [view.seconds for view, _ in Video(tmp_path / "clip.avi", tmp_path, 8).read()]
     assert found == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
@@ -173,8 +198,14 @@ def test_pixels_are_read_as_they_are_stored_and_tags_are_told(tmp_path):
     assert (view.width, view.height, view.turn_tag, view.seconds) == (80, 60, 6, None)
     # 26 mm on film of 36 x 24: the same share of the image's diagonal
     assert view.focal_px == pytest.approx(26 / np.hypot(36, 24) * 100)
-    for name, tags in (("plain", None), ("odd", exif(orientation=77, focal_mm=0)), ("tiff", exif(orientation=6))):
-        path = write_image(tmp_path / f"{name}.{'tiff' if name == 'tiff' else 'jpg'}", exif=tags or Image.Exif())
+    for name, tags in (
+        ("plain", None),
+        ("odd", exif(orientation=77, focal_mm=0)),
+        ("tiff", exif(orientation=6)),
+    ):
+        path = write_image(
+            tmp_path / f"{name}.{'tiff' if name == 'tiff' else 'jpg'}", exif=tags or Image.Exif()
+        )
         ((view, _),) = views(path)
         assert (view.turn_tag, view.focal_px) == (1, None)
 
@@ -199,15 +230,25 @@ def test_what_cannot_be_read_is_named(tmp_path):
 
     clip = write_video(tmp_path / "clip.avi").read_bytes()
     refused("there is no file or folder .*nowhere", "nowhere")
-    refused("text.mp4 is neither an image nor a video that OpenCV can open", "text.mp4", b"hello\n" * 50)
-    refused("head.avi .*none of its frames can be decoded|head.avi is neither", "head.avi", clip[:1000])
-    refused("photo.HEIC is neither an image nor .*: save it as JPEG", "photo.HEIC", b"ftypheic" * 50)
+    refused(
+        "text.mp4 is neither an image nor a video that OpenCV can open", "text.mp4", b"hello\n" * 50
+    )
+    refused(
+        "head.avi .*none of its frames can be decoded|head.avi is neither", "head.avi", clip[:1000]
+    )
+    refused(
+        "photo.HEIC is neither an image nor .*: save it as JPEG", "photo.HEIC", b"ftypheic" * 50
+    )
     refused("empty.mp4 is an empty file", "empty.mp4", b"")
     refused(r"images.zip is an archive: unpack it", "images.zip", b"PK\5\6" + bytes(18))
     refused("a video's name has to be UTF-8", b"clip\xff.avi", clip)
     (tmp_path / "folder").mkdir()
     refused(r"no images in .*folder \(looked for .png, .jpg, .jpeg, .*folders below", "folder")
     (tmp_path / "folder" / "clip.MP4").write_bytes(clip)
-    refused("no images in .*; videos in folders are not read, give them by their names: .*folder/clip.MP4$", "folder")
+    refused(
+        "no images in .*; videos in folders are not read, give them by their names:"
+        " .*folder/clip.MP4$",
+        "folder",
+    )
     with pytest.raises(MsposeError, match="a path is empty"):
         find_sources([""])

@@ -31,9 +31,13 @@ ESTIMATE = [f"{name}_est" for name in POSE]
 
 @pytest.fixture
 def predict(call, small_run):
-    """`predict(images, ...)` with the small run -> (exit status, standard output, lines on standard error)."""
+    """`predict(images, ...)` with the small run -> (exit status, standard output, lines on standard
+    error).
+    """
 
-    def run(*words: object, model: Path = small_run, quiet: bool = True) -> tuple[int, str, list[str]]:
+    def run(
+        *words: object, model: Path = small_run, quiet: bool = True
+    ) -> tuple[int, str, list[str]]:
         return call("predict", model, *words, "--device=cpu", *(["--quiet"] if quiet else []))
 
     return run
@@ -41,7 +45,9 @@ def predict(call, small_run):
 
 @pytest.fixture
 def refused(predict):
-    """`refused(pattern, images, ...)`: nothing on standard output, one line on standard error, status 2."""
+    """`refused(pattern, images, ...)`: nothing on standard output, one line on standard error,
+    status 2.
+    """
 
     def check(pattern: str, *words: object, **options: Path) -> None:
         status, out, lines = predict(*words, **options)
@@ -64,7 +70,9 @@ def images(small_data, tmp_path) -> Path:
     """A folder of the test frames of one scene, as 1.png to 5.png."""
     folder = tmp_path / "images"
     folder.mkdir()
-    for number, path in enumerate(sorted((small_data.parent / "attic" / "test-01").iterdir()), start=1):
+    for number, path in enumerate(
+        sorted((small_data.parent / "attic" / "test-01").iterdir()), start=1
+    ):
         shutil.copy(path, folder / f"{number}.png")
     return folder
 
@@ -100,14 +108,21 @@ def test_the_scene_is_predicted_unless_it_is_given(predict, images, small_run):
     best = np.where(found["p_attic"] > found["p_cellar"], "attic", "cellar")
     assert found["scene"].tolist() == best.tolist()
     estimate = mspose.load(small_run)(read_image(images / "1.png"))
-    np.testing.assert_allclose(found.loc[0, POSE].astype(float), [*estimate.position, *estimate.orientation], atol=1e-5)
+    np.testing.assert_allclose(
+        found.loc[0, POSE].astype(float), [*estimate.position, *estimate.orientation], atol=1e-5
+    )
 
 
 def test_an_image_may_be_a_path(small_run, images):
     estimator = mspose.load(small_run)
-    assert estimator(images / "1.png") != estimator(images / "1.png")  # not equal, rather than an error
+    assert estimator(images / "1.png") != estimator(
+        images / "1.png"
+    )  # not equal, rather than an error
     for path in (images / "1.png", str(images / "1.png")):
-        by_path, by_pixels = estimator(path, "attic"), estimator(read_image(images / "1.png"), "attic")
+        by_path, by_pixels = (
+            estimator(path, "attic"),
+            estimator(read_image(images / "1.png"), "attic"),
+        )
         np.testing.assert_array_equal(by_path.position, by_pixels.position)
     mixed = estimator.estimates([images / "1.png", read_image(images / "2.png")])
     np.testing.assert_allclose(mixed[1].position, estimator(images / "2.png").position, atol=1e-5)
@@ -118,7 +133,9 @@ def test_an_image_may_be_a_path(small_run, images):
 
 def test_files_folders_and_videos_together(predict, images):
     clip = video(images)
-    status, out, lines = predict(images / "3.png", clip, images / ".." / "images", "--every=2", "--format=jsonl")
+    status, out, lines = predict(
+        images / "3.png", clip, images / ".." / "images", "--every=2", "--format=jsonl"
+    )
     assert status == 2
     assert "3.png is there twice" in lines[-1]
     status, out, lines = predict(clip, images, "--every=2", "--format=jsonl")
@@ -126,7 +143,9 @@ def test_files_folders_and_videos_together(predict, images):
     rows = [json.loads(line) for line in out.splitlines()]
     assert [row["image"] for row in rows[:3]] == [f"{clip}#{number}" for number in (0, 2, 4)]
     assert [row["time_s"] for row in rows] == pytest.approx([0, 0.2, 0.4, *[None] * 5])
-    assert [Path(row["image"]).name for row in rows[3:]] == [f"{number}.png" for number in range(1, 6)]
+    assert [Path(row["image"]).name for row in rows[3:]] == [
+        f"{number}.png" for number in range(1, 6)
+    ]
     assert set(rows[0]["scene_probabilities"]) == {"attic", "cellar"}
 
 
@@ -136,13 +155,17 @@ def test_evo_agrees_with_our_errors(predict, images, evaluated_frames, tmp_path)
         pytest.skip("evo is not installed")
     table, _ = evaluated_frames
     frames = table[table["scene"] == "attic"].sort_values("image")
-    status, out, lines = predict(images, "--scene=attic", "--format=tum", "--out", tmp_path / "estimate.txt")
+    status, out, lines = predict(
+        images, "--scene=attic", "--format=tum", "--out", tmp_path / "estimate.txt"
+    )
     assert (status, out, lines) == (0, f"{tmp_path / 'estimate.txt'}\n", [])
     truth = frames[["tx", "ty", "tz", "qx", "qy", "qz", "qw"]].to_numpy()
     np.savetxt(tmp_path / "truth.txt", np.column_stack([np.arange(1, 6), truth]), fmt="%.12f")
     words = [str(evo_ape), "tum", "truth.txt", "estimate.txt"]
     home = {**os.environ, "HOME": str(tmp_path), "MPLBACKEND": "agg"}
-    said = subprocess.run(words, cwd=tmp_path, env=home, capture_output=True, text=True, check=False, timeout=120)
+    said = subprocess.run(
+        words, cwd=tmp_path, env=home, capture_output=True, text=True, check=False, timeout=120
+    )
     assert said.returncode == 0, said.stderr
     evo = dict(re.findall(r"^\s*(rmse|median|max)\s+([\d.]+)$", said.stdout, re.M))
     error = frames["position_error_m"]
@@ -162,7 +185,9 @@ def test_pycolmap_reads_what_was_predicted(predict, images, tmp_path):
         matrix = image.cam_from_world().inverse()
         x, y, z, w = matrix.rotation.quat
         read = np.array([*matrix.translation, *(np.array([w, x, y, z]) * (1 if w >= 0 else -1))])
-        np.testing.assert_allclose(read, found.loc[str(images / image.name), POSE].astype(float), atol=1e-6)
+        np.testing.assert_allclose(
+            read, found.loc[str(images / image.name), POSE].astype(float), atol=1e-6
+        )
     assert len(model.images) == 5
     printed = predict(*words)[1]
     assert printed == (tmp_path / "model" / "images.txt").read_text()
@@ -183,7 +208,10 @@ def test_bad_images_are_left_out_if_asked(predict, images, refused, tmp_path):
     status, out, lines = predict(images, "--on-bad-frame=skip")
     assert status == 0
     assert [Path(name).name for name in csv(out)["image"]] == ["1.png", "3.png", "5.png"]
-    assert [bool(re.search(pattern, line)) for pattern, line in zip(("2.png", "4.png", "2 of 5"), lines, strict=True)]
+    assert [
+        bool(re.search(pattern, line))
+        for pattern, line in zip(("2.png", "4.png", "2 of 5"), lines, strict=True)
+    ]
     for number in (1, 3, 5):
         (images / f"{number}.png").unlink()
     status, out, lines = predict(images, "--on-bad-frame=skip", "--out", tmp_path / "poses.csv")
@@ -198,13 +226,17 @@ def test_queries_unlike_training_are_warned_of(predict, images):
     Image.open(images / "3.png").resize((160, 120)).save(images / "3.png")
     status, _, lines = predict(images, "--focal_px=70")
     assert status == 0
-    for pattern, line in zip(("another shape", "focal length", "is resized", "of 5 images: 2 "), lines, strict=True):
+    for pattern, line in zip(
+        ("another shape", "focal length", "is resized", "of 5 images: 2 "), lines, strict=True
+    ):
         assert pattern in line
     assert "1.png is 60x80" in lines[0]
     assert "training images are 80x60" in lines[2]
 
 
-def test_a_model_that_does_not_know_its_training_images_says_so(predict, images, small_run, refused, tmp_path):
+def test_a_model_that_does_not_know_its_training_images_says_so(
+    predict, images, small_run, refused, tmp_path
+):
     run = Path(shutil.copytree(small_run, tmp_path / "run"))
     description = json.loads((run / "model.json").read_text())
     assert description["trained_on"]["image_sizes"] == [[80, 60, 18]]
@@ -234,7 +266,16 @@ def test_an_interrupted_prediction_leaves_nothing(predict, images, monkeypatch, 
 
 
 def test_a_reader_that_has_enough_is_no_error(images, small_run):
-    command = [sys.executable, "-m", "mspose", "predict", str(small_run), str(images), "--quiet", "--batch-size=1"]
+    command = [
+        sys.executable,
+        "-m",
+        "mspose",
+        "predict",
+        str(small_run),
+        str(images),
+        "--quiet",
+        "--batch-size=1",
+    ]
     talker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert talker.stdout is not None
     talker.stdout.close()
@@ -260,7 +301,10 @@ def test_progress_is_shown_beside_the_rows(predict, images):
 
 def test_the_documented_commands_are_accepted():
     root = Path(__file__).parents[3]
-    text = "".join((root / name).read_text(encoding="utf-8") for name in ("README.md", "docs/trained-models.md"))
+    text = "".join(
+        (root / name).read_text(encoding="utf-8")
+        for name in ("README.md", "docs/trained-models.md")
+    )
     commands = re.findall(r"^mspose predict (.*)$", text, re.M)
     assert len(commands) > 2
     for command in commands:
@@ -272,8 +316,13 @@ def test_bad_input_is_one_line(refused, images, tmp_path):
     tum = (images, "--format=tum")
     refused("no file or folder .*nowhere", tmp_path / "nowhere")
     refused("holds no model", images, model=tmp_path)
-    refused("scene garage is unknown to the model, which knows: attic, cellar", images, "--scene=garage")
-    refused("format tum is of one scene; the model knows several, choose with --scene: attic, cellar", *tum)
+    refused(
+        "scene garage is unknown to the model, which knows: attic, cellar", images, "--scene=garage"
+    )
+    refused(
+        "format tum is of one scene; the model knows several, choose with --scene: attic, cellar",
+        *tum,
+    )
     refused("--every: without effect on images", images, "--every=2")
     refused("--fps: without effect on --format csv", images, "--fps=2")
     refused("focal_px.*0", images, "--focal_px=0")
@@ -283,7 +332,9 @@ def test_bad_input_is_one_line(refused, images, tmp_path):
     refused("format.*html", images, "--format=html")
     (tmp_path / "there.png").write_text("precious")
     refused("there.png is there already", images, "--out", tmp_path / "there.png")
-    refused("cannot write .*there.png/poses.csv", images, "--out", tmp_path / "there.png" / "poses.csv")
+    refused(
+        "cannot write .*there.png/poses.csv", images, "--out", tmp_path / "there.png" / "poses.csv"
+    )
     assert (tmp_path / "there.png").read_text() == "precious"
     model = (images, "--scene=attic", "--format=colmap", "--out", tmp_path / "model")
     refused("1.png: its focal length is not known, nor that of training: give --focal_px", *model)

@@ -14,7 +14,9 @@ from mspose.tools.prediction.query_check import QueryCheck, TrainingImages, trai
 TRAINING = TrainingImages(((640, 480), (480, 640)), (1.2, 1.25, 1.3))
 
 
-def check(view: View, training: TrainingImages | None = TRAINING, focal_px: float | None = None) -> list[str]:
+def check(
+    view: View, training: TrainingImages | None = TRAINING, focal_px: float | None = None
+) -> list[str]:
     return QueryCheck(training, focal_px).findings(view)
 
 
@@ -24,7 +26,9 @@ def described(folder, images: dict[str, tuple[tuple[int, int], float]], *, size:
     frames = pd.DataFrame({"dataset": "x", "split": "train", "image": list(images)}).assign(
         focal_px=[focal for _, focal in images.values()]
     )
-    frames, cache = open_cache(frames, folder, short_side=size, folder=folder / "cache", progress=False)
+    frames, cache = open_cache(
+        frames, folder, short_side=size, folder=folder / "cache", progress=False
+    )
     return frames, cache, describe_images(frames, cache, folder)
 
 
@@ -58,7 +62,9 @@ def test_of_many_sizes_the_most_frequent_are_listed(tmp_path):
 def test_what_a_model_says_is_read_back(tmp_path):
     *_, found = described(tmp_path, {"a.png": ((80, 60), 70.0)})
     assert training_images(found) == TrainingImages(((80, 60),), (70 / 60, 70 / 60, 70 / 60))
-    assert training_images({**found, "focal_per_short_side": None}) == TrainingImages(((80, 60),), None)
+    assert training_images({**found, "focal_per_short_side": None}) == TrainingImages(
+        ((80, 60),), None
+    )
     for broken in (
         {},
         {"image_sizes": 3},
@@ -80,11 +86,27 @@ def test_an_image_as_in_training_is_no_news():
 @pytest.mark.parametrize(
     ("view", "focal_px", "pattern"),
     [
-        (View("a", 1280, 960), None, "a is 1280x960, training images are 640x480, 480x640: it is resized"),
+        (
+            View("a", 1280, 960),
+            None,
+            "a is 1280x960, training images are 640x480, 480x640: it is resized",
+        ),
         (View("a", 640, 360), None, "a is 640x360, another shape than all training images"),
-        (View("a", 640, 480, focal_px=800), None, r"800 px at 640x480, is 1.28 times that of training \(624 px"),
-        (View("a", 640, 480, focal_px=600), 400, r"400 px at 640x480, is 0.69 times that of training \(576 px"),
-        (View("a", 640, 480, turn_tag=6), None, r"EXIF orientation 6\); its pixels are taken as they are stored"),
+        (
+            View("a", 640, 480, focal_px=800),
+            None,
+            r"800 px at 640x480, is 1.28 times that of training \(624 px",
+        ),
+        (
+            View("a", 640, 480, focal_px=600),
+            400,
+            r"400 px at 640x480, is 0.69 times that of training \(576 px",
+        ),
+        (
+            View("a", 640, 480, turn_tag=6),
+            None,
+            r"EXIF orientation 6\); its pixels are taken as they are stored",
+        ),
     ],
 )
 def test_each_difference_is_told(view, focal_px, pattern):
@@ -104,8 +126,10 @@ def test_a_difference_is_told_once_and_counted():
     assert [len(words) for words in said] == [2, 0, 0]
     assert len(looks.findings(View("turned", 640, 480, turn_tag=3))) == 1
     looks.findings(View("fine", 640, 480))
-    assert looks.summary() == (
-        "of 5 images: 3 of another size; 3 of another focal length; 1 with a tag that it is to be turned"
+    assert (
+        looks.summary()
+        == "of 5 images: 3 of another size; 3 of another focal length; 1 with a tag that it is to"
+        " be turned"
     )
     assert QueryCheck(TRAINING).summary() is None
 
@@ -122,7 +146,9 @@ def test_a_model_that_does_not_say_is_told_once():
     assert looks.findings(View("b", 640, 480)) == []
     sizes_alone = TrainingImages(((640, 480),), None)
     assert check(View("a", 640, 480), sizes_alone) == []
-    assert "does not say what focal length" in check(View("a", 640, 480, focal_px=600), sizes_alone)[0]
+    assert (
+        "does not say what focal length" in check(View("a", 640, 480, focal_px=600), sizes_alone)[0]
+    )
 
 
 def test_the_focal_length_of_a_camera_is_the_best_that_is_known():
@@ -130,6 +156,8 @@ def test_the_focal_length_of_a_camera_is_the_best_that_is_known():
     assert QueryCheck(TRAINING, 500).camera(view) == (500, "as given")
     assert QueryCheck(TRAINING).camera(view) == (600, "from EXIF")
     assert QueryCheck(TRAINING).camera(plain) == (1.25 * 240, "not measured: as in training")
-    with pytest.raises(MsposeError, match="b: its focal length is not known, nor that of training: give --focal_px"):
+    with pytest.raises(
+        MsposeError, match="b: its focal length is not known, nor that of training: give --focal_px"
+    ):
         QueryCheck(TrainingImages(((640, 480),), None)).camera(plain)
     assert np.isfinite(QueryCheck(None).camera(view)[0])

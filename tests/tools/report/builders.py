@@ -9,27 +9,43 @@ import pandas as pd
 from torch.utils.tensorboard import SummaryWriter
 
 from mspose.config import Settings, write_settings
-from mspose.metrics import PREDICTION_COLUMNS, compute_metrics, with_errors, write_metrics, write_predictions
+from mspose.metrics import (
+    PREDICTION_COLUMNS,
+    compute_metrics,
+    with_errors,
+    write_metrics,
+    write_predictions,
+)
 from mspose.poses import normalize_quaternion
 
 THRESHOLDS = [[0.05, 5.0], [0.25, 5.0]]
 
 
-def predictions(scenes: dict[str, int], *, seed: int = 0, shift: float = 0.1, wrong: int = 0) -> pd.DataFrame:
-    """A walk through every scene, estimated with errors of about `shift` metres; the first `wrong` frames of each scene
-    are taken for the next one.
+def predictions(
+    scenes: dict[str, int], *, seed: int = 0, shift: float = 0.1, wrong: int = 0
+) -> pd.DataFrame:
+    """A walk through every scene, estimated with errors of about `shift` metres; the first `wrong`
+    frames of each scene are taken for the next one.
     """
     rng = np.random.default_rng(seed)
     parts = []
     names = list(scenes)
     for index, (scene, count) in enumerate(scenes.items()):
-        truth_N3 = np.cumsum(np.random.default_rng(index).normal(0, 0.05, (count, 3)), axis=0) * [1, 1, 0.1]
+        truth_N3 = np.cumsum(np.random.default_rng(index).normal(0, 0.05, (count, 3)), axis=0) * [
+            1,
+            1,
+            0.1,
+        ]
         upright = np.array([1, 0, 0, 0])
-        quaternion_N4 = normalize_quaternion(np.random.default_rng(index).normal(0, 0.2, (count, 4)) + upright)
+        quaternion_N4 = normalize_quaternion(
+            np.random.default_rng(index).normal(0, 0.2, (count, 4)) + upright
+        )
         columns = {
             "image": [f"{scene}/seq-01/frame-{number:06d}.color.png" for number in range(count)],
             "scene": scene,
-            "predicted_scene": [names[(index + (number < wrong)) % len(names)] for number in range(count)],
+            "predicted_scene": [
+                names[(index + (number < wrong)) % len(names)] for number in range(count)
+            ],
             "scene_probability": rng.uniform(0.5, 1, count),
         }
         columns |= dict(zip(("tx", "ty", "tz"), truth_N3.T, strict=True))
@@ -52,7 +68,9 @@ def write_run(
     logged: bool = False,
     **about: Any,
 ) -> Path:
-    """A finished run; `about` replaces fields of its metrics. Without settings it has no config.yaml."""
+    """A finished run; `about` replaces fields of its metrics. Without settings it has no
+    config.yaml.
+    """
     write_predictions(folder / "predictions" / "test.csv", table)
     metrics = {
         "dataset": "rooms", "ground_truth": "made-up", "split": "test", "scene_selection": "predicted",

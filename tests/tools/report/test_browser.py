@@ -11,13 +11,18 @@ from mspose.metrics import with_errors
 from mspose.tools.report import make_report
 
 SCENES = {"attic": 30, "cellar": 17}
-POINTS = "name => document.querySelector(`[data-plot='${name}']`).data.map(trace => (trace.x || []).length)"
+POINTS = (
+    "name => document.querySelector(`[data-plot='${name}']`).data.map(trace => (trace.x ||"
+    " []).length)"
+)
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     run = tmp_path_factory.mktemp("one") / "seed-0"
-    return make_report([write_run(run, predictions(SCENES, wrong=2), settings=Settings(), logged=True)])
+    return make_report(
+        [write_run(run, predictions(SCENES, wrong=2), settings=Settings(), logged=True)]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +32,13 @@ def several(tmp_path_factory):
         for seed in (0, 1):
             table = predictions(SCENES, seed=seed, shift=shift)
             settings = replace(Settings(), seed=seed)
-            write_run(folder / variant[0].strip("<") / str(seed), table, variant=variant, seed=seed, settings=settings)
+            write_run(
+                folder / variant[0].strip("<") / str(seed),
+                table,
+                variant=variant,
+                seed=seed,
+                settings=settings,
+            )
     write_run(folder / "other", predictions({"<img src=x>": 9, "hall": 5}), dataset="halls")
     return make_report([folder], out=folder / "report.html")
 
@@ -38,7 +49,9 @@ class Visit:
     def __init__(self, browser, path, width):
         self.page = browser.new_page(viewport={"width": width, "height": 900})
         self.complaints, self.requests = [], []
-        self.page.on("console", lambda said: said.type == "error" and self.complaints.append(said.text))
+        self.page.on(
+            "console", lambda said: said.type == "error" and self.complaints.append(said.text)
+        )
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(path.as_uri())
@@ -52,7 +65,9 @@ class Visit:
 
 @pytest.fixture(scope="module")
 def visit(browser):
-    """Opens a page once per width; a test sets the choices that it needs, and takes back what it unticked."""
+    """Opens a page once per width; a test sets the choices that it needs, and takes back what it
+    unticked.
+    """
     opened = {}
 
     def open_page(path, width=1280):
@@ -74,9 +89,13 @@ def test_the_page_renders_without_complaints_or_requests_and_fits(visit, request
     assert {url.partition(":")[0] for url in seen.requests} <= {"file", "data", "blob"}
     drawn = seen.page.evaluate("document.querySelectorAll('.js-plotly-plot svg.main-svg').length")
     assert drawn >= 10
-    buttons = seen.page.evaluate("[...document.querySelectorAll('.modebar-btn')].map(button => button.dataset.title)")
+    buttons = seen.page.evaluate(
+        "[...document.querySelectorAll('.modebar-btn')].map(button => button.dataset.title)"
+    )
     assert buttons
-    assert not [title for title in buttons if re.search("cloud|share|edit", title or "", re.IGNORECASE)]
+    assert not [
+        title for title in buttons if re.search("cloud|share|edit", title or "", re.IGNORECASE)
+    ]
     assert seen.page.evaluate("document.querySelectorAll('.js-plotly-plot').length") >= 9
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
 
@@ -85,17 +104,29 @@ def test_the_plots_hold_every_frame_and_follow_the_scene(visit, one):
     seen = visit(one)
     for scene in ("attic", "cellar"):
         seen.choose("scene", scene)
-        assert seen.page.evaluate(POINTS, "plane") == [3 * SCENES[scene], SCENES[scene], SCENES[scene]]
+        assert seen.page.evaluate(POINTS, "plane") == [
+            3 * SCENES[scene],
+            SCENES[scene],
+            SCENES[scene],
+        ]
         seen.page.query_selector("[data-plot='space']").scroll_into_view_if_needed()
         seen.page.wait_for_function("document.querySelector(\"[data-plot='space'] canvas\")")
-        assert seen.page.evaluate(POINTS, "space") == [3 * SCENES[scene], SCENES[scene], SCENES[scene]]
-        assert f"{SCENES[scene]} frames of {scene}" in seen.page.inner_text("[data-say='trajectory']")
+        assert seen.page.evaluate(POINTS, "space") == [
+            3 * SCENES[scene],
+            SCENES[scene],
+            SCENES[scene],
+        ]
+        assert f"{SCENES[scene]} frames of {scene}" in seen.page.inner_text(
+            "[data-say='trajectory']"
+        )
     drawn = seen.page.evaluate("document.querySelector(\"[data-plot='plane']\").data[2]")
     of_scene = data_of(one.read_text(encoding="utf-8"))[0]["trajectories"]["sets"][1]
     assert [text.partition("<br>")[0] for text in drawn["text"]] == of_scene["names"]
     assert "taken for attic" in drawn["text"][0]
     seen.choose("error", "orientation error")
-    title = seen.page.evaluate("document.querySelector(\"[data-plot='plane']\").data[2].marker.colorbar.title.text")
+    title = seen.page.evaluate(
+        "document.querySelector(\"[data-plot='plane']\").data[2].marker.colorbar.title.text"
+    )
     assert title == "orientation error (°)"
     assert seen.complaints == []
 
@@ -123,7 +154,9 @@ def test_every_run_s_trajectory_is_drawn_whatever_its_name(visit, several):
     said = []
     options = seen.page.query_selector_all("select[data-choice='run'][data-group='0'] option")
     for option in options:
-        seen.page.select_option("select[data-choice='run'][data-group='0']", value=option.get_attribute("value"))
+        seen.page.select_option(
+            "select[data-choice='run'][data-group='0']", value=option.get_attribute("value")
+        )
         said.append(seen.page.text_content("[data-say='trajectory'][data-group='0']"))
     assert [text.endswith("two  lines, seed 1.") for text in said].count(True) == 1
     assert len(set(said)) == len(options) == 4
@@ -134,14 +167,22 @@ def test_a_few_estimates_far_away_hide_nothing(browser, tmp_path):
     table = predictions({"attic": 30})
     table.loc[[3, 9], "tx_est"] = [1e6, -3e9]
     seen = Visit(browser, make_report([write_run(tmp_path / "run", with_errors(table))]), 1280)
-    assert "2 of the estimates lie so far away that they are outside" in seen.page.inner_text("[data-say='trajectory']")
-    low, high = seen.page.evaluate("document.querySelector(\"[data-plot='plane']\").layout.xaxis.range")
+    assert "2 of the estimates lie so far away that they are outside" in seen.page.inner_text(
+        "[data-say='trajectory']"
+    )
+    low, high = seen.page.evaluate(
+        "document.querySelector(\"[data-plot='plane']\").layout.xaxis.range"
+    )
     assert -5 < low < high < 5
-    of_space = "document.querySelector(\"[data-plot='space']\").data[2].x.filter(Number.isFinite).length"
+    of_space = (
+        "document.querySelector(\"[data-plot='space']\").data[2].x.filter(Number.isFinite).length"
+    )
     seen.page.query_selector("[data-plot='space']").scroll_into_view_if_needed()
     seen.page.wait_for_function("document.querySelector(\"[data-plot='space'] canvas\")")
     assert seen.page.evaluate(of_space) == 28
-    labels = seen.page.evaluate("document.querySelector(\"[data-plot='histogram-position']\").layout.xaxis.ticktext")
+    labels = seen.page.evaluate(
+        "document.querySelector(\"[data-plot='histogram-position']\").layout.xaxis.ticktext"
+    )
     assert len(labels) <= 9
     assert "1e8" in labels
     assert seen.complaints == []
@@ -166,7 +207,9 @@ def test_on_paper_everything_is_open_and_no_plot_is_wider_than_the_paper(visit, 
 
 def test_text_of_plots_shows_hostile_names_as_they_are(visit, several):
     seen = visit(several)
-    drawn = seen.page.evaluate("document.querySelector(\"[data-plot='plane'][data-group='1']\").data[2].text[0]")
+    drawn = seen.page.evaluate(
+        "document.querySelector(\"[data-plot='plane'][data-group='1']\").data[2].text[0]"
+    )
     assert drawn.startswith("&lt;img src=x&gt;/seq-01/")
     assert seen.page.evaluate("document.querySelectorAll('img[src=x]').length") == 0
 

@@ -8,7 +8,13 @@ import pytest
 from tools.report.builders import THRESHOLDS, predictions, write_run
 
 from mspose.metrics import ESTIMATED_POSITION, TRUE_POSITION, with_errors
-from mspose.tools.report.diagrams import ALL_SCENES, error_diagrams, places_of, training_curves, trajectories
+from mspose.tools.report.diagrams import (
+    ALL_SCENES,
+    error_diagrams,
+    places_of,
+    training_curves,
+    trajectories,
+)
 from mspose.tools.report.results import read_results
 
 SCENES = {"attic": 60, "cellar": 30}
@@ -38,7 +44,9 @@ def test_recall_agrees_with_the_errors_and_the_last_place_is_the_mean_over_scene
             np.testing.assert_allclose(curve["y"][0], expected, atol=0.06 + 100 / len(errors))
             of_scenes.append(np.interp(0.1, curve["x"], curve["y"][0]))
         mean = diagrams[2]["curves"][which]
-        np.testing.assert_allclose(np.interp(0.1, mean["x"], mean["y"][0]), np.mean(of_scenes), atol=2)
+        np.testing.assert_allclose(
+            np.interp(0.1, mean["x"], mean["y"][0]), np.mean(of_scenes), atol=2
+        )
     assert diagrams[1]["curves"][0]["y"][1] is None  # run b has no cellar
     for place in (diagrams[0], diagrams[2]):
         assert place["medians"][1][0] == pytest.approx(
@@ -58,7 +66,10 @@ def test_the_map_of_recall_agrees_with_the_errors(results):
     diagram = error_diagrams(results, THRESHOLDS)[0]["map"]
     frames = results[0].frames[results[0].frames["scene"] == "attic"]
     share = unpacked(diagram["z"][0]).reshape(len(diagram["y"]), len(diagram["x"]))
-    position, orientation = frames["position_error_m"].to_numpy(), frames["orientation_error_deg"].to_numpy()
+    position, orientation = (
+        frames["position_error_m"].to_numpy(),
+        frames["orientation_error_deg"].to_numpy(),
+    )
     for row in (5, 15, 27):
         for column in (5, 15, 27):
             inside = (position <= diagram["x"][column]) & (orientation <= diagram["y"][row])
@@ -97,9 +108,15 @@ def test_trajectories_are_the_poses_and_runs_share_what_is_the_same(results):
             found = drawn["runs"][number][scene]
             of_set = drawn["sets"][found["set"]]
             assert of_set["names"] == list(part["image"])
-            np.testing.assert_allclose(unpacked(of_set["truth"]).reshape(-1, 3), part[TRUE_POSITION], atol=1e-5)
-            np.testing.assert_allclose(unpacked(found["estimate"]).reshape(-1, 3), part[ESTIMATED_POSITION], atol=1e-5)
-            np.testing.assert_allclose(unpacked(found["errors"][0]), part["position_error_m"], rtol=1e-6)
+            np.testing.assert_allclose(
+                unpacked(of_set["truth"]).reshape(-1, 3), part[TRUE_POSITION], atol=1e-5
+            )
+            np.testing.assert_allclose(
+                unpacked(found["estimate"]).reshape(-1, 3), part[ESTIMATED_POSITION], atol=1e-5
+            )
+            np.testing.assert_allclose(
+                unpacked(found["errors"][0]), part["position_error_m"], rtol=1e-6
+            )
             named = [drawn["predicted"][number] for number in unpacked(found["predicted"])]
             assert named == list(part["predicted_scene"])
             assert of_set["plane"] == [0, 1]  # the walk is flat
@@ -123,7 +140,10 @@ def test_too_many_frames_are_thinned_out_evenly_and_that_is_said(results):
     share = float(remark.partition(" %")[0].rpartition(" ")[2]) / 100
     names = drawn["sets"][0]["names"]
     assert len(names) == pytest.approx(60 * share, abs=2)
-    assert (names[0], names[-1]) == ("attic/seq-01/frame-000000.color.png", "attic/seq-01/frame-000059.color.png")
+    assert (names[0], names[-1]) == (
+        "attic/seq-01/frame-000000.color.png",
+        "attic/seq-01/frame-000059.color.png",
+    )
 
 
 def test_names_count_as_the_page_writes_them(tmp_path):

@@ -80,9 +80,9 @@ def test_a_run_s_page_lies_in_its_folder_and_has_every_part(run, page):
 
 
 def test_the_page_explains_itself(tmp_path):
-    page = make_report([write_run(tmp_path / "run", predictions({"attic": 6, "cellar": 4}))]).read_text(
-        encoding="utf-8"
-    )
+    page = make_report(
+        [write_run(tmp_path / "run", predictions({"attic": 6, "cellar": 4}))]
+    ).read_text(encoding="utf-8")
     for words in (
         "count every scene alike",
         "data set's thresholds: 0.05 m / 5°, 0.25 m / 5°.",
@@ -90,7 +90,9 @@ def test_the_page_explains_itself(tmp_path):
         "of frames in the right scene, mean over scenes",
     ):
         assert words in page
-    alone = make_report([write_run(tmp_path / "alone", predictions({"attic": 6}))]).read_text(encoding="utf-8")
+    alone = make_report([write_run(tmp_path / "alone", predictions({"attic": 6}))]).read_text(
+        encoding="utf-8"
+    )
     assert "the scenes' medians" not in alone
 
 
@@ -100,7 +102,11 @@ def test_the_page_says_its_language_and_what_pictures_show_and_loads_nothing(pag
     assert source.startswith("<!DOCTYPE html>")
     for tag, attributes in words.opened:
         assert tag not in ("link", "iframe", "object", "base")
-        assert all(attributes[name].startswith(("data:", "#")) for name in ("src", "href") if name in attributes)
+        assert all(
+            attributes[name].startswith(("data:", "#"))
+            for name in ("src", "href")
+            if name in attributes
+        )
         assert tag != "img" or attributes["alt"]
         assert not any(name.startswith("on") for name in attributes)
     assert "default-src 'none'" in source
@@ -123,9 +129,22 @@ def test_runs_are_compared(tmp_path, monkeypatch):
     runs = []
     for variant, weight in (("both", 0.1), ("neither", 0.0)):
         for seed in (0, 1):
-            settings = replace(Settings(), loss=LossSettings(qka_weight=weight), seed=seed, runs=f"/place/{variant}")
+            settings = replace(
+                Settings(),
+                loss=LossSettings(qka_weight=weight),
+                seed=seed,
+                runs=f"/place/{variant}",
+            )
             table = predictions(SCENES, seed=seed)
-            runs.append(write_run(tmp_path / variant / str(seed), table, variant=variant, seed=seed, settings=settings))
+            runs.append(
+                write_run(
+                    tmp_path / variant / str(seed),
+                    table,
+                    variant=variant,
+                    seed=seed,
+                    settings=settings,
+                )
+            )
     path = make_report(runs, title="My comparison")
     assert path.resolve() == tmp_path / "report.html"
     source, words = read(path)
@@ -138,7 +157,10 @@ def test_runs_are_compared(tmp_path, monkeypatch):
     assert "My comparison" in words.text
     assert "walk/both (2 seeds)" in words.text
     assert "±" in words.text
-    assert "No frame was taken for another scene's: both, seeds 0, 1; neither, seeds 0, 1." in words.text
+    assert (
+        "No frame was taken for another scene's: both, seeds 0, 1; neither, seeds 0, 1."
+        in words.text
+    )
     differing = source.partition("What differs")[2].partition("</table>")[0]
     assert re.findall(r"<th [^>]*>(.*?)</th>", differing) == [
         "run",
@@ -182,7 +204,9 @@ def test_names_cannot_become_markup(tmp_path):
     assert words.text.count(HOSTILE) >= 5
     (numbers,) = data_of(source)
     assert HOSTILE in numbers["places"]
-    assert "alert(" not in source.replace("alert(&#34;", "").replace('alert(\\"', "").replace("alert(&quot;", "")
+    assert "alert(" not in source.replace("alert(&#34;", "").replace('alert(\\"', "").replace(
+        "alert(&quot;", ""
+    )
 
 
 def test_a_folder_whose_name_is_no_text_is_no_obstacle(tmp_path):
@@ -192,7 +216,9 @@ def test_a_folder_whose_name_is_no_text_is_no_obstacle(tmp_path):
 
 
 def test_published_rows_of_the_data_set_are_in_the_table(tmp_path):
-    run = write_run(tmp_path / "run", predictions({"chess": 5}), dataset="7scenes", ground_truth="original")
+    run = write_run(
+        tmp_path / "run", predictions({"chess": 5}), dataset="7scenes", ground_truth="original"
+    )
     assert "MS-Transformer" in read(make_report([run]))[1].text
 
 
@@ -202,7 +228,9 @@ def test_attention_is_shown_where_there_is_a_study(run, tmp_path):
     Image.new("RGB", (400, 200), "white").save(folder / "attention" / "entropy.png")
     _, words = read(make_report([folder]))
     assert "Attention in the encoders" in words.text
-    assert "walk/all: entropy" in [attributes.get("alt") for tag, attributes in words.opened if tag == "img"]
+    assert "walk/all: entropy" in [
+        attributes.get("alt") for tag, attributes in words.opened if tag == "img"
+    ]
 
 
 def test_a_page_of_seventeen_thousand_frames_stays_small(tmp_path):
@@ -217,12 +245,16 @@ def test_a_page_of_seventeen_thousand_frames_stays_small(tmp_path):
     }
     table = predictions(counts, wrong=20)
     run = write_run(tmp_path / "run", table, dataset="7scenes", ground_truth="original")
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (480, 640, 3)).astype(np.uint8))
+    noise = Image.fromarray(
+        np.random.default_rng(0).integers(0, 255, (480, 640, 3)).astype(np.uint8)
+    )
     for frames in telling_frames(read_results([run])[0], None, Budget()).values():
         for frame in frames:
             (tmp_path / frame.image).parent.mkdir(parents=True, exist_ok=True)
             noise.save(tmp_path / frame.image, compress_level=0)
-    settings = replace(Settings(), data=replace(Settings().data, dataset="7scenes", root=str(tmp_path)))
+    settings = replace(
+        Settings(), data=replace(Settings().data, dataset="7scenes", root=str(tmp_path))
+    )
     write_settings(run / "config.yaml", settings)
     path = make_report([run])
     source, words = read(path)

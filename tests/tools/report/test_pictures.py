@@ -33,8 +33,12 @@ def images(tmp_path, small_data):
 def test_the_worst_frame_has_the_largest_errors_and_the_best_the_smallest(tmp_path):
     table = predictions({"attic": 40, "cellar": 20})
     for row, metres in ((7, 0.0), (11, 50.0)):
-        table.loc[row, ESTIMATED_POSITION] = table.loc[row, TRUE_POSITION].to_numpy() + np.array([metres, 0, 0])
-        table.loc[row, ["qw_est", "qx_est", "qy_est", "qz_est"]] = table.loc[row, ["qw", "qx", "qy", "qz"]].to_numpy()
+        table.loc[row, ESTIMATED_POSITION] = table.loc[row, TRUE_POSITION].to_numpy() + np.array(
+            [metres, 0, 0]
+        )
+        table.loc[row, ["qw_est", "qx_est", "qy_est", "qz_est"]] = table.loc[
+            row, ["qw", "qx", "qy", "qz"]
+        ].to_numpy()
     write_run(tmp_path / "run", table)
     frames = telling_frames(read_results([tmp_path / "run"])[0], None, Budget())
     assert [frame.rank for frame in frames["cellar"]] == ["best", "median", "worst"]
@@ -43,7 +47,11 @@ def test_the_worst_frame_has_the_largest_errors_and_the_best_the_smallest(tmp_pa
     assert (best.position_m, worst.position_m) == (0, 50)
     assert worst.picture is None
     alone = read_results([write_run(tmp_path / "alone", predictions({"attic": 2}))])[0]
-    assert [frame.rank for frame in telling_frames(alone, None, Budget())["attic"]][::2] == ["best", "median", "worst"]
+    assert [frame.rank for frame in telling_frames(alone, None, Budget())["attic"]][::2] == [
+        "best",
+        "median",
+        "worst",
+    ]
 
 
 def test_images_are_those_of_the_run_s_data(images, small_data):
@@ -57,19 +65,28 @@ def test_images_are_those_of_the_run_s_data(images, small_data):
         assert abs(np.asarray(picture).mean() - original.mean()) < 3
 
 
-def test_an_image_that_is_broken_or_gone_is_told_from_one_that_there_is_no_room_for(images, own_data):
+def test_an_image_that_is_broken_or_gone_is_told_from_one_that_there_is_no_room_for(
+    images, own_data
+):
     (own_data.parent / "attic/test-01/frame-000.png").write_bytes(b"no picture")
     (own_data.parent / "attic/test-01/frame-001.png").unlink()
-    frames = {frame.image[-7:]: frame for frame in telling_frames(images, own_data.parent, Budget())["attic"]}
+    frames = {
+        frame.image[-7:]: frame
+        for frame in telling_frames(images, own_data.parent, Budget())["attic"]
+    }
     assert {name: frame.unreadable for name, frame in frames.items()} == {
         f"{number:03d}.png": number < 2 for number in range(5)
     }
     no_room = telling_frames(images, own_data.parent, Budget(left=0))["attic"]
-    assert sum(frame.unreadable for frame in no_room) == sum(int(frame.image[-5]) < 2 for frame in no_room)
+    assert sum(frame.unreadable for frame in no_room) == sum(
+        int(frame.image[-5]) < 2 for frame in no_room
+    )
     page = make_report([images.folder]).read_text(encoding="utf-8")
     assert "image missing or broken" not in page
     (images.folder / "config.yaml").unlink()
-    write_settings(images.folder / "config.yaml", Settings(data=DataSettings(dataset=str(own_data))))
+    write_settings(
+        images.folder / "config.yaml", Settings(data=DataSettings(dataset=str(own_data)))
+    )
     assert "image missing or broken" in make_report([images.folder]).read_text(encoding="utf-8")
 
 

@@ -17,7 +17,9 @@ SCENES = {"attic": 20, "cellar": 12}
 
 @pytest.fixture
 def run(tmp_path):
-    return write_run(tmp_path / "walk" / "all" / "seed-0", predictions(SCENES), settings=Settings(), logged=True)
+    return write_run(
+        tmp_path / "walk" / "all" / "seed-0", predictions(SCENES), settings=Settings(), logged=True
+    )
 
 
 def test_a_run_is_read_with_all_that_it_left(run):
@@ -36,17 +38,26 @@ def test_a_folder_of_runs_stands_for_all_in_it_and_a_run_named_twice_counts_once
 
 
 def test_another_split_is_read_where_it_was_evaluated(run):
-    with pytest.raises(MsposeError, match=r"has no metrics-train.json: run `mspose evaluate .*seed-0 --split train`"):
+    with pytest.raises(
+        MsposeError,
+        match=r"has no metrics-train.json: run `mspose evaluate .*seed-0 --split train`",
+    ):
         read_results([run], "train")
     table = predictions({"attic": 7})
     write_predictions(run / "predictions" / "train.csv", table)
-    stated = read_metrics(run / "metrics.json") | {"split": "train"} | compute_metrics(table, thresholds=[[1, 1]])
+    stated = (
+        read_metrics(run / "metrics.json")
+        | {"split": "train"}
+        | compute_metrics(table, thresholds=[[1, 1]])
+    )
     write_metrics(run / "metrics-train.json", stated)
     (result,) = read_results([run], "train")
     assert len(result.frames) == 7
     assert read_results([run])[0].metrics["split"] == "test"
     (run / "predictions" / "train.csv").unlink()
-    with pytest.raises(MsposeError, match=r"no predictions/train.csv: run `mspose evaluate .* --split train`"):
+    with pytest.raises(
+        MsposeError, match=r"no predictions/train.csv: run `mspose evaluate .* --split train`"
+    ):
         read_results([run], "train")
 
 
@@ -66,7 +77,9 @@ def test_another_method_is_read_from_beside_its_metrics(tmp_path):
     (result,) = read_results([path.parent])
     assert (result.source, result.variant) == (path, ("external", "other method"))
     path.rename(tmp_path / "elsewhere.csv")
-    with pytest.raises(MsposeError, match=r"poses.csv, which is not beside it.*mspose evaluate --predictions"):
+    with pytest.raises(
+        MsposeError, match=r"poses.csv, which is not beside it.*mspose evaluate --predictions"
+    ):
         read_results([path.parent])
 
 
@@ -81,13 +94,17 @@ def test_what_is_no_evaluated_run_is_said_in_one_line(run, tmp_path):
             read_results([path])
         assert "\n" not in str(caught.value)
     (run / "metrics.json").unlink()
-    with pytest.raises(MsposeError, match=r"has no metrics.json: run `mspose evaluate .*seed-0` first"):
+    with pytest.raises(
+        MsposeError, match=r"has no metrics.json: run `mspose evaluate .*seed-0` first"
+    ):
         read_results([run])
 
 
 def test_a_run_without_predictions_says_how_to_get_them(run):
     (run / "predictions" / "test.csv").unlink()
-    with pytest.raises(MsposeError, match=r"no predictions/test.csv: run `mspose evaluate .*seed-0` again"):
+    with pytest.raises(
+        MsposeError, match=r"no predictions/test.csv: run `mspose evaluate .*seed-0` again"
+    ):
         read_results([run])
 
 
@@ -114,7 +131,10 @@ def test_settings_and_studies_that_cannot_be_read_are_noted(run, text):
     (result,) = read_results([run])
     assert result.settings == {}
     assert result.study is None
-    assert ["config.yaml holds no settings" in result.notes[0], "mspose attention" in result.notes[1]] == [True, True]
+    assert [
+        "config.yaml holds no settings" in result.notes[0],
+        "mspose attention" in result.notes[1],
+    ] == [True, True]
 
 
 def test_baselines_are_with_the_runs_of_their_data_and_other_data_is_apart(run, tmp_path):
