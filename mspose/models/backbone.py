@@ -15,7 +15,6 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
-
 from torchvision.models import EfficientNet_B0_Weights, efficientnet_b0  # type: ignore[import-untyped]
 
 from mspose.errors import MsposeError

@@ -10,7 +10,7 @@ N tokens, H heads, D channels per head, P = D / 2 pairs of channels.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
