@@ -20,7 +20,7 @@ from mspose.tools.exporting.deployed import OUTPUTS
 from mspose.tools.exporting.writing import export_run
 
 FILES = {"onnx": "model.onnx", "torch-export": "model.pt2"}
-PAGE = (Path(__file__).parents[3] / "docs" / "trained-models.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "tools.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -129,7 +129,7 @@ def test_dashes_do_for_underscores(call, room, tmp_path):
 
 def test_the_documented_commands_are_accepted():
     text = "".join(
-        (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/own-data.md")
+        (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/data.md")
     )
     commands = re.findall(r"^mspose data import ([^#\n]*)", text, re.MULTILINE)
     assert {command.split()[0] for command in commands} == {

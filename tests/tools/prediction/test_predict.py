@@ -303,7 +303,7 @@ def test_the_documented_commands_are_accepted():
     root = Path(__file__).parents[3]
     text = "".join(
         (root / name).read_text(encoding="utf-8")
-        for name in ("README.md", "docs/trained-models.md")
+        for name in ("README.md", "docs/tools.md")
     )
     commands = re.findall(r"^mspose predict (.*)$", text, re.M)
     assert len(commands) > 2
