@@ -40,7 +40,8 @@ FORMAT = (  # changes when the same source would give other pixels or another in
     "pillow-bilinear-4"
 )
 CHECKED = 64  # frames, evenly spread, whose checksums are compared when a cache is opened
-PIECE = 2**28  # bytes that are copied to a device at a time
+COPY_BYTES = 2**28
+"""Bytes copied to a device at a time."""
 log = logging.getLogger("mspose")
 
 
@@ -114,8 +115,8 @@ class FrameCache:
                 f"the frames of {self.folder} ({size}) do not fit into the memory of {device}: "
                 "leave out --data.cache_on_device"
             ) from error
-        for start in range(0, self.nbytes, PIECE):
-            held[start : start + PIECE] = torch.tensor(self._bytes[start : start + PIECE])
+        for start in range(0, self.nbytes, COPY_BYTES):
+            held[start : start + COPY_BYTES] = torch.tensor(self._bytes[start : start + COPY_BYTES])
         self._on_device = held
 
     def crops(
