@@ -208,7 +208,7 @@ class Batches:
         return focal_N * self.cache.scales[self._cache_row]
 
     def _batch(self, draft: _Draft, augmentation: "Augmentation | None" = None) -> Batch:
-        """Finish the batch on the device, without waiting for work that the device still has to do."""
+        """Finish the batch on the device, without waiting for what it still has to do."""
         crop_BHW3 = draft.crop_BHW3
         if crop_BHW3 is None:
             cache_row = self._cache_row[draft.row]
