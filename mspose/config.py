@@ -188,9 +188,12 @@ class AugmentationSettings:
     hue: HalfTurn = 0.2
     """Hue shift drawn from -h to h, in turns (0.5 is the opposite colour)."""
     cutout: ClosedUnitInterval = 0.0
-    """Side, as a share of the crop's, of a square that is blanked at a random place (cut-out); 0:
-    none.
-    """
+    """Side, as a share of the crop's, of a square set to the mean colour about a random pixel
+    (cut-out); 0: none."""
+    blur: ClosedUnitInterval = 0.0
+    """Share of the images that get a motion blur of 3 to 11 pixels in a random direction."""
+    jpeg: ClosedUnitInterval = 0.0
+    """Share of the images that are compressed as JPEG, with a quality from 30 to 95."""
 
 
 @dataclass(frozen=True)
@@ -293,6 +296,9 @@ PLACES = (
     "training.compile",
     "training.recompute_backbone",
 )
+ADDED_LATER = (("augmentation.blur", 0.0), ("augmentation.jpeg", 0.0))
+"""Settings that `config_hash` leaves out at these defaults, so that models made before the settings
+existed keep their hash."""
 
 
 def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
@@ -321,7 +327,11 @@ def differences(old: Settings, new: Settings) -> list[str]:
 
 def config_hash(settings: Settings) -> str:
     """Twelve hexadecimal digits that stand for everything but places and devices."""
-    kept = {name: value for name, value in flatten(settings).items() if name not in PLACES}
+    kept = {
+        name: value
+        for name, value in flatten(settings).items()
+        if name not in PLACES and (name, value) not in ADDED_LATER
+    }
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -15,9 +15,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mspose import distributed
-from mspose.data.augmentation import centre_crop, normalize
 from mspose.data.batches import Batch, Batches
-from mspose.data.images import read_image, resize_short_side, to_rgb8
+from mspose.data.images import (
+    centre_crop,
+    normalize,
+    read_image,
+    resize_short_side,
+    to_rgb8,
+)
 from mspose.errors import MsposeError
 from mspose.metrics import PREDICTION_COLUMNS, with_errors
 from mspose.models.compilation import Compiled

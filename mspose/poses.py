@@ -1,4 +1,4 @@
-"""Poses: the one convention, conversions into it, and the two errors.
+"""Poses: the one convention, conversions into it with SciPy's rotations, and the two errors.
 
 A pose is camera-to-world: the position is the camera's centre in the scene's world frame (metres),
 the orientation a quaternion `w x y z` of unit norm with `w >= 0`. Camera axes: x right, y down, z
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 Array = NDArray[np.float64]
 
@@ -24,8 +25,16 @@ def _rows(values: Any, width: int, name: str) -> Array:
     return rows
 
 
+def _rotations(quaternion_B4: Any) -> Rotation:
+    return Rotation.from_quat(normalize_quaternion(quaternion_B4), scalar_first=True)
+
+
+def _quaternions(rotation: Rotation) -> Array:
+    return rotation.as_quat(canonical=True, scalar_first=True) + 0.0  # turns -0.0 into 0.0
+
+
 def normalize_quaternion(quaternion_B4: Any) -> Array:
-    """Unit norm and one hemisphere: `w >= 0`; where `w == 0` the first non-zero of x, y, z is
+    """Quaternions (B, 4) of unit norm in one hemisphere: the first component that is not 0 is
     positive.
 
     Raises ValueError for a zero or non-finite row, with its number.
@@ -44,123 +53,63 @@ def normalize_quaternion(quaternion_B4: Any) -> Array:
 
 def quaternion_to_rotation(quaternion_B4: Any) -> Array:
     """Rotation matrices (B, 3, 3) of quaternions of any norm."""
-    w, x, y, z = normalize_quaternion(quaternion_B4).T
-    rotation = np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
-    return np.moveaxis(rotation, 2, 0)
+    return _rotations(quaternion_B4).as_matrix()
 
 
 def rotation_to_quaternion(rotation_B33: Any) -> Array:
-    """Normalised quaternions (B, 4) of rotation matrices.
-
-    Of the four equivalent formulas (Shepperd 1978) each row takes the one that divides by its
-    largest component.
-    """
+    """Normalised quaternions (B, 4) of rotation matrices, or of the nearest rotations to them."""
     rotation = np.asarray(rotation_B33, dtype=np.float64)
     rotation = rotation[None] if rotation.ndim == 2 else rotation
     if rotation.ndim != 3 or rotation.shape[1:] != (3, 3):
         raise ValueError(
             f"rotation_B33: expected shape (B, 3, 3) or (3, 3), found {rotation.shape}"
         )
-    m = np.moveaxis(rotation, 0, 2)
-    candidates = np.array(
-        [
-            [
-                1 + m[0, 0] + m[1, 1] + m[2, 2],
-                m[2, 1] - m[1, 2],
-                m[0, 2] - m[2, 0],
-                m[1, 0] - m[0, 1],
-            ],
-            [
-                m[2, 1] - m[1, 2],
-                1 + m[0, 0] - m[1, 1] - m[2, 2],
-                m[0, 1] + m[1, 0],
-                m[0, 2] + m[2, 0],
-            ],
-            [
-                m[0, 2] - m[2, 0],
-                m[0, 1] + m[1, 0],
-                1 - m[0, 0] + m[1, 1] - m[2, 2],
-                m[1, 2] + m[2, 1],
-            ],
-            [
-                m[1, 0] - m[0, 1],
-                m[0, 2] + m[2, 0],
-                m[1, 2] + m[2, 1],
-                1 - m[0, 0] - m[1, 1] + m[2, 2],
-            ],
-        ]
-    )  # candidate, component, row: candidate k is the quaternion times 4 times its own component k
-    best = np.argmax(candidates[np.arange(4), np.arange(4)], axis=0)
-    return normalize_quaternion(candidates[best, :, np.arange(len(best))])
+    return _quaternions(Rotation.from_matrix(rotation))
 
 
 def camera_to_world(quaternion_B4: Any, translation_B3: Any) -> tuple[Array, Array]:
-    """(orientation, position) in the house convention from world-to-camera poses, p_cam = R(q)
-    p_world + t.
-    """
-    rotation_B33 = quaternion_to_rotation(quaternion_B4)
-    translation = _rows(translation_B3, 3, "translation_B3")
-    position_B3 = -np.einsum("bji,bj->bi", rotation_B33, translation)
-    return invert_quaternion(quaternion_B4), position_B3
+    """(orientation, position) of cameras given world-to-camera, p_cam = R(q) p_world + t."""
+    orientation = _rotations(quaternion_B4).inv()
+    return _quaternions(orientation), -orientation.apply(_rows(translation_B3, 3, "translation_B3"))
 
 
 def invert_quaternion(quaternion_B4: Any) -> Array:
-    """The inverse rotations, normalised."""
-    return normalize_quaternion(_rows(quaternion_B4, 4, "quaternion_B4") * [1.0, -1.0, -1.0, -1.0])
+    """Quaternions (B, 4) of the inverse rotations, normalised."""
+    return _quaternions(_rotations(quaternion_B4).inv())
 
 
 def turn_towards(quaternion_B4: Any, right_px_B: Any, down_px_B: Any, focal_px_B: Any) -> Array:
-    """Orientations (B, 4) of cameras turned, by the smallest rotation, to look at a point of their
+    """Orientations (B, 4) of cameras turned, by the smallest rotation, to point at a pixel of their
     own image.
 
-    The point lies `right_px_B` and `down_px_B` pixels from the principal point; focal length in the
-    same pixels.
+    The pixel lies `right_px_B` and `down_px_B` pixels from the principal point; the focal length is
+    in the same pixels.
     """
-    x, y = (
-        np.asarray(values, np.float64) / np.asarray(focal_px_B, np.float64)
-        for values in (right_px_B, down_px_B)
-    )
-    length = np.sqrt(x * x + y * y + 1)
-    # half way from the optical axis z to the ray d = (x, y, 1) / length: (1 + z.d, z x d)
-    turn_B4 = normalize_quaternion(
-        np.stack([1 + 1 / length, -y / length, x / length, np.zeros_like(length)], axis=1)
-    )
-    w, x, y, z = normalize_quaternion(quaternion_B4).T
-    a, b, c, d = turn_B4.T
-    product = [w * a - x * b - y * c - z * d, w * b + x * a + y * d - z * c]
-    product += [w * c - x * d + y * a + z * b, w * d + x * c - y * b + z * a]
-    return normalize_quaternion(np.stack(product, axis=1))
+    x, y, focal = np.broadcast_arrays(right_px_B, down_px_B, focal_px_B)
+    # half way from the optical axis z to the ray d = (x, y, focal): (|d| + z.d, z x d)
+    length = np.sqrt(x * x + y * y + focal * focal)
+    turn_B4 = np.stack([length + focal, -y, x, np.zeros_like(length)], axis=1)
+    return _quaternions(_rotations(quaternion_B4) * _rotations(turn_B4))
 
 
 def pose_matrix(position_B3: Any, quaternion_B4: Any) -> Array:
     """Camera-to-world matrices (B, 4, 4)."""
-    pose_B44 = np.tile(np.eye(4), (len(_rows(position_B3, 3, "position_B3")), 1, 1))
+    position = _rows(position_B3, 3, "position_B3")
+    pose_B44 = np.tile(np.eye(4), (len(position), 1, 1))
     pose_B44[:, :3, :3] = quaternion_to_rotation(quaternion_B4)
-    pose_B44[:, :3, 3] = _rows(position_B3, 3, "position_B3")
+    pose_B44[:, :3, 3] = position
     return pose_B44
 
 
 def mean_quaternion(quaternion_B4: Any) -> Array:
-    """The mean orientation (4,): the largest eigenvector of the sum of q q^T (Markley et al. 2007),
-    blind to signs.
-    """
-    unit = normalize_quaternion(quaternion_B4)
-    return normalize_quaternion(np.linalg.eigh(unit.T @ unit)[1][:, -1])[0]
+    """Mean orientation (4,), the same for q and -q (Markley et al. 2007)."""
+    return _quaternions(_rotations(quaternion_B4).mean())
 
 
 def widest_axes(position_N3: Any) -> tuple[int, int]:
-    """The two of the axes 0, 1, 2 along which positions vary most, in order: what a view from above
-    shows.
-    """
-    first, second = np.sort(
-        np.argsort(_rows(position_N3, 3, "position_N3").std(axis=0), stable=True)[1:]
-    )
+    """Return the two of the axes 0, 1, 2 along which positions vary most: those of a map."""
+    spread_3 = _rows(position_N3, 3, "position_N3").std(axis=0)
+    first, second = np.sort(np.argsort(spread_3, stable=True)[1:])
     return int(first), int(second)
 
 
@@ -173,19 +122,19 @@ def position_error(estimate_B3: Any, truth_B3: Any) -> Array:
 def orientation_error(estimate_B4: Any, truth_B4: Any) -> Array:
     """Angles (B,) in degrees between orientations given as quaternions of any norm and sign.
 
-    The angle is 2 acos |<q, q'>| (METHOD of every paper in the field), computed as 4 atan2(|q -
-    q'|, |q + q'|), which
-    stays exact near 0 where acos loses half of its digits: equal quaternions give exactly 0. A zero
-    quaternion, which names no orientation, counts as 180 degrees. Raises ValueError for values that
-    are not finite.
+    The angle is 2 acos |<q, q'>|, computed as 4 atan2(|q - q'|, |q + q'|), which stays exact near
+    0 where acos loses half of its digits: equal quaternions give exactly 0. A zero quaternion,
+    which names no orientation, counts as 180 degrees. Raises ValueError for values that are not
+    finite.
     """
     estimate, truth = _pair(estimate_B4, truth_B4, 4)
     if not (np.isfinite(estimate).all() and np.isfinite(truth).all()):
         raise ValueError("orientation_error: a quaternion holds NaN or infinity")
     estimate, truth = _unit_or_zero(estimate), _unit_or_zero(truth)
-    apart = np.linalg.norm(estimate - truth, axis=1)
-    along = np.linalg.norm(estimate + truth, axis=1)
-    return np.degrees(4 * np.arctan2(np.minimum(apart, along), np.maximum(apart, along)))
+    difference = np.linalg.norm(estimate - truth, axis=1)
+    total = np.linalg.norm(estimate + truth, axis=1)
+    near, far = np.minimum(difference, total), np.maximum(difference, total)
+    return np.degrees(4 * np.arctan2(near, far))
 
 
 def _pair(estimate: Any, truth: Any, width: int) -> tuple[Array, Array]:
@@ -199,9 +148,8 @@ def _pair(estimate: Any, truth: Any, width: int) -> tuple[Array, Array]:
 
 
 def _unit_or_zero(quaternion_B4: Array) -> Array:
-    scale = np.abs(quaternion_B4).max(
-        axis=1, keepdims=True
-    )  # first, so that squares neither overflow nor vanish
+    # scaled first, so that squares neither overflow nor vanish
+    scale = np.abs(quaternion_B4).max(axis=1, keepdims=True)
     scaled = quaternion_B4 / np.where(scale > 0, scale, 1)
     norm = np.linalg.norm(scaled, axis=1, keepdims=True)
     return scaled / np.where(norm > 0, norm, 1)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from mspose import distributed
 from mspose.config import Settings, config_hash, differences, read_settings, write_settings
-from mspose.data.augmentation import Jitter
+from mspose.data.augmentation import Augmentation
 from mspose.data.batches import Batch, Batches, holdout_rows
 from mspose.data.cache import open_split
 from mspose.data.cards import Card, data_root, read_card
@@ -76,7 +76,7 @@ def train_from(
     """Train to the end from the state of a checkpoint, or from the beginning where it holds epoch
     0, step 0 alone.
     """
-    options, augmentation, weighing = settings.training, settings.augmentation, settings.loss
+    options, weighing = settings.training, settings.loss
     check_attention_terms(
         settings.model.kind,
         qka_weight=weighing.qka_weight,
@@ -135,9 +135,7 @@ def train_from(
     if distributed.is_main():
         write_settings(run / "config.yaml", settings)
     description = describe(network, settings, card, parts["train"])
-    jitter = Jitter(
-        augmentation.brightness, augmentation.contrast, augmentation.saturation, augmentation.hue
-    )
+    augmentation = Augmentation(settings.augmentation) if settings.augmentation.enabled else None
     monitor = Monitor(run, first_step=first_step, frames=options.evaluate_frames)
     unchecked = Unchecked(parts["train"])
     bar = tqdm(
@@ -160,10 +158,7 @@ def train_from(
                 settings.seed,
                 epoch,
                 equalize_scenes=options.equalize_scenes,
-                jitter=jitter if augmentation.enabled else None,
-                crop_reach=augmentation.crop_reach,
-                crop_label=augmentation.crop_label,
-                cutout=augmentation.cutout,
+                augmentation=augmentation,
                 first=first,
                 share=(process, processes),
             )

@@ -8,8 +8,7 @@ import torch
 from eager_reference import EagerReference, reference_batches, reference_transform
 from PIL import Image
 
-from mspose.data.augmentation import centre_crop, normalize
-from mspose.data.images import read_image, resize_short_side
+from mspose.data.images import centre_crop, normalize, read_image, resize_short_side
 from mspose.losses import PoseLoss
 from mspose.models.mstransformer import MSTransformer
 

@@ -1,179 +1,138 @@
-"""Crops, cut-out, and the colour jitter of a batch with parameters and an order of its own for
-every image.
+"""Augmentation of training images: random crop, colour jitter, erasing, motion blur and JPEG.
 
-The four operations of the jitter, their ranges and their mathematics are torchvision's ColorJitter
-(METHOD of MS-Transformer: brightness, contrast, saturation 0.5, hue 0.2), computed for the whole
-batch at once.
+kornia changes the images. Its parameters are drawn here from (seed, epoch, frame), the order of the
+colour operations from (seed, epoch, batch), so that a batch is the same after a resume and on any
+number of processes. Draws are integers and uniform numbers that are only scaled: no rounding of a
+mathematics library can change them.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import permutations
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from kornia.augmentation import RandomErasing
+from kornia.enhance import (
+    adjust_brightness_accumulative,
+    adjust_contrast_with_mean_subtraction,
+    adjust_hue,
+    adjust_saturation_with_gray_subtraction,
+    jpeg_codec_differentiable,
+)
+from kornia.filters import motion_blur
+from numpy.typing import NDArray
 from torch import Tensor
 
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-ORDERS = np.array(list(permutations(range(4))))
-IDENTITY = (1.0, 1.0, 1.0, 0.0)  # brightness, contrast, saturation factor; hue shift in turns
-GREY = (0.2989, 0.587, 0.114)  # as torchvision rounds them
+from mspose.config import AugmentationSettings
+
+# kornia's versions of what torchvision's ColorJitter does, in the order of `_ranges`
+COLOUR_OPERATIONS = (
+    adjust_brightness_accumulative,
+    adjust_contrast_with_mean_subtraction,
+    adjust_saturation_with_gray_subtraction,
+    adjust_hue,
+)
+BLUR_LENGTHS = np.array([3, 5, 7, 9, 11])
+"""Lengths of a motion blur in pixels."""
+JPEG_QUALITY = (30.0, 95.0)
+
+# columns of the random numbers of an image; new ones go to the end, so that the others stay
+CROP, COLOUR, ERASING, BLUR, JPEG = np.split(np.arange(14), [2, 6, 8, 12])
 
 
-@dataclass(frozen=True)
-class Jitter:
-    """Ranges of the four operations; 0 leaves an operation out."""
+class Augmentation:
+    """Random changes of training images, as the settings say.
 
-    brightness: float = 0.5
-    contrast: float = 0.5
-    saturation: float = 0.5
-    hue: float = 0.2
+    Numbers of one image, uniform in [0, 1), come from `draw`; rows of them go to the other methods.
+    """
 
-    def parameters(
-        self, uniform_B5: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """(value_B4 of each operation, order_B4 of the operations) from random numbers in [0, 1)."""
-        reach = np.array([self.brightness, self.contrast, self.saturation, self.hue])
-        return (
-            np.array(IDENTITY) + reach * (2 * uniform_B5[:, :4] - 1),
-            ORDERS[_choice(uniform_B5[:, 4], len(ORDERS))],
+    def __init__(self, settings: AugmentationSettings):
+        self.settings = settings
+        # brightness, contrast, saturation: a factor about 1; hue: a shift in radians about 0
+        self._centre_4 = np.array([1.0, 1.0, 1.0, 0.0])
+        self._range_4 = np.array(
+            [
+                settings.brightness,
+                settings.contrast,
+                settings.saturation,
+                2 * math.pi * settings.hue,
+            ]
         )
+        self._erasing = RandomErasing(p=1.0)
+
+    def draw(self, seed: int, epoch: int, images: int) -> NDArray[np.float64]:
+        """Draw the random numbers (images, 14) of an epoch, the same whatever is switched on."""
+        return np.random.default_rng((seed, epoch, 0xC105)).random((14, images)).T
+
+    def colour_order(self, seed: int, epoch: int, batch: int) -> list[int]:
+        """Draw the order of the colour operations in a batch, without those whose range is 0."""
+        order = np.random.default_rng((seed, epoch, batch, 0x0DE2)).permutation(4)
+        return [int(operation) for operation in order if self._range_4[operation] > 0]
+
+    def crop(
+        self,
+        height_B: NDArray[np.int64],
+        width_B: NDArray[np.int64],
+        size: int,
+        uniform_BK: NDArray[np.float64],
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Top and left (B,) of crops from the middle share `crop_reach` of all possible ones."""
+        starts = []
+        for side_B, uniform_B in zip((height_B, width_B), uniform_BK[:, CROP].T, strict=True):
+            room_B = side_B - size
+            span_B = np.rint(self.settings.crop_reach * room_B).astype(np.int64)
+            starts.append((room_B - span_B) // 2 + _choose(uniform_B, span_B + 1))
+        return starts[0], starts[1]
+
+    def change(
+        self, image_B3HW: Tensor, uniform_BK: NDArray[np.float64], colour_order: Sequence[int]
+    ) -> Tensor:
+        """Apply colour jitter, motion blur and JPEG to images in [0, 1]; may work in place."""
+        value_B4 = torch.from_numpy(
+            self._centre_4 + self._range_4 * (2 * uniform_BK[:, COLOUR] - 1)
+        ).float()
+        for operation in colour_order:
+            image_B3HW = COLOUR_OPERATIONS[operation](image_B3HW, value_B4[:, operation])
+
+        chosen_B, length_B, angle_B, direction_B = uniform_BK[:, BLUR].T
+        length_B = BLUR_LENGTHS[_choose(length_B, len(BLUR_LENGTHS))]
+        for row in np.flatnonzero(chosen_B < self.settings.blur):  # kornia takes one length a call
+            image_B3HW[row : row + 1] = motion_blur(
+                image_B3HW[row : row + 1],
+                int(length_B[row]),
+                angle=360 * float(angle_B[row]),
+                direction=2 * float(direction_B[row]) - 1,
+            )
+
+        chosen_B, quality_B = uniform_BK[:, JPEG].T
+        rows = np.flatnonzero(chosen_B < self.settings.jpeg)
+        if len(rows):
+            lowest, highest = JPEG_QUALITY
+            quality_B = lowest + (highest - lowest) * quality_B
+            image_B3HW[rows] = jpeg_codec_differentiable(
+                image_B3HW[rows], torch.from_numpy(quality_B[rows]).float()
+            )
+        return image_B3HW
+
+    def erase(self, image_B3HW: Tensor, uniform_BK: NDArray[np.float64]) -> Tensor:
+        """Set a square of each normalised image to 0, the mean colour (cut-out).
+
+        The square lies about a random pixel and may reach over the border (DeVries and Taylor,
+        arXiv 1708.04552).
+        """
+        size = image_B3HW.shape[-1]
+        side = round(self.settings.cutout * size)
+        if side == 0:
+            return image_B3HW
+        top_B, left_B = (
+            torch.from_numpy(_choose(uniform_B, size) - side // 2).float()
+            for uniform_B in uniform_BK[:, ERASING].T
+        )
+        side_B = torch.full_like(top_B, side)
+        box = {"xs": left_B, "ys": top_B, "widths": side_B, "heights": side_B}
+        return self._erasing(image_B3HW, params={**box, "values": torch.zeros_like(top_B)})
 
 
-def jitter_batch(
-    image_B3HW: Tensor, value_B4: NDArray[np.float64], order_B4: NDArray[np.int64]
-) -> Tensor:
-    """Images in [0, 1] after brightness, contrast, saturation and hue, each image by its values in
-    its order.
-
-    Hue is the one operation that is not a blend. Images that have many blends before it come first,
-    so that every step is done on a slice of the batch.
-    """
-    before_B = np.argmax(order_B4 == HUE, axis=1)
-    sort_B = np.argsort(-before_B, kind="stable")
-    before_B, value_B4, order_B4 = before_B[sort_B], value_B4[sort_B], order_B4[sort_B]
-    blend_B3 = order_B4[order_B4 != HUE].reshape(-1, 3)
-    factor_B3 = np.take_along_axis(value_B4, blend_B3, axis=1)
-    grey_B3, mean_B3 = ((1 - factor_B3) * (blend_B3 == blend) for blend in (SATURATION, CONTRAST))
-    numbers = np.concatenate([factor_B3, grey_B3, mean_B3, value_B4[:, HUE:]], axis=1)
-    # copied without waiting for what the device still has to do
-    number_BK = torch.from_numpy(numbers.astype(np.float32)).to(
-        image_B3HW.device, non_blocking=True
-    )
-    place_2B = torch.from_numpy(np.stack([sort_B, np.argsort(sort_B)])).to(
-        image_B3HW.device, non_blocking=True
-    )
-    number_BK111 = number_BK[:, :, None, None, None].to(image_B3HW.dtype)
-
-    image_B3HW = image_B3HW.index_select(0, place_2B[0])
-    changed = (factor_B3 != 1).any(axis=0)
-    for step in np.flatnonzero(changed):
-        rows = slice(0, int((before_B > step).sum()))
-        _blend(image_B3HW[rows], *number_BK111[rows, step:9:3].unbind(1))
-    if value_B4[:, HUE].any():
-        _turn_hue(image_B3HW, number_BK111[:, 9])
-    for step in np.flatnonzero(changed):
-        rows = slice(int((before_B > step).sum()), None)
-        _blend(image_B3HW[rows], *number_BK111[rows, step:9:3].unbind(1))
-    return image_B3HW.index_select(0, place_2B[1])
-
-
-def _blend(image_B3HW: Tensor, factor_B111: Tensor, grey_B111: Tensor, mean_B111: Tensor) -> None:
-    """In place: the image times a factor, plus parts of the grey image and of its mean, within [0,
-    1].
-    """
-    grey_B1HW = image_B3HW[:, :1] * GREY[0]
-    grey_B1HW.add_(image_B3HW[:, 1:2], alpha=GREY[1]).add_(image_B3HW[:, 2:], alpha=GREY[2])
-    part_B111 = grey_B1HW.mean(dim=(2, 3), keepdim=True).mul_(mean_B111)
-    grey_B1HW.mul_(grey_B111).add_(part_B111)
-    torch.addcmul(grey_B1HW, image_B3HW, factor_B111, out=image_B3HW).clamp_(0, 1)
-
-
-def _turn_hue(image_B3HW: Tensor, turns_B111: Tensor) -> None:
-    """In place: HSV's hue turned by a share of the circle, its saturation and value kept.
-
-    HSV's hue lies |1 + (g + b - r - least) / chroma| sixths of the circle away from red, on green's
-    side where g > b. A channel is at the value within a sixth of its own hue, and at the least of
-    the three beyond a third.
-    """
-    red, green, blue = (image_B3HW[:, channel : channel + 1] for channel in range(3))
-    least_B1HW = torch.minimum(torch.minimum(red, green), blue)
-    chroma_B1HW = torch.maximum(torch.maximum(red, green), blue).sub_(least_B1HW)
-    from_red_B1HW = (
-        (green + blue).sub_(red).sub_(least_B1HW).div_(chroma_B1HW.clamp_min(1e-12)).add_(1)
-    )
-    hue_B1HW = from_red_B1HW.copysign_(green - blue).div_(6).add_(turns_B111)
-    away_B3HW = torch.cat([hue_B1HW, hue_B1HW - 1 / 3, hue_B1HW - 2 / 3], dim=1)
-    away_B3HW.sub_(away_B3HW.round()).abs_()
-    torch.addcmul(least_B1HW, away_B3HW.mul_(-6).add_(2).clamp_(0, 1), chroma_B1HW, out=image_B3HW)
-
-
-def centre_crop(
-    height: ArrayLike, width: ArrayLike, size: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(top, left) of the centre crop of one image or of many, rounded as torchvision rounds it."""
-    top, left = (
-        np.rint((np.asarray(side) - size) / 2.0).astype(np.int64) for side in (height, width)
-    )
-    return top, left
-
-
-def random_crop(
-    height: ArrayLike,
-    width: ArrayLike,
-    size: int,
-    uniform_B2: NDArray[np.float64],
-    reach: float = 1.0,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(top_B, left_B) of crops from the middle share `reach` of all places, from random numbers in
-    [0, 1).
-    """
-    places = []
-    for side, uniform_B in zip((height, width), uniform_B2.T, strict=True):
-        room = np.asarray(side) - size
-        span = np.rint(reach * room).astype(np.int64)
-        places.append((room - span) // 2 + _choice(uniform_B, span + 1))
-    return places[0], places[1]
-
-
-def random_hole(
-    size: int, side: int, uniform_B2: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(top_B, left_B) of squares of `side` pixels about a random pixel of an image of `size` x
-    `size`, from random numbers in [0, 1): such a square may reach over the border (DeVries and
-    Taylor, arXiv 1708.04552).
-    """
-    top_B, left_B = (_choice(uniform_B, size) - side // 2 for uniform_B in uniform_B2.T)
-    return top_B, left_B
-
-
-def cut_out(
-    image_B3HW: Tensor, top_B: NDArray[np.int64], left_B: NDArray[np.int64], side: int
-) -> Tensor:
-    """In place: zero, the mean colour of normalised images, in a square of `side` pixels of each
-    image (cut-out).
-    """
-    place_2B = torch.from_numpy(np.stack([top_B, left_B])).to(image_B3HW.device, non_blocking=True)
-    inside = []
-    for start_B, size in zip(place_2B, image_B3HW.shape[2:], strict=True):
-        away_BS = torch.arange(size, device=image_B3HW.device) - start_B[:, None]
-        inside.append((away_BS >= 0) & (away_BS < side))
-    row_BH, column_BW = inside
-    return image_B3HW.masked_fill_((row_BH[:, :, None] & column_BW[:, None])[:, None], 0)
-
-
-def _choice(uniform_B: NDArray[np.float64], count: int | NDArray[np.int64]) -> NDArray[np.int64]:
-    """One of 0 .. count-1 for each random number in [0, 1)."""
+def _choose(uniform_B: NDArray[np.float64], count: int | NDArray[np.int64]) -> NDArray[np.int64]:
+    """Turn random numbers in [0, 1) into integers from 0 to count - 1."""
     return np.floor(uniform_B * count).astype(np.int64)
-
-
-def normalize(
-    image_B3HW: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor
-) -> Tensor:
-    """(image - mean) / std per channel."""
-    shift, scale = (
-        torch.as_tensor(values, dtype=image_B3HW.dtype, device=image_B3HW.device).view(3, 1, 1)
-        for values in (mean, std)
-    )
-    return (image_B3HW - shift).div_(scale)

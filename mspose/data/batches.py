@@ -1,14 +1,14 @@
 """Batches: from the frame cache to normalised images on the device.
 
-Everything random is drawn from (seed, epoch, frame), so an epoch is the same whatever came before
-it, whatever the size of a batch and however many processes share it. While a batch is in use a
-thread reads the next one.
+Everything random is drawn from (seed, epoch, frame) or (seed, epoch, batch), so an epoch is the
+same whatever came before it and however many processes share it. While a batch is in use a thread
+reads the next one.
 """
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -16,22 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mspose.data.augmentation import (
-    Jitter,
-    centre_crop,
-    cut_out,
-    jitter_batch,
-    normalize,
-    random_crop,
-    random_hole,
-)
 from mspose.data.cache import FrameCache
+from mspose.data.images import centre_crop, normalize
 from mspose.errors import MsposeError
 from mspose.poses import turn_towards
 
+if TYPE_CHECKING:  # kornia takes most of a second to import, which prediction need not wait for
+    from mspose.data.augmentation import Augmentation
+
 T = TypeVar("T")
-Places = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""Top and left of the crops of a batch, or of the squares cut out of them, (B,) each."""
 
 
 @dataclass(frozen=True)
@@ -49,23 +42,23 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Draft:
-    """What the thread makes of a batch: everything that needs no device."""
+    """A batch as the reading thread prepares it: everything that needs no device."""
 
     row: NDArray[np.int64]
     whole: int
-    place_2B: Places
+    top_B: NDArray[np.int64]
+    left_B: NDArray[np.int64]
     crop_BHW3: Tensor | None
-    """The crops, uint8; None where the frames are on the device."""
+    """The crops, uint8; None where the frames are held by the device."""
     orientation_B4: Tensor
-    jitter: tuple[NDArray[np.float64], NDArray[np.int64]] | None
-    """Values and order of the operations."""
-    hole: tuple[NDArray[np.int64], NDArray[np.int64], int] | None = None
-    """Top, left and side of the squares that are cut out."""
+    uniform_BK: NDArray[np.float64] | None = None
+    """Random numbers of `Augmentation.draw`; None without augmentation."""
+    colour_order: Sequence[int] = ()
 
 
 class Batches:
-    """Batches over a frame table (with `cache_row`) for a network with the given scenes, size and
-    normalisation.
+    """Batches over a frame table (with `cache_row`) for a network with the given scenes, crop size
+    and normalisation.
 
     Raises MsposeError where the crop is larger than a frame or a frame's scene is unknown to the
     network.
@@ -89,13 +82,8 @@ class Batches:
                 f"scene {', '.join(unknown)} is unknown to the model, which knows:"
                 f" {', '.join(scenes)}"
             )
-        self.frames, self.cache, self.crop, self.mean, self.std = (
-            frames,
-            cache,
-            crop,
-            tuple(mean),
-            tuple(std),
-        )
+        self.frames, self.cache, self.crop = frames, cache, crop
+        self.mean, self.std = tuple(mean), tuple(std)
         self.batch_size, self.device = batch_size, torch.device(device)
         number = {name: index for index, name in enumerate(scenes)}
         self.scene = np.array([number[name] for name in frames["scene"]], np.int64)
@@ -117,7 +105,7 @@ class Batches:
             )
 
     def in_order(self, rows: Sequence[int] | NDArray[np.int64] | None = None) -> Iterator[Batch]:
-        """Centre crops of the given rows (default: all), in their order."""
+        """Iterate over centre crops of the given rows (default: all), in their order."""
         chosen = np.arange(len(self.frames)) if rows is None else np.asarray(rows, np.int64)
         parts = (
             chosen[start : start + self.batch_size]
@@ -132,61 +120,41 @@ class Batches:
         epoch: int,
         *,
         equalize_scenes: bool,
-        jitter: Jitter | None,
-        crop_reach: float = 1.0,
-        crop_label: str = "kept",
-        cutout: float = 0.0,
+        augmentation: "Augmentation | None",
         first: int = 0,
         share: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
-        """The batches of one training epoch from number `first` on; without `jitter`, centre crops,
-        nothing random.
+        """Iterate over the batches of one training epoch from number `first` on.
 
-        `share` is (process, processes): of every batch, process number 0, 1, ... has its
-        `share_of`.
+        Args:
+            equalize_scenes: draw every scene as often as the largest, see `epoch_order`.
+            augmentation: random changes of the images; None: centre crops, in random order.
+            share: (process, processes): every process gets its `share_of` each batch.
 
-        `crop_reach` is the share of the crop's places, around the centre, that random crops are
-        drawn from. The label of such a crop is `kept` (MS-Transformer, ActMST) or `turned`: its
-        orientation is then that of a camera which looks at the crop's centre. `cutout` is the side,
-        as a share of the crop's, of a square that is set to the mean colour at a random place.
-        Raises MsposeError for `turned` where a focal length is unknown.
+        Raises MsposeError for `crop_label` `turned` where a focal length is unknown.
         """
         order = epoch_order(self.scene, seed=seed, epoch=epoch, equalize_scenes=equalize_scenes)
-        uniform_M7 = np.random.default_rng((seed, epoch, 0xC105)).random((len(order), 7))
-        side = round(cutout * self.crop) if jitter is not None else 0
-        # from numbers of its own: crops and jitter are the same with it and without
-        hole_M2 = (
-            np.random.default_rng((seed, epoch, 0xC070)).random((len(order), 2)) if side else None
-        )
-        focal_N = self._focal_lengths() if jitter is not None and crop_label == "turned" else None
 
         def drafts() -> Iterator[_Draft]:
-            for start in range(first * self.batch_size, len(order), self.batch_size):
-                whole = min(self.batch_size, len(order) - start)
-                mine = share_of(whole, share)
-                row = order[start : start + whole][mine]
-                if jitter is None:
-                    yield self._centred(row, whole)
-                    continue
-                uniform_B7 = uniform_M7[start : start + whole][mine]
-                place_2B = random_crop(
-                    self._height[row], self._width[row], self.crop, uniform_B7[:, :2], crop_reach
-                )
-                orientation_B4 = self.orientation[row]
-                if focal_N is not None:
-                    orientation_B4 = self._turned(row, place_2B, focal_N[row])
-                hole = None
-                if hole_M2 is not None:
-                    hole = (
-                        *random_hole(self.crop, side, hole_M2[start : start + whole][mine]),
-                        side,
+            if augmentation is not None:
+                uniform_MK = augmentation.draw(seed, epoch, len(order))
+            for number in range(first, -(-len(order) // self.batch_size)):
+                batch = slice(number * self.batch_size, (number + 1) * self.batch_size)
+                row = order[batch]
+                mine = share_of(len(row), share)
+                if augmentation is None:
+                    yield self._centred(row[mine], len(row))
+                else:
+                    yield self._augmented(
+                        row[mine],
+                        len(row),
+                        augmentation,
+                        uniform_MK[batch][mine],
+                        augmentation.colour_order(seed, epoch, number),
                     )
-                crop_BHW3 = self._crops_ahead(row, place_2B)
-                colours = jitter.parameters(uniform_B7[:, 2:])
-                yield _Draft(row, whole, place_2B, crop_BHW3, orientation_B4, colours, hole)
 
         for draft in ahead(drafts()):
-            yield self._batch(draft)
+            yield self._batch(draft, augmentation)
 
     def epoch_length(self, equalize_scenes: bool) -> int:
         """Batches in an epoch."""
@@ -195,33 +163,41 @@ class Batches:
         return -(-frames // self.batch_size)
 
     def _centred(self, row: NDArray[np.int64], whole: int) -> _Draft:
-        place_2B = centre_crop(self._height[row], self._width[row], self.crop)
+        top_B, left_B = centre_crop(self._height[row], self._width[row], self.crop)
+        crop_BHW3 = self._read_crops(row, top_B, left_B)
+        return _Draft(row, whole, top_B, left_B, crop_BHW3, self.orientation[row])
+
+    def _augmented(
+        self,
+        row: NDArray[np.int64],
+        whole: int,
+        augmentation: "Augmentation",
+        uniform_BK: NDArray[np.float64],
+        colour_order: Sequence[int],
+    ) -> _Draft:
+        height_B, width_B = self._height[row], self._width[row]
+        top_B, left_B = augmentation.crop(height_B, width_B, self.crop, uniform_BK)
+        orientation_B4 = self.orientation[row]
+        if augmentation.settings.crop_label == "turned":  # to look at the crop's centre
+            right_B = left_B + (self.crop - width_B) / 2
+            down_B = top_B + (self.crop - height_B) / 2
+            turned_B4 = turn_towards(orientation_B4, right_B, down_B, self._focal_lengths()[row])
+            orientation_B4 = torch.from_numpy(turned_B4).float()
+        crop_BHW3 = self._read_crops(row, top_B, left_B)
         return _Draft(
-            row, whole, place_2B, self._crops_ahead(row, place_2B), self.orientation[row], None
+            row, whole, top_B, left_B, crop_BHW3, orientation_B4, uniform_BK, colour_order
         )
 
-    def _crops_ahead(self, row: NDArray[np.int64], place_2B: Places) -> Tensor | None:
+    def _read_crops(
+        self, row: NDArray[np.int64], top_B: NDArray[np.int64], left_B: NDArray[np.int64]
+    ) -> Tensor | None:
         if self.cache.device is not None:
-            return None  # the device has its own work in order: only the main thread gives it more
-        return self.cache.crops(
-            self._cache_row[row], *place_2B, self.crop, pin=self.device.type == "cuda"
-        )
-
-    def _turned(
-        self, row: NDArray[np.int64], place_2B: Places, focal_B: NDArray[np.float64]
-    ) -> Tensor:
-        """Orientations of cameras that look at the crops' centres."""
-        top_B, left_B = place_2B
-        right_B, down_B = (
-            left_B + (self.crop - self._width[row]) / 2,
-            top_B + (self.crop - self._height[row]) / 2,
-        )
-        return torch.from_numpy(
-            turn_towards(self.orientation[row], right_B, down_B, focal_B)
-        ).float()
+            return None  # only the main thread gives the device work, which it does in order
+        pin = self.device.type == "cuda"
+        return self.cache.crops(self._cache_row[row], top_B, left_B, self.crop, pin=pin)
 
     def _focal_lengths(self) -> NDArray[np.float64]:
-        """(N,) in pixels of the cached frames."""
+        """Focal lengths (N,) in pixels of the cached frames."""
         focal_N = self.frames["focal_px"].to_numpy(np.float64)
         if not np.isfinite(focal_N).all():
             image = self.frames["image"].iloc[int(np.flatnonzero(~np.isfinite(focal_N))[0])]
@@ -231,18 +207,19 @@ class Batches:
             )
         return focal_N * self.cache.scales[self._cache_row]
 
-    def _batch(self, draft: _Draft) -> Batch:
-        """The batch on the device; nothing here waits for what the device still has to do."""
+    def _batch(self, draft: _Draft, augmentation: "Augmentation | None" = None) -> Batch:
+        """Finish the batch on the device, without waiting for what it still has to do."""
         crop_BHW3 = draft.crop_BHW3
         if crop_BHW3 is None:
-            crop_BHW3 = self.cache.crops(self._cache_row[draft.row], *draft.place_2B, self.crop)
+            cache_row = self._cache_row[draft.row]
+            crop_BHW3 = self.cache.crops(cache_row, draft.top_B, draft.left_B, self.crop)
         crop_B3HW = self._moved(crop_BHW3).permute(0, 3, 1, 2)
         image_B3HW = crop_B3HW.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-        if draft.jitter is not None:
-            image_B3HW = jitter_batch(image_B3HW, *draft.jitter)
+        if augmentation is not None and draft.uniform_BK is not None:
+            image_B3HW = augmentation.change(image_B3HW, draft.uniform_BK, draft.colour_order)
         image_B3HW = normalize(image_B3HW, *self._normalization)
-        if draft.hole is not None:
-            image_B3HW = cut_out(image_B3HW, *draft.hole)
+        if augmentation is not None and draft.uniform_BK is not None:
+            image_B3HW = augmentation.erase(image_B3HW, draft.uniform_BK)
         return Batch(
             image_B3HW=image_B3HW,
             position_B3=self._moved(self.position[draft.row]),
@@ -257,7 +234,7 @@ class Batches:
 
 
 def ahead(pieces: Iterator[T]) -> Iterator[T]:
-    """The same pieces, each made in a thread while the one before it is in use."""
+    """Iterate over the same pieces, each made in a thread while the one before it is in use."""
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, pieces, None)
         while (piece := coming.result()) is not None:
@@ -266,10 +243,10 @@ def ahead(pieces: Iterator[T]) -> Iterator[T]:
 
 
 def share_of(count: int, share: tuple[int, int]) -> slice:
-    """The part of `count` things of process number `share[0]` of `share[1]`: consecutive, equal but
-    for one.
+    """Return the part of a batch of `count` images that process `share[0]` of `share[1]` has.
 
-    Where there are fewer things than processes, every process has them all.
+    Parts are consecutive and differ by one image at most. Where there are fewer images than
+    processes, every process has them all.
     """
     number, processes = share
     if count < processes:
@@ -280,7 +257,7 @@ def share_of(count: int, share: tuple[int, int]) -> slice:
 def epoch_order(
     scene_N: NDArray[np.int64], *, seed: int, epoch: int, equalize_scenes: bool
 ) -> NDArray[np.int64]:
-    """Row numbers of one epoch in random order.
+    """Draw the row numbers of one epoch, in random order.
 
     With `equalize_scenes` every scene is drawn until all have as many samples as the largest: each
     frame of a smaller scene appears equally often, but for a random remainder.
@@ -298,8 +275,7 @@ def epoch_order(
 
 
 def holdout_rows(frames: pd.DataFrame, share: float) -> NDArray[np.bool_]:
-    """(N,) which rows are held out: one block of `share` from the middle of each sequence of each
-    scene.
+    """Mask (N,) of the rows held out: the middle `share` of each sequence of each scene.
 
     A block, not every n-th frame: neighbouring frames lie millimetres apart and would leak.
     """

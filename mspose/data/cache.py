@@ -1,14 +1,16 @@
 """The frame cache: every frame decoded and resized once, then read through a memory map or held by
 the device.
 
-A cache folder belongs to one list of images and one size. It holds `frames.u8` (the resized RGB
-images one after another), `index.npy` (offset, height, width, source's short side and checksum of
-each; height 0 where the image was not readable) and `about.json` (what it was made from, with a
-stamp of the size and time of every source file, so that a changed source is noticed, and a checksum
-of the index).
-`index.npy` is written last: a cache without it is unfinished and is continued where it stopped.
-Whoever opens a cache checks the stamp, the index, the size of the frames and the checksums of a
-sample of them; what fails is built anew.
+A cache folder belongs to one list of images and one size. It holds
+
+    frames.u8     the resized RGB images one after another
+    index.npy     offset, height, width and the source's short side of each; height 0 for an image
+                  that could not be read
+    about.json    a stamp of the size and time of every source file, and the images that could not
+                  be read
+
+`about.json` is written last: a cache without it is unfinished and is built anew, as is one whose
+source files have changed since or whose files have not the right size.
 """
 
 import fcntl
@@ -16,12 +18,10 @@ import hashlib
 import json
 import logging
 import os
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,31 +36,33 @@ from mspose.data.images import find_image, read_image, resize_short_side
 from mspose.errors import MsposeError
 from mspose.files import whole_file
 
-FORMAT = (  # changes when the same source would give other pixels or another index
-    "pillow-bilinear-4"
-)
-CHECKED = 64  # frames, evenly spread, whose checksums are compared when a cache is opened
-PIECE = 2**28  # bytes that are copied to a device at a time
+FORMAT = "pillow-bilinear-4"
+"""Changes when the same source gives other pixels."""
+COPY_BYTES = 2**28
+"""Bytes copied to a device at a time."""
+CHUNK = 256
+"""Frames decoded before they are written, which bounds the memory."""
 log = logging.getLogger("mspose")
 
 
 class FrameCache:
-    """Resized RGB images by row number: `cache[row] -> image_HW3` (uint8, a view of the memory
-    map).
-    """
+    """Resized RGB images by row number: `cache[row] -> image_HW3`, uint8, a view of the file."""
 
     def __init__(self, folder: Path, problems: dict[int, str]):
         self.folder = folder
         self.problems = problems
         self._index = np.load(folder / "index.npy", allow_pickle=False)
-        self._bytes = _map(folder / "frames.u8")
+        data = folder / "frames.u8"
+        self._bytes = np.zeros(0, np.uint8)  # an empty file cannot be mapped
+        if data.stat().st_size:
+            self._bytes = np.asarray(np.memmap(data, np.uint8, mode="r"))
         self._on_device: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self._index)
 
     def __getitem__(self, row: int | np.integer) -> NDArray[np.uint8]:
-        offset, height, width, _, _ = self._index[row].tolist()
+        offset, height, width = self._index[row, :3].tolist()
         if height == 0:
             raise MsposeError(
                 self.problems.get(int(row), f"frame {row} of {self.folder} could not be read")
@@ -69,25 +71,23 @@ class FrameCache:
 
     @property
     def readable(self) -> NDArray[np.bool_]:
-        """(N,) whether each frame could be read."""
+        """Mask (N,) of the frames that could be read."""
         return self._index[:, 1] > 0
 
     @property
     def sizes(self) -> NDArray[np.int64]:
-        """(N, 2) height and width of each frame."""
+        """Height and width (N, 2) of each frame."""
         return self._index[:, 1:3]
 
     @property
     def scales(self) -> NDArray[np.float64]:
-        """(N,) pixels of a cached frame per pixel of its source; NaN for one that could not be
-        read.
-        """
+        """Pixels of each cached frame (N,) per pixel of its source; NaN where not readable."""
         with np.errstate(invalid="ignore"):
             return self.sizes.min(axis=1) / self._index[:, 3]
 
     @property
     def device(self) -> torch.device | None:
-        """Where all frames are held; None while they are read through the memory map."""
+        """Device that holds all frames; None while they are read through the memory map."""
         return None if self._on_device is None else self._on_device.device
 
     @property
@@ -106,16 +106,13 @@ class FrameCache:
         """
         try:
             held = torch.empty(self.nbytes, dtype=torch.uint8, device=device)
-        except (
-            RuntimeError
-        ) as error:  # OutOfMemoryError, or a plain one where it is the CPU's memory
-            size = f"{self.nbytes / 1e9:.1f} GB"
+        except RuntimeError as error:  # torch.OutOfMemoryError, or its base for the CPU's memory
             raise MsposeError(
-                f"the frames of {self.folder} ({size}) do not fit into the memory of {device}: "
-                "leave out --data.cache_on_device"
+                f"the frames of {self.folder} ({self.nbytes / 1e9:.1f} GB) do not fit into the"
+                f" memory of {device}: leave out --data.cache_on_device"
             ) from error
-        for start in range(0, self.nbytes, PIECE):
-            held[start : start + PIECE] = torch.tensor(self._bytes[start : start + PIECE])
+        for start in range(0, self.nbytes, COPY_BYTES):
+            held[start : start + COPY_BYTES] = torch.tensor(self._bytes[start : start + COPY_BYTES])
         self._on_device = held
 
     def crops(
@@ -127,24 +124,22 @@ class FrameCache:
         *,
         pin: bool = False,
     ) -> Tensor:
-        """Square crops (B, size, size, 3), uint8, where the frames are; `pin` is for the fast way
-        to a GPU.
+        """Square crops (B, size, size, 3), uint8, on the device that holds the frames.
+
+        `pin` puts crops of the memory map into pinned memory, which is copied faster to a GPU.
         """
         if self._on_device is None:
             crop_BHW3 = torch.empty((len(row_B), size, size, 3), dtype=torch.uint8, pin_memory=pin)
-            places = zip(crop_BHW3.numpy(), row_B, top_B.tolist(), left_B.tolist(), strict=True)
-            for crop_HW3, row, top, left in places:
+            starts = zip(crop_BHW3.numpy(), row_B, top_B.tolist(), left_B.tolist(), strict=True)
+            for crop_HW3, row, top, left in starts:
                 crop_HW3[:] = self[row][top : top + size, left : left + size]
             return crop_BHW3
         # every line of a crop is `3 * size` bytes in a row, whatever the width of its frame
+        device = self._on_device.device
         offset_B, width_B = self._index[row_B, 0], self._index[row_B, 2]
-        start_2B = torch.from_numpy(
-            np.stack([offset_B + 3 * (top_B * width_B + left_B), 3 * width_B])
-        )
-        first_B, step_B = start_2B.to(self._on_device.device, non_blocking=True)
-        start_BH = first_B[:, None] + step_B[:, None] * torch.arange(
-            size, device=self._on_device.device
-        )
+        start_2B = np.stack([offset_B + 3 * (top_B * width_B + left_B), 3 * width_B])
+        first_B, step_B = torch.from_numpy(start_2B).to(device, non_blocking=True)
+        start_BH = first_B[:, None] + step_B[:, None] * torch.arange(size, device=device)
         line_NK = self._on_device.unfold(0, 3 * size, 1)
         return line_NK.index_select(0, start_BH.flatten()).view(len(row_B), size, size, 3)
 
@@ -163,15 +158,15 @@ def open_split(
     on_bad_frame: str = "stop",
     progress: bool = True,
 ) -> tuple[pd.DataFrame, FrameCache, int]:
-    """One split of a data set with its cache: (frames with `cache_row`, cache, number of frames
-    left out as bad).
+    """Load one split of a data set with its cache.
 
-    Above 0, `frames_per_scene` takes that many of each scene, evenly spread.
+    Returns (frames with `cache_row`, cache, number of frames left out as bad). Above 0,
+    `frames_per_scene` takes that many of each scene, evenly spread.
     """
-    place = data_root(card, root)
+    images = data_root(card, root)
     frames = load_frames(
         card,
-        root=place,
+        root=images,
         split=split,
         scenes=scenes,
         ground_truth=ground_truth,
@@ -187,7 +182,7 @@ def open_split(
         frames = frames.iloc[np.sort(np.concatenate(chosen))].reset_index(drop=True)
     kept, cache = open_cache(
         frames,
-        place,
+        images,
         short_side=short_side,
         folder=Path(folder),
         on_bad_frame=on_bad_frame,
@@ -205,62 +200,47 @@ def open_cache(
     on_bad_frame: str = "stop",
     progress: bool = True,
 ) -> tuple[pd.DataFrame, FrameCache]:
-    """The cache of `frames` (built, continued or rebuilt where needed) and the rows of `frames`
-    that it holds.
+    """Open the cache of `frames`, after building it where needed.
 
-    The rows come back with a column `cache_row`, their number in the cache. Under
-    `on_bad_frame="skip"` rows whose image is missing or broken are left out and their number is
-    logged; under `"stop"` the first of them is an error.
-    Two processes that start at once build it once: the second waits.
+    Returns the rows of `frames` that it holds, with a column `cache_row`, their number in it, and
+    the cache. Under `on_bad_frame="skip"` rows whose image is missing or broken are left out and
+    their number is logged; under `"stop"` the first of them is an error. Of two processes that
+    start at once one builds, the other waits.
     """
     images = frames["image"].tolist()
     identity = "\n".join([str(root.resolve()), str(short_side), FORMAT, *images])
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
-    name = "-".join(
-        [
-            *dict.fromkeys(frames["dataset"]),
-            *dict.fromkeys(frames["split"]),
-            str(short_side),
-            digest,
-        ]
-    )
-    target = folder / name
+    names = [*frames["dataset"].unique(), *frames["split"].unique()]
+    target = folder / "-".join([*names, str(short_side), digest])
     sources, stamp = _locate(root, images)
     try:
         target.mkdir(parents=True, exist_ok=True)
+        with _locked(target):
+            about = _read_about(target)
+            if about.get("stamp") != stamp or not _is_whole(target, len(images)):
+                if about:
+                    log.info(
+                        "the frame cache %s is damaged or its source files have changed: it is"
+                        " built anew",
+                        target,
+                    )
+                (target / "about.json").unlink(missing_ok=True)
+                problems = _build(target, sources, short_side, on_bad_frame, progress)
+                about = {"stamp": stamp, "problems": problems}
+                about |= {"short_side": short_side, "root": str(root.resolve())}
+                with whole_file(target / "about.json") as file:
+                    json.dump(about, file, indent=2)
     except OSError as error:
         raise MsposeError(
-            f"cannot make the frame cache {target}: {error.strerror}; choose another with"
-            " --data.cache"
+            f"cannot write the frame cache {target}: {error.strerror}; free space, or choose"
+            " another folder with --data.cache"
         ) from error
-    with _alone(target):
-        about = _about(target)
-        stale = about.get("stamp") != stamp
-        if stale or ((target / "index.npy").exists() and not _is_whole(target, len(images))):
-            if about:
-                reason = "made from files that have changed since" if stale else "damaged"
-                log.info("the frame cache %s is %s and is built anew", target, reason)
-            for left in ("index.npy", "frames.u8", "frames.part", "facts.part"):
-                (target / left).unlink(missing_ok=True)
-            about = {
-                "stamp": stamp,
-                "images": len(images),
-                "short_side": short_side,
-                "root": str(root.resolve()),
-            }
-            _write_about(target, about)
-        if not (target / "index.npy").exists():
-            _build(target, images, sources, short_side, on_bad_frame, progress)
-    cache = FrameCache(
-        target, {int(row): text for row, text in _about(target).get("problems", {}).items()}
-    )
+    cache = FrameCache(target, {int(row): text for row, text in about.get("problems", {}).items()})
     readable = cache.readable
     if not readable.all():
         first = cache.problems[int(np.flatnonzero(~readable)[0])]
         if on_bad_frame == "stop":
-            raise MsposeError(
-                f"{first}; mend it, or leave such frames out with --on-bad-frame skip"
-            )
+            raise _unreadable(first)
         log.warning(
             "%d of %d frames left out; the first: %s", int((~readable).sum()), len(frames), first
         )
@@ -272,18 +252,14 @@ def open_cache(
     return kept, cache
 
 
-def _map(path: Path) -> NDArray[np.uint8]:
-    """The bytes of a file as an array, read when they are looked at."""
-    return (
-        np.asarray(np.memmap(path, np.uint8, mode="r"))
-        if path.stat().st_size
-        else np.zeros(0, np.uint8)
-    )
+def _unreadable(problem: str) -> MsposeError:
+    return MsposeError(f"{problem}; mend it, or leave such frames out with --on-bad-frame skip")
 
 
 def _locate(root: Path, images: Sequence[str]) -> tuple[list[str], str]:
-    """(source file of every image, stamp): a changed, added or mended source file makes another
-    stamp.
+    """Find the source file of every image.
+
+    Returns the files and a stamp that changes when one of them is changed, added or removed.
     """
     sources, lines = [], []
     for image in images:
@@ -304,7 +280,7 @@ def _locate(root: Path, images: Sequence[str]) -> tuple[list[str], str]:
 
 
 @contextmanager
-def _alone(target: Path) -> Iterator[None]:
+def _locked(target: Path) -> Iterator[None]:
     with (target / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -314,142 +290,61 @@ def _alone(target: Path) -> Iterator[None]:
         yield
 
 
-def _about(target: Path) -> dict:
+def _read_about(target: Path) -> dict:
     try:
         return json.loads((target / "about.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 
 
-def _write_about(target: Path, about: dict) -> None:
-    with whole_file(target / "about.json") as file:
-        json.dump(about, file, indent=2)
-
-
-def _checksum(array: NDArray[Any]) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).data)
-
-
 def _is_whole(target: Path, count: int) -> bool:
-    """Whether the finished files are there and agree, and a sample of the frames is as it was
-    written.
-    """
     try:
         index = np.load(target / "index.npy", allow_pickle=False)
-        if index.shape != (count, 5) or _checksum(index) != _about(target)["index_checksum"]:
-            return False
-        data = _map(target / "frames.u8")
-        if len(data) != 3 * int((index[:, 1] * index[:, 2]).sum()):
-            return False
-        sample = np.linspace(0, count - 1, min(count, CHECKED)).astype(np.int64)
-        return all(
-            _checksum(data[offset : offset + 3 * height * width]) == checksum
-            for offset, height, width, _, checksum in index[sample].tolist()
-        )
-    except (OSError, ValueError, IndexError, KeyError):
+        size = (target / "frames.u8").stat().st_size
+        return len(index) == count and size == 3 * int(index[:, 1:3].prod(axis=1).sum())
+    except (OSError, ValueError, IndexError):
         return False
 
 
 def _build(
-    target: Path,
-    images: Sequence[str],
-    sources: Sequence[str],
-    short_side: int,
-    on_bad_frame: str,
-    progress: bool,
-) -> None:
-    """Append decoded frames to `frames.part` and their facts to `facts.part`, then give both their
-    final names.
-    """
-    about = _about(target)
-    facts = _facts_so_far(target)
-    problems: dict[str, str] = about.get("problems", {}) if facts else {}
+    target: Path, sources: Sequence[str], short_side: int, on_bad_frame: str, progress: bool
+) -> dict[int, str]:
+    """Write `frames.u8` and `index.npy`.
 
-    def decode(row: int) -> tuple[NDArray[np.uint8], int] | str:
+    Returns row -> problem of the images that could not be read.
+    """
+
+    def decode(source: str) -> tuple[NDArray[np.uint8], int] | str:
+        path = Path(source)
         try:
-            path = Path(sources[row])
             image_HW3 = read_image(find_image(path.parent, path.name))
-            return resize_short_side(image_HW3, short_side), min(image_HW3.shape[:2])
         except MsposeError as error:
             return str(error)
+        return resize_short_side(image_HW3, short_side), min(image_HW3.shape[:2])
 
-    rows = range(len(facts), len(images))
-    try:
-        with (
-            (target / "frames.part").open("ab") as data,
-            (target / "facts.part").open("ab") as journal,
-        ):
-            data.truncate(3 * sum(height * width for height, width, _, _ in facts))
-            journal.truncate(32 * len(facts))
-            with (
-                ThreadPoolExecutor(os.cpu_count()) as pool,
-                tqdm(
-                    total=len(images),
-                    initial=len(facts),
-                    desc="decoding frames",
-                    unit="frame",
-                    disable=not progress,
-                ) as bar,
-            ):
-                for row, decoded in zip(rows, _in_order(pool, decode, rows), strict=True):
-                    if isinstance(decoded, str):
-                        if on_bad_frame == "stop":
-                            raise MsposeError(
-                                f"{decoded}; mend it, or leave such frames out with --on-bad-frame"
-                                " skip"
-                            )
-                        problems[str(row)] = decoded
-                        _write_about(target, {**about, "problems": problems})
-                        decoded = np.zeros((0, 0, 3), np.uint8), 0
-                    frame, source_side = decoded
-                    data.write(frame.tobytes())
-                    data.flush()
-                    facts.append((frame.shape[0], frame.shape[1], source_side, _checksum(frame)))
-                    journal.write(np.array(facts[-1], np.int64).tobytes())
-                    journal.flush()
-                    bar.update()
-            os.fsync(data.fileno())  # before the index, which says that they are there
-    except OSError as error:
-        raise MsposeError(
-            f"cannot write the frame cache {target}: {error.strerror}; free space, or choose"
-            " --data.cache"
-        ) from error
-    fact_N4 = np.array(facts, np.int64).reshape(-1, 4)
-    lengths = fact_N4[:, :2].prod(axis=1) * 3
-    index = np.column_stack([np.cumsum(lengths) - lengths, fact_N4])
-    (target / "frames.part").replace(target / "frames.u8")
-    _write_about(target, {**about, "problems": problems, "index_checksum": _checksum(index)})
-    with whole_file(target / "index.npy", "wb") as file:
-        np.save(file, index, allow_pickle=False)
-    (target / "facts.part").unlink()
-
-
-def _facts_so_far(target: Path) -> list[tuple[int, int, int, int]]:
-    """Height, width, source's short side and checksum of the frames that an interrupted build wrote
-    whole.
-    """
-    try:
-        data = _map(target / "frames.part")
-        journal = np.fromfile(target / "facts.part", np.int64)
-    except OSError:
-        return []
-    facts, offset = [], 0
-    for height, width, side, checksum in journal[: len(journal) // 4 * 4].reshape(-1, 4).tolist():
-        end = offset + 3 * height * width
-        if _checksum(data[offset:end]) != checksum:
-            break  # a machine that went down has not written the rest
-        facts.append((height, width, side, checksum))
-        offset = end
-    return facts
-
-
-def _in_order(pool: ThreadPoolExecutor, work, rows: Sequence[int]) -> Iterator:  # type: ignore[no-untyped-def]
-    """Results in order with a bounded number in flight, so that memory stays bounded too."""
-    ahead = 4 * (os.cpu_count() or 1)
-    waiting = []
-    for row in rows:
-        waiting.append(pool.submit(work, row))
-        if len(waiting) >= ahead:
-            yield waiting.pop(0).result()
-    for future in waiting:
-        yield future.result()
+    index_N4 = np.zeros((len(sources), 4), np.int64)
+    problems = {}
+    offset = 0
+    with (
+        (target / "frames.u8").open("wb") as file,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=len(sources), desc="decoding frames", unit="frame", disable=not progress) as bar,
+    ):
+        for start in range(0, len(sources), CHUNK):
+            decoded = pool.map(decode, sources[start : start + CHUNK])
+            for row, frame in enumerate(decoded, start=start):
+                if not isinstance(frame, str):
+                    image_HW3, source_side = frame
+                    index_N4[row] = (offset, *image_HW3.shape[:2], source_side)
+                    file.write(image_HW3.tobytes())
+                    offset += image_HW3.nbytes
+                elif on_bad_frame == "stop":
+                    raise _unreadable(frame)
+                else:
+                    problems[row] = frame
+                bar.update()
+        file.flush()
+        os.fsync(file.fileno())
+    with whole_file(target / "index.npy", "wb") as index_file:
+        np.save(index_file, index_N4, allow_pickle=False)
+    return problems

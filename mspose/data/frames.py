@@ -1,13 +1,14 @@
-"""The frame table: one row per frame, in one pose convention, whatever the files said.
+"""The frame table: one row per frame, with poses in one convention.
 
-Every loader collects what its files hold and calls `frame_table` once, at the end. Validation and
-the conversion of poses happen there and nowhere else; messages name the file and the line.
+Every loader collects what its files hold and calls `frame_table` once, at the end, which checks the
+frames and converts the poses. Messages name the file and the line.
 """
 
 import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,14 @@ WORLD_TO_CAMERA_POSITION = "world-to-camera-position"
 """Position: camera centre. Orientation: world-to-camera. Cambridge Landmarks stores it so."""
 POSE_CONVENTIONS = (CAMERA_TO_WORLD, WORLD_TO_CAMERA, WORLD_TO_CAMERA_POSITION)
 
-# 7Scenes' published matrices are off by up to 4e-4; a scaled, sheared or mistyped one by far more
-# than this
 ROTATION_TOLERANCE = 1e-2
-# published quaternions have norms from 0.95 to 2.0
+"""7Scenes' published matrices are off by up to 4e-4, scaled or sheared ones by far more."""
 SMALLEST_QUATERNION_NORM = 1e-6
+"""Published quaternions have norms from 0.95 to 2.0."""
 
 
 class NoFramesLeft(MsposeError):
-    """A scene or split without a single good frame; `faults` says what is wrong with the bad ones."""
+    """A scene or split has no good frame; `faults` lists what is wrong with the bad ones."""
 
     def __init__(self, message: str, faults: list[str]):
         super().__init__(message)
@@ -72,7 +72,7 @@ def frame_table(
     scenes: Sequence[str] | None = None,
     on_bad_frame: str = "stop",
 ) -> pd.DataFrame:
-    """The checked frame table (`COLUMNS`) of one split, with poses in the house convention.
+    """Check the frames of one split; returns their table (`COLUMNS`), poses as in `mspose.poses`.
 
     Args:
         dataset, ground_truth, split: one name each, for all rows.
@@ -83,12 +83,12 @@ def frame_table(
         where: row number -> the file (and line) that the row came from, for messages.
         source: the folder or files that were read, for the message about a scene without frames.
         focal_px: one value or one per row, in pixels of the original image; NaN where unknown.
-        faults: row number -> what the loader found wrong with it; the numbers of such a row are not
-            looked at.
+        faults: row number -> what the loader found wrong with it; such a row's numbers are not
+            checked.
         scenes: scenes that must have at least one frame; by default those of the rows.
-        on_bad_frame: `stop` raises at the first bad frame; `skip` leaves bad frames out, warns with
-            their number, and notes it in `table.attrs["bad_frames"]`, and what is wrong with each
-            in `table.attrs["faults"]`.
+        on_bad_frame: `stop` raises at the first bad frame; `skip` leaves bad frames out and warns.
+            Their number is in `table.attrs["bad_frames"]`, what is wrong with each in
+            `table.attrs["faults"]`.
 
     Raises MsposeError for a bad frame (NaN, non-rotation, zero quaternion, impossible focal length,
     the loader's own `faults`), a duplicate image, or a scene without frames.
@@ -101,37 +101,30 @@ def frame_table(
         raise MsposeError(f"on_bad_frame is 'stop' or 'skip', not {on_bad_frame!r}")
     rows = len(image)
     position = np.asarray(position_B3, dtype=np.float64).reshape(rows, 3)
-    turn = np.asarray(orientation, dtype=np.float64).reshape(
+    orientation = np.asarray(orientation, dtype=np.float64).reshape(
         (rows, 4) if np.ndim(orientation) < 3 else (rows, 3, 3)
     )
     focal = np.broadcast_to(np.asarray(focal_px, dtype=np.float64), (rows,))
 
     _refuse_duplicates(image, where)
-    bad = {**_pose_faults(position, turn, focal), **(faults or {})}
-    if bad and on_bad_frame == "stop":
-        first = min(bad)
-        raise MsposeError(
-            f"{where(first)}: {bad[first]}; correct it, or go on without such frames with"
-            " --on-bad-frame skip"
-        )
-    keep = np.ones(rows, dtype=bool)
-    keep[list(bad)] = False
-    if bad:
-        first = min(bad)
-        logger.warning(
-            "left out %d of %d frames; the first: %s: %s", len(bad), rows, where(first), bad[first]
-        )
-
+    bad = {**_pose_faults(position, orientation, focal), **(faults or {})}
     faults_found = [f"{where(row)}: {bad[row]}" for row in sorted(bad)]
-    kept_scenes = {name for name, stays in zip(scene, keep, strict=True) if stays}
+    if bad and on_bad_frame == "stop":
+        raise MsposeError(
+            f"{faults_found[0]}; correct it, or go on without such frames with --on-bad-frame skip"
+        )
+    if bad:
+        logger.warning("left out %d of %d frames; the first: %s", len(bad), rows, faults_found[0])
+
+    kept = [row for row in range(rows) if row not in bad]
+    kept_scenes = {scene[row] for row in kept}
     for name in scenes if scenes is not None else dict.fromkeys(scene):
         if name not in kept_scenes:
             raise NoFramesLeft(f"scene {name} has no {split} frames in {source}", faults_found)
-    if not kept_scenes:
+    if not kept:
         raise NoFramesLeft(f"no {split} frames in {source}", faults_found)
 
-    quaternion_B4, centre_B3 = _to_house_convention(turn[keep], position[keep], convention)
-    kept = np.flatnonzero(keep).tolist()
+    quaternion_B4, centre_B3 = _convert_poses(orientation[kept], position[kept], convention)
     table = pd.DataFrame(
         {
             "dataset": dataset,
@@ -142,7 +135,7 @@ def frame_table(
             "image": [image[row] for row in kept],
             **dict(zip(("tx", "ty", "tz"), centre_B3.T, strict=True)),
             **dict(zip(("qw", "qx", "qy", "qz"), quaternion_B4.T, strict=True)),
-            "focal_px": focal[keep],
+            "focal_px": focal[kept],
         },
         columns=list(COLUMNS),
     )
@@ -152,7 +145,7 @@ def frame_table(
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file (UTF-8, with or without a byte order mark, any line ends), stripped.
+    """Read the stripped lines of a text file (UTF-8, byte order mark or not, any line ends).
 
     Raises MsposeError where it cannot be read as text.
     """
@@ -165,26 +158,55 @@ def read_lines(path: Path) -> list[str]:
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:
-    """Sorting key under which frame-2 comes before frame-10."""
+    """Key for sorting names so that frame-2 comes before frame-10."""
     return [
         (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)
     ]
 
 
 def parse_numbers(values: Sequence[str] | Sequence[bytes]) -> tuple[list[float], str]:
-    """(numbers, fault): the values as floats and "", or NaNs and what is wrong with the first bad
+    """Parse values as floats; returns (numbers, ""), or NaNs and what is wrong with the first bad
     one.
     """
-    try:
-        return [float(value) for value in values], ""
-    except ValueError:
-        for value in values:
-            try:
-                float(value)
-            except ValueError:
-                shown = value.decode(errors="replace") if isinstance(value, bytes) else value
-                return [math.nan] * len(values), f"{shown[:40]!r} is not a number"
-        raise
+    numbers = []
+    for value in values:
+        try:
+            numbers.append(float(value))
+        except ValueError:
+            shown = value.decode(errors="replace") if isinstance(value, bytes) else value
+            return [math.nan] * len(values), f"{shown[:40]!r} is not a number"
+    return numbers, ""
+
+
+@dataclass(frozen=True)
+class PoseLine:
+    """A line `image number number ...` of a text file of poses."""
+
+    where: str
+    """File and line."""
+    image: str
+    numbers: list[float]
+    """NaNs where there is a fault."""
+    fault: str
+    """What is wrong with the line, or ""."""
+
+
+def read_pose_lines(path: Path, count: int, *, header_lines: int = 0) -> list[PoseLine]:
+    """Read the lines after the header of a text file with an image and `count` numbers on each.
+
+    Raises MsposeError where the file cannot be read as text.
+    """
+    lines = []
+    for number, text in enumerate(read_lines(path)[header_lines:], start=header_lines + 1):
+        if not text:
+            continue
+        image, *cells = text.split()
+        numbers, fault = parse_numbers(cells)
+        if len(cells) != count:
+            numbers = [math.nan] * count
+            fault = f"expected {count} numbers after the image, found {len(cells)}"
+        lines.append(PoseLine(f"{path}, line {number}", image, numbers, fault))
+    return lines
 
 
 def _refuse_duplicates(image: Sequence[str], where: Callable[[int], str]) -> None:
@@ -199,53 +221,47 @@ def _refuse_duplicates(image: Sequence[str], where: Callable[[int], str]) -> Non
         first[name] = row
 
 
-def _pose_faults(position: NDArray[Any], turn: NDArray[Any], focal: NDArray[Any]) -> dict[int, str]:
+def _pose_faults(
+    position: NDArray[Any], orientation: NDArray[Any], focal: NDArray[Any]
+) -> dict[int, str]:
     """Row number -> what is wrong with its pose or focal length."""
+    finite = np.isfinite(position).all(axis=1)
+    finite &= np.isfinite(orientation).all(axis=tuple(range(1, orientation.ndim)))
     with np.errstate(over="ignore", invalid="ignore"):
-        not_finite = ~(
-            np.isfinite(position).all(1) & np.isfinite(turn).all(tuple(range(1, turn.ndim)))
-        )
-        if turn.ndim == 3:
-            off = (
-                np.abs(np.swapaxes(turn, 1, 2) @ turn - np.eye(3))
-                .reshape(len(turn), 9)
-                .max(1, initial=0)
-            )
-            sheared = ~not_finite & ~(off <= ROTATION_TOLERANCE)
-            mirrored = (
-                ~not_finite
-                & ~sheared
-                & (np.linalg.det(np.where(not_finite[:, None, None], 0, turn)) < 0)
-            )
-            zero = np.zeros(len(turn), dtype=bool)
+        if orientation.ndim == 3:
+            product = np.swapaxes(orientation, 1, 2) @ orientation
+            off = np.abs(product - np.eye(3)).max(axis=(1, 2), initial=0)
+            mirrored = np.linalg.det(np.where(finite[:, None, None], orientation, 0)) < 0
+            bad = np.flatnonzero(~(off <= ROTATION_TOLERANCE) | mirrored)
         else:
-            norm = np.linalg.norm(turn, axis=1)
-            sheared = mirrored = np.zeros(len(turn), dtype=bool)
-            not_finite |= np.isinf(norm)
-            zero = norm < SMALLEST_QUATERNION_NORM
-        no_focal = np.isinf(focal) | (focal <= 0)
+            norm = np.linalg.norm(orientation, axis=1)
+            finite &= np.isfinite(norm)
+            bad = np.flatnonzero(norm < SMALLEST_QUATERNION_NORM)
     faults: dict[int, str] = {}
-    for row in np.flatnonzero(no_focal):
-        faults[int(row)] = f"a focal length of {focal[row]:g} pixels is impossible"
-    for row in np.flatnonzero(zero):
-        faults[int(row)] = "the quaternion is zero"
-    for row in np.flatnonzero(sheared):
-        faults[int(row)] = (
-            f"the pose is not a rotation: R^T R differs from the identity by up to {off[row]:.2g}"
-        )
-    for row in np.flatnonzero(mirrored):
-        faults[int(row)] = (
-            "the pose is not a rotation but a reflection: its determinant is negative"
-        )
-    for row in np.flatnonzero(not_finite):
-        faults[int(row)] = "the pose holds NaN or infinity"
+    for row in np.flatnonzero(np.isinf(focal) | (focal <= 0)).tolist():
+        faults[row] = f"a focal length of {focal[row]:g} pixels is impossible"
+    for row in bad.tolist():
+        if orientation.ndim == 2:
+            faults[row] = "the quaternion is zero"
+        elif mirrored[row]:
+            faults[row] = "the pose is not a rotation but a reflection: its determinant is negative"
+        else:
+            faults[row] = (
+                "the pose is not a rotation: R^T R differs from the identity by up to"
+                f" {off[row]:.2g}"
+            )
+    for row in np.flatnonzero(~finite).tolist():
+        faults[row] = "the pose holds NaN or infinity"
     return faults
 
 
-def _to_house_convention(
-    turn: NDArray[Any], position_B3: NDArray[Any], convention: str
+def _convert_poses(
+    orientation: NDArray[Any], position_B3: NDArray[Any], convention: str
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    quaternion_B4 = poses.rotation_to_quaternion(turn) if turn.ndim == 3 else turn
+    """Quaternions (B, 4) and positions (B, 3) as in `mspose.poses`."""
+    quaternion_B4 = orientation
+    if orientation.ndim == 3:
+        quaternion_B4 = poses.rotation_to_quaternion(orientation)
     if convention == WORLD_TO_CAMERA:
         return poses.camera_to_world(quaternion_B4, position_B3)
     if convention == WORLD_TO_CAMERA_POSITION:
@@ -255,8 +271,6 @@ def _to_house_convention(
 
 def evenly(count: int, most: int) -> NDArray[np.int64]:
     """At most `most` of the numbers 0 .. count-1, evenly spread."""
-    return (
-        np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
-        if count
-        else np.zeros(0, np.int64)
-    )
+    if count == 0:
+        return np.zeros(0, np.int64)
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))

@@ -1,15 +1,16 @@
-"""Images: from a name to RGB bytes, whatever the file holds, and the resize that training and
-prediction share.
-"""
+"""Images: reading them as RGB bytes, and the preprocessing that training and prediction share."""
 
 import zlib
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from mspose.errors import MsposeError
 
@@ -17,8 +18,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def find_image(root: Path, image: str) -> Path:
-    """The file of `image` under `root`, or the same name with another of `SUFFIXES` (some copies
-    hold JPEGs for PNGs).
+    """Path of `image` under `root`, or of the same name with another of `SUFFIXES`: some copies of
+    a data set hold JPEGs for its PNGs.
 
     Raises MsposeError naming the file where there is none.
     """
@@ -33,7 +34,7 @@ def find_image(root: Path, image: str) -> Path:
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """The image as RGB uint8 (H, W, 3).
+    """Read an image as RGB uint8 (H, W, 3).
 
     Grey, palette, CMYK and RGBA images are converted (transparency is dropped); of 16 bits per
     channel the upper 8 are kept. Raises MsposeError, naming the file, where it is missing, empty,
@@ -64,8 +65,9 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def to_rgb8(image_HW3: Any) -> NDArray[np.uint8]:
-    """`image_HW3` itself (contiguous), checked to be an RGB uint8 array (H, W, 3). Raises
-    ValueError if it is not.
+    """Return the image contiguous in memory.
+
+    Raises ValueError if it is not an RGB uint8 array (H, W, 3).
     """
     if not isinstance(image_HW3, np.ndarray):
         raise ValueError(
@@ -79,9 +81,10 @@ def to_rgb8(image_HW3: Any) -> NDArray[np.uint8]:
 
 
 def resize_short_side(image_HW3: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """The image with its shorter side `size` pixels long: bilinear, antialiased, bit for bit as
-    torchvision's `Resize(size)` does on a PIL image; of tall images as with Pillow before 13,
-    whatever Pillow is here.
+    """Resize an image to `size` pixels along its shorter side, bilinear and antialiased.
+
+    Bit for bit as torchvision's `Resize(size)` on a PIL image; tall images as with Pillow before
+    13, whichever version is installed.
     """
     height, width = image_HW3.shape[:2]
     short, long = min(height, width), max(height, width)
@@ -90,11 +93,30 @@ def resize_short_side(image_HW3: NDArray[np.uint8], size: int) -> NDArray[np.uin
     new_long = int(size * long / short)
     new_size = (size, new_long) if width <= height else (new_long, size)
     resized = Image.fromarray(image_HW3)
-    if (
-        width < height
-    ):  # along rows first, as Pillow does but for tall images from version 13 on: rounding differs
+    if width < height:  # along rows first: from 13 on Pillow does not, and rounds differently
         resized = resized.resize((size, height), Image.Resampling.BILINEAR)
     return np.array(resized.resize(new_size, Image.Resampling.BILINEAR))
+
+
+def centre_crop(
+    height: ArrayLike, width: ArrayLike, size: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(top, left) of the centre crop of one image or of many, rounded as torchvision rounds it."""
+    top, left = (
+        np.rint((np.asarray(side) - size) / 2.0).astype(np.int64) for side in (height, width)
+    )
+    return top, left
+
+
+def normalize(
+    image_B3HW: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor
+) -> Tensor:
+    """(image - mean) / std per channel."""
+    shift, scale = (
+        torch.as_tensor(values, dtype=image_B3HW.dtype, device=image_B3HW.device).view(3, 1, 1)
+        for values in (mean, std)
+    )
+    return (image_B3HW - shift).div_(scale)
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:

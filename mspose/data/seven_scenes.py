@@ -1,12 +1,10 @@
 """7Scenes' folders (Shotton et al., CVPR 2013) and its two ground truths; virtual data is written
 in the same layout.
 
-    <root>/<scene>/TrainSplit.txt, TestSplit.txt              name sequences, one per line:
-                                                              `sequence3`
-    <root>/<scene>/seq-03/frame-000226.color.png|jpg          the image
-    <root>/<scene>/seq-03/frame-000226.pose.txt               4x4 camera-to-world matrix, metres
-    <root>/<scene>/camera-intrinsics.txt                      optional: the 3x3 camera matrix,
-                                                              pixels
+    <root>/<scene>/TrainSplit.txt, TestSplit.txt       a sequence on each line: `sequence3`
+    <root>/<scene>/seq-03/frame-000226.color.png|jpg   the image
+    <root>/<scene>/seq-03/frame-000226.pose.txt        4x4 camera-to-world matrix, metres
+    <root>/<scene>/camera-intrinsics.txt               optional: 3x3 camera matrix, pixels
 
 The second ground truth (Brachmann et al., ICCV 2021) is one text file per scene and split, in any
 order, with a line `seq-03/frame-000226.color.png qw qx qy qz tx ty tz f` per image,
@@ -25,10 +23,12 @@ import pandas as pd
 from mspose.data.frames import (
     CAMERA_TO_WORLD,
     WORLD_TO_CAMERA,
+    PoseLine,
     frame_table,
     natural_order,
     parse_numbers,
     read_lines,
+    read_pose_lines,
 )
 from mspose.errors import MsposeError
 
@@ -50,7 +50,7 @@ def read_seven_scenes(
     focal_px: float = math.nan,
     on_bad_frame: str = "stop",
 ) -> pd.DataFrame:
-    """The frame table of one split of `scenes`, by scene, sequence and frame number.
+    """Read the frame table of one split of `scenes`, by scene, sequence and frame number.
 
     A scene's `camera-intrinsics.txt`, where it has one, goes before `focal_px`. With
     `on_bad_frame="skip"` a frame without image or with a bad pose file is left out (see
@@ -59,29 +59,23 @@ def read_seven_scenes(
     Raises MsposeError for a split file that is missing, empty or names a sequence that is not
     there, a sequence without frames, and bad frames.
     """
-    scene_names: list[str] = []
-    sequences: list[str] = []
-    images: list[str] = []
+    frames: list[tuple[str, str, str, float]] = []  # scene, sequence, image, focal length
     pose_files: list[str] = []
-    focals: list[float] = []
     values: list[list[float]] = []
     faults: dict[int, str] = {}
     for scene in scenes:
         focal = _read_focal(root / scene / INTRINSICS, focal_px)
         for folder in split_sequences(root / scene, split):
-            sequence, place = folder.name, f"{folder}{os.sep}"
             for pose_name, image_name in _list_frames(folder):
-                matrix, fault = _read_matrix(place + pose_name)
+                pose_files.append(f"{folder}{os.sep}{pose_name}")
+                matrix, fault = _read_matrix(pose_files[-1])
                 if image_name is None:
                     fault = "there is no image beside it (.color.png or .color.jpg)"
                 if fault:
                     faults[len(values)] = fault
                 values.append(matrix)
-                pose_files.append(place + pose_name)
-                scene_names.append(scene)
-                sequences.append(sequence)
-                images.append(f"{scene}/{sequence}/{image_name or pose_name}")
-                focals.append(focal)
+                image = f"{scene}/{folder.name}/{image_name or pose_name}"
+                frames.append((scene, folder.name, image, focal))
     pose_B44 = np.array(values, dtype=np.float64).reshape(-1, 4, 4)
     for row in np.flatnonzero(np.abs(pose_B44[:, 3] - [0, 0, 0, 1]).max(1, initial=0) > 1e-6):
         faults.setdefault(int(row), "the last row of the pose is not 0 0 0 1")
@@ -89,15 +83,15 @@ def read_seven_scenes(
         dataset=dataset,
         ground_truth=ground_truth,
         split=split,
-        scene=scene_names,
-        sequence=sequences,
-        image=images,
+        scene=[frame[0] for frame in frames],
+        sequence=[frame[1] for frame in frames],
+        image=[frame[2] for frame in frames],
         position_B3=pose_B44[:, :3, 3],
         orientation=pose_B44[:, :3, :3],
         convention=CAMERA_TO_WORLD,
         where=pose_files.__getitem__,
         source=str(root),
-        focal_px=focals,
+        focal_px=[frame[3] for frame in frames],
         faults=faults,
         scenes=scenes,
         on_bad_frame=on_bad_frame,
@@ -112,56 +106,46 @@ def read_sfm_poses(
     ground_truth: str = "sfm",
     on_bad_frame: str = "stop",
 ) -> pd.DataFrame:
-    """The frame table of the structure-from-motion poses in `files` (scene -> text file), by
+    """Read the frame table of the structure-from-motion poses in `files` (scene -> text file), by
     sequence and frame number.
 
     Images are named as in the files and are not looked for. Raises MsposeError with file and line
     for bad lines.
     """
-    rows: list[tuple[str, str, Path, int, list[float], str]] = []
+    rows: list[tuple[str, PoseLine]] = []
     for scene, path in files.items():
-        found = []
-        for line, text in enumerate(read_lines(path), start=1):
-            if not text:
-                continue
-            name, *cells = text.split()
-            if len(cells) != 8:
-                numbers, fault = (
-                    [math.nan] * 8,
-                    f"expected 8 numbers after the image, found {len(cells)}",
-                )
-            else:
-                numbers, fault = parse_numbers(cells)
-                fault = fault or (
-                    "" if math.isfinite(numbers[7]) else "the focal length is not a number"
-                )
-            found.append((scene, name, path, line, numbers, fault))
-        if not found:
+        lines = read_pose_lines(path, 8)
+        if not lines:
             raise MsposeError(f"{path} is empty: expected a line per image")
-        rows += sorted(found, key=lambda row: natural_order(row[1]))
-    number_B8 = np.array([row[4] for row in rows], dtype=np.float64).reshape(-1, 8)
+        lines.sort(key=lambda line: natural_order(line.image))
+        rows += [(scene, line) for line in lines]
+    number_B8 = np.array([line.numbers for _, line in rows], dtype=np.float64).reshape(-1, 8)
+    faults = {row: line.fault for row, (_, line) in enumerate(rows) if line.fault}
+    for row in np.flatnonzero(~np.isfinite(number_B8[:, 7])).tolist():
+        faults.setdefault(row, "the focal length is not a number")
     return frame_table(
         dataset=dataset,
         ground_truth=ground_truth,
         split=split,
-        scene=[row[0] for row in rows],
-        sequence=[row[1].rpartition("/")[0] for row in rows],
-        image=[f"{row[0]}/{row[1]}" for row in rows],
+        scene=[scene for scene, _ in rows],
+        sequence=[line.image.rpartition("/")[0] for _, line in rows],
+        image=[f"{scene}/{line.image}" for scene, line in rows],
         position_B3=number_B8[:, 4:7],
         orientation=number_B8[:, :4],
         convention=WORLD_TO_CAMERA,
-        where=lambda row: f"{rows[row][2]}, line {rows[row][3]}",
-        source=", ".join(str(path) for path in files.values()),
+        where=lambda row: rows[row][1].where,
+        source=", ".join(map(str, files.values())),
         focal_px=number_B8[:, 7],
-        faults={number: row[5] for number, row in enumerate(rows) if row[5]},
+        faults=faults,
         scenes=list(files),
         on_bad_frame=on_bad_frame,
     )
 
 
 def split_sequences(scene_folder: Path, split: str) -> list[Path]:
-    """The sequence folders of a split, by number. Raises MsposeError for a line or a folder that is
-    not right.
+    """Read the sequence folders of a split, by number.
+
+    Raises MsposeError for a line that names no sequence, a sequence twice, or one without folder.
     """
     if split not in SPLIT_FILES:
         raise MsposeError(f"there is no split {split!r}; there are: {', '.join(SPLIT_FILES)}")
@@ -201,7 +185,7 @@ def split_sequences(scene_folder: Path, split: str) -> list[Path]:
 
 
 def _list_frames(folder: Path) -> list[tuple[str, str | None]]:
-    """(name of the pose file, name of the image or None) of every frame, by number."""
+    """List (name of the pose file, name of the image or None) of every frame, by number."""
     frames: dict[str, dict[str, str]] = {}
     for entry in os.scandir(folder):
         match = _FRAME_FILE.fullmatch(entry.name)
@@ -209,8 +193,7 @@ def _list_frames(folder: Path) -> list[tuple[str, str | None]]:
             frames.setdefault(match[1], {})[match[2]] = entry.name
     if not frames:
         raise MsposeError(
-            f"{folder} holds no frames (frame-000000.color.png with frame-000000.pose.txt, and"
-            " so on)"
+            f"{folder} holds no frames (frame-000000.color.png with frame-000000.pose.txt, ...)"
         )
     listed = []
     for number in sorted(frames, key=int):
@@ -221,7 +204,7 @@ def _list_frames(folder: Path) -> list[tuple[str, str | None]]:
 
 
 def _read_matrix(path: str) -> tuple[list[float], str]:
-    """(the 16 numbers of a pose file, ""), or (NaNs, what is wrong)."""
+    """Read a pose file; returns (its 16 numbers, ""), or NaNs and what is wrong."""
     nothing = [math.nan] * 16
     try:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - Path objects take as long as reading does

@@ -100,9 +100,7 @@ def test_a_bad_image_stops_or_is_left_out(own_data, tmp_path, damage, caplog):
         cache[kept["cache_row"].iloc[-1]],
         resize_short_side(read_image(root / frames["image"][last]), 32),
     )
-    with pytest.raises(
-        MsposeError, match=name
-    ):  # what was skipped once is no secret to the next who asks
+    with pytest.raises(MsposeError, match=name):  # the cache remembers it
         open_small(frames, root, tmp_path)
     path.write_bytes(whole)  # mended
     kept, cache = open_small(frames, root, tmp_path)
@@ -117,8 +115,9 @@ def test_no_readable_image_at_all(own_data, tmp_path):
         open_small(frames, root, tmp_path, on_bad_frame="skip")
 
 
-def test_an_interrupted_build_goes_on_where_it_stopped(small_data, tmp_path, monkeypatch):
+def test_an_interrupted_build_is_never_taken_for_whole(small_data, tmp_path, monkeypatch):
     frames, root = frames_of(small_data)
+    monkeypatch.setattr(cache_module, "CHUNK", 4)
 
     def read_then_stop(path: Path):
         if path == root / frames["image"][15]:
@@ -128,41 +127,10 @@ def test_an_interrupted_build_goes_on_where_it_stopped(small_data, tmp_path, mon
     monkeypatch.setattr(cache_module, "read_image", read_then_stop)
     with pytest.raises(KeyboardInterrupt):
         open_small(frames, root, tmp_path)
+    assert next(tmp_path.glob("*/frames.u8")).stat().st_size > 0
     read = count_reads(monkeypatch)
-    kept, cache = open_small(frames, root, tmp_path)
-    assert root / frames["image"][0] not in read
-    assert root / frames["image"][15] in read
-    for row in range(len(frames)):
-        np.testing.assert_array_equal(
-            cache[row], resize_short_side(read_image(root / frames["image"][row]), 32)
-        )
-
-
-def test_what_a_machine_lost_when_it_went_down_is_decoded_again(small_data, tmp_path, monkeypatch):
-    frames, root = frames_of(small_data)
-
-    def read_then_stop(path: Path):
-        if path == root / frames["image"][15]:
-            raise KeyboardInterrupt
-        return read_image(path)
-
-    monkeypatch.setattr(cache_module, "read_image", read_then_stop)
-    with pytest.raises(KeyboardInterrupt):
-        open_small(frames, root, tmp_path)
-    data, journal = (next(tmp_path.glob(f"*/{name}.part")) for name in ("frames", "facts"))
-    size = 32 * 42 * 3
-    assert data.stat().st_size >= 15 * size
-    with data.open(
-        "r+b"
-    ) as file:  # a block of frame 6 was never written, and the last line only half
-        file.seek(6 * size + 100)
-        file.write(bytes(512))
-    with journal.open("ab") as file:
-        file.write(b"half a")
-    read = count_reads(monkeypatch)
-    kept, cache = open_small(frames, root, tmp_path)
-    assert sorted(read) == sorted(root / image for image in frames["image"][6:])
-    assert len(kept) == len(frames)
+    _, cache = open_small(frames, root, tmp_path)
+    assert len(read) == len(frames)
     for row in range(len(frames)):
         np.testing.assert_array_equal(
             cache[row], resize_short_side(read_image(root / frames["image"][row]), 32)
@@ -170,26 +138,19 @@ def test_what_a_machine_lost_when_it_went_down_is_decoded_again(small_data, tmp_
 
 
 @pytest.mark.parametrize("file", ["frames.u8", "index.npy", "about.json"])
-@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
-def test_a_damaged_cache_is_rebuilt(small_data, tmp_path, caplog, file, damage):
-    caplog.set_level(logging.INFO, "mspose")
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_damaged_cache_is_rebuilt(small_data, tmp_path, file, damage):
     frames, root = frames_of(small_data)
     _, cache = open_small(frames, root, tmp_path)
     expected = np.array(cache[5])
     path = next(tmp_path.glob(f"*/{file}"))
     whole = path.read_bytes()
-    if damage == "gone":
-        path.unlink()
-    elif damage == "cut":
+    path.unlink()
+    if damage == "cut":
         path.write_bytes(whole[:40])
-    else:
-        place = whole.index(b'"stamp": ') + 12 if file == "about.json" else len(whole) // 2
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
     _, cache = open_small(frames, root, tmp_path)
     np.testing.assert_array_equal(cache[5], expected)
     assert path.read_bytes() == whole
-    if damage == "flipped":
-        assert "is built anew" in caplog.text
 
 
 def _open_and_count(card_path: Path, folder: Path, queue) -> None:
@@ -217,50 +178,40 @@ def test_two_processes_build_it_once(small_data, tmp_path):
     assert len({total for _, total in results}) == 1
 
 
-def _hang_at(card_path: Path, folder: Path, row: int, queue) -> None:
+def _hang(card_path: Path, folder: Path, queue) -> None:
+    def say_and_hang(path: Path):
+        queue.put("hangs")
+        time.sleep(600)
+
+    cache_module.read_image = say_and_hang
     frames, root = frames_of(card_path)
-
-    def read_then_hang(path: Path):
-        if path == root / frames["image"][row]:
-            queue.put("hangs")
-            time.sleep(600)
-        return read_image(path)
-
-    cache_module.read_image = read_then_hang
     open_small(frames, root, folder)
 
 
-def test_a_process_that_waits_goes_on_where_a_killed_one_stopped(small_data, tmp_path):
+def test_a_process_that_waits_takes_over_from_a_killed_one(small_data, tmp_path):
     context = multiprocessing.get_context("fork")
     hanging, done = context.Queue(), context.Queue()
-    builder = context.Process(target=_hang_at, args=(small_data, tmp_path, 15, hanging))
+    builder = context.Process(target=_hang, args=(small_data, tmp_path, hanging))
     builder.start()
     assert hanging.get(timeout=60) == "hangs"
-    journal = next(tmp_path.glob("*/facts.part"))
-    deadline = time.monotonic() + 60
-    while (
-        journal.stat().st_size < 15 * 32 and time.monotonic() < deadline
-    ):  # the frames before it are on their way
-        time.sleep(0.01)
     waiter = context.Process(target=_open_and_count, args=(small_data, tmp_path, done))
     waiter.start()
     waiter.join(0.5)
     assert waiter.is_alive()
     assert done.empty()
     os.kill(builder.pid, signal.SIGKILL)
-    reads, total = done.get(timeout=60)
+    reads, _ = done.get(timeout=60)
     waiter.join()
-    frames, root = frames_of(small_data)
-    assert reads == len(frames) - 15
-    assert total == int(resize_short_side(read_image(root / frames["image"][3]), 32).sum())
+    frames, _ = frames_of(small_data)
+    assert reads == len(frames)
 
 
-def test_who_waits_says_so(small_data, tmp_path, caplog):
+def test_waiting_for_another_process_is_logged(small_data, tmp_path, caplog):
     caplog.set_level(logging.INFO, "mspose")
     frames, root = frames_of(small_data)
     open_small(frames, root, tmp_path)
     other = threading.Thread(target=open_small, args=(frames, root, tmp_path))
-    with cache_module._alone(next(tmp_path.iterdir())):
+    with cache_module._locked(next(tmp_path.iterdir())):
         other.start()
         deadline = time.monotonic() + 60
         while "waiting for another process" not in caplog.text and time.monotonic() < deadline:
@@ -282,45 +233,39 @@ def test_frames_that_do_not_fit_into_the_memory_are_one_line(small_data, tmp_pat
 def test_a_folder_that_cannot_be_written_is_one_line(small_data, tmp_path):
     frames, root = frames_of(small_data)
     (tmp_path / "file").write_text("")
-    with pytest.raises(MsposeError, match=r"cannot make the frame cache .*--data\.cache"):
+    with pytest.raises(MsposeError, match=r"cannot write the frame cache .*--data\.cache"):
         open_small(frames, root, tmp_path / "file" / "cache")
 
 
-def test_open_split_counts_what_it_left_out(own_data, tmp_path):
-    card = read_card(own_data)
-    frames = load_frames(card, split="test")
-    (data_root(card) / frames["image"][1]).unlink()
-    options = {
-        "root": None,
-        "scenes": [],
-        "ground_truth": None,
-        "labels": [],
-        "short_side": 32,
-        "progress": False,
-    }
-    kept, _, bad = open_split(card, "test", folder=str(tmp_path), on_bad_frame="skip", **options)
+def open_train(card_path: Path, folder: Path, **options):
+    return open_split(
+        read_card(card_path),
+        "train",
+        root=None,
+        scenes=(),
+        ground_truth=None,
+        labels=(),
+        short_side=32,
+        folder=str(folder),
+        progress=False,
+        **options,
+    )
+
+
+def test_open_split_counts_the_frames_left_out(own_data, tmp_path):
+    frames, root = frames_of(own_data)
+    (root / frames["image"][1]).unlink()
+    kept, _, bad = open_train(own_data, tmp_path, on_bad_frame="skip")
     assert (len(kept), bad) == (len(frames) - 1, 1)
 
 
 def test_open_split_takes_some_frames_of_every_scene_evenly_spread(small_data, tmp_path):
-    options = {
-        "root": None,
-        "scenes": (),
-        "ground_truth": None,
-        "labels": (),
-        "short_side": 32,
-        "progress": False,
-    }
-    every, _, _ = open_split(read_card(small_data), "train", folder=str(tmp_path), **options)
-    some, cache, bad = open_split(
-        read_card(small_data), "train", folder=str(tmp_path), frames_per_scene=3, **options
-    )
+    every, _, _ = open_train(small_data, tmp_path)
+    some, cache, bad = open_train(small_data, tmp_path, frames_per_scene=3)
     assert bad == 0
     assert len(cache) == len(some) == 6
     for scene, rows in every.groupby("scene").indices.items():
         chosen = every["image"].iloc[rows[[0, round((len(rows) - 1) / 2), len(rows) - 1]]]
         assert some.loc[some["scene"] == scene, "image"].tolist() == chosen.tolist()
-    plenty, _, _ = open_split(
-        read_card(small_data), "train", folder=str(tmp_path), frames_per_scene=99, **options
-    )
+    plenty, _, _ = open_train(small_data, tmp_path, frames_per_scene=99)
     assert plenty["image"].tolist() == every["image"].tolist()

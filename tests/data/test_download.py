@@ -68,7 +68,6 @@ class Server:
         self.files = {}
         self.ranges = True  # knows the Range header
         self.break_after = 0  # closes the connection after so many bytes of each answer
-        self.etag = True
         self.requests = []  # (path, Range header)
         outer = self
 
@@ -92,9 +91,8 @@ class Server:
         if data is None:
             handler.send_error(404)
             return
-        tag = f'"{hashlib.sha256(data).hexdigest()[:10]}"'
         start, status = 0, 200
-        if wanted and self.ranges and handler.headers.get("If-Range", tag) == tag:
+        if wanted and self.ranges:
             start, status = int(wanted.removeprefix("bytes=").rstrip("-")), 206
             if start >= len(data):
                 handler.send_response(416)
@@ -104,8 +102,6 @@ class Server:
         body = data[start:]
         handler.send_response(status)
         handler.send_header("Content-Length", str(len(body)))
-        if self.etag:
-            handler.send_header("ETag", tag)
         if status == 206:
             handler.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         handler.end_headers()
@@ -239,45 +235,23 @@ def test_an_interrupted_download_goes_on_where_it_stopped(card, server):
     assert left_behind(card) == ["attic", "attic.sha256"]
 
 
-def test_breaking_off_in_the_middle_of_a_piece(card, server):
-    server.break_after = 3 * download.CHUNK + 777
-    checksum = hashlib.sha256(server.files["/attic.zip"]).hexdigest()
-    fetch(with_checksum(card, checksum))
-    assert len(server.requests) > 2
-    assert len(load_frames(card, split="train", scenes=["attic"])) == 3
-
-
-@pytest.mark.parametrize("etag", [True, False])
-def test_a_killed_download_goes_on_in_the_next_run(card, server, etag):
-    server.etag = etag
+@pytest.mark.parametrize("kept", [1000, None])
+def test_a_killed_download_goes_on_in_the_next_run(card, server, kept):
     card.root.mkdir()
     data = server.files["/attic.zip"]
-    (card.root / "attic.zip.part").write_bytes(data[:1000])
-    if etag:
-        (card.root / "attic.zip.part.tag").write_text(f'"{hashlib.sha256(data).hexdigest()[:10]}"')
+    (card.root / "attic.zip.part").write_bytes(data[:kept])
     fetch(with_checksum(card, hashlib.sha256(data).hexdigest()))
-    assert server.requests == [("/attic.zip", "bytes=1000-")]
+    assert server.requests == [("/attic.zip", f"bytes={kept or len(data)}-")]
     assert left_behind(card) == ["attic"]
 
 
-def test_a_part_that_was_already_whole(card, server):
+@pytest.mark.parametrize("part", [b"of an older file", b"x" * 1_000_000])
+def test_a_part_of_another_file_is_thrown_away(card, server, part):
     card.root.mkdir()
-    (card.root / "attic.zip.part").write_bytes(server.files["/attic.zip"])
-    fetch(card)
-    assert len(load_frames(card, split="train", scenes=["attic"])) == 3
-
-
-def test_a_part_longer_than_the_file_is_thrown_away(card, server):
-    card.root.mkdir()
-    (card.root / "attic.zip.part").write_bytes(server.files["/attic.zip"] + b"more")
-    fetch(card)
-    assert [wanted is None for _, wanted in server.requests] == [False, True]
-
-
-def test_a_file_that_changed_meanwhile_is_fetched_anew(card, server):
-    card.root.mkdir()
-    (card.root / "attic.zip.part").write_bytes(b"of an older file")
-    (card.root / "attic.zip.part.tag").write_text('"older"')
+    (card.root / "attic.zip.part").write_bytes(part)
+    with pytest.raises(MsposeError, match="checksum|is not a zip archive"):
+        fetch(with_checksum(card, hashlib.sha256(server.files["/attic.zip"]).hexdigest()))
+    assert left_behind(card) == []
     fetch(card)
     assert len(load_frames(card, split="train", scenes=["attic"])) == 3
 
@@ -297,7 +271,7 @@ def test_a_server_that_breaks_off_for_good_keeps_the_part(card, server):
         match=r"attic.zip broke off after 65,536 bytes and 5 attempts .* run this again to",
     ):
         fetch(card)
-    assert left_behind(card) == ["attic.zip.part", "attic.zip.part.tag"]
+    assert left_behind(card) == ["attic.zip.part"]
     server.ranges, server.break_after = True, 0
     fetch(card)
     assert server.requests[-1] == ("/attic.zip", "bytes=65536-")
@@ -329,7 +303,8 @@ def test_no_network(card, server):
 def test_checksums(card, server, caplog):
     wrong = with_checksum(card, "f" * 64)
     with pytest.raises(
-        MsposeError, match=r"attic.zip does not have the checksum that the card knows \(sha256 ffff"
+        MsposeError,
+        match=r"attic.zip does not have the checksum of the published archive \(sha256 ffff",
     ):
         fetch(wrong)
     assert left_behind(card) == []
@@ -410,7 +385,7 @@ def test_local_archives_that_are_not_right(card, tmp_path):
     with pytest.raises(MsposeError, match=r"attic.zip is not a zip archive, or is cut off"):
         fetch(card, archive=path)
     path.write_bytes(seven_scenes_zip("cellar"))
-    with pytest.raises(MsposeError, match=r"attic.zip holds scene cellar, not attic"):
+    with pytest.raises(MsposeError, match=r"is not an archive of scene attic"):
         fetch(card, archive=path)
     path.write_bytes(make_zip({"readme.txt": b"hello"}))
     with pytest.raises(
@@ -429,72 +404,42 @@ def test_local_archives_that_are_not_right(card, tmp_path):
     assert path.exists()
 
 
-def test_archives_packed_in_other_ways(card, tmp_path):
+def test_an_archive_without_the_scenes_folder(card, tmp_path):
+    members = {"TrainSplit.txt": b"sequence1", "TestSplit.txt": b"sequence2"}
+    for sequence in ("seq-01", "seq-02"):
+        members[f"{sequence}/frame-000000.color.jpg"] = b"an image"
+        members[f"{sequence}/frame-000000.pose.txt"] = POSE
     path = tmp_path / "attic.zip"
-    frames = {
-        f"frame-00000{n}.{kind}": POSE for n in range(2) for kind in ("color.jpg", "pose.txt")
-    }
-    splits = {"TrainSplit.txt": b"sequence1", "TestSplit.txt": b"sequence2"}
-    shapes = {
-        "without the scene's folder": (
-            {f"seq-0{s}/{name}": data for s in (1, 2) for name, data in frames.items()} | splits
-        ),
-        "in another folder": (
-            {"7scenes-attic/" + name: data for name, data in splits.items()}
-            | {f"7scenes-attic/seq-0{s}.zip": make_zip(frames) for s in (1, 2)}
-        ),
-        "with backslashes": (
-            {f"attic\\seq-0{s}\\{name}": data for s in (1, 2) for name, data in frames.items()}
-            | {f"attic\\{name}": data for name, data in splits.items()}
-        ),
-    }
-    for members in shapes.values():
-        path.write_bytes(make_zip(members))
-        fetch(card, archive=path)
-        assert len(load_frames(card, split="train", scenes=["attic"])) == 2
-        assert left_behind(card) == ["attic"]
-        shutil.rmtree(card.root)
+    path.write_bytes(make_zip(members))
+    fetch(card, archive=path)
+    assert len(load_frames(card, split="train", scenes=["attic"])) == 1
+    assert left_behind(card) == ["attic"]
 
 
-def link(name, target="/etc/passwd", kind=stat.S_IFLNK):
+def link(name, target="/etc/passwd"):
     info = zipfile.ZipInfo(name)
     info.create_system = 3
-    info.external_attr = (kind | 0o777) << 16
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
     return info, target
 
 
-UNSAFE = {
-    "up": ("../evil.txt", b""),
-    "up and down": ("attic/../../evil.txt", b""),
-    "up with backslashes": ("attic\\..\\..\\evil.txt", b""),
-    "absolute": ("/tmp/evil.txt", b""),
-    "share": ("\\\\host\\evil.txt", b""),
-    "drive": ("C:\\evil.txt", b""),
-    "drive without slash": ("c:evil.txt", b""),
-    "link": link("attic/evil"),
-    "link upwards": link("attic/evil", ".."),
-    "device": link("attic/evil", "", stat.S_IFCHR),
-}
-
-
-@pytest.mark.parametrize("name", UNSAFE)
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("../evil.txt", b""), ("attic/../../evil.txt", b""), ("/tmp/evil.txt", b""), link("evil")],
+    ids=["up", "up and down", "absolute", "link"],
+)
 @pytest.mark.parametrize("depth", ["outer", "inner"])
-def test_unsafe_members_are_refused_and_nothing_is_left(card, server, tmp_path, name, depth):
-    member, content = UNSAFE[name]
-    inner = [("seq-02/frame-000000.color.png", b""), ("seq-02/frame-000000.pose.txt", POSE)]
-    outer = [("attic/TrainSplit.txt", b"sequence2"), ("attic/TestSplit.txt", b"sequence2")]
-    (outer if depth == "outer" else inner).append((member, content))
-    server.files["/attic.zip"] = make_zip([*outer, ("attic/seq-02.zip", make_zip(inner))])
+def test_unsafe_members_stay_within_the_scenes_folder(card, server, tmp_path, name, content, depth):
+    inner = [(f"seq-01/frame-000000.{kind}", POSE) for kind in ("color.png", "pose.txt")]
+    outer = [("attic/TrainSplit.txt", b"sequence1"), ("attic/TestSplit.txt", b"sequence1")]
+    (outer if depth == "outer" else inner).append((name, content))
+    server.files["/attic.zip"] = make_zip([*outer, ("attic/seq-01.zip", make_zip(inner))])
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(
-        MsposeError, match=r"attic.*zip is refused: its member '.*evil.*'"
-    ) as caught:
-        fetch(card)
-    assert ("seq-02.zip" in str(caught.value)) == (depth == "inner")
-    assert set(left_behind(card)) <= {"attic.sha256"}
-    assert [
-        path for path in sorted(tmp_path.rglob("*")) if card.root not in [path, *path.parents]
-    ] == before
+    fetch(card)
+    after = sorted(tmp_path.rglob("*"))
+    assert [path for path in after if card.root not in [path, *path.parents]] == before
+    assert not any(path.is_symlink() for path in after)
+    assert left_behind(card) == ["attic", "attic.sha256"]
     assert not Path("/tmp/evil.txt").exists()
 
 
@@ -530,16 +475,11 @@ def test_an_archive_without_a_sequence_that_it_names_is_refused(card, server):
 
 def test_an_encrypted_archive_is_refused(card, server):
     data = bytearray(seven_scenes_zip())
-    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        data[data.index(signature) + offset] |= (
-            1  # the flag of the first member, which is the folder
-        )
-    place = data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 4)
-    data[place + 8] |= 1
+    first = data.index(b"PK\x01\x02")
+    second = data.index(b"PK\x01\x02", first + 4)  # the first member is the folder
+    data[second + 8] |= 1
     server.files["/attic.zip"] = bytes(data)
-    with pytest.raises(
-        MsposeError, match=r"attic.zip cannot be unpacked: .*(encrypted|password)|is broken"
-    ):
+    with pytest.raises(MsposeError, match=r"attic.zip cannot be unpacked: .*encrypted"):
         fetch(card)
     assert left_behind(card) == ["attic.sha256"]
 
@@ -566,15 +506,6 @@ def test_a_full_disk_while_unpacking_keeps_the_archive_for_the_next_run(card, se
     fetch(card)
     assert len(load_frames(card, split="train", scenes=["attic"])) == 3
     assert not server.requests
-
-
-def test_an_archive_larger_than_the_disk_is_refused_before_it_fills_it(card, monkeypatch):
-    usage = shutil.disk_usage("/")._replace(free=100)
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(
-        MsposeError, match=r"the disk is full \(attic.zip needs [0-9,]+ bytes, 100 are free\)"
-    ):
-        fetch(card)
 
 
 def test_a_root_that_cannot_be_made(card, tmp_path):

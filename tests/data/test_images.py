@@ -3,10 +3,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torchvision.transforms import Resize
+from torchvision.transforms.v2 import functional as F
 
-from mspose.data.images import find_image, read_image, resize_short_side, to_rgb8
+from mspose.data.images import (
+    centre_crop,
+    find_image,
+    normalize,
+    read_image,
+    resize_short_side,
+    to_rgb8,
+)
 from mspose.errors import MsposeError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -181,6 +190,23 @@ def test_tall_images_are_resized_along_rows_first(size):
     np.testing.assert_array_equal(resize_short_side(image, size), expected)
     by_torchvision = np.array(Resize(size)(Image.fromarray(image)))
     np.testing.assert_allclose(resize_short_side(image, size).astype(int), by_torchvision, atol=1)
+
+
+@pytest.mark.parametrize("size", [(256, 341), (341, 256), (224, 224), (257, 300)])
+def test_the_centre_crop_is_torchvisions(size):
+    image = torch.arange(size[0] * size[1]).reshape(1, *size)
+    top, left = centre_crop(*size, 224)
+    assert torch.equal(
+        image[:, top : top + 224, left : left + 224], F.center_crop(image, [224, 224])
+    )
+
+
+def test_normalize_is_torchvisions():
+    image_B3HW = torch.rand(2, 3, 4, 5)
+    mean, std = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
+    torch.testing.assert_close(
+        normalize(image_B3HW, mean, std), F.normalize(image_B3HW, list(mean), list(std))
+    )
 
 
 def test_a_real_frame():

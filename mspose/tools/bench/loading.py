@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mspose.data.augmentation import Jitter
+from mspose.config import AugmentationSettings
+from mspose.data.augmentation import Augmentation
 from mspose.data.batches import Batches
 from mspose.data.cache import open_cache
 from mspose.data.frames import CAMERA_TO_WORLD, frame_table
@@ -27,7 +28,7 @@ from mspose.tools.bench.sides import Workload, reference_module
 from mspose.tools.bench.timing import interleaved
 
 BATCH = {"cpu": 8, "cuda": 64}
-JITTER = Jitter(0.5, 0.5, 0.5, 0.2)
+AUGMENTATION = Augmentation(AugmentationSettings())
 # grey levels: as a camera's sensor adds it; rendered frames without it would be small, fast files
 NOISE = 1.0
 
@@ -98,7 +99,7 @@ def measure_loading(
             name = f"ours_{kind}_held" if held else f"ours_{kind}"
             calls |= {
                 name: partial(_load, batches, None),
-                f"{name}_jitter": partial(_load, batches, JITTER),
+                f"{name}_jitter": partial(_load, batches, AUGMENTATION),
             }
         reference = reference_module()
         for jitter in (False, True):
@@ -115,8 +116,8 @@ def measure_loading(
     }
 
 
-def _load(batches: Batches, jitter: Jitter | None) -> int:
-    drawn = batches.epoch(0, 0, equalize_scenes=False, jitter=jitter)
+def _load(batches: Batches, augmentation: Augmentation | None) -> int:
+    drawn = batches.epoch(0, 0, equalize_scenes=False, augmentation=augmentation)
     return sum(len(batch.image_B3HW) for batch in drawn)
 
 

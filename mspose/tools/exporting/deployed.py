@@ -9,7 +9,7 @@ of the crop is made of.
 import torch
 from torch import Tensor, nn
 
-from mspose.data.augmentation import normalize
+from mspose.data.images import normalize
 from mspose.models.network import PoseNetwork
 
 PRECISION = 22  # bits of PIL's fixed-point weights
