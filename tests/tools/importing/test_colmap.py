@@ -9,7 +9,7 @@ from tools.importing.builders import FOCAL, SIZE, Room, quaternion, write_colmap
 from mspose.errors import MsposeError
 from mspose.poses import camera_to_world, pose_matrix, quaternion_to_rotation
 from mspose.tools.importing.camera_models import PARAMETERS, focal_length
-from mspose.tools.importing.capture import stacked
+from mspose.tools.importing.views import stacked
 from mspose.tools.importing.colmap import read_colmap
 from mspose.tools.importing.importer import import_data
 from mspose.tools.importing.splits import SplitBy
@@ -210,7 +210,7 @@ def test_the_model_is_found_in_a_project(end, room, tmp_path):
     model = write_colmap(tmp_path / "project", room)
     capture = read_colmap(tmp_path / "project" / end, None)
     assert capture.source == model
-    assert capture.looked_in == [tmp_path / "project" / "images"]
+    assert capture.image_folders == [tmp_path / "project" / "images"]
 
 
 def test_several_models_are_to_be_chosen_from(room, tmp_path):

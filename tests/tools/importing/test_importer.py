@@ -190,7 +190,7 @@ def test_images_that_are_not_on_disk(kind, room, tmp_path, refused, frames_of):
         kind != "nerfstudio"
     ):  # whose entries without image are often what a user threw away on purpose
         refused(
-            r"2 of its 30 images are not on disk \(looked for walk 2/frame-3.jpg in .*--missing"
+            r"2 of its 30 images are not on disk \(searched walk 2/frame-3.jpg in .*--missing"
             r" skip",
             kind,
             tmp_path / "studio",
@@ -397,7 +397,7 @@ def test_an_import_that_breaks_off_leaves_nothing(sources, tmp_path, refused, mo
     def full(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mspose.tools.importing.writing.shutil.copyfile", full)
+    monkeypatch.setattr("mspose.tools.importing.data_set_folder.shutil.copyfile", full)
     refused(
         "cannot write .*: No space left on device; nothing was written",
         "colmap",

@@ -9,7 +9,7 @@ from tools.importing.builders import FOCAL, SIZE, Room, write_nerfstudio
 
 from mspose.data.cards import read_card
 from mspose.errors import MsposeError
-from mspose.tools.importing.capture import stacked
+from mspose.tools.importing.views import stacked
 from mspose.tools.importing.importer import import_data
 from mspose.tools.importing.nerfstudio import read_nerfstudio
 from mspose.tools.importing.splits import SplitBy
