@@ -6,6 +6,7 @@ a model has rigs and frames, COLMAP composes the poses of images from these
 at a blank; pycolmap reads the binary format.
 """
 
+import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,11 @@ class _Camera(NamedTuple):
     size_px: tuple[float, float]
     parameters: list[float]
 
+    def checked(self, where: str) -> "_Camera":
+        if fault := parameter_fault(self.model, self.parameters):
+            raise MsposeError(f"{where}: {fault}")
+        return self
+
 
 class _Image(NamedTuple):
     name: str
@@ -35,12 +41,6 @@ class _Image(NamedTuple):
     frame: int | None
     """Images of one frame were taken at the same time by the cameras of a rig."""
     where: str
-
-
-class _Frame(NamedTuple):
-    number: int
-    rig: str
-    rig_from_world: RigidMotion
 
 
 def read_colmap(path: Path, images: Path | None) -> Capture:
@@ -160,13 +160,13 @@ def _read_text(model: Path) -> tuple[dict[int, _Camera], list[_Image], list[str]
     """(cameras, images, notes) of the text format, with file and line in every message."""
     cameras = {}
     columns = "CAMERA_ID MODEL WIDTH HEIGHT PARAMS"
-    for where, (number, name, *cells) in read_rows(
-        model / "cameras.txt", columns, BLANKS, more=True
-    ):
-        width, height, *parameters = _numbers(cells, where)
-        camera = _Camera(name, (width, height), parameters)
-        cameras[_whole(number, where)] = _checked(camera, where)
-    frames, mounted = _read_frames(model / "frames.txt"), _read_rigs(model / "rigs.txt")
+    rows = read_rows(model / "cameras.txt", columns, BLANKS, more=True)
+    for where, (number, name, *cells) in rows:
+        (width, height, *parameters), fault = parse_numbers(cells)
+        if fault:
+            raise MsposeError(f"{where}: {fault}")
+        cameras[_whole(number, where)] = _Camera(name, (width, height), parameters).checked(where)
+    composed, notes = _rig_images(model)
     images, differences = [], {}
     for where, line in _image_lines(model / "images.txt"):
         cells = line.split(None, 9)
@@ -175,25 +175,38 @@ def _read_text(model: Path) -> tuple[dict[int, _Camera], list[_Image], list[str]
                 f"{where}: expected IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, found"
                 f" {len(cells)} values"
             )
-        number, camera_number = _whole(cells[0], where), _whole(cells[8], where)
-        stated, frame = parse_motion(cells[1:8], where), frames.get(number)
-        motion = _composed(frame, camera_number, mounted) or stated
-        if not stated.fault and not motion.fault:
-            offset, angle = difference(stated, motion)
-            if offset > SAME_UNITS or angle > SAME_DEGREES:
-                differences[cells[9]] = (offset, angle)
-        images.append(
-            _Image(cells[9], motion, camera_number, frame.number if frame else None, where)
-        )
-    notes = []
+        number, name = _whole(cells[0], where), cells[9]
+        image = _Image(name, parse_motion(cells[1:8], where), _whole(cells[8], where), None, where)
+        if number in composed:
+            motion, frame = composed[number].motion, composed[number].frame
+            if not image.motion.fault and not motion.fault:
+                offset, angle = difference(image.motion, motion)
+                if offset > SAME_UNITS or angle > SAME_DEGREES:
+                    differences[name] = (offset, angle)
+            image = image._replace(motion=motion, frame=frame)
+        images.append(image)
     if differences:
         offsets, angles = zip(*differences.values(), strict=True)
         notes.append(
-            f"images.txt differs from rigs.txt and frames.txt, whose poses are taken as COLMAP"
+            "images.txt differs from rigs.txt and frames.txt, whose poses are taken as COLMAP"
             f" does: {len(differences)} images, by up to {max(offsets):.3g} units and"
             f" {max(angles):.3g} degrees: {listed(list(differences))}"
         )
     return cameras, images, notes
+
+
+def _rig_images(model: Path) -> tuple[dict[int, _Image], list[str]]:
+    """Image id -> image with the pose that COLMAP composes of rigs.txt and frames.txt; and notes.
+
+    No images where there are no such files, as before COLMAP 3.12.
+    """
+    rigs = model / "rigs.txt"
+    if not rigs.is_file():
+        return {}, []
+    several = any(cells[1] != "1" for _, cells in read_rows(rigs, "RIG_ID N", BLANKS, more=True))
+    if not several and importlib.util.find_spec("pycolmap") is None:
+        return {}, ["without pycolmap, poses are those of images.txt, not of frames.txt"]
+    return _read_with_pycolmap(model, "txt")[1], []
 
 
 def _image_lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -221,61 +234,6 @@ def _image_lines(path: Path) -> Iterator[tuple[str, str]]:
         raise MsposeError(f"{path} is not a text file (byte {error.start} is not UTF-8)") from error
 
 
-def _read_frames(path: Path) -> dict[int, _Frame]:
-    """Image id -> its frame; empty where there is no such file, as before COLMAP 3.12."""
-    frames: dict[int, _Frame] = {}
-    columns = "FRAME_ID RIG_ID QW QX QY QZ TX TY TZ NUM_DATA_IDS"
-    for where, (number, rig, *cells) in _rows_if_any(path, columns):
-        data = cells[8:]
-        if len(data) % 3:
-            raise MsposeError(f"{where}: expected SENSOR_TYPE SENSOR_ID DATA_ID after {columns}")
-        frame = _Frame(_whole(number, where), rig, parse_motion(cells[:7], where))
-        for kind, image in zip(data[::3], data[2::3], strict=True):
-            if kind == "CAMERA":
-                frames[_whole(image, where)] = frame
-    return frames
-
-
-def _read_rigs(path: Path) -> dict[tuple[str, int], RigidMotion | None]:
-    """(rig, camera) -> sensor_from_rig; None for the rig's reference sensor."""
-    mounted: dict[tuple[str, int], RigidMotion | None] = {}
-    for where, (rig, _, *cells) in _rows_if_any(path, "RIG_ID NUM_SENSORS"):
-        sensors, cells = [(cells[:2], None)], cells[2:]
-        while cells:
-            with_pose = len(cells) > 2 and cells[2] == "1"
-            end = 10 if with_pose else 3
-            motion = parse_motion(cells[3:end], where) if len(cells) >= end and with_pose else None
-            if motion is not None:
-                sensors.append((cells[:2], motion))
-            cells = cells[end:]
-        for sensor, motion in sensors:
-            if sensor[:1] == ["CAMERA"]:
-                mounted[rig, _whole(sensor[-1], where)] = motion
-    return mounted
-
-
-def _composed(
-    frame: _Frame | None, camera: int, mounted: Mapping[tuple[str, int], RigidMotion | None]
-) -> RigidMotion | None:
-    """The pose of a frame's camera from the rig's; None where rigs.txt does not have the camera."""
-    if frame is None or (frame.rig, camera) not in mounted:
-        return None
-    sensor_from_rig = mounted[frame.rig, camera]
-    return frame.rig_from_world.then(sensor_from_rig) if sensor_from_rig else frame.rig_from_world
-
-
-def _rows_if_any(path: Path, columns: str) -> Iterator[tuple[str, list[str]]]:
-    if path.is_file():
-        yield from read_rows(path, columns, BLANKS, more=True)
-
-
-def _numbers(cells: list[str], where: str) -> list[float]:
-    numbers, fault = parse_numbers(cells)
-    if fault:
-        raise MsposeError(f"{where}: {fault}")
-    return numbers
-
-
 def _whole(cell: str, where: str) -> int:
     if not cell.isdecimal():
         raise MsposeError(f"{where}: {cell[:40]!r} is not a whole number")
@@ -283,43 +241,41 @@ def _whole(cell: str, where: str) -> int:
 
 
 def _read_binary(model: Path) -> tuple[dict[int, _Camera], list[_Image], list[str]]:
-    """(cameras, images, notes) of the binary format, as pycolmap reads it."""
-    where = str(model / "images.bin")
+    """(cameras, images, notes) of the binary format."""
+    refuse_cut_off(model)
+    cameras, images = _read_with_pycolmap(model, "bin")
+    return cameras, list(images.values()), []
+
+
+def _read_with_pycolmap(model: Path, ending: str) -> tuple[dict[int, _Camera], dict[int, _Image]]:
+    """(cameras, images) by their numbers. Raises MsposeError without pycolmap, and as it does."""
+    where = str(model / f"images.{ending}")
     try:
         import pycolmap
     except ImportError as error:
         raise MsposeError(
-            f"{where}: COLMAP's binary format needs pycolmap: pip install pycolmap, or write it as"
-            " text (colmap model_converter --output_type TXT)"
+            f"{where}: COLMAP's binary format and rigs need pycolmap: pip install pycolmap (for a"
+            " model without rigs, or write it as text: colmap model_converter --output_type TXT)"
         ) from error
-    refuse_cut_off(model)
     try:
         found = pycolmap.Reconstruction(str(model))
         cameras = {
-            number: _checked(
-                _Camera(camera.model.name, (camera.width, camera.height), list(camera.params)),
-                where,
-            )
+            number: _Camera(
+                camera.model.name, (camera.width, camera.height), list(camera.params)
+            ).checked(where)
             for number, camera in found.cameras.items()
         }
-        images = []
-        for _, image in sorted(found.images.items()):
+        images = {}
+        for number, image in sorted(found.images.items()):
             pose = image.cam_from_world  # an attribute up to pycolmap 3.11, a method since
             pose = pose() if callable(pose) else pose
             x, y, z, w = pose.rotation.quat
-            cells = [repr(float(value)) for value in (w, x, y, z, *pose.translation)]
-            motion = parse_motion(cells, f"{where}, image {image.name}")
+            motion = parse_motion([w, x, y, z, *pose.translation], f"{where}, image {image.name}")
             frame = getattr(image, "frame_id", None)
-            images.append(_Image(image.name, motion, image.camera_id, frame, motion.where))
+            images[number] = _Image(image.name, motion, image.camera_id, frame, motion.where)
     except (ValueError, IndexError, KeyError, RuntimeError, MemoryError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise MsposeError(
             f"{model}: pycolmap cannot read the model, it is damaged or incomplete: {reason}"
         ) from error
-    return cameras, images, []
-
-
-def _checked(camera: _Camera, where: str) -> _Camera:
-    if fault := parameter_fault(camera.model, camera.parameters):
-        raise MsposeError(f"{where}: {fault}")
-    return camera
+    return cameras, images

@@ -77,7 +77,7 @@ _RECORDS: dict[str, Callable[[_Reader], None]] = {
 
 
 def refuse_cut_off(model: Path) -> None:
-    """Raise MsposeError where a file of the model ends within a record or goes on after the last."""
+    """Raise MsposeError where a file of the model ends too early or too late."""
     for name, skip_record in _RECORDS.items():
         path = model / f"{name}.bin"
         if not path.is_file():

@@ -317,7 +317,7 @@ def _summary(
         unit += f"; {kind} has no metres of its own: give --scale where its unit is another"
     lines += [
         unit,
-        f"poses: {CONVENTIONS[kind]} in the files; camera-to-world here, metres, quaternion w first",
+        f"poses: {CONVENTIONS[kind]} there; camera-to-world here, metres, quaternion w first",
         "images: as they are, with the distortion of their lens",
         f"split: {described}",
         *notes,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -38,7 +39,7 @@ class RigidMotion:
         )
 
 
-def parse_motion(cells: Sequence[str], where: str) -> RigidMotion:
+def parse_motion(cells: Sequence[Any], where: str) -> RigidMotion:
     """The motion of the cells `POSE`; a faulty one has the unit rotation."""
     numbers, fault = parse_numbers(cells)
     w, x, y, z = numbers[:4]

@@ -7,6 +7,7 @@ around them, or whole sequences, or what a list names; taking every n-th frame i
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class SplitBy:
     how: str = "blocks"
     """`blocks`, `sequence`, `list`, or `given`: as the files state."""
     block: int | None = None
-    """Frames of a block; by default `BLOCK`, or fewer where a sequence has not `TEST_EVERY` such."""
+    """Frames of a block; by default `BLOCK`, fewer in a sequence of less than `TEST_EVERY` such."""
     test_every: int | None = None
     """Every so many blocks, one is for testing; by default `TEST_EVERY`."""
     margin: int | None = None
@@ -141,7 +142,7 @@ def _by_blocks(frames: pd.DataFrame, by: SplitBy) -> NDArray[Any]:
     for members in frames.groupby(["scene", "sequence"], sort=False).indices.values():
         moments = frames["moment"].iloc[members].tolist()
         # frames of one moment, taken by several cameras, stay together
-        new = [False, *(one != two for one, two in zip(moments, moments[1:], strict=False))]
+        new = [False, *(one != two for one, two in pairwise(moments))]
         rank = np.cumsum(new)
         count = int(rank[-1]) + 1
         split[members] = block_splits(count, *block_size(count, by))[rank]

@@ -123,5 +123,5 @@ def _times(file: Path, rows: list[tuple[str, list[str]]]) -> NDArray[np.int64]:
 
 
 def _period(what: str, time_B: NDArray[np.int64]) -> str:
-    first, last = (seconds_text(int(time))[:-6] for time in (time_B.min(), time_B.max()))
+    first, last = (seconds_text(int(time)) for time in (time_B.min(), time_B.max()))
     return f"those of the {what} go from {first} to {last}"

@@ -15,7 +15,7 @@ from mspose.errors import MsposeError
 from mspose.poses import normalize_quaternion
 from mspose.tools.checking import check
 from mspose.tools.checking.check import check_data
-from mspose.tools.checking.image_files import _repeated_pictures
+from mspose.tools.checking.image_files import _repeated_images
 
 QUATERNION, POSITION = ["q1", "q2", "q3", "q4"], ["t1", "t2", "t3"]
 
@@ -44,7 +44,7 @@ def clean(filmed, tmp_path) -> Path:
 def found(monkeypatch):
     """`found(folder)`: the findings by kind, without looking at pictures' contents or drawing."""
     monkeypatch.setattr(check, "matched_pairs", lambda *_: [])
-    monkeypatch.setattr(check, "_draw", lambda *_: None)
+    monkeypatch.setattr(check, "_plot", lambda *_: None)
 
     def run(folder, **options):
         checked = check_data(str(folder), progress=False, **options)
@@ -165,7 +165,7 @@ def test_an_image_labelled_twice(clean, found):
     assert "line 5" in kinds["image-labelled-twice"].examples[0]
 
 
-def test_repeated_pictures(clean, found):
+def test_repeated_images(clean, found):
     images = clean / "room"
     (images / "seq-1" / "frame-4.jpg").write_bytes((images / "seq-1" / "frame-3.jpg").read_bytes())
     within = found(clean)
@@ -186,7 +186,7 @@ def test_a_single_known_picture_of_many_is_no_error(tests, level):
         {"image": [str(row) for row in range(tests + 1)], "split": ["train"] + ["test"] * tests}
     )
     digests = [b"same", b"same", *(bytes([row]) for row in range(tests - 1))]
-    (finding,) = _repeated_pictures(frames, pd.DataFrame({"digest": digests, "blank": False}))
+    (finding,) = _repeated_images(frames, pd.DataFrame({"digest": digests, "blank": False}))
     assert (finding.kind, finding.level) == ("picture-in-both-splits", level)
     assert f": 1 of {tests} (" in finding.text
 

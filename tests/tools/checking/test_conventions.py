@@ -25,7 +25,7 @@ from mspose.tools.checking.conventions import (
     Verdict,
     axes_meet_behind,
     convention_findings,
-    judge_by_pictures,
+    judge_by_images,
     unexplained,
 )
 from mspose.tools.checking.matching import matched_pairs
@@ -46,14 +46,14 @@ def filmed(request, tmp_path_factory):
 
 def kinds(ordered, pairs) -> list[str]:
     findings = convention_findings(
-        "room", judge_by_pictures(pairs, ordered), axes_meet_behind(ordered)
+        "room", judge_by_images(pairs, ordered), axes_meet_behind(ordered)
     )
     return [finding.kind for finding in findings]
 
 
-def test_pictures_bear_out_right_labels(filmed):
+def test_pictures_confirm_right_labels(filmed):
     _, ordered, pairs = filmed
-    verdict = judge_by_pictures(pairs, ordered)
+    verdict = judge_by_images(pairs, ordered)
     assert verdict.pairs >= conventions.FEWEST_PAIRS
     assert verdict.best == AS_LABELLED
     assert verdict.rest < 0.05
@@ -65,7 +65,7 @@ def test_pictures_bear_out_right_labels(filmed):
 def test_every_wrong_convention_is_named(filmed, way):
     _, ordered, pairs = filmed
     wrong = misread(ordered, way)
-    verdict = judge_by_pictures(pairs, wrong)
+    verdict = judge_by_images(pairs, wrong)
     assert kinds(wrong, pairs) == ["suspected-convention"]
     assert verdict.contradicts
     for word in ("world-to-camera", "OpenGL"):
@@ -85,7 +85,7 @@ def test_images_of_several_sizes_are_no_other_convention(tmp_path):
     ordered = frames_of(tmp_path, "train")
     pairs = matched_pairs(ordered, "room", tmp_path)
     assert {pair.long_side1_px / pair.long_side2_px for pair in pairs} >= {0.5, 2.0}
-    assert judge_by_pictures(pairs, ordered).rest < 0.1
+    assert judge_by_images(pairs, ordered).rest < 0.1
     assert kinds(ordered, pairs) == []
 
 
@@ -122,7 +122,7 @@ def test_poses_of_other_images_and_wrong_focal_lengths_are_noticed(filmed):
     ]
     if name != "inward":  # circling a point suits any focal length
         assert kinds(ordered, doubled) == ["suspected-focal-length"]
-        assert judge_by_pictures(doubled, ordered).focal_factor == 0.5
+        assert judge_by_images(doubled, ordered).focal_factor == 0.5
 
 
 def test_what_the_poses_leave_unexplained():

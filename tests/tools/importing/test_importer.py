@@ -298,7 +298,7 @@ def test_folders_to_write_that_are_not_free(sources, refused, tmp_path, room):
     source = sources["colmap"]
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("years of work")
-    refused("--out: .*full is there and not empty", "colmap", source, out=tmp_path / "full")
+    refused("--out: .*full is not empty", "colmap", source, out=tmp_path / "full")
     (tmp_path / "file").write_text("")
     refused("--out: .*file is a file", "colmap", source, out=tmp_path / "file")
     refused("cannot write .*file/own", "colmap", source, out=tmp_path / "file" / "own")
@@ -310,7 +310,7 @@ def test_folders_to_write_that_are_not_free(sources, refused, tmp_path, room):
     )
     refused("there is a data set 7scenes already", "colmap", source, out=tmp_path / "7scenes")
     import_data("colmap", [str(source)], str(tmp_path / "own"))
-    refused("own is there and not empty", "colmap", source, out=tmp_path / "own")
+    refused("own is not empty", "colmap", source, out=tmp_path / "own")
     (tmp_path / "free").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "free")
     import_data("colmap", [str(source)], str(tmp_path / "link"))

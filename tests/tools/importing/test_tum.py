@@ -75,7 +75,7 @@ def test_the_tolerance_is_the_callers(room, tmp_path):
     assert len(read(tmp_path, 0.0031).views) == 30
     with pytest.raises(
         MsposeError,
-        match=r"no image has a pose within 0.002 s: .* from 1305031102.175 to 1305031103.142",
+        match=r"no image has a pose within 0.002 s: .* from 1305031102.175.* to 1305031103.141",
     ):
         read(tmp_path, 0.002)
 
@@ -84,16 +84,16 @@ def test_other_names_of_the_files(room, tmp_path, frames_of):
     write_tum(tmp_path / "desk", room)
     (tmp_path / "desk" / "rgb.txt").rename(tmp_path / "desk" / "left.txt")
     with pytest.raises(
-        MsposeError, match=r"there is no .*rgb.txt: say which file it is with --image_list"
+        MsposeError, match=r"there is no file .*rgb.txt: say which one it is with --image_list"
     ):
         read(tmp_path / "desk")
     (tmp_path / "desk" / "groundtruth.txt").rename(tmp_path / "slam.txt")
     with pytest.raises(
-        MsposeError, match=r"there is no .*groundtruth.txt: say which file it is with --trajectory"
+        MsposeError, match=r"there is no file .*groundtruth.txt: say which one it is with --trajectory"
     ):
         read(tmp_path / "desk")
     with pytest.raises(
-        MsposeError, match=r"desk is no file: say which file it is with --trajectory"
+        MsposeError, match=r"there is no file .*desk: say which one it is with --trajectory"
     ):
         read(tmp_path / "desk", trajectory=tmp_path / "desk")
     options = {
@@ -108,13 +108,13 @@ def test_other_names_of_the_files(room, tmp_path, frames_of):
     ("file", "text", "message"),
     [
         ("groundtruth.txt", "1 0 0 0 0 0 0", "groundtruth.txt, line 1: expected timestamp tx .*, found 7 values"),
-        ("groundtruth.txt", "nan 0 0 0 0 0 0 1", "groundtruth.txt, line 1: 'nan' is not a timestamp in seconds"),
+        ("groundtruth.txt", "nan 0 0 0 0 0 0 1", "groundtruth.txt, line 1: 'nan' is not a timestamp"),
         ("groundtruth.txt", "# nothing", "groundtruth.txt is empty"),
         ("groundtruth.txt", "1.4e15 0 0 0 0 0 0 1", "groundtruth.txt, line 1: 1.4e15 is too large for seconds"),
         ("rgb.txt", "", "rgb.txt is empty"),
-        ("rgb.txt", "1.0,", "rgb.txt, line 1: expected timestamp and file"),
+        ("rgb.txt", "1.0,", "rgb.txt, line 1: expected timestamp file"),
         ("rgb.txt", "x a.jpg", "rgb.txt, line 1: 'x' is not a timestamp"),
-        ("rgb.txt", "#\n1.0", "rgb.txt, line 2: expected timestamp and file"),
+        ("rgb.txt", "#\n1.0", "rgb.txt, line 2: expected timestamp file"),
     ],
 )  # fmt: skip
 def test_damaged_files(file, text, message, room, tmp_path):

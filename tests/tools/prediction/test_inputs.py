@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mspose.errors import MsposeError
-from mspose.tools.prediction.image_sources import ImageFile, Video, find_sources, read_views
+from mspose.tools.prediction.inputs import ImageFile, Video, find_sources, read_queries
 
 SHADES = range(20, 240, 20)
 
@@ -50,7 +50,7 @@ def exif(**tags: float) -> Image.Exif:
 
 
 def views(*inputs, **options):
-    return list(read_views(find_sources(inputs, **options)))
+    return list(read_queries(find_sources(inputs, **options)))
 
 
 def names(folder: Path, *inputs) -> list[str]:
