@@ -242,7 +242,6 @@ def _whole(cell: str, where: str) -> int:
 
 def _read_binary(model: Path) -> tuple[dict[int, _Camera], list[_Image], list[str]]:
     """(cameras, images, notes) of the binary format."""
-    refuse_cut_off(model)
     cameras, images = _read_with_pycolmap(model, "bin")
     return cameras, list(images.values()), []
 
@@ -254,9 +253,10 @@ def _read_with_pycolmap(model: Path, ending: str) -> tuple[dict[int, _Camera], d
         import pycolmap
     except ImportError as error:
         raise MsposeError(
-            f"{where}: COLMAP's binary format and rigs need pycolmap: pip install pycolmap (for a"
-            " model without rigs, or write it as text: colmap model_converter --output_type TXT)"
+            f"{where}: COLMAP's binary format and rigs need pycolmap: pip install pycolmap; a model"
+            " without rigs can be text (colmap model_converter --output_type TXT)"
         ) from error
+    refuse_cut_off(model)
     try:
         found = pycolmap.Reconstruction(str(model))
         cameras = {

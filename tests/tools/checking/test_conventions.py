@@ -45,10 +45,8 @@ def filmed(request, tmp_path_factory):
 
 
 def kinds(ordered, pairs) -> list[str]:
-    findings = convention_findings(
-        "room", judge_by_images(pairs, ordered), axes_meet_behind(ordered)
-    )
-    return [finding.kind for finding in findings]
+    verdict, behind = judge_by_images(pairs, ordered), axes_meet_behind(ordered)
+    return [finding.kind for finding in convention_findings("room", verdict, behind)]
 
 
 def test_pictures_confirm_right_labels(filmed):
@@ -74,9 +72,7 @@ def test_every_wrong_convention_is_named(filmed, way):
 
 
 def test_images_of_several_sizes_are_no_other_convention(tmp_path):
-    """A focal length that nobody knows is guessed in long sides of each image, not of its
-    neighbour.
-    """
+    """An unknown focal length is guessed in long sides of each image, not of its neighbour."""
     pose_N44 = motion("hand-held")
     write_set(tmp_path, {("room", "train", "seq-1"): (pose_N44, render(pose_N44))}, focal_px=None)
     for file in sorted(tmp_path.glob("room/seq-1/*.jpg"))[::2]:
@@ -113,9 +109,7 @@ def test_poses_of_other_images_and_wrong_focal_lengths_are_noticed(filmed):
     name, ordered, pairs = filmed
     order = np.random.default_rng(1).permutation(len(ordered))
     shuffled = with_poses(ordered, *(values[order] for values in poses_of(ordered)))
-    if (
-        name != "forward"
-    ):  # where all views are nearly one, other images' poses do for about a third
+    if name != "forward":  # where all views are nearly one, so that other poses nearly fit
         assert kinds(shuffled, pairs) == ["poses-against-pictures"]
     doubled = [
         pair._replace(focal1_px=2 * pair.focal1_px, focal2_px=2 * pair.focal2_px) for pair in pairs
@@ -134,12 +128,9 @@ def test_what_the_poses_leave_unexplained():
     seen_M3 = point_M3 @ turn_33.T + shift_3
     ray2_M3 = seen_M3 / np.linalg.norm(seen_M3, axis=1, keepdims=True)
     assert unexplained(ray1_M3, ray2_M3, turn_33, shift_3) < 1e-6
-    assert (
-        unexplained(ray1_M3, ray2_M3, turn_33, 100 * shift_3) < 1e-6
-    )  # the unit of length does not matter
-    assert (
-        unexplained(ray1_M3, ray2_M3, turn_33, -shift_3) > 0.1
-    )  # on the epipolar line, but behind a camera
+    assert unexplained(ray1_M3, ray2_M3, turn_33, 100 * shift_3) < 1e-6  # in any unit
+    # on the epipolar line, but behind a camera
+    assert unexplained(ray1_M3, ray2_M3, turn_33, -shift_3) > 0.1
     assert unexplained(ray1_M3, ray1_M3 @ turn_33.T, turn_33, np.zeros(3)) < 1e-6
     assert unexplained(ray1_M3, ray2_M3, turn_33.T, shift_3) > 0.2
 
@@ -173,9 +164,7 @@ def test_axes_that_meet_behind_the_cameras_are_noticed_without_pictures(degrees)
 
 
 def test_world_to_camera_poses_are_noticed_where_their_axes_meet_behind():
-    """They do where the world's origin lies beyond what is looked at; elsewhere it takes the
-    pictures to tell.
-    """
+    """That is where the world's origin lies beyond the object; elsewhere only images tell."""
     turn_N = np.radians(np.linspace(-100, 100, 40))
     position_N3 = np.stack([3 * np.sin(turn_N), -3 * np.cos(turn_N), 0.5 + 0 * turn_N], axis=1)
     inward_N44 = looking(position_N3, np.random.default_rng(0).normal(0, 0.1, (40, 3)))
