@@ -81,7 +81,7 @@ def predict() -> Verb:
 
     def run(parsed: Namespace) -> None:
         from mspose.allocator import keep_freed_memory
-        from mspose.tools.prediction.localisation import predict_poses
+        from mspose.tools.prediction.predict import predict_poses
 
         keep_freed_memory()
         out = None if parsed.out is None else Path(parsed.out)
@@ -130,7 +130,7 @@ def export() -> Verb:
     )
 
     def run(parsed: Namespace) -> None:
-        from mspose.tools.exporting.writing import export_run
+        from mspose.tools.exporting.export import export_run
 
         out = None if parsed.out is None else Path(parsed.out)
         print(export_run(parsed.run, parsed.format, out, parsed.scene))

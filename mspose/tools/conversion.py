@@ -1,6 +1,4 @@
-"""From a checkpoint of the released MS-Transformer or ActMST code to a run that `mspose evaluate`
-accepts.
-"""
+"""Convert a checkpoint of the released MS-Transformer or ActMST code to a run."""
 
 import re
 from collections.abc import Sequence
@@ -21,17 +19,15 @@ from mspose.models.released import convert_released, read_released
 from mspose.run import MODEL, WEIGHTS, save_model
 
 SETTINGS = "config.yaml"
-PAPER_RESIZE, PAPER_CROP = 256, 224  # METHOD of both papers
+PAPER_RESIZE, PAPER_CROP = 256, 224  # pixels, in both papers
 
 
 def convert_checkpoint(
     checkpoint: Path, out: Path, *, scenes: Sequence[str] | None = None, dataset: str | None = None
 ) -> str:
-    """Write `config.yaml`, `model.safetensors` and `model.json` to `out`; returns a report of what
-    was kept.
+    """Write `config.yaml`, `model.safetensors` and `model.json` to `out`; returns a report.
 
-    Raises MsposeError for a file that is no such checkpoint, and for a folder that holds another
-    run.
+    Raises MsposeError for a file that is no such checkpoint, and for a folder that is not empty.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise MsposeError(f"{out} is not an empty folder: convert into a new one")
@@ -103,9 +99,7 @@ def convert_checkpoint(
 
 
 def _names(out: Path) -> tuple[str, str, int]:
-    """Experiment, variant and seed: the last two folders, `released/actmst`, or three,
-    `released/actmst/seed-2`.
-    """
+    """Experiment, variant and seed of `released/actmst` or `released/actmst/seed-2`."""
     seed = re.fullmatch(r"seed-(\d{1,9})", out.name)
     folder = out.parent if seed else out
     experiment = folder.parent.name

@@ -1,6 +1,6 @@
-"""Models on the Hugging Face hub: `model.safetensors` and `model.json`, as in a run folder, and a model card.
+"""Push models to the Hugging Face hub: `model.safetensors`, `model.json` and a model card.
 
-Nothing else is downloaded, and nothing is unpickled. Imported where it is needed: huggingface_hub is an extra.
+Imported where it is needed: huggingface_hub is an extra.
 """
 
 import logging
@@ -22,9 +22,10 @@ log = logging.getLogger("mspose")
 
 
 class HubModel(ModelHubMixin):
-    """A network as the hub's mixin handles it, which uploads what `save_pretrained` writes.
+    """A network for the hub's mixin, which uploads the files that `save_pretrained` writes.
 
-    The network does not inherit from the mixin, which would keep a second description of it in a config.json.
+    The network does not inherit from the mixin, which would add a second description of it, a
+    config.json.
     """
 
     network: PoseNetwork
@@ -33,7 +34,7 @@ class HubModel(ModelHubMixin):
 
     @classmethod
     def of(cls, network: PoseNetwork, name: str) -> Self:
-        """Not `__init__`, whose arguments the mixin would write into config.json."""
+        """Wrap a network; arguments of `__init__` would be written into config.json."""
         model = cls()
         model.network, model.name = network, name
         return model
@@ -54,11 +55,11 @@ def download(
     token: str | bool | None = None,
     **options: Any,
 ) -> Path:
-    """The folder, in the hub's cache, with the two files of the model `user/name`, both of one commit.
+    """The folder, in the hub's cache, with the two files of the model `user/name`.
 
-    All options are those of `huggingface_hub.snapshot_download`. Where the hub does not answer within ANSWER seconds, a
-    model that was downloaded before is taken from the cache.
-    Raises MsposeError, in one line, where there is no such model, or neither an answer nor a copy in the cache.
+    All options are those of `huggingface_hub.snapshot_download`. Where the hub does not answer
+    within ANSWER seconds, a model that was downloaded before is taken from the cache. Raises
+    MsposeError where there is no such model, or neither an answer nor a copy in the cache.
     """
     nowhere = f"{name} holds no model: there is no such folder here"
     no_answer = ""
@@ -99,7 +100,7 @@ def download(
 
 
 def push(network: PoseNetwork, repo_id: str, **options: Any) -> str:
-    """Upload a network; see `PoseNetwork.push_to_hub`."""
+    """Upload a network and its model card; see `PoseNetwork.push_to_hub`."""
     describe_network(network)  # says what is missing before anything is made on the hub
     try:
         return str(HubModel.of(network, repo_id).push_to_hub(repo_id, **options))
@@ -126,17 +127,12 @@ def _reason(error: Exception) -> str:
 
 
 def card_text(network: PoseNetwork, name: str) -> str:
-    """The model card: metadata that the hub reads, what the model is, its units and conventions, how to load it."""
+    """The model card: metadata for the hub, scenes, units, conventions, licence, how to load it."""
     description = describe_network(network)
     learned = description.get("trained_on") or {}
     dataset, preprocessing = learned.get("dataset"), description["preprocessing"]
-    crop = preprocessing["crop"]
-    tags = ["camera-pose-estimation", "visual-localization", "absolute-pose-regression"]
-    trained = (
-        f"Trained on the data set {dataset}"
-        if dataset
-        else "What it was trained on is not recorded"
-    )
+    backbone, crop = network.architecture["backbone"], preprocessing["crop"]
+    trained = f"Trained on the data set {dataset}" if dataset else "Training data not recorded"
     if frames := learned.get("frames"):
         trained += f", {frames} frames"
     if truth := learned.get("ground_truth"):
@@ -147,18 +143,21 @@ def card_text(network: PoseNetwork, name: str) -> str:
     return f"""---
 library_name: mspose
 tags:
-{chr(10).join(f"- {tag}" for tag in tags)}
+- camera-pose-estimation
+- visual-localization
+- absolute-pose-regression
 ---
 
-# {type(network).__name__}: absolute camera poses in {len(network.scenes)} scene{"s" * (len(network.scenes) != 1)}
+# {name}: absolute camera poses by regression
 
-One RGB image in, the camera's position and orientation and the scene out. A model of mspose, kind `{network.kind}`,
-backbone `{network.architecture["backbone"]}`.
+One RGB image in, the camera's position and orientation and the scene out. A model of mspose, kind
+`{network.kind}`, backbone `{backbone}`.
 
-- Scenes: {scenes}. It knows no other place.
+- Scenes: {scenes}. It knows no others.
 - Position: the camera's centre in metres, in the scene's own frame.
 - Orientation: unit quaternion `w x y z`, camera-to-world; camera axes: x right, y down, z forward.
-- Images: RGB of any size; resized to {preprocessing["resize"]} pixels on the short side; it sees the middle {crop}.
+- Images: RGB of any size; resized to {preprocessing["resize"]} pixels on the short side; the
+  central {crop} x {crop} pixels are used.
 
 {trained}. {_licence_note(dataset)}
 
@@ -170,8 +169,9 @@ estimate = estimator(image)  # RGB uint8 (H, W, 3)
 estimate.position, estimate.orientation, estimate.scene
 ```
 
-The network alone, a PyTorch module: `{type(network).__module__}.{type(network).__name__}.from_pretrained("{name}")`.
-The weights are `{WEIGHTS}`, all that is needed to use them is in `{MODEL}`.
+The network alone, a PyTorch module:
+`{type(network).__module__}.{type(network).__name__}.from_pretrained("{name}")`.
+The weights are in `{WEIGHTS}`, all else that is needed in `{MODEL}`.
 """
 
 
@@ -181,10 +181,5 @@ def _licence_note(dataset: str | None) -> str:
     except MsposeError:  # a data set of one's own, whose card is elsewhere
         licence = ""
     if licence:
-        return (
-            f"The data set's licence, which may limit what the weights may be used for: {licence}."
-        )
-    return (
-        "Whoever trained it knows the licence of that data, which may limit what the weights may be"
-        " used for."
-    )
+        return f"The data set's licence, which may limit the use of the weights: {licence}."
+    return "The licence of the training data may limit the use of the weights."

@@ -376,7 +376,7 @@ def test_the_card_quotes_the_licence_that_the_data_set_s_card_names(mspn):
     }
     assert "MIT, as the code that renders it" in card_text(mspn, NAME)
     mspn.description = PREPARED
-    assert "What it was trained on is not recorded. Whoever trained it" in card_text(mspn, NAME)
+    assert "Training data not recorded. The licence of the training data" in card_text(mspn, NAME)
 
 
 def test_nothing_of_the_hub_is_imported_before_it_is_needed():

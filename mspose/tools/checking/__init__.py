@@ -1,3 +1,1 @@
-"""What a careful person wants to know of a data set before training on it: findings, facts, a
-picture.
-"""
+"""Check a data set before training on it: findings, facts, a plot of the trajectories."""

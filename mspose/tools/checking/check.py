@@ -1,10 +1,10 @@
-"""`mspose data check`: read everything of a data set, say what was found, draw the trajectories."""
+"""`mspose data check`: read all of a data set, report findings, plot the trajectories."""
 
 import json
 import re
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,29 +22,28 @@ from mspose.tools.checking.labels import open_card, read_labels
 from mspose.tools.checking.matching import matched_pairs
 from mspose.tools.checking.splits import Nearness, nearness, split_findings
 
-PICTURE, RECORD = "trajectories.png", "check.json"
+PLOT, RECORD = "trajectories.png", "check.json"
 
 
 class Checked(NamedTuple):
     """A finished check."""
 
     text: str
-    """What a person reads."""
+    """The report."""
     findings: list[Finding]
     folder: Path
-    """Where `check.json` and `trajectories.png` lie."""
+    """The folder of `check.json` and `trajectories.png`."""
 
     @property
     def has_errors(self) -> bool:
-        """Whether something was found with which training fails or means nothing."""
+        """Whether a finding makes training fail or mean nothing."""
         return any(finding.level == "error" for finding in self.findings)
 
 
-@np.errstate(
-    over="ignore", invalid="ignore"
-)  # of impossible numbers in the labels, which are reported
+# impossible numbers in the labels overflow; they are reported
+@np.errstate(over="ignore", invalid="ignore")
 def check_data(
-    place: str,
+    name: str,
     *,
     root: str | None = None,
     scenes: Sequence[str] = (),
@@ -57,7 +56,7 @@ def check_data(
     """Check a data set and write `check.json` and `trajectories.png`.
 
     Args:
-        place: a folder with one card in it, a card, or the name of a data set in `datasets/`.
+        name: a folder with one card in it, a card, or the name of a data set in `datasets/`.
         root, scenes, ground_truth, labels: as for `mspose.data.cards.load_frames`.
         splits: by default train, test, and any further one that label CSVs name.
         out: folder of the results; by default `check/` beside a card of one's own, and
@@ -66,16 +65,14 @@ def check_data(
     Raises MsposeError where there is no card or nothing at all can be read, and where `out` cannot
     be written.
     """
-    card = open_card(place)
+    card = open_card(name)
     folder = _folder(card, out)
     _refuse_folder(folder)
     data = read_labels(
         card, root=root, scenes=scenes, splits=splits, ground_truth=ground_truth, labels=labels
     )
     if data.frames.empty:
-        return _finished(
-            card, folder, data.findings, {}, [f"{card.name} ({card.path})"], pictured=False
-        )
+        return _finished(card, folder, data.findings, {}, f"{card.name} ({card.path})")
 
     ordered = trajectories.in_order(data.frames).reset_index(drop=True)
     images = read_images(ordered, data_root(card, root), progress=progress)
@@ -91,58 +88,51 @@ def check_data(
         *split_findings(near),
     ]
     if data.rows is not None:
-        places = dict(zip(data.rows.index, data.rows["place"], strict=True))
-        findings = [_with_places(finding, places) for finding in findings]
+        findings = [_with_lines(finding, data.rows["place"].to_dict()) for finding in findings]
     verdicts = {}
     names = sorted(ordered["scene"].unique())
-    for scene in tqdm(names, desc="poses against pictures", unit="scene", disable=not progress):
-        verdicts[scene] = conventions.judge_by_pictures(
-            matched_pairs(ordered, scene, data_root(card, root)), ordered
-        )
+    for scene in tqdm(names, desc="poses against images", unit="scene", disable=not progress):
+        pairs = matched_pairs(ordered, scene, data_root(card, root))
+        verdicts[scene] = conventions.judge_by_images(pairs, ordered)
         behind = conventions.axes_meet_behind(ordered[ordered["scene"] == scene])
         findings += conventions.convention_findings(scene, verdicts[scene], behind)
 
-    _draw(ordered, folder / PICTURE)
+    _plot(ordered, folder / PLOT)
     facts = _facts(ordered, images, step, near, verdicts)
-    return _finished(
-        card, folder, findings, facts, _facts_text(card, facts, ordered), pictured=True
-    )
+    return _finished(card, folder, findings, facts, _facts_text(card, facts, ordered))
 
 
-def _draw(ordered: pd.DataFrame, path: Path) -> None:
-    from mspose.plotting import (
-        save_figure,
-    )  # here: matplotlib takes longer to load than all the rest
-    from mspose.tools.checking.picture import trajectory_picture
+def _plot(ordered: pd.DataFrame, path: Path) -> None:
+    # here, since matplotlib takes longer to load than all the rest
+    from mspose.plotting import save_figure
+    from mspose.tools.checking.plot import trajectory_plot
 
-    with warnings.catch_warnings(
-        action="ignore", category=UserWarning
-    ):  # of letters that the font has not
-        save_figure(trajectory_picture(ordered), path)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of missing glyphs
+        save_figure(trajectory_plot(ordered), path)
 
 
 def _folder(card: Card, out: str | None) -> Path:
     if out is not None:
         return Path(out).expanduser()
-    shared = card.path.parent
-    if shared in (Path.cwd() / "datasets", REPOSITORY / "datasets"):
-        return shared / ".check" / card.name
-    return shared / "check"
+    cards = card.path.parent
+    if cards in (Path.cwd() / "datasets", REPOSITORY / "datasets"):
+        return cards / ".check" / card.name
+    return cards / "check"
 
 
 def _refuse_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be written or holds others' files, now and not after an hour of
-    reading images.
+    """Raise MsposeError for a folder that cannot be written or holds files of other programs.
+
+    That is done before the images are read, which may take an hour.
     """
+    record = folder / RECORD
     try:
-        ours = not (folder / RECORD).exists() or "findings" in json.loads(
-            (folder / RECORD).read_text(encoding="utf-8")
-        )
+        of_check = record.exists() and "findings" in json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
-        ours = False
-    if not ours or ((folder / PICTURE).exists() and not (folder / RECORD).exists()):
+        of_check = False
+    if not of_check and any((folder / name).exists() for name in (RECORD, PLOT)):
         raise MsposeError(
-            f"{folder} holds a {RECORD} or {PICTURE} of something else: choose another folder with"
+            f"{folder} holds a {RECORD} or {PLOT} of something else: choose another folder with"
             " --out"
         )
     try:
@@ -155,15 +145,16 @@ def _refuse_folder(folder: Path) -> None:
         ) from error
 
 
-def _with_places(finding: Finding, places: dict[str, str]) -> Finding:
+def _with_lines(finding: Finding, lines: Mapping[str, str]) -> Finding:
     """The finding with file and line behind each example that begins with an image."""
 
-    def placed(example: str) -> str:
+    def extended(example: str) -> str:
         ends = [found.start() for found in re.finditer(r" -> | = | \(|: |$", example)]
-        image = next((example[:end] for end in reversed(ends) if example[:end] in places), None)
-        return example if image is None else f"{example} [{places[image]}]"
+        image = next((example[:end] for end in reversed(ends) if example[:end] in lines), None)
+        return example if image is None else f"{example} [{lines[image]}]"
 
-    return Finding(finding.level, finding.kind, finding.text, tuple(map(placed, finding.examples)))
+    examples = tuple(map(extended, finding.examples))
+    return Finding(finding.level, finding.kind, finding.text, examples)
 
 
 def _facts(
@@ -171,37 +162,32 @@ def _facts(
     images: pd.DataFrame,
     step: pd.DataFrame,
     near: Sequence[Nearness],
-    verdicts: dict[str, conventions.Verdict],
+    verdicts: Mapping[str, conventions.Verdict],
 ) -> dict[str, Any]:
-    """Figures of every scene and of the images, as they stand in check.json."""
-    nearest = {scene.scene: scene for scene in near}
+    """Numbers of every scene and of the images, as check.json has them."""
     scenes = {}
-    for scene in sorted(verdicts):
+    for scene, verdict in verdicts.items():
         part, moves = ordered[ordered["scene"] == scene], step[step["scene"] == scene]
+        distances = next((found for found in near if found.scene == scene), None)
         scenes[scene] = {
-            "frames": {
-                str(split): int(count) for split, count in part.groupby("split").size().items()
-            },
+            "frames": {str(split): int(n) for split, n in part.groupby("split").size().items()},
             "sequences": int(part["sequence"].nunique()),
             "extent_m": trajectories.extents(part),
             "median_step_m": _number(moves["metres"].median()),
             "median_step_deg": _number(moves["degrees"].median()),
-            "test_to_nearest_train": (
-                {
-                    "median_m": nearest[scene].median_m,
-                    "median_deg": nearest[scene].median_deg,
-                    "beside_training_frame": nearest[scene].beside,
-                    "closer_than_neighbour": nearest[scene].closer,
-                    "outside": nearest[scene].outside,
-                }
-                if scene in nearest
-                else None
-            ),
+            "test_to_nearest_train": distances
+            and {
+                "median_m": distances.median_m,
+                "median_deg": distances.median_deg,
+                "beside_training_frame": distances.beside,
+                "closer_than_neighbour": distances.closer,
+                "outside": distances.outside,
+            },
             "pictures": {
-                "pairs": verdicts[scene].pairs,
-                "unexplained": _number(verdicts[scene].rest),
-                "best_reading": verdicts[scene].best,
-                "best_unexplained": _number(verdicts[scene].best_rest),
+                "pairs": verdict.pairs,
+                "unexplained": _number(verdict.rest),
+                "best_reading": verdict.best,
+                "best_unexplained": _number(verdict.best_rest),
             },
         }
     return {"scenes": scenes, "image_sizes": size_counts(images), "focal_px": focal_text(ordered)}
@@ -211,52 +197,40 @@ def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _facts_text(card: Card, facts: dict[str, Any], ordered: pd.DataFrame) -> list[str]:
+def _facts_text(card: Card, facts: dict[str, Any], ordered: pd.DataFrame) -> str:
     splits = list(dict.fromkeys(["train", "test", *sorted(ordered["split"].unique())]))
     rows = []
     for scene, fact in facts["scenes"].items():
-        near, seen = fact["test_to_nearest_train"], fact["pictures"]
+        near, seen = fact["test_to_nearest_train"] or {}, fact["pictures"]
+        fit = f"{100 * (1 - min(seen['unexplained'], 1)):.0f} %" if seen["pairs"] else "-"
         rows.append(
             {
                 "scene": scene,
                 **{split: fact["frames"].get(split, 0) for split in splits},
                 "sequences": fact["sequences"],
                 "extent x, y, z (m)": " ".join(f"{extent:.3g}" for extent in fact["extent_m"]),
-                "median step": _metres_degrees(fact["median_step_m"], fact["median_step_deg"]),
-                "test to nearest train": (
-                    _metres_degrees(near["median_m"], near["median_deg"]) if near else "-"
-                ),
-                "poses fit pictures": (
-                    f"{100 * (1 - min(seen['unexplained'], 1)):.0f} %" if seen["pairs"] else "-"
-                ),
+                "median step": _step_text(fact["median_step_m"], fact["median_step_deg"]),
+                "test to nearest train": _step_text(near.get("median_m"), near.get("median_deg")),
+                "poses fit images": fit,
             }
         )
-    sizes = facts["image_sizes"]
-    listed = ", ".join(f"{width}x{height} ({count})" for width, height, count in sizes[:5])
+    sizes = [f"{width}x{height} ({count})" for width, height, count in facts["image_sizes"]]
     more = f" and {len(sizes) - 5} more sizes" if len(sizes) > 5 else ""
-    return [
-        f"{card.name}: {len(ordered)} frames ({card.path})",
-        "",
-        pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True),
-        "",
-        f"image sizes: {listed or 'none'}{more}; focal length: {facts['focal_px']}",
-        "",
-    ]
+    table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    return (
+        f"{card.name}: {len(ordered)} frames ({card.path})\n\n{table}\n\nimage sizes:"
+        f" {', '.join(sizes[:5]) or 'none'}{more}; focal length: {facts['focal_px']}\n"
+    )
 
 
-def _metres_degrees(metres: float | None, degrees: float | None) -> str:
+def _step_text(metres: float | None, degrees: float | None) -> str:
     return "-" if metres is None or degrees is None else f"{metres:.3g} m, {degrees:.3g} deg"
 
 
 def _finished(
-    card: Card,
-    folder: Path,
-    findings: list[Finding],
-    facts: dict[str, Any],
-    lines: list[str],
-    *,
-    pictured: bool,
+    card: Card, folder: Path, findings: list[Finding], facts: dict[str, Any], text: str
 ) -> Checked:
+    """Write check.json; returns the report. Without `facts`, nothing was plotted."""
     record = {
         "data_set": card.name,
         "card": str(card.path),
@@ -265,8 +239,8 @@ def _finished(
         **facts,
     }
     with whole_file(folder / RECORD) as file:
-        # what overflowed, from impossible numbers in the labels, is null: JSON has no infinity
+        # JSON has no infinity: overflows, from impossible numbers in the labels, become null
         json.dump(json.loads(json.dumps(record), parse_constant=lambda _: None), file, indent=2)
         file.write("\n")
-    written = f"{folder / RECORD}" + (f", {folder / PICTURE}" if pictured else "")
-    return Checked("\n".join([*lines, findings_text(findings), written]), findings, folder)
+    written = ", ".join(str(folder / name) for name in ((RECORD, PLOT) if facts else (RECORD,)))
+    return Checked("\n".join([text, findings_text(findings), written]), findings, folder)

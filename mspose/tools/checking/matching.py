@@ -1,6 +1,4 @@
-"""Pairs of neighbouring frames whose pictures overlap: matched points as rays, to judge poses by
-(OpenCV's SIFT).
-"""
+"""Match points between neighbouring frames whose images overlap (OpenCV's SIFT)."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -18,14 +16,12 @@ from mspose.errors import MsposeError
 
 Array = NDArray[np.float64]
 PAIRS = 20  # per scene
-LONG_SIDE = 480  # pixels that features are looked for in
+LONG_SIDE = 480  # pixels of the images that features are detected in
 FEATURES = 800
 FEWEST_MATCHES = 30
 DISTINCT = 0.75  # the best match's distance over the second best's
 GAPS = (1, 2, 4, 8, 16, 32, 64)
-# median movement of the matches between two frames, in long sides of the image, that tells
-# something
-MOVED = 0.05
+MOVED = 0.05  # median movement of the matches, in long sides of the image, that is telling
 
 
 class Pair(NamedTuple):
@@ -37,7 +33,7 @@ class Pair(NamedTuple):
     point1_M2: Array
     """Pixels right of and below the first image's centre."""
     point2_M2: Array
-    """Of the second image, whose size may be another."""
+    """In the second image, whose size may be another."""
     focal1_px: float
     """NaN where unknown."""
     focal2_px: float
@@ -52,7 +48,7 @@ class _Features(NamedTuple):
 
 
 def matched_pairs(ordered: pd.DataFrame, scene: str, root: Path) -> list[Pair]:
-    """Up to `PAIRS` pairs of one scene, evenly spread, each so far apart that the picture moved.
+    """Up to `PAIRS` pairs of one scene, evenly spread, between which the image moved enough.
 
     ordered: frames of all scenes as `trajectories.in_order` sorts them. The poses are not used.
     """
@@ -64,52 +60,60 @@ def matched_pairs(ordered: pd.DataFrame, scene: str, root: Path) -> list[Pair]:
     def features(row: int) -> _Features | None:
         return _features(root, images[row])
 
-    pairs, hint = [], 2
+    pairs, gap = [], 2
     for start in rows[evenly(len(rows) - 1, PAIRS)]:
-        last = rows[-1]
-        partners = [
-            int(start) + gap
-            for gap in GAPS
-            if start + gap <= last and sequences[start + gap] == sequences[start]
+        candidates = [
+            int(start) + step
+            for step in GAPS
+            if start + step <= rows[-1] and sequences[start + step] == sequences[start]
         ]
-        if found := _moved_match(int(start), partners, hint, features):
-            hint, second, points, long_sides = found
+        if found := _moved_match(int(start), candidates, gap, features):
+            gap, second, (point1_M2, point2_M2) = found
+            one, two = features(int(start)), features(second)
+            assert one is not None and two is not None
             pairs.append(
-                Pair(int(start), second, *points, focal[start], focal[second], *long_sides)
+                Pair(
+                    int(start),
+                    second,
+                    point1_M2,
+                    point2_M2,
+                    focal[start],
+                    focal[second],
+                    one.long_side_px,
+                    two.long_side_px,
+                )
             )
     return pairs
 
 
 def _moved_match(
-    start: int, partners: list[int], hint: int, features: Callable[[int], _Features | None]
-) -> tuple[int, int, tuple[Array, Array], tuple[int, int]] | None:
-    """(place among the partners, partner, points, long sides) of a partner whose points match and
-    have moved.
+    start: int, candidates: list[int], gap: int, features: Callable[[int], _Features | None]
+) -> tuple[int, int, tuple[Array, Array]] | None:
+    """(index in `candidates`, frame, points) of a frame whose points match and have moved.
 
-    partners: from the nearest to the farthest. hint: the place to try first; from there nearer ones
-    follow where the overlap is too small, farther ones where nothing has moved; None where that
-    leads to nothing.
+    candidates: from the nearest to the farthest, tried from index `gap` on: nearer ones where the
+    overlap is too small, farther ones where nothing has moved. None where that finds none.
     """
     one = features(start)
-    place, before = min(hint, len(partners) - 1), 0
-    while one is not None and 0 <= place < len(partners):
-        two = features(partners[place])
-        matched = _match(one, two) if two is not None else None
+    gap, before = min(gap, len(candidates) - 1), 0
+    while one is not None and 0 <= gap < len(candidates):
+        two = features(candidates[gap])
+        matched = None if two is None else _match(one, two)
         if two is not None and matched is not None:
             moved_M2 = matched[0] / one.long_side_px - matched[1] / two.long_side_px
             if np.median(np.linalg.norm(moved_M2, axis=1)) > MOVED:
-                return place, partners[place], matched, (one.long_side_px, two.long_side_px)
+                return gap, candidates[gap], matched
         direction = -1 if matched is None else 1
         if direction == -before:
             return None
-        place, before = place + direction, direction
+        gap, before = gap + direction, direction
     return None
 
 
 def _features(root: Path, image: str) -> _Features | None:
     try:
         grey_HW = cv2.cvtColor(read_image(find_image(root, image)), cv2.COLOR_RGB2GRAY)
-    except MsposeError:  # said of the image already
+    except MsposeError:  # reported with the images
         return None
     long_side = max(grey_HW.shape)
     scale = min(1.0, LONG_SIDE / long_side)
@@ -119,14 +123,12 @@ def _features(root: Path, image: str) -> _Features | None:
     if descriptor_KD is None or len(keypoints) < FEWEST_MATCHES:
         return None
     centre = (np.array(grey_HW.shape[::-1], dtype=np.float64) - 1) / 2
-    point_K2 = (np.array([keypoint.pt for keypoint in keypoints]) - centre) / scale
+    point_K2 = (cv2.KeyPoint.convert(keypoints).astype(np.float64) - centre) / scale
     return _Features(point_K2, np.asarray(descriptor_KD, np.float32), long_side)
 
 
 def _match(one: _Features, two: _Features) -> tuple[Array, Array] | None:
-    """Points seen in both, as far as one rigid motion explains them, whichever it is; None where
-    they are too few.
-    """
+    """Points seen in both, as far as one fundamental matrix explains them; None where too few."""
     found = cv2.BFMatcher(cv2.NORM_L2).knnMatch(one.descriptor_KD, two.descriptor_KD, k=2)
     good = [
         best for best, *others in found if others and best.distance < DISTINCT * others[0].distance
@@ -138,12 +140,12 @@ def _match(one: _Features, two: _Features) -> tuple[Array, Array] | None:
     tolerance = 1.5 * max(1.0, one.long_side_px / LONG_SIDE, two.long_side_px / LONG_SIDE)
     try:
         cv2.setRNGSeed(0)
-        mask = cv2.findFundamentalMat(point1_M2, point2_M2, cv2.FM_RANSAC, tolerance, 0.999, 2000)[
-            1
-        ]
+        _, mask = cv2.findFundamentalMat(
+            point1_M2, point2_M2, cv2.FM_RANSAC, tolerance, 0.999, 2000
+        )
     except cv2.error:  # all points on a line, or the like
         return None
     if mask is None or int(mask.sum()) < FEWEST_MATCHES:
         return None
-    inside = mask.ravel() > 0
-    return point1_M2[inside], point2_M2[inside]
+    inliers = mask.ravel() > 0
+    return point1_M2[inliers], point2_M2[inliers]

@@ -1,1 +1,1 @@
-"""Deployment: one file that takes camera images and answers with poses, without this package."""
+"""Export a model as one file that takes camera images and returns poses, without this package."""

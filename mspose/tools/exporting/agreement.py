@@ -1,4 +1,4 @@
-"""How far the answers of an exported file are from those of the model that it was made of."""
+"""Measure the deviation of an exported file's outputs from those of the model."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,36 +18,32 @@ float32 has no more digits."""
 
 @dataclass(frozen=True)
 class Deviation:
-    """The largest difference to the model over several images; infinite where an answer is not of
-    the form it should have.
-    """
+    """The largest differences over several images; infinite for an output of a wrong shape."""
 
     images: int
     position: float
-    """In metres; of far positions, scaled to a distance of `FAR`."""
+    """In metres; that of far positions is scaled to a distance of `FAR`."""
     orientation: float
     """Of a component of the quaternion."""
     probability: float
 
     def __str__(self) -> str:
-        parts = (f"position {self.position:.1e} m", f"quaternion {self.orientation:.1e}")
         return (
-            f"{', '.join(parts)}, scene probability {self.probability:.1e} over {self.images}"
-            " images"
+            f"position {self.position:.1e} m, quaternion {self.orientation:.1e}, scene probability"
+            f" {self.probability:.1e} over {self.images} images"
         )
 
     @property
     def tolerable(self) -> bool:
-        """Whether all of them are within `TOLERANCE`."""
+        """Whether all are within `TOLERANCE`."""
         return max(self.position, self.orientation, self.probability) <= TOLERANCE
 
 
 def deviation(answer: Answer, estimator: PoseEstimator, scene: str | None = None) -> Deviation:
-    """Ask both about noise and smooth images of several sizes, one and several at a time.
+    """Compare both on noise and smooth images of several sizes, one and several at a time.
 
-    The model takes each image alone, through its own preprocessing, and for the pose of the scene
-    that the file chose,
-    whose probability must be the largest: where two are equally probable, either is right. Of a
+    The model gets each image alone, through its own preprocessing, with the scene that the file
+    chose, whose probability must be the largest: of equally probable ones, either is right. Of a
     turn by 180 degrees both signs of the quaternion are right.
     """
     worst = np.zeros(3)
@@ -60,14 +56,12 @@ def deviation(answer: Answer, estimator: PoseEstimator, scene: str | None = None
             expected = estimator(image_HW3, chosen)
             probability_S = np.array(list(expected.scene_probabilities.values()))
             missed = 0.0 if scene is not None else probability_S.max() - expected.scene_probability
-            wrong = [scene is not None and chosen != scene, found["orientation"][index, 0] < 0]
+            quaternion_4 = found["orientation"][index]
+            wrong = [scene is not None and chosen != scene, quaternion_4[0] < 0]
+            scale = max(1, float(np.linalg.norm(expected.position)) / FAR)
             differences = (
-                _largest(found["position"][index], expected.position)
-                / max(1, float(np.linalg.norm(expected.position)) / FAR),
-                min(
-                    _largest(found["orientation"][index], sign * expected.orientation)
-                    for sign in (1, -1)
-                ),
+                _largest(found["position"][index], expected.position) / scale,
+                min(_largest(quaternion_4, sign * expected.orientation) for sign in (1, -1)),
                 max(missed, _largest(found["scene_probabilities"][index], probability_S)),
             )
             worst = np.maximum(worst, np.inf if any(wrong) else differences)
@@ -75,16 +69,13 @@ def deviation(answer: Answer, estimator: PoseEstimator, scene: str | None = None
 
 
 def probes(resize: int) -> Iterator[NDArray[np.uint8]]:
-    """Images (B, H, W, 3) larger and smaller than the network's, lying, standing and square, of odd
-    sizes and even.
-    """
+    """Images (B, H, W, 3) larger and smaller than the network's, of several shapes."""
     rng = np.random.default_rng(0)
-    lying, standing = (2 * resize - 16, 8 * resize // 3), (resize + resize // 3, resize + 5)
-    for images, (height, width) in (
-        (1, lying),
-        (3, (resize // 2 + 1, resize // 2)),
-        (2, (resize, resize)),
-        (1, standing),
+    for images, height, width in (
+        (1, 2 * resize - 16, 8 * resize // 3),
+        (3, resize // 2 + 1, resize // 2),
+        (2, resize, resize),
+        (1, resize + resize // 3, resize + 5),
     ):
         yield rng.integers(0, 256, (images, height, width, 3), dtype=np.uint8)
         waves_B13 = rng.uniform(1, 9, (images, 1, 3))

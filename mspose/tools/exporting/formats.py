@@ -1,6 +1,4 @@
-"""The formats of exported files: what is written, and how a file is opened again to see what it
-answers.
-"""
+"""The formats of exported files: how they are written, and opened again for a comparison."""
 
 import io
 import json
@@ -20,7 +18,7 @@ OPSET = 18
 DYNAMIC = ({0: Dim("batch"), 1: Dim("height"), 2: Dim("width")},)
 
 Answer = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[Any]]]
-"""From images, RGB uint8 (B, H, W, 3), to what `OUTPUTS` names."""
+"""A function of images, RGB uint8 (B, H, W, 3), that returns `OUTPUTS`."""
 
 
 class Format(NamedTuple):
@@ -28,24 +26,21 @@ class Format(NamedTuple):
 
     file_name: str
     require: Callable[[], None]
-    """Raises MsposeError where a package is missing that the format needs."""
+    """Raises MsposeError where a package that the format needs is missing."""
     write: Callable[[ExportedProgram, Mapping[str, Any]], bytes]
-    """The file's content, of a program and its metadata."""
+    """The file's content from a program and its metadata."""
     open: Callable[[bytes], Answer]
 
 
 def trace(module: Deployed) -> ExportedProgram:
     """The program of a module, for any number of images of any size."""
-    height, width = (
-        module.preprocessing.resize + 7,
-        module.preprocessing.resize + 13,
-    )  # sizes without a meaning
-    image_BHW3 = torch.zeros(2, height, width, 3, dtype=torch.uint8)
+    resize = module.preprocessing.resize
+    image_BHW3 = torch.zeros(2, resize + 7, resize + 13, 3, dtype=torch.uint8)  # any size
     with torch.no_grad():
         program = torch.export.export(
             module.eval(), (image_BHW3,), dynamic_shapes=DYNAMIC, strict=False
         )
-    program.graph.eliminate_dead_code()  # what the losses of training alone ask for
+    program.graph.eliminate_dead_code()  # for the losses of training
     program.graph_module.recompile()
     return program
 
@@ -80,9 +75,7 @@ def _write_onnx(program: ExportedProgram, metadata: Mapping[str, Any]) -> bytes:
 
 
 def _name_sizes(graph: Any) -> None:
-    """Give sizes that may vary their names in `DYNAMIC`: exporters have names of their own, also in
-    inner shapes.
-    """
+    """Give dynamic sizes their names in `DYNAMIC` in place of the exporter's own."""
     del graph.value_info[:]
     for value in (*graph.input, *graph.output):
         names = ["batch", "height", "width"] if value.name == "image" else ["batch"]
@@ -95,7 +88,7 @@ def _open_onnx(content: bytes) -> Answer:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 4  # what goes wrong is raised as well
+    options.log_severity_level = 4  # errors are raised as well
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def answer(image_BHW3: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:

@@ -23,24 +23,21 @@ PARAMETERS = {
     "EUCM": 6,
     "EQUIRECTANGULAR": 2,
 }
-"""How many a camera has. A model's place in this order is its number in COLMAP's binary files."""
-WITHOUT_DISTORTION = ("SIMPLE_PINHOLE", "PINHOLE")
-WITHOUT_FOCAL_LENGTH = ("EQUIRECTANGULAR",)
+"""Number of parameters; a model's rank in this order is its number in COLMAP's binary files."""
+WITHOUT_DISTORTION = {"SIMPLE_PINHOLE", "PINHOLE"}
+WITHOUT_FOCAL_LENGTH = {"EQUIRECTANGULAR"}
 
 
-def wrong_parameters(model: str, parameters: Sequence[float]) -> str:
-    """What is wrong with the number of a camera's parameters; nothing where it is right, or the
-    model unknown.
-    """
+def parameter_fault(model: str, parameters: Sequence[float]) -> str:
+    """A message where a model has a wrong number of parameters, else an empty one."""
     expected = PARAMETERS.get(model, len(parameters))
-    return f"camera model {model} has {expected} parameters, not {len(parameters)}" * (
-        len(parameters) != expected
-    )
+    if len(parameters) == expected:
+        return ""
+    return f"camera model {model} has {expected} parameters, not {len(parameters)}"
 
 
 def focal_length(model: str, parameters: Sequence[float]) -> float:
-    """Focal length in pixels, the mean of both axes; NaN for a model without, and for one that is
-    unknown here.
+    """Focal length in pixels, the mean of both axes; NaN for a model without, or an unknown one.
 
     In all others the parameters begin with f, or with fx and fy.
     """
@@ -50,11 +47,11 @@ def focal_length(model: str, parameters: Sequence[float]) -> float:
     return parameters[0] if one else (parameters[0] + parameters[1]) / 2
 
 
-def notes_on(models: Iterable[str]) -> list[str]:
-    """What a reader should know about the cameras of these models, a line each."""
-    used = set(models)
-    found = {
-        "camera models with distortion": sorted((used & {*PARAMETERS}) - {*WITHOUT_DISTORTION}),
-        "camera models whose focal length is not known here": sorted(used - {*PARAMETERS}),
-    }
-    return [f"{what}: {', '.join(names)}" for what, names in found.items() if names]
+def camera_notes(models: Iterable[str]) -> list[str]:
+    """Lines for the summary about cameras of these models."""
+    used, notes = set(models), []
+    if distorted := sorted(used & set(PARAMETERS) - WITHOUT_DISTORTION):
+        notes.append(f"camera models with distortion: {', '.join(distorted)}")
+    if unknown := sorted(used - set(PARAMETERS)):
+        notes.append(f"camera models whose focal length is not known here: {', '.join(unknown)}")
+    return notes

@@ -1,6 +1,4 @@
-"""From foreign folders to one data set: read, find images, convert poses, split, write, and say
-what was done.
-"""
+"""Make one data set of folders that other programs wrote: read, find images, split, write."""
 
 import math
 import os
@@ -17,34 +15,33 @@ import pandas as pd
 from mspose.data.cards import PLAIN_NAME, REPOSITORY
 from mspose.data.frames import frame_table, natural_order
 from mspose.errors import MsposeError
-from mspose.tools.importing.capture import (
-    Capture,
-    View,
+from mspose.tools.importing.colmap import read_colmap
+from mspose.tools.importing.data_set_folder import LEFT_OUT, free_folder, write_data_set
+from mspose.tools.importing.image_paths import (
     existing_folder,
     image_size,
-    listed,
-    stacked,
+    renamed_note,
     without_dots,
 )
-from mspose.tools.importing.colmap import read_colmap
 from mspose.tools.importing.kapture import read_kapture
 from mspose.tools.importing.nerfstudio import read_nerfstudio
 from mspose.tools.importing.splits import DROPPED, SplitBy, describe_split, split_frames
 from mspose.tools.importing.tum import TOLERANCE, read_tum
-from mspose.tools.importing.writing import LEFT_OUT, free_folder, write_data_set
+from mspose.tools.importing.views import Capture, View, listed, stacked
 
-KINDS = ("colmap", "nerfstudio", "tum", "kapture")
-STATED = {
+CONVENTIONS = {
     "colmap": "world-to-camera, quaternion w first",
     "nerfstudio": "camera-to-world matrices in OpenGL's camera axes (y up, z back)",
-    "tum": "camera-to-world, quaternion w last",
+    "tum": "camera-to-world, quaternion w last unless the header says otherwise",
     "kapture": "world-to-sensor, quaternion w first",
 }
+"""Format -> how it states poses."""
+KINDS = tuple(CONVENTIONS)
 METRIC = ("tum", "kapture")
 """Formats whose poses are in metres; those of structure-from-motion have a unit of their own."""
 IN_MARGIN = "margin between training and test block"
-# folders that say nothing about the scene
-NAMELESS = ("sparse", "dense", "colmap", "sensors", "text", "model")
+UNNAMED_FOLDERS = ("sparse", "dense", "colmap", "sensors", "text", "model")
+"""Folders after which no scene is named."""
 
 
 def import_data(
@@ -65,186 +62,185 @@ def import_data(
     tolerance: float | None = None,
     progress: bool = False,
 ) -> str:
-    """Write the folder `out`, a data set of one scene per path; returns what was done, as text.
+    """Write the folder `out`, a data set of one scene per path; returns a summary.
 
     Args:
         kind: one of `KINDS`.
         paths: a folder (nerfstudio: or file) per scene.
-        images, trajectory, image_list: one per path, in place of where the format looks; the latter
-            two for `tum`.
+        images, trajectory, image_list: one per path, in place of the format's own; the latter two
+            for `tum`.
         scenes: names of the scenes; by default those of the folders.
         scale: metres per unit of the poses.
-        focal_px: of all images, in pixels, in place of what the files say.
+        focal_px: of all images, in pixels, in place of that in the files.
         missing: images that are not on disk: `stop`, or `skip` to leave them out (the default for
             nerfstudio).
         on_bad_frame: broken poses: `stop`, or `skip` to leave them out.
-        copy: whether images are copied into the folder, in place of a reference to where they lie.
+        copy: whether images are copied into the folder.
         split: how to split into training and test frames.
         tolerance: seconds between an image and its pose, for `tum`.
 
     Raises MsposeError for bad input; then nothing is written.
     """
-    if not math.isfinite(scale):
-        raise MsposeError(f"--scale is a number of metres, not {scale}")
     split = split or SplitBy()
     split.refuse_idle_options()
-    _refuse_idle_options(kind, trajectory=trajectory, image_list=image_list, tolerance=tolerance)
-    for option, values in (
-        ("images", images),
-        ("scenes", scenes),
-        ("trajectory", trajectory),
-        ("image_list", image_list),
-    ):
-        if values and len(values) != len(paths):
-            raise MsposeError(
-                f"--{option}: {len(values)} given for {len(paths)} paths: one for each, in their"
-                " order"
-            )
+    of_tum = {"trajectory": trajectory, "image_list": image_list, "tolerance": tolerance}
+    _check_options(kind, paths, scale, {"images": images, "scenes": scenes}, of_tum)
     folder = free_folder(Path(out))
     _refuse_known_name(folder)
     names = list(scenes) or [_scene_name(path) for path in paths]
     _refuse_bad_scenes(names, paths, given=bool(scenes))
-    captures = {
-        name: _read(
-            kind,
-            Path(path),
-            _nth(images, number),
-            focal_px=focal_px,
-            trajectory=_nth(trajectory, number),
-            image_list=_nth(image_list, number),
-            tolerance=TOLERANCE if tolerance is None else tolerance,
+    captures = {}
+    for number, (name, path) in enumerate(zip(names, paths, strict=True)):
+        own_images, poses_file, list_file = (
+            without_dots(Path(values[number])) if values else None
+            for values in (images, trajectory, image_list)
         )
-        for number, (name, path) in enumerate(zip(names, paths, strict=True))
-    }
+        if own_images:
+            own_images = existing_folder(own_images, "image")
+        if kind == "colmap":
+            captures[name] = read_colmap(Path(path), own_images)
+        elif kind == "nerfstudio":
+            captures[name] = read_nerfstudio(Path(path), own_images, focal_px=focal_px)
+        elif kind == "kapture":
+            captures[name] = read_kapture(Path(path), own_images)
+        else:
+            captures[name] = read_tum(
+                Path(path),
+                own_images,
+                trajectory=poses_file,
+                image_list=list_file,
+                tolerance=tolerance or TOLERANCE,
+            )
+
     missing = missing or ("skip" if kind == "nerfstudio" else "stop")
-    left_out = [
-        (scene, image, why)
-        for scene, capture in captures.items()
-        for image, why in capture.unposed.items()
-    ]
+    left_out: list[tuple[str, str, str]] = []
     views: list[tuple[str, View]] = []
-    notes: dict[str, None] = {}
+    notes: dict[str, None] = {}  # in order, without repetition
     for scene, capture in captures.items():
-        there = _on_disk(capture, missing)
-        left_out += [
-            (scene, view.image, "no such image") for view in capture.views if view.file is None
-        ]
-        zoom, said = _zoom(there)
-        notes |= dict.fromkeys(f"{scene}: {line}" for line in said)
-        views += [(scene, view) for view in _in_order(there, zoom, focal_px)]
+        left_out += [(scene, image, why) for image, why in capture.unposed.items()]
+        on_disk, absent = _on_disk(capture, missing)
+        left_out += [(scene, view.image, "no such image") for view in absent]
+        zoom, zoom_notes = _zoom(on_disk)
+        views += [(scene, view) for view in _in_order(on_disk, zoom, focal_px)]
+        notes |= dict.fromkeys(f"{scene}: {line}" for line in [*renamed_note(on_disk), *zoom_notes])
         notes |= dict.fromkeys(capture.notes)
 
-    frames = _checked_frames(folder.name, kind, views, captures, scale, on_bad_frame)
+    frames = _frame_table(folder.name, kind, views, captures, scale, on_bad_frame)
     kept = set(frames["image"])
     bad = [(scene, view.image) for scene, view in views if str(view.file) not in kept]
     left_out += [
-        (*of_view, f"bad pose: {fault}")
-        for of_view, fault in zip(bad, frames.attrs["faults"], strict=True)
+        (scene, image, f"bad pose: {fault}")
+        for (scene, image), fault in zip(bad, frames.attrs["faults"], strict=True)
     ]
     described = describe_split(frames, split)
     frames["split"] = split_frames(frames, split, [image for _, image, _ in left_out])
+    reason = IN_MARGIN if split.how == "blocks" else "in no split"
     dropped = frames[frames["split"] == DROPPED]
-    why = IN_MARGIN if split.how == "blocks" else "in no split"
-    left_out += [
-        (scene, name, why) for scene, name in zip(dropped["scene"], dropped["name"], strict=True)
-    ]
+    left_out += [(scene, name, reason) for scene, name in dropped[["scene", "name"]].to_numpy()]
     frames = frames[frames["split"] != DROPPED]
     if split.how != "given" and any(view.given_split for _, view in views):
         notes["the files have a split of their own: --split given takes it"] = None
+    sources = ", ".join(str(capture.source) for capture in captures.values())
     card = write_data_set(
         folder,
         frames,
         left_out,
-        kind=kind,
-        stated=STATED[kind],
-        scale=scale,
-        sources=[str(capture.source) for capture in captures.values()],
-        bases={scene: capture.looked_in[0] for scene, capture in captures.items()},
+        {scene: capture.image_folders[0] for scene, capture in captures.items()},
+        card={
+            "ground_truths": [kind],
+            "source": f"mspose data import {kind}: {sources}",
+            "pose_convention": (
+                "label CSV, camera-to-world, quaternion w first, metres; from"
+                f" {kind}: {CONVENTIONS[kind]}; {scale:g} metres per unit there; images as they"
+                " are, with the distortion of their lens"
+            ),
+            "how_to_get": f"import it again: mspose data import {kind} ... --out {folder}",
+        },
         copy=copy,
         progress=progress,
     )
     return _summary(kind, card, frames, left_out, scale, described, list(notes))
 
 
-def _read(
-    kind: str, path: Path, images: Path | None, *, focal_px: float | None, **of_tum: Any
-) -> Capture:
-    images = existing_folder(images, "image") if images else None
-    if kind == "colmap":
-        return read_colmap(path, images)
-    if kind == "nerfstudio":
-        return read_nerfstudio(path, images, focal_px=focal_px)
-    if kind == "tum":
-        return read_tum(path, images, **of_tum)
-    return read_kapture(path, images)
+def _check_options(
+    kind: str,
+    paths: Sequence[str],
+    scale: float,
+    per_path: Mapping[str, Sequence[str]],
+    of_tum: Mapping[str, Any],
+) -> None:
+    if not math.isfinite(scale):
+        raise MsposeError(f"--scale is a number of metres, not {scale}")
+    for option, values in {**per_path, **of_tum}.items():
+        if kind != "tum" and option in of_tum and values not in (None, (), []):
+            raise MsposeError(f"--{option} belongs to tum: with {kind} it is without effect")
+        if isinstance(values, Sequence) and values and len(values) != len(paths):
+            raise MsposeError(
+                f"--{option}: {len(values)} given for {len(paths)} paths: one for each, in their"
+                " order"
+            )
 
 
-def _on_disk(capture: Capture, missing: str) -> list[View]:
-    """The views whose image is there. Raises MsposeError where none is, or some are not and that is
-    not allowed.
+def _on_disk(capture: Capture, missing: str) -> tuple[list[View], list[View]]:
+    """(views whose image is on disk, the others).
+
+    Raises MsposeError where none is, or some are not and `missing` is `stop`.
     """
     there = [view for view in capture.views if view.file is not None]
-    gone = [view.image for view in capture.views if view.file is None]
-    places = listed([str(folder) for folder in capture.looked_in])
-    if not there:
+    absent = [view for view in capture.views if view.file is None]
+    if not there or (absent and missing == "stop"):
+        if there:
+            count = f"{len(absent)} of its {len(capture.views)} images are not"
+            advice = ", or go on without them with --missing skip"
+        else:
+            count, advice = f"none of its {len(absent)} images is", ""
+        folders = listed([str(folder) for folder in capture.image_folders])
         raise MsposeError(
-            f"{capture.source}: none of its {len(gone)} images is on disk (looked for {gone[0]} in"
-            f" {places}): say where they are with --images FOLDER"
+            f"{capture.source}: {count} on disk (searched {absent[0].image} in {folders}): say"
+            f" where they are with --images FOLDER{advice}"
         )
-    if gone and missing == "stop":
-        raise MsposeError(
-            f"{capture.source}: {len(gone)} of its {len(capture.views)} images are not on disk"
-            f" (looked for {gone[0]} in {places}): say where they are with --images FOLDER, or go"
-            " on without them with --missing skip"
-        )
-    return there
+    return there, absent
 
 
 def _zoom(views: Sequence[View]) -> tuple[dict[tuple[float, float], float], list[str]]:
-    """How much larger than in the camera model the images are, by the model's size, and what there
-    is to say about it.
+    """Size of the images over that in the camera model, by the model's size; and lines about it.
 
     Models are often made from large images and used with smaller ones. One image of each size is
-    looked at.
+    read.
     """
     zoom, notes = {}, []
     for (width, height), view in {view.size_px: view for view in reversed(views)}.items():
         found_width, found_height = image_size(view.file) if view.file else (math.nan, math.nan)
-        if (
-            not width > 0
-            or math.isnan(found_width)
-            or (found_width, found_height) == (width, height)
-        ):
+        if not width > 0 or not found_width > 0 or (found_width, found_height) == (width, height):
             continue
         ratio = found_width / width
-        its = (
-            f"{found_width:g}x{found_height:g} pixels, their camera model is of"
+        sizes = (
+            f"images are {found_width:g}x{found_height:g} pixels, their camera model is of"
             f" {width:g}x{height:g}"
         )
-        # to a pixel and a half: smaller copies have whole sides too
-        if math.isnan(height) or abs(found_height - ratio * height) <= 1.5 * max(ratio, 1):
+        # to a pixel and a half, since the sides of smaller copies are rounded
+        if not abs(found_height - ratio * height) > 1.5 * max(ratio, 1):
             if ratio != 1:
                 zoom[width, height] = ratio
-                notes.append(f"images are {its}: focal lengths are scaled by {ratio:.4g}")
+                notes.append(f"{sizes}: focal lengths are scaled by {ratio:.4g}")
         else:
-            notes.append(f"images are {its}, cropped or turned: focal lengths are left as they are")
+            notes.append(f"{sizes}, cropped or turned: focal lengths are left as they are")
     return zoom, notes
 
 
 def _in_order(
     views: Sequence[View], zoom: Mapping[tuple[float, float], float], focal_px: float | None
 ) -> list[View]:
+    def order(view: View) -> tuple[Any, ...]:
+        return natural_order(view.sequence), view.moment, natural_order(view.image)
+
     return [
         replace(view, focal_px=focal_px or view.focal_px * zoom.get(view.size_px, 1.0))
-        for view in sorted(views, key=_order)
+        for view in sorted(views, key=order)
     ]
 
 
-def _order(view: View) -> tuple[Any, ...]:
-    return natural_order(view.sequence), view.moment, natural_order(view.image)
-
-
-def _checked_frames(
+def _frame_table(
     dataset: str,
     kind: str,
     views: Sequence[tuple[str, View]],
@@ -252,8 +248,7 @@ def _checked_frames(
     scale: float,
     on_bad_frame: str,
 ) -> pd.DataFrame:
-    """The frame table of all views, in our convention and metres, with name, moment and given split
-    of each.
+    """The frame table of all views in metres, with columns name, moment and given split.
 
     `image` is the absolute path of the file.
     """
@@ -270,15 +265,15 @@ def _checked_frames(
         position_B3=position_B3,
         orientation=orientation,
         convention=next(iter(captures.values())).convention,
-        where=lambda row: views[row][1].place,
+        where=lambda row: views[row][1].where,
         source=", ".join(str(capture.source) for capture in captures.values()),
         focal_px=focal_B,
         faults={row: view.fault for row, (_, view) in enumerate(views) if view.fault},
         scenes=list(captures),
         on_bad_frame=on_bad_frame,
     )
-    of_file = {str(view.file): view for _, view in views}
-    kept = [of_file[image] for image in table["image"]]
+    view_of_file = {str(view.file): view for _, view in views}
+    kept = [view_of_file[image] for image in table["image"]]
     table["name"] = [view.image for view in kept]
     table["given"] = [view.given_split for view in kept]
     return table.assign(moment=pd.Series([view.moment for view in kept], dtype=object))
@@ -294,18 +289,16 @@ def _summary(
     notes: Sequence[str],
 ) -> str:
     rows = []
-    for scene, of_scene in frames.groupby("scene", sort=True):
-        extent = np.ptp(of_scene[["tx", "ty", "tz"]].to_numpy(), axis=0)
-        counts = of_scene["split"].value_counts()
+    for scene, part in frames.groupby("scene", sort=True):
+        extent = np.ptp(part[["tx", "ty", "tz"]].to_numpy(), axis=0)
+        counts = part["split"].value_counts()
+        splits = dict.fromkeys(["train", "test", *frames["split"]])
         rows.append(
             {
                 "scene": scene,
-                **{
-                    name: counts.get(name, 0)
-                    for name in dict.fromkeys(["train", "test", *frames["split"]])
-                },
+                **{split: counts.get(split, 0) for split in splits},
                 "left out": sum(scene == other for other, _, _ in left_out),
-                "sequences": of_scene["sequence"].nunique(),
+                "sequences": part["sequence"].nunique(),
                 "extent (m)": " x ".join(f"{length:.3g}" for length in extent),
             }
         )
@@ -313,13 +306,10 @@ def _summary(
     reasons: dict[str, list[str]] = {}
     for _, image, why in left_out:
         reasons.setdefault(why.partition(":")[0], []).append(image)
-    for (
-        why,
-        names,
-    ) in reasons.items():  # those of the margin are many, and nothing is wrong with them
-        lines.append(
-            f"left out, {why}: {len(names)}" + (f": {listed(names)}" if why != IN_MARGIN else "")
-        )
+    for why, names in reasons.items():
+        # those of the margin are many, and nothing is wrong with them
+        shown = "" if why == IN_MARGIN else f": {listed(names)}"
+        lines.append(f"left out, {why}: {len(names)}{shown}")
     if left_out:
         lines.append(f"all that is left out, by name: {card.parent / LEFT_OUT}")
     unit = f"scale: {scale:g} metres per unit of the poses"
@@ -327,28 +317,16 @@ def _summary(
         unit += f"; {kind} has no metres of its own: give --scale where its unit is another"
     lines += [
         unit,
-        f"poses: {STATED[kind]} in the files; camera-to-world here, metres, quaternion w first",
-    ]
-    lines += [
+        f"poses: {CONVENTIONS[kind]} there; camera-to-world here, metres, quaternion w first",
         "images: as they are, with the distortion of their lens",
         f"split: {described}",
         *notes,
-    ]
-    lines += [
         "",
         f"check it with: mspose data check {card.parent}",
-        (
-            "train on it with: mspose train --config experiments/7scenes.yaml "
-            f"--experiment {card.stem} --data.dataset {card}"
-        ),
+        "train on it with: mspose train --config experiments/7scenes.yaml"
+        f" --experiment {card.stem} --data.dataset {card}",
     ]
     return "\n".join(lines)
-
-
-def _refuse_idle_options(kind: str, **of_tum: Any) -> None:
-    for option, value in of_tum.items():
-        if kind != "tum" and value not in (None, (), []):
-            raise MsposeError(f"--{option} belongs to tum: with {kind} it is without effect")
 
 
 def _refuse_known_name(folder: Path) -> None:
@@ -357,11 +335,9 @@ def _refuse_known_name(folder: Path) -> None:
             f"--out: the folder's name is the data set's, and {folder.name!r} is not plain"
             " (letters, digits, - _ .)"
         )
-    for cards in dict.fromkeys((Path.cwd() / "datasets", REPOSITORY / "datasets")):
+    for cards in (Path.cwd() / "datasets", REPOSITORY / "datasets"):
         if (cards / f"{folder.name}.yaml").is_file():
-            raise MsposeError(
-                f"--out: there is a data set {folder.name} already: call the folder otherwise"
-            )
+            raise MsposeError(f"--out: there is a data set {folder.name} already: name another")
 
 
 def _refuse_bad_scenes(names: Sequence[str], paths: Sequence[str], given: bool) -> None:
@@ -380,18 +356,14 @@ def _refuse_bad_scenes(names: Sequence[str], paths: Sequence[str], given: bool) 
 
 
 def _scene_name(path: str) -> str:
-    """A plain name from a folder: `kitchen/sparse/0` and `kitchen/dense/0/sparse` are kitchen,
-    `Küche 2` Kuche-2.
+    """A plain name from a folder: `kitchen` for `kitchen/sparse/0` and `kitchen/dense/0/sparse`,
+    `Kuche-2` for `Küche 2`.
     """
-    place = Path(os.path.normpath(Path(path).expanduser().absolute()))
-    place = place.parent if place.suffix == ".json" else place
-    while place.name.lower() in NAMELESS or (
-        place.name.isdecimal() and place.parent.name.lower() in NAMELESS
+    folder = Path(os.path.normpath(Path(path).expanduser().absolute()))
+    folder = folder.parent if folder.suffix == ".json" else folder
+    while folder.name.lower() in UNNAMED_FOLDERS or (
+        folder.name.isdecimal() and folder.parent.name.lower() in UNNAMED_FOLDERS
     ):
-        place = place.parent
-    plain = unicodedata.normalize("NFKD", place.name).encode("ascii", "ignore").decode()
+        folder = folder.parent
+    plain = unicodedata.normalize("NFKD", folder.name).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", plain).strip("-.")
-
-
-def _nth(values: Sequence[str], number: int) -> Path | None:
-    return without_dots(Path(values[number])) if values else None

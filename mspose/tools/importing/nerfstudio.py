@@ -1,13 +1,13 @@
-"""transforms.json of nerfstudio and instant-ngp, and Blender's transforms_train.json,
-..._test.json.
+"""Read transforms.json of nerfstudio and instant-ngp, and Blender's transforms_train.json, ...
 
 Each frame has a camera-to-world matrix in OpenGL's camera axes: x right, y up, z back
-(https://docs.nerf.studio/quickstart/data_conventions.html). Ours differ in the signs of y and z.
+(https://docs.nerf.studio/quickstart/data_conventions.html). Here y and z have the other sign.
 """
 
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,47 +16,40 @@ from numpy.typing import NDArray
 
 from mspose.data.frames import CAMERA_TO_WORLD, natural_order
 from mspose.errors import MsposeError
-from mspose.tools.importing.capture import (
-    Capture,
-    View,
+from mspose.tools.importing.image_paths import (
     existing_folder,
+    hint,
     image_size,
     locate,
-    looks_like,
-    sequence_of,
     without_dots,
 )
+from mspose.tools.importing.views import Capture, View, plain_name, sequence_of
 
-FILES = {
-    "transforms_train.json": "train",
-    "transforms_val.json": "val",
-    "transforms_test.json": "test",
-}
+SPLITS = ("train", "val", "test")
 FROM_OPENGL = np.diag([1.0, -1.0, -1.0])
 FOCAL_KEYS = ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y")
 DISTORTION_KEYS = ("k1", "k2", "k3", "k4", "p1", "p2")
 PERSPECTIVE = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
 """Camera models without other distortion than that of `DISTORTION_KEYS`."""
+Scope = Mapping[str, Any]
 
 
 def read_nerfstudio(path: Path, images: Path | None, *, focal_px: float | None) -> Capture:
     """The views of a transforms.json: `path` is the file or its folder.
 
-    Image names in it are relative to its folder, or to `images`. Raises MsposeError where nothing
-    in it says the focal length, unless `focal_px` does; for JSON that cannot be read; and for
+    Image names in it are relative to its folder, or to `images`. Raises MsposeError where it does
+    not state the focal length and `focal_px` is not given; for JSON that cannot be read; and for
     frames without a name or matrix.
     """
     path = without_dots(path)
-    files = (
-        {path: ""}
-        if path.suffix == ".json" and path.is_file()
-        else _files(existing_folder(path, "nerfstudio"))
-    )
+    if path.suffix == ".json" and path.is_file():
+        files = {path: ""}
+    else:
+        files = _files(existing_folder(path, "nerfstudio"))
     views: list[View] = []
     notes: list[str] = []
     for file, split in files.items():
-        content = _content(file)
-        base = images or file.parent
+        content = _read_json(file)
         frames = content["frames"]
         if focal_px is None and not any(
             key in scope for scope in [content, *frames] for key in FOCAL_KEYS
@@ -65,30 +58,33 @@ def read_nerfstudio(path: Path, images: Path | None, *, focal_px: float | None) 
                 f"{file} has no camera model (fl_x or camera_angle_x): add it, or give the focal"
                 " length in pixels with --focal_px"
             )
-        lists = _split_lists(content)
-        size = _Size(content)
+        splits, base, size = _split_lists(content), images or file.parent, _ImageSize(content)
         for number, frame in enumerate(frames):
-            views.append(_view(f"{file}, frame {number}", frame, content, base, lists, split, size))
+            view = _view(f"{file}, frame {number}", frame, content, base, size)
+            views.append(replace(view, given_split=split or splits.get(view.image, "")))
         notes += _notes(content)
+    first = next(iter(files))
     return Capture(
-        source=next(iter(files)) if len(files) == 1 else path,
+        source=first if len(files) == 1 else path,
         convention=CAMERA_TO_WORLD,
         views=views,
-        looked_in=[images or next(iter(files)).parent],
+        image_folders=[images or first.parent],
         notes=list(dict.fromkeys(notes)),
     )
 
 
 def _files(folder: Path) -> dict[Path, str]:
+    """File -> the split that its name states."""
     if (folder / "transforms.json").is_file():
         return {folder / "transforms.json": ""}
-    found = {folder / name: split for name, split in FILES.items() if (folder / name).is_file()}
+    named = {folder / f"transforms_{split}.json": split for split in SPLITS}
+    found = {file: split for file, split in named.items() if file.is_file()}
     if not found:
-        raise MsposeError(f"{folder} holds no transforms.json{looks_like(folder, 'nerfstudio')}")
+        raise MsposeError(f"{folder} holds no transforms.json{hint(folder, 'nerfstudio')}")
     return found
 
 
-def _content(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
@@ -103,65 +99,55 @@ def _content(file: Path) -> dict[str, Any]:
     return dict(content)
 
 
-class _Size:
-    """Width and height in pixels of a frame's image: said, or read from the image; of one camera
-    for all once.
+class _ImageSize:
+    """Width and height in pixels of a frame's image: stated, or read from the image.
+
+    Of one camera for all frames, one image is read.
     """
 
-    def __init__(self, content: Mapping[str, Any]) -> None:
+    def __init__(self, content: Scope) -> None:
         self.content = content
-        self.of_all = (math.nan, math.nan)
+        self.shared = (math.nan, math.nan)
 
-    def __call__(self, frame: Mapping[str, Any], file: Path | None) -> tuple[float, float]:
+    def __call__(self, frame: Scope, file: Path | None) -> tuple[float, float]:
         width, height = (_number(frame.get(key, self.content.get(key))) for key in ("w", "h"))
         if not math.isnan(width):
             return width, height
         if file is not None and any(key in frame for key in FOCAL_KEYS):
             return image_size(file)
-        if file is not None and math.isnan(self.of_all[0]):
-            self.of_all = image_size(file)
-        return self.of_all
+        if file is not None and math.isnan(self.shared[0]):
+            self.shared = image_size(file)
+        return self.shared
 
 
-def _view(
-    place: str,
-    frame: Mapping[str, Any],
-    content: Mapping[str, Any],
-    base: Path,
-    lists: Mapping[str, str],
-    split: str,
-    size: _Size,
-) -> View:
+def _view(where: str, frame: Scope, content: Scope, base: Path, size: _ImageSize) -> View:
     name = frame.get("file_path")
     if not isinstance(name, str) or not name.strip():
-        raise MsposeError(f"{place}: file_path is missing")
-    image = name.replace("\\", "/").removeprefix("./")
-    matrix, fault = _matrix(frame.get("transform_matrix"))
+        raise MsposeError(f"{where}: file_path is missing")
+    image = plain_name(name)
+    matrix_44, fault = _matrix(frame.get("transform_matrix"))
     file = locate(base, image)
     size_px = size(frame, file)
-    unread = [
-        key
-        for scope in (frame, content)
-        for key in FOCAL_KEYS
-        if math.isnan(_number(scope.get(key, 1)))
-    ]
+    for scope in (frame, content):
+        for key in FOCAL_KEYS:
+            if math.isnan(_number(scope.get(key, 1))):
+                fault = fault or f"{key} is not a number"
     return View(
         image=image,
         file=file,
-        position=matrix[:3, 3].tolist(),
-        orientation=matrix[:3, :3] @ FROM_OPENGL,
+        position=matrix_44[:3, 3].tolist(),
+        orientation=matrix_44[:3, :3] @ FROM_OPENGL,
         sequence=sequence_of(image),
         moment=natural_order(image),
-        place=f"{place} ({image})",
-        focal_px=_focal(frame, content, size_px),
+        where=f"{where} ({image})",
+        focal_px=_focal_length(frame, content, size_px),
         size_px=size_px,
-        fault=fault or (f"{unread[0]} is not a number" if unread else ""),
-        given_split=split or lists.get(image, ""),
+        fault=fault,
     )
 
 
 def _matrix(value: Any) -> tuple[NDArray[np.float64], str]:
-    """(matrix (4, 4), fault): the pose, or NaNs and what is wrong with it."""
+    """(matrix (4, 4), fault): the pose, or NaN and what is wrong with it."""
     unknown = np.full((4, 4), math.nan)
     try:
         matrix = np.array(value, dtype=np.float64)
@@ -169,21 +155,15 @@ def _matrix(value: Any) -> tuple[NDArray[np.float64], str]:
         return unknown, "transform_matrix is not a matrix of numbers"
     if matrix.shape not in ((4, 4), (3, 4)):
         return unknown, "transform_matrix is not a matrix of 4x4 or 3x4 numbers"
-    if len(matrix) == 4 and not np.allclose(matrix[3], [0, 0, 0, 1], atol=1e-6):
-        return (
-            unknown,
-            (
-                f"the last row of transform_matrix is {matrix[3].tolist()}, not 0 0 0 1: is it"
-                " transposed?"
-            ),
-        )
-    return np.vstack([matrix[:3], [0, 0, 0, 1]]), ""
+    last_4 = matrix[3] if len(matrix) == 4 else np.array([0, 0, 0, 1])
+    if not np.allclose(last_4, [0, 0, 0, 1], atol=1e-6):
+        fault = f"the last row of transform_matrix is {last_4.tolist()}, not 0 0 0 1"
+        return unknown, f"{fault}: is it transposed?"
+    return np.vstack([matrix[:3], last_4]), ""
 
 
-def _focal(
-    frame: Mapping[str, Any], content: Mapping[str, Any], size_px: tuple[float, float]
-) -> float:
-    """Mean focal length of both axes; what a frame says goes before what holds for all."""
+def _focal_length(frame: Scope, content: Scope, size_px: tuple[float, float]) -> float:
+    """Mean focal length of both axes; that of a frame precedes that of all."""
     for scope in (frame, content):
         lengths = [_number(scope.get(key)) for key in ("fl_x", "fl_y")]
         lengths = [length for length in lengths if not math.isnan(length)]
@@ -191,43 +171,45 @@ def _focal(
             return sum(lengths) / len(lengths)
         for key, side_px in zip(("camera_angle_x", "camera_angle_y"), size_px, strict=True):
             angle = _number(scope.get(key))
+            if 0 < angle < math.pi:
+                return side_px / 2 / math.tan(angle / 2)
             if not math.isnan(angle):
-                return (
-                    side_px / 2 / math.tan(angle / 2) if 0 < angle < math.pi else -1.0
-                )  # refused like any such length
+                return -1.0  # is refused as an impossible focal length
     return math.nan
 
 
 def _number(value: Any) -> float:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool)
+    """A number of JSON; NaN for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return math.nan
     try:
-        return float(value) if good else math.nan
+        return float(value)
     except OverflowError:
         return math.inf
 
 
-def _split_lists(content: Mapping[str, Any]) -> dict[str, str]:
-    lists = {split: content.get(f"{split}_filenames") for split in ("train", "val", "test")}
-    return {
-        name.replace("\\", "/").removeprefix("./"): split
-        for split, names in lists.items()
-        if isinstance(names, list)
-        for name in names
-        if isinstance(name, str)
-    }
+def _split_lists(content: Scope) -> dict[str, str]:
+    """Image -> the split whose list names it."""
+    splits = {}
+    for split in SPLITS:
+        names = content.get(f"{split}_filenames")
+        for name in names if isinstance(names, list) else []:
+            if isinstance(name, str):
+                splits[plain_name(name)] = split
+    return splits
 
 
-def _is_distorted(camera: Mapping[str, Any]) -> bool:
-    bent = (
-        camera.get("camera_model", "OPENCV") not in PERSPECTIVE or camera.get("is_fisheye") is True
+def _is_distorted(camera: Scope) -> bool:
+    return (
+        camera.get("camera_model", "OPENCV") not in PERSPECTIVE
+        or camera.get("is_fisheye") is True
+        or any(_number(camera.get(key, 0)) != 0 for key in DISTORTION_KEYS)
     )
-    return bent or any(_number(camera.get(key, 0)) != 0 for key in DISTORTION_KEYS)
 
 
-def _notes(content: Mapping[str, Any]) -> list[str]:
+def _notes(content: Scope) -> list[str]:
     notes = []
-    cameras = [content, *content["frames"]]
-    if any(_is_distorted(camera) for camera in cameras):
+    if any(_is_distorted(camera) for camera in [content, *content["frames"]]):
         notes.append("the camera model has distortion")
     scale = _number(content.get("applied_scale", 1))
     if scale > 0 and scale != 1:

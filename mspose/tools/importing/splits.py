@@ -1,4 +1,4 @@
-"""Which imported frames are for training and which for testing.
+"""Split frames into training and test frames.
 
 Neighbouring frames of a video show nearly the same: a test frame between two training frames
 measures memory, not localisation. So whole blocks are held out, with a margin of dropped frames
@@ -7,6 +7,7 @@ around them, or whole sequences, or what a list names; taking every n-th frame i
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +17,31 @@ from numpy.typing import NDArray
 
 from mspose.data.frames import read_lines
 from mspose.errors import MsposeError
-from mspose.tools.importing.capture import listed
+from mspose.tools.importing.views import listed, plain_name
 
-BLOCK = 50
-TEST_EVERY = 5
-MARGIN = 10
+BLOCK, TEST_EVERY, MARGIN = 50, 5, 10
 TRAIN, TEST, DROPPED = "train", "test", ""
+OWNERS = {
+    "block": "blocks",
+    "test_every": "blocks",
+    "margin": "blocks",
+    "test_sequences": "sequence",
+    "test_list": "list",
+    "train_list": "list",
+}
+"""Option -> the way to split that it belongs to."""
 
 
 @dataclass(frozen=True)
 class SplitBy:
-    """How to split. None: the default, or not asked for."""
+    """How to split; None stands for the default."""
 
     how: str = "blocks"
-    """`blocks`, `sequence`, `list`, or `given`: as the files say."""
+    """`blocks`, `sequence`, `list`, or `given`: as the files state."""
     block: int | None = None
-    """Length of a block in frames; by default `BLOCK`, less where a sequence has not `TEST_EVERY`
-    such blocks.
-    """
+    """Frames of a block; by default `BLOCK`, fewer in a sequence of less than `TEST_EVERY` such."""
     test_every: int | None = None
-    """Every how many-th block is for testing; by default `TEST_EVERY`."""
+    """Every so many blocks, one is for testing; by default `TEST_EVERY`."""
     margin: int | None = None
     """Training frames dropped on each side of a test block; by default `MARGIN`, or a fifth of a
     shorter block.
@@ -45,31 +51,17 @@ class SplitBy:
     train_list: Path | None = None
 
     def refuse_idle_options(self) -> None:
-        """Raises MsposeError for options that belong to another way to split, and for one that
-        lacks its own.
-        """
-        owners = {
-            "block": "blocks",
-            "test_every": "blocks",
-            "margin": "blocks",
-            "test_sequences": "sequence",
-            "test_list": "list",
-            "train_list": "list",
-        }
-        for option, how in owners.items():
+        """Raise MsposeError for an option of another way to split, and where one is missing."""
+        for option, how in OWNERS.items():
             if getattr(self, option) not in (None, (), []) and how != self.how:
                 raise MsposeError(
                     f"--{option} belongs to --split {how}: with --split {self.how} it is without"
                     " effect"
                 )
         if self.how == "sequence" and not self.test_sequences:
-            raise MsposeError(
-                "--split sequence: name the sequences for testing with --test_sequences"
-            )
+            raise MsposeError("--split sequence: name test sequences with --test_sequences")
         if self.how == "list" and self.test_list is None:
-            raise MsposeError(
-                "--split list: name the file that lists the test images with --test_list"
-            )
+            raise MsposeError("--split list: name the file of test images with --test_list")
 
 
 def split_frames(frames: pd.DataFrame, by: SplitBy, left_out: Sequence[str] = ()) -> NDArray[Any]:
@@ -97,15 +89,15 @@ def split_frames(frames: pd.DataFrame, by: SplitBy, left_out: Sequence[str] = ()
     for scene, rows in frames.assign(split=split).groupby("scene", sort=False):
         for name in (TRAIN, TEST):
             if name not in set(rows["split"]):
-                raise MsposeError(f"scene {scene} would have no {name} frames; {_way_on(rows, by)}")
+                raise MsposeError(f"scene {scene} would have no {name} frames; {_advice(rows, by)}")
     return split
 
 
 def block_splits(count: int, block: int, test_every: int, margin: int) -> NDArray[Any]:
-    """The split (`count`,) of successive moments: of every `test_every` blocks the middle one is
-    for testing.
+    """The split (`count`,) of successive moments.
 
-    `margin` training moments on each side of it are dropped.
+    Of every `test_every` blocks the middle one is for testing; `margin` training moments on each
+    side of it are dropped.
     """
     test = np.arange(count) // block % test_every == test_every // 2
     near = test.copy()
@@ -116,106 +108,98 @@ def block_splits(count: int, block: int, test_every: int, margin: int) -> NDArra
 
 
 def block_size(count: int, by: SplitBy) -> tuple[int, int, int]:
-    """(block, test_every, margin) for a sequence of `count` moments: shorter ones have shorter
-    blocks and margins.
-    """
+    """(block, test_every, margin) for a sequence of `count` moments."""
     every = by.test_every or TEST_EVERY
     block = by.block or max(1, min(BLOCK, count // every))
     return block, every, max(1, min(MARGIN, block // 5)) if by.margin is None else by.margin
 
 
 def describe_split(frames: pd.DataFrame, by: SplitBy) -> str:
-    """How frames are split, in words."""
+    """A line about how frames are split."""
     if by.how == "sequence":
         return f"by sequence; for testing: {', '.join(by.test_sequences)}"
     if by.how == "list":
         return f"as listed in {by.test_list}" + (f" and {by.train_list}" if by.train_list else "")
     if by.how == "given":
         return "as the files say"
-    moments = frames.groupby(["scene", "sequence"])["moment"].agg(
-        lambda values: values.map(str).nunique()
-    )
-    used = {block_size(int(count), by) for count in moments}
-    shown = [
-        f"{block} frame{'s' * (block > 1)}, {margin} dropped on each side"
-        for block, _, margin in sorted(used, reverse=True)
+    sizes = {block_size(count, by) for count in _lengths(frames)}
+    blocks = [
+        f"{block} frame{'' if block == 1 else 's'}, {margin} dropped on each side"
+        for block, _, margin in sorted(sizes, reverse=True)
     ]
-    return (
-        f"every {_nth(by.test_every or TEST_EVERY)} block of a sequence is for testing; blocks of"
-        f" {listed(shown)}"
-    )
+    every = by.test_every or TEST_EVERY
+    return f"of every {every} blocks of a sequence one is for testing; blocks of {listed(blocks)}"
 
 
-def _nth(number: int) -> str:
-    return f"{number}{'th' if number % 100 in (11, 12, 13) else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
+def _lengths(frames: pd.DataFrame) -> list[int]:
+    """Number of moments of each sequence."""
+    groups = frames.groupby(["scene", "sequence"], sort=False)["moment"]
+    return [len({str(moment) for moment in moments}) for _, moments in groups]
 
 
 def _by_blocks(frames: pd.DataFrame, by: SplitBy) -> NDArray[Any]:
     split = np.full(len(frames), DROPPED, dtype=object)
-    rows = pd.Series(np.arange(len(frames)))
-    for _, members in rows.groupby(
-        [frames["scene"].to_numpy(), frames["sequence"].to_numpy()], sort=False
-    ):
+    for members in frames.groupby(["scene", "sequence"], sort=False).indices.values():
         moments = frames["moment"].iloc[members].tolist()
         # frames of one moment, taken by several cameras, stay together
-        rank = np.cumsum(
-            [number > 0 and moment != moments[number - 1] for number, moment in enumerate(moments)]
-        )
-        split[members] = block_splits(int(rank[-1]) + 1, *block_size(int(rank[-1]) + 1, by))[rank]
+        new = [False, *(one != two for one, two in pairwise(moments))]
+        rank = np.cumsum(new)
+        count = int(rank[-1]) + 1
+        split[members] = block_splits(count, *block_size(count, by))[rank]
     return split
 
 
 def _by_sequence(frames: pd.DataFrame, wanted: Sequence[str]) -> NDArray[Any]:
     full = frames["scene"] + "/" + frames["sequence"]
-    there = list(dict.fromkeys(full))
     for name in wanted:
         if not ((frames["sequence"] == name) | (full == name)).any():
             raise MsposeError(
-                f"--test_sequences: there is no sequence {name!r}; there are: {', '.join(there)}"
+                f"--test_sequences: there is no sequence {name!r}; there are: "
+                + ", ".join(dict.fromkeys(full))
             )
     return np.where(frames["sequence"].isin(wanted) | full.isin(wanted), TEST, TRAIN).astype(object)
 
 
 def _by_list(frames: pd.DataFrame, by: SplitBy, left_out: Sequence[str]) -> NDArray[Any]:
-    rows: dict[str, list[int]] = {}
+    rows: dict[str, set[int]] = {}
     for number, (scene, name) in enumerate(zip(frames["scene"], frames["name"], strict=True)):
-        rows.setdefault(name, []).append(number)
-        rows.setdefault(f"{scene}/{name}", []).append(number)
+        for known_as in (name, f"{scene}/{name}"):
+            rows.setdefault(known_as, set()).add(number)
     split = np.full(len(frames), TRAIN if by.train_list is None else DROPPED, dtype=object)
     chosen: dict[int, str] = {}
     for file, name in ((by.test_list, TEST), (by.train_list, TRAIN)):
-        if file is None:
-            continue
-        for number, line in enumerate(read_lines(file), 1):
-            image = line.replace("\\", "/").removeprefix("./")
-            if not image or line.startswith("#"):
-                continue
-            found = list(dict.fromkeys(rows.get(image, [])))
+        for where, image in _listed_images(file):
+            found = sorted(rows.get(image, ()))
             if not found and image not in left_out:
                 raise MsposeError(
-                    f"{file}, line {number}: there is no image {image}; names are those of the"
-                    " model"
+                    f"{where}: there is no image {image}; names are those of the model"
                 )
             if len(found) > 1:
                 scenes = listed([f"{frames['scene'].iloc[row]}/{image}" for row in found])
-                raise MsposeError(
-                    f"{file}, line {number}: several scenes have an image {image}: say {scenes}"
-                )
+                raise MsposeError(f"{where}: several scenes have an image {image}: say {scenes}")
             for row in found:
                 if chosen.setdefault(row, name) != name:
-                    raise MsposeError(f"{file}, line {number}: {image} is in the other list too")
+                    raise MsposeError(f"{where}: {image} is in the other list too")
                 split[row] = name
     return split
 
 
-def _way_on(rows: pd.DataFrame, by: SplitBy) -> str:
+def _listed_images(file: Path | None) -> list[tuple[str, str]]:
+    """(file and line, image) of each line of a list."""
+    lines = [] if file is None else read_lines(file)
+    return [
+        (f"{file}, line {number}", plain_name(line))
+        for number, line in enumerate(lines, 1)
+        if line and not line.startswith("#")
+    ]
+
+
+def _advice(rows: pd.DataFrame, by: SplitBy) -> str:
     if by.how == "blocks":
-        sizes = rows.groupby("sequence", sort=False)["moment"].agg(
-            lambda moments: len({str(m) for m in moments})
-        )
+        lengths = _lengths(rows)
         return (
-            f"its frames are in {len(sizes)} sequence{'s' * (len(sizes) > 1)} of at most"
-            f" {max(sizes)}: choose --block, --test_every and --margin for that, or --split"
+            f"its frames are in {len(lengths)} sequence{'' if len(lengths) == 1 else 's'} of at"
+            f" most {max(lengths)}: choose --block, --test_every and --margin for that, or --split"
             " sequence, or --split list"
         )
     if by.how == "sequence":

@@ -1,1 +1,1 @@
-"""Poses of a user's own images and videos, as files."""
+"""Predict poses of a user's own images and videos, written to files."""

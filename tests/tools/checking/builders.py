@@ -1,5 +1,6 @@
-"""Small data sets of a rendered room, filmed in several ways, whose labels a test can spoil."""
+"""Small data sets of a rendered room, filmed in several ways, with labels to be spoiled."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,8 @@ MOTIONS = ("hand-held", "inward", "outward", "forward")
 
 def looking(position_N3, target_N3):
     """Camera-to-world poses (N, 4, 4) of upright cameras in a world whose z points up."""
-    position_N3, target_N3 = np.broadcast_arrays(
-        np.asarray(position_N3, float), np.asarray(target_N3, float)
-    )
-    forward_N3 = target_N3 - position_N3
+    position_N3 = np.asarray(position_N3, float)
+    forward_N3 = np.asarray(target_N3, float) - position_N3
     forward_N3 = forward_N3 / np.linalg.norm(forward_N3, axis=1, keepdims=True)
     right_N3 = np.cross(forward_N3, [0.0, 0.0, 1.0])
     right_N3 /= np.linalg.norm(right_N3, axis=1, keepdims=True)
@@ -52,14 +51,10 @@ def motion(name: str, frames: int = 24):
     return looking(along_N3, along_N3 + np.array([0.1, 2.0, -0.1]))
 
 
-_ROOMS: list = []
-
-
+@cache
 def room():
     """The room, built once."""
-    if not _ROOMS:
-        _ROOMS.append(build_scene("atelier", 0))
-    return _ROOMS[0]
+    return build_scene("atelier", 0)
 
 
 def render(pose_N44):
@@ -71,27 +66,19 @@ def render(pose_N44):
 def write_set(
     folder: Path, sequences: dict, *, focal_px: float | None = CAMERA.focal_px, name: str = "own"
 ) -> Path:
-    """Write images, labels.csv and a card. sequences: (scene, split, sequence) -> (pose_N44,
-    image_NHW3).
-    """
+    """Write images, labels.csv and a card of (scene, split, sequence) -> (pose_N44, image_NHW3)."""
     rows = []
     for (scene, split, sequence), (pose_N44, image_NHW3) in sequences.items():
         (folder / scene / sequence).mkdir(parents=True, exist_ok=True)
         quaternion_N4 = rotation_to_quaternion(pose_N44[:, :3, :3])
-        for number, (pose_44, image, turn) in enumerate(
-            zip(pose_N44, image_NHW3, quaternion_N4, strict=True)
-        ):
+        rows_of = zip(pose_N44, image_NHW3, quaternion_N4, strict=True)
+        for number, (pose_44, image, turn) in enumerate(rows_of):
             image_name = f"{scene}/{sequence}/frame-{number}.jpg"
             Image.fromarray(image).save(folder / image_name, quality=95)
             rows.append([scene, split, sequence, image_name, *pose_44[:3, 3], *turn])
     pd.DataFrame(rows, columns=COLUMNS).to_csv(folder / "labels.csv", index=False)
-    card = {
-        "name": name,
-        "format": "label-csv",
-        "labels": "labels.csv",
-        "label_convention": "camera-to-world",
-    }
-    card |= {"focal_px": focal_px} if focal_px else {}
+    card = {"name": name, "format": "label-csv", "labels": "labels.csv"}
+    card |= {"label_convention": "camera-to-world"} | ({"focal_px": focal_px} if focal_px else {})
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(card))
     return folder
 

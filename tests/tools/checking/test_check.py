@@ -15,7 +15,7 @@ from mspose.errors import MsposeError
 from mspose.poses import normalize_quaternion
 from mspose.tools.checking import check
 from mspose.tools.checking.check import check_data
-from mspose.tools.checking.image_files import _repeated_pictures
+from mspose.tools.checking.image_files import _repeated_images
 
 QUATERNION, POSITION = ["q1", "q2", "q3", "q4"], ["t1", "t2", "t3"]
 
@@ -24,9 +24,8 @@ QUATERNION, POSITION = ["q1", "q2", "q3", "q4"], ["t1", "t2", "t3"]
 def filmed():
     """Two hand-held sequences of the room: (scene, split, sequence) -> poses, images."""
     train_N44 = motion("hand-held")
-    test_N44 = trajectory(room(), np.random.default_rng(3), 200)[
-        8:18
-    ]  # the same stretch, elsewhere in its steps
+    # the same part of the walk, at other steps
+    test_N44 = trajectory(room(), np.random.default_rng(3), 200)[8:18]
     test_N44[:, :3, 3] += [0.1, 0.05, 0.05]
     return {
         ("room", "train", "seq-1"): (train_N44, render(train_N44)),
@@ -42,9 +41,9 @@ def clean(filmed, tmp_path) -> Path:
 
 @pytest.fixture
 def found(monkeypatch):
-    """`found(folder)`: the findings by kind, without looking at pictures' contents or drawing."""
+    """`found(folder)`: the findings by kind, without matching images or plotting."""
     monkeypatch.setattr(check, "matched_pairs", lambda *_: [])
-    monkeypatch.setattr(check, "_draw", lambda *_: None)
+    monkeypatch.setattr(check, "_plot", lambda *_: None)
 
     def run(folder, **options):
         checked = check_data(str(folder), progress=False, **options)
@@ -165,13 +164,11 @@ def test_an_image_labelled_twice(clean, found):
     assert "line 5" in kinds["image-labelled-twice"].examples[0]
 
 
-def test_repeated_pictures(clean, found):
+def test_repeated_images(clean, found):
     images = clean / "room"
     (images / "seq-1" / "frame-4.jpg").write_bytes((images / "seq-1" / "frame-3.jpg").read_bytes())
     within = found(clean)
-    assert {kind: finding.level for kind, finding in within.items()} == {
-        "repeated-picture": "warning"
-    }
+    assert {kind: its.level for kind, its in within.items()} == {"repeated-picture": "warning"}
     with Image.open(images / "seq-1" / "frame-9.jpg") as image:
         image.save(images / "seq-2" / "frame-0.png")  # the same pixels in another file
     (images / "seq-2" / "frame-0.jpg").unlink()
@@ -186,7 +183,7 @@ def test_a_single_known_picture_of_many_is_no_error(tests, level):
         {"image": [str(row) for row in range(tests + 1)], "split": ["train"] + ["test"] * tests}
     )
     digests = [b"same", b"same", *(bytes([row]) for row in range(tests - 1))]
-    (finding,) = _repeated_pictures(frames, pd.DataFrame({"digest": digests, "blank": False}))
+    (finding,) = _repeated_images(frames, pd.DataFrame({"digest": digests, "blank": False}))
     assert (finding.kind, finding.level) == ("picture-in-both-splits", level)
     assert f": 1 of {tests} (" in finding.text
 
@@ -199,22 +196,17 @@ def spoil(table):
 
 def test_repeated_poses(clean, found):
     change_labels(clean, spoil)
-    assert (
-        found(clean)["repeated-pose"]
-        .examples[0]
-        .startswith("room/seq-1/frame-3.jpg = room/seq-1/frame-4.jpg")
-    )
+    first = found(clean)["repeated-pose"].examples[0]
+    assert first.startswith("room/seq-1/frame-3.jpg = room/seq-1/frame-4.jpg")
 
 
-def test_places_are_found_for_names_with_brackets_too(clean, found):
-    (clean / "room" / "seq-1" / "frame-3.jpg").rename(clean / "room" / "seq-1" / "a (3).jpg")
-    change_labels(
-        clean, lambda table: spoil(table.replace("room/seq-1/frame-3.jpg", "room/seq-1/a (3).jpg"))
-    )
+def test_lines_are_found_for_names_with_brackets_too(clean, found):
+    old, new = "room/seq-1/frame-3.jpg", "room/seq-1/a (3).jpg"
+    (clean / old).rename(clean / new)
+    change_labels(clean, lambda table: spoil(table.replace(old, new)))
     (example,) = found(clean)["repeated-pose"].examples
-    assert (
-        example == f"room/seq-1/a (3).jpg = room/seq-1/frame-4.jpg [{clean / 'labels.csv'}, line 5]"
-    )
+    where = f"{clean / 'labels.csv'}, line 5"
+    assert example == f"room/seq-1/a (3).jpg = room/seq-1/frame-4.jpg [{where}]"
 
 
 def test_jumps(clean, found):
@@ -231,22 +223,22 @@ def test_jumps(clean, found):
     }
 
 
-def test_a_unit_that_is_not_metres_and_a_far_origin(clean, found):
-    def scaled(factor, shift=0.0):
-        def change(table):
-            table[POSITION] = table[POSITION] * factor + shift
-            return table
+@pytest.mark.parametrize(
+    ("factor", "shift", "kind", "text"),
+    [
+        (10_000, 0, "large-extent", "positions span"),
+        (1e-7, 0, "small-extent", "cm only"),
+        (1000, 5e6, "far-from-origin", "km away"),
+        (0, 0, "small-extent", "room: all positions are the same"),
+    ],
+)
+def test_a_unit_that_is_not_metres_and_a_far_origin(factor, shift, kind, text, clean, found):
+    def scaled(table):
+        table[POSITION] = table[POSITION] * factor + shift
+        return table
 
-        return change
-
-    change_labels(clean, scaled(10_000))
-    assert set(found(clean)) == {"large-extent"}
-    change_labels(clean, scaled(1e-7))
-    assert set(found(clean)) == {"small-extent"}
-    change_labels(clean, scaled(1000, 5e6))
-    assert "far-from-origin" in found(clean)
-    change_labels(clean, scaled(0))
-    assert found(clean)["small-extent"].text == "room: all positions are the same"
+    change_labels(clean, scaled)
+    assert text in found(clean)[kind].text
 
 
 def test_mixed_signs_are_a_note_and_flips_of_the_target_a_warning(clean, found):
@@ -255,15 +247,12 @@ def test_mixed_signs_are_a_note_and_flips_of_the_target_a_warning(clean, found):
         return table
 
     change_labels(clean, signs)
-    assert {kind: finding.level for kind, finding in found(clean).items()} == {
-        "mixed-signs": "note"
-    }
+    assert {kind: its.level for kind, its in found(clean).items()} == {"mixed-signs": "note"}
 
     def turned(table):  # about the camera's own axis, so that w passes 0 between two frames
         angle = np.pi + np.linspace(-0.2, 0.2, len(table))
-        table[QUATERNION] = normalize_quaternion(
-            np.stack([np.cos(angle / 2), np.sin(angle / 2), 0 * angle, 0 * angle], axis=1)
-        )
+        quaternion = [np.cos(angle / 2), np.sin(angle / 2), 0 * angle, 0 * angle]
+        table[QUATERNION] = normalize_quaternion(np.stack(quaternion, axis=1))
         return table
 
     change_labels(clean, turned)
@@ -274,10 +263,9 @@ def test_splits_that_leak_or_do_not_meet(clean, found, filmed, tmp_path):
     (_, (pose_N44, image_NHW3)), _ = filmed.items()
 
     def every_third(table):
-        table = table[table["seq"] == "seq-1"]
-        return table.assign(
-            split=["test" if row % 3 == 0 else "train" for row in range(len(table))]
-        )
+        table = table[table["seq"] == "seq-1"].assign(split="train")
+        table.iloc[::3, table.columns.get_loc("split")] = "test"
+        return table
 
     change_labels(clean, every_third)
     assert "8 of 8" in found(clean)["test-near-train"].text
@@ -323,14 +311,12 @@ def test_scenes_and_splits_that_are_missing(clean, found, filmed, tmp_path):
     assert found(clean)["no-training-frames"].level == "error"
     change_labels(clean, lambda table: table.assign(split="val"))
     assert "no-training-frames" in found(clean)
-    card = yaml.safe_load((clean / "own.yaml").read_text()) | {
-        "scenes": {"room": {"frames": {"test": 30}}}
-    }
+    scenes = {"scenes": {"room": {"frames": {"test": 30}}}}
+    card = yaml.safe_load((clean / "own.yaml").read_text()) | scenes
     (clean / "own.yaml").write_text(yaml.safe_dump(card))
     change_labels(clean, lambda table: table.assign(split="test"))
-    assert found(clean)["frame-count"].examples == (
-        "room test: 34 frames here, 30 as the card says",
-    )
+    (example,) = found(clean)["frame-count"].examples
+    assert example == "room test: 34 frames here, 30 as the card says"
 
 
 def test_a_wrong_convention_is_said_by_the_command(clean, capsys):
@@ -345,9 +331,8 @@ def test_a_wrong_convention_is_said_by_the_command(clean, capsys):
 
 def test_an_image_set_in_one_folder_with_one_frame(filmed, found, tmp_path):
     (_, (pose_N44, image_NHW3)), _ = filmed.items()
-    folder = write_set(
-        tmp_path / "one", {("r", "train", "s"): (pose_N44[:1], image_NHW3[:1])}, focal_px=None
-    )
+    one = {("r", "train", "s"): (pose_N44[:1], image_NHW3[:1])}
+    folder = write_set(tmp_path / "one", one, focal_px=None)
     assert set(found(folder)) == {"no-test-frames", "unknown-focal-length"}
 
 
@@ -360,62 +345,54 @@ def test_a_virtual_set_by_its_card(tmp_path, found, caplog):
         "name": "rooms",
         "format": "virtual",
         "scenes": {"atelier": {"frames": counts}, "library": {"frames": counts}},
-        "render": {
-            "width": 48,
-            "height": 36,
-            "focal_px": 40,
-            "image_format": "png",
-            "frames_per_sequence": 2,
-        },
     }
+    size = {"width": 48, "height": 36, "focal_px": 40}
+    card["render"] = {**size, "image_format": "png", "frames_per_sequence": 2}
     (tmp_path / "rooms.yaml").write_text(yaml.safe_dump(card))
     get_data(str(tmp_path / "rooms.yaml"), ["atelier"], progress=False)
     assert set(found(tmp_path)) == {"scene-not-here"}
     (tmp_path / "rooms" / "atelier" / "seq-01" / "frame-000001.pose.txt").write_text("1 0 0")
     kinds = found(tmp_path)
-    assert (
-        kinds["bad-label"].examples[0].endswith("holds 3 values: expected the 16 of a 4x4 matrix")
-    )
+    assert "holds 3 values: expected the 16 of a 4x4 matrix" in kinds["bad-label"].examples[0]
     assert "frame-count" in kinds
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("names", "message"),
     [
-        (lambda folder: folder.mkdir(), "holds no card"),
-        (
-            lambda folder: (
-                folder.mkdir(),
-                (folder / "a.yaml").touch(),
-                (folder / "b.yml").touch(),
-            ),
-            "several cards",
-        ),
-        (lambda folder: folder.with_suffix(".zip").touch(), "is an archive"),
-        (lambda folder: folder.with_suffix(".csv").touch(), "is not a card"),
-        (lambda folder: folder.with_suffix(".yaml").write_text("- 1"), "is not a card"),
-        (lambda folder: None, "nothing at"),
+        (["folder/"], "holds no card"),
+        (["folder/a.yaml", "folder/b.yml"], "several cards"),
+        (["x.zip"], "is an archive"),
+        (["x.csv"], "is not a card"),
+        (["x.yaml"], "is not a card"),
+        ([], "nothing at"),
     ],
 )
-def test_what_is_no_data_set_is_refused(tmp_path, make, message):
-    make(tmp_path / "x")
-    place = next(iter(tmp_path.iterdir()), tmp_path / "x")
+def test_what_is_no_data_set_is_refused(tmp_path, names, message):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        if name.endswith("/"):
+            (tmp_path / name).mkdir()
+        else:
+            (tmp_path / name).write_text("- 1")
+    first = next(iter(tmp_path.iterdir()), tmp_path / "x")
     with pytest.raises(MsposeError, match=message):
-        check_data(str(place), progress=False)
+        check_data(str(first), progress=False)
     with pytest.raises(MsposeError, match="there is no data set 'nowhere'"):
         check_data("nowhere", progress=False)
 
 
-def test_what_cannot_be_asked_for_or_written_is_refused(clean, tmp_path):
-    with pytest.raises(MsposeError, match="no scene 'attic'; its scenes: room"):
-        check_data(str(clean), scenes=["attic"], progress=False)
-    with pytest.raises(MsposeError, match="no split 'val'; its splits: test, train"):
-        check_data(str(clean), splits=["val"], progress=False)
+def test_unknown_names_and_folders_of_others_are_refused(clean, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(MsposeError, match="cannot write into"):
-        check_data(str(clean), out=str(tmp_path / "file"), progress=False)
     (tmp_path / "theirs").mkdir()
-    (tmp_path / "theirs" / "trajectories.png").write_bytes(b"a picture of theirs")
-    with pytest.raises(MsposeError, match="of something else"):
-        check_data(str(clean), out=str(tmp_path / "theirs"), progress=False)
-    assert (tmp_path / "theirs" / "trajectories.png").read_bytes() == b"a picture of theirs"
+    plot = tmp_path / "theirs" / "trajectories.png"
+    plot.write_bytes(b"a plot of theirs")
+    for options, message in (
+        ({"scenes": ["attic"]}, "no scene 'attic'; its scenes: room"),
+        ({"splits": ["val"]}, "no split 'val'; its splits: test, train"),
+        ({"out": str(tmp_path / "file")}, "cannot write into"),
+        ({"out": str(tmp_path / "theirs")}, "of something else"),
+    ):
+        with pytest.raises(MsposeError, match=message):
+            check_data(str(clean), progress=False, **options)
+    assert plot.read_bytes() == b"a plot of theirs"

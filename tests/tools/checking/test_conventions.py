@@ -25,7 +25,7 @@ from mspose.tools.checking.conventions import (
     Verdict,
     axes_meet_behind,
     convention_findings,
-    judge_by_pictures,
+    judge_by_images,
     unexplained,
 )
 from mspose.tools.checking.matching import matched_pairs
@@ -45,15 +45,13 @@ def filmed(request, tmp_path_factory):
 
 
 def kinds(ordered, pairs) -> list[str]:
-    findings = convention_findings(
-        "room", judge_by_pictures(pairs, ordered), axes_meet_behind(ordered)
-    )
-    return [finding.kind for finding in findings]
+    verdict, behind = judge_by_images(pairs, ordered), axes_meet_behind(ordered)
+    return [finding.kind for finding in convention_findings("room", verdict, behind)]
 
 
-def test_pictures_bear_out_right_labels(filmed):
+def test_pictures_confirm_right_labels(filmed):
     _, ordered, pairs = filmed
-    verdict = judge_by_pictures(pairs, ordered)
+    verdict = judge_by_images(pairs, ordered)
     assert verdict.pairs >= conventions.FEWEST_PAIRS
     assert verdict.best == AS_LABELLED
     assert verdict.rest < 0.05
@@ -65,7 +63,7 @@ def test_pictures_bear_out_right_labels(filmed):
 def test_every_wrong_convention_is_named(filmed, way):
     _, ordered, pairs = filmed
     wrong = misread(ordered, way)
-    verdict = judge_by_pictures(pairs, wrong)
+    verdict = judge_by_images(pairs, wrong)
     assert kinds(wrong, pairs) == ["suspected-convention"]
     assert verdict.contradicts
     for word in ("world-to-camera", "OpenGL"):
@@ -74,9 +72,7 @@ def test_every_wrong_convention_is_named(filmed, way):
 
 
 def test_images_of_several_sizes_are_no_other_convention(tmp_path):
-    """A focal length that nobody knows is guessed in long sides of each image, not of its
-    neighbour.
-    """
+    """An unknown focal length is guessed in long sides of each image, not of its neighbour."""
     pose_N44 = motion("hand-held")
     write_set(tmp_path, {("room", "train", "seq-1"): (pose_N44, render(pose_N44))}, focal_px=None)
     for file in sorted(tmp_path.glob("room/seq-1/*.jpg"))[::2]:
@@ -85,7 +81,7 @@ def test_images_of_several_sizes_are_no_other_convention(tmp_path):
     ordered = frames_of(tmp_path, "train")
     pairs = matched_pairs(ordered, "room", tmp_path)
     assert {pair.long_side1_px / pair.long_side2_px for pair in pairs} >= {0.5, 2.0}
-    assert judge_by_pictures(pairs, ordered).rest < 0.1
+    assert judge_by_images(pairs, ordered).rest < 0.1
     assert kinds(ordered, pairs) == []
 
 
@@ -113,16 +109,14 @@ def test_poses_of_other_images_and_wrong_focal_lengths_are_noticed(filmed):
     name, ordered, pairs = filmed
     order = np.random.default_rng(1).permutation(len(ordered))
     shuffled = with_poses(ordered, *(values[order] for values in poses_of(ordered)))
-    if (
-        name != "forward"
-    ):  # where all views are nearly one, other images' poses do for about a third
+    if name != "forward":  # where all views are nearly one, so that other poses nearly fit
         assert kinds(shuffled, pairs) == ["poses-against-pictures"]
     doubled = [
         pair._replace(focal1_px=2 * pair.focal1_px, focal2_px=2 * pair.focal2_px) for pair in pairs
     ]
     if name != "inward":  # circling a point suits any focal length
         assert kinds(ordered, doubled) == ["suspected-focal-length"]
-        assert judge_by_pictures(doubled, ordered).focal_factor == 0.5
+        assert judge_by_images(doubled, ordered).focal_factor == 0.5
 
 
 def test_what_the_poses_leave_unexplained():
@@ -134,12 +128,9 @@ def test_what_the_poses_leave_unexplained():
     seen_M3 = point_M3 @ turn_33.T + shift_3
     ray2_M3 = seen_M3 / np.linalg.norm(seen_M3, axis=1, keepdims=True)
     assert unexplained(ray1_M3, ray2_M3, turn_33, shift_3) < 1e-6
-    assert (
-        unexplained(ray1_M3, ray2_M3, turn_33, 100 * shift_3) < 1e-6
-    )  # the unit of length does not matter
-    assert (
-        unexplained(ray1_M3, ray2_M3, turn_33, -shift_3) > 0.1
-    )  # on the epipolar line, but behind a camera
+    assert unexplained(ray1_M3, ray2_M3, turn_33, 100 * shift_3) < 1e-6  # in any unit
+    # on the epipolar line, but behind a camera
+    assert unexplained(ray1_M3, ray2_M3, turn_33, -shift_3) > 0.1
     assert unexplained(ray1_M3, ray1_M3 @ turn_33.T, turn_33, np.zeros(3)) < 1e-6
     assert unexplained(ray1_M3, ray2_M3, turn_33.T, shift_3) > 0.2
 
@@ -173,9 +164,7 @@ def test_axes_that_meet_behind_the_cameras_are_noticed_without_pictures(degrees)
 
 
 def test_world_to_camera_poses_are_noticed_where_their_axes_meet_behind():
-    """They do where the world's origin lies beyond what is looked at; elsewhere it takes the
-    pictures to tell.
-    """
+    """That is where the world's origin lies beyond the object; elsewhere only images tell."""
     turn_N = np.radians(np.linspace(-100, 100, 40))
     position_N3 = np.stack([3 * np.sin(turn_N), -3 * np.cos(turn_N), 0.5 + 0 * turn_N], axis=1)
     inward_N44 = looking(position_N3, np.random.default_rng(0).normal(0, 0.1, (40, 3)))

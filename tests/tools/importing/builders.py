@@ -1,7 +1,6 @@
-"""Folders in the formats of other tools, written from camera-to-world matrices with explicit
-mathematics.
+"""Folders in the formats of other tools, written from camera-to-world matrices.
 
-Nothing here uses the package's own conversions, so that a wrong sign there cannot cancel out here.
+The writers do not use the package's own conversions, so that a wrong sign there cannot cancel out.
 """
 
 import json
@@ -11,16 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
+from mspose.poses import pose_matrix
+from mspose.tools.importing.splits import SplitBy
+
+ALL = SplitBy(block=3, margin=0)
+"""A split that drops no frame."""
 SIZE = (48, 36)
 FOCAL = 40.0
 
 
 @dataclass
 class Room:
-    """Frames of one scene: image files, names of one's own choice, camera-to-world matrices (B, 4,
-    4).
-    """
+    """Frames of one scene: image files, their names, camera-to-world matrices (B, 4, 4)."""
 
     files: list[Path]
     names: list[str]
@@ -58,9 +61,7 @@ def numbers(*values: float) -> str:
 
 
 def write_colmap(folder: Path, room: Room, camera: str = "") -> Path:
-    """A COLMAP text model in `folder/sparse/0` with its images in `folder/images`; returns the
-    model.
-    """
+    """A COLMAP text model in `folder/sparse/0`, images in `folder/images`; returns the model."""
     room.copy_images(folder / "images")
     model = folder / "sparse" / "0"
     model.mkdir(parents=True)
@@ -114,9 +115,7 @@ def write_tum(
 
 
 def write_kapture(folder: Path, room: Room, rig_B44: np.ndarray | None = None) -> Path:
-    """A kapture; with `rig_B44` (2, 4, 4), rig-to-camera, its frames are those of two cameras of a
-    rig in turn.
-    """
+    """A kapture; with `rig_B44` (2, 4, 4), rig-to-camera, its frames are those of two cameras."""
     sensors = folder / "sensors"
     room.copy_images(sensors / "records_data")
     camera = f"OPENCV, {SIZE[0]}, {SIZE[1]}, {FOCAL - 1}, {FOCAL + 1}, 24, 18, 0, 0, 0, 0"
@@ -149,3 +148,26 @@ def write_kapture(folder: Path, room: Room, rig_B44: np.ndarray | None = None) -
             lines.append(f"rig, c{number}, {pose}")
         (sensors / "rigs.txt").write_text(head + "\n".join(lines) + "\n")
     return folder
+
+
+WRITE = {
+    "colmap": write_colmap,
+    "nerfstudio": write_nerfstudio,
+    "tum": write_tum,
+    "kapture": write_kapture,
+}
+
+
+def change_line(path: Path, line: int, old: str, new: str) -> None:
+    """Replace `old` by `new` in a line, counted from 1."""
+    lines = path.read_text().split("\n")
+    assert old in lines[line - 1]
+    lines[line - 1] = lines[line - 1].replace(old, new, 1)
+    path.write_text("\n".join(lines))
+
+
+def matrices(frames: pd.DataFrame) -> np.ndarray:
+    """Camera-to-world matrices (B, 4, 4) of a frame table."""
+    return pose_matrix(
+        frames[["tx", "ty", "tz"]].to_numpy(), frames[["qw", "qx", "qy", "qz"]].to_numpy()
+    )

@@ -1,4 +1,4 @@
-"""Rendered frames with their poses, and a reader of what an import wrote."""
+"""Rendered frames with their poses, and imports of them."""
 
 import os
 
@@ -9,16 +9,15 @@ from tools.importing.builders import FOCAL, SIZE, Room
 
 from mspose.data.cards import load_frames, read_card
 from mspose.data.virtual import render_virtual
-from mspose.poses import pose_matrix
+from mspose.errors import MsposeError
+from mspose.tools.importing.importer import import_data
 
 FRAMES = 15
 
 
 @pytest.fixture(scope="session")
 def room(tmp_path_factory) -> Room:
-    """Two sequences of rendered frames in one virtual room; not to be changed. Names need natural
-    order.
-    """
+    """Two sequences of rendered frames whose names need natural order; not to be changed."""
     folder = tmp_path_factory.mktemp("virtual")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -41,27 +40,29 @@ def room(tmp_path_factory) -> Room:
     return Room(files, names, np.stack([np.loadtxt(path) for path in poses]))
 
 
-@pytest.fixture(scope="session")
-def frames_of():
-    """`frames_of(folder)`: all rows of an imported data set, both splits, in the order of its label
-    file.
-    """
+@pytest.fixture
+def imported(tmp_path):
+    """`imported(kind, path..., out=name, ...)`: summary, frames of both splits by image, card."""
 
-    def read(folder) -> pd.DataFrame:
-        (card,) = folder.glob("*.yaml")
-        tables = [load_frames(read_card(card), split=split) for split in ("train", "test")]
-        return pd.concat(tables, ignore_index=True)
+    def run(kind: str, *paths: object, out: str = "own", **options):
+        text = import_data(kind, [str(path) for path in paths], str(tmp_path / out), **options)
+        (file,) = (tmp_path / out).glob("*.yaml")
+        card = read_card(file)
+        tables = [load_frames(card, split=split) for split in ("train", "test")]
+        return text, pd.concat(tables).set_index("image"), card
 
-    return read
+    return run
 
 
-@pytest.fixture(scope="session")
-def matrices():
-    """`matrices(frames)`: camera-to-world matrices (B, 4, 4) of a frame table."""
+@pytest.fixture
+def refused(tmp_path):
+    """`refused(pattern, kind, path..., out=name, ...)`: one line, and nothing is written."""
 
-    def convert(frames: pd.DataFrame) -> np.ndarray:
-        return pose_matrix(
-            frames[["tx", "ty", "tz"]].to_numpy(), frames[["qw", "qx", "qy", "qz"]].to_numpy()
-        )
+    def check(pattern: str, kind: str, *paths: object, out: str = "refused", **options) -> None:
+        before = set(tmp_path.rglob("*"))
+        with pytest.raises(MsposeError, match=pattern) as caught:
+            import_data(kind, [str(path) for path in paths], str(tmp_path / out), **options)
+        assert "\n" not in str(caught.value)
+        assert set(tmp_path.rglob("*")) == before
 
-    return convert
+    return check

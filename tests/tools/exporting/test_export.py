@@ -15,9 +15,9 @@ from PIL import Image
 import mspose
 from mspose.cli import main
 from mspose.errors import MsposeError
-from mspose.tools.exporting import writing
+from mspose.tools.exporting import export
 from mspose.tools.exporting.deployed import OUTPUTS
-from mspose.tools.exporting.writing import export_run
+from mspose.tools.exporting.export import export_run
 
 FILES = {"onnx": "model.onnx", "torch-export": "model.pt2"}
 PAGE = (Path(__file__).parents[3] / "docs" / "tools.md").read_text(encoding="utf-8")
@@ -165,14 +165,14 @@ def test_the_documented_lines_run_without_mspose(exported, tmp_path):
 
 
 def test_a_file_that_answers_otherwise_is_not_kept(exported, tmp_path, monkeypatch):
-    trace = writing.trace
+    trace = export.trace
 
     def another(module):
         with torch.no_grad():
             module.network.position_head.out.bias += 3e-4
         return trace(module)
 
-    monkeypatch.setattr(writing, "trace", another)
+    monkeypatch.setattr(export, "trace", another)
     (tmp_path / "model.pt2").write_bytes(b"what was there before")
     with pytest.raises(
         MsposeError, match=r"not kept: largest deviation position 3\.0e-04 m, .*; at most 0\.0001"
@@ -191,10 +191,10 @@ def fail(*_):
 def test_what_exporters_and_readers_do_not_take_is_one_line(
     exported, tmp_path, monkeypatch, capsys, step
 ):
-    format = writing.FORMATS["onnx"]._replace(write=lambda *_: b"", open=lambda _: None)
-    monkeypatch.setitem(writing.FORMATS, "onnx", format)
-    monkeypatch.setattr(writing, "trace", lambda _: None)
-    monkeypatch.setattr(writing, step, fail)
+    format = export.FORMATS["onnx"]._replace(write=lambda *_: b"", open=lambda _: None)
+    monkeypatch.setitem(export.FORMATS, "onnx", format)
+    monkeypatch.setattr(export, "trace", lambda _: None)
+    monkeypatch.setattr(export, step, fail)
     with pytest.raises(MsposeError, match=r"run cannot be exported as onnx: no such operation$"):
         export_run(exported[0], "onnx", tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
@@ -242,8 +242,8 @@ def test_a_model_without_finite_answers_is_not_exported(small_run, tmp_path, mon
     estimator = mspose.load(run, "cpu")
     with torch.no_grad():
         estimator.network.position_head.out.bias[0] = torch.nan
-    monkeypatch.setattr(writing, "load", lambda *_: estimator)
-    monkeypatch.setattr(writing, "trace", lambda _: pytest.fail("it was traced all the same"))
+    monkeypatch.setattr(export, "load", lambda *_: estimator)
+    monkeypatch.setattr(export, "trace", lambda _: pytest.fail("it was traced all the same"))
     with pytest.raises(MsposeError, match="not finite"):
         export_run(run, "torch-export")
     assert not (run / "model.pt2").exists()

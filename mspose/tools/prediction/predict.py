@@ -1,4 +1,4 @@
-"""From images on disk to a file of estimated poses: what `mspose predict` does."""
+"""`mspose predict`: estimate the poses of images on disk and write them to a file."""
 
 import logging
 import math
@@ -14,9 +14,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from mspose.data.batches import ahead
 from mspose.errors import MsposeError
 from mspose.inference import Preprocessing, load
-from mspose.tools.prediction.image_sources import Source, Video, View, find_sources, read_views
-from mspose.tools.prediction.query_check import QueryCheck, training_images
-from mspose.tools.prediction.trajectory_files import (
+from mspose.tools.prediction.inputs import Query, Source, Video, find_sources, read_queries
+from mspose.tools.prediction.pose_files import (
     ONE_FRAME,
     ColmapFile,
     CsvFile,
@@ -27,6 +26,7 @@ from mspose.tools.prediction.trajectory_files import (
     open_output,
     with_times,
 )
+from mspose.tools.prediction.training_images import QueryCheck, training_images
 
 log = logging.getLogger("mspose")
 
@@ -46,14 +46,13 @@ def predict_poses(
     on_bad_frame: str = "stop",
     progress: bool = True,
 ) -> None:
-    """Write the poses that a run's model estimates of images, folders of images and videos, as they
-    are computed.
+    """Write the poses that a model estimates of images and videos, as they are computed.
 
     Args:
-        run: whatever `mspose.load` takes.
+        run: as for `mspose.load`.
         inputs: paths, see `find_sources`.
-        out: a file, or for `colmap` a folder that is not there; by default standard output.
-        format: `csv`, `jsonl`, `tum` or `colmap`, see `trajectory_files`.
+        out: a file, or for `colmap` a folder that does not exist; by default standard output.
+        format: `csv`, `jsonl`, `tum` or `colmap`, see `pose_files`.
         scene: the scene of all images; by default that of each is predicted.
         every: of videos, one frame in so many.
         fps: of images, how many a second, for the timestamps of `tum`; see `with_times`.
@@ -65,7 +64,7 @@ def predict_poses(
     is given.
     """
     sources = find_sources(inputs, every=every or 1)
-    check_options(sources, format, every=every, fps=fps, focal_px=focal_px)
+    _check_options(sources, format, every=every, fps=fps, focal_px=focal_px)
     times = ""
     if format == "tum":
         sources, times = with_times(sources, fps)
@@ -74,10 +73,9 @@ def predict_poses(
     if scene is not None:
         estimator.check_scene(scene)
     elif format in ONE_FRAME and len(estimator.scenes) > 1:
-        known = ", ".join(estimator.scenes)
         raise MsposeError(
             f"--format {format} is of one scene; the model knows several, choose with --scene:"
-            f" {known}"
+            f" {', '.join(estimator.scenes)}"
         )
 
     check = QueryCheck(training_images(estimator.description.get("trained_on") or {}), focal_px)
@@ -91,22 +89,23 @@ def predict_poses(
     counts = [source.images for source in sources]
     total = None if None in counts else sum(count or 0 for count in counts)
     bar = tqdm(total=total, desc="predicting", unit="image", disable=not progress)
-    prepared = prepare(sources, estimator.preprocessing, batch_size, stop=on_bad_frame == "stop")
+    batches = read_batches(
+        sources, estimator.preprocessing, batch_size, stop=on_bad_frame == "stop"
+    )
     done, left_out = 0, 0
     with open_output(out, pose_file) as write, bar, logging_redirect_tqdm([log]):
         write(pose_file.begin())
-        for batch in ahead(prepared):
+        for batch in ahead(batches):
             for fault in batch.faults:
                 log.warning("left out: %s", fault)
-            for view in batch.views:
-                for words in check.findings(view):
-                    log.warning("%s", words)
+            for query in batch.queries:
+                for warning in check.warnings(query):
+                    log.warning("%s", warning)
             estimates = estimator.estimates_of(batch.image_B3HW, scene)
-            write(
-                "".join(pose_file.pose(*pair) for pair in zip(batch.views, estimates, strict=True))
-            )
-            done, left_out = done + len(batch.views), left_out + len(batch.faults)
-            bar.update(len(batch.views) + len(batch.faults))
+            pairs = zip(batch.queries, estimates, strict=True)
+            write("".join(pose_file.pose(*pair) for pair in pairs))
+            done, left_out = done + len(batch.queries), left_out + len(batch.faults)
+            bar.update(len(batch.queries) + len(batch.faults))
         if done == 0:
             raise MsposeError(f"none of {left_out} images could be read")
     if left_out:
@@ -115,7 +114,7 @@ def predict_poses(
         log.warning("%s", summary)
 
 
-def check_options(
+def _check_options(
     sources: Sequence[Source],
     format: str,
     *,
@@ -123,7 +122,7 @@ def check_options(
     fps: float | None,
     focal_px: float | None,
 ) -> None:
-    """Raise MsposeError for an option that would change nothing, and for an endless number."""
+    """Raise MsposeError for an option without effect, and for a number that is not finite."""
     for name, value in (("fps", fps), ("focal_px", focal_px)):
         if value is not None and not 0 < value < math.inf:
             raise MsposeError(f"--{name} {value:g}: expected a positive, finite number")
@@ -137,27 +136,31 @@ def check_options(
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A batch of images, ready for the network."""
+class PredictionBatch:
+    """Images that are ready for the network."""
 
-    views: list[View]
+    queries: list[Query]
     image_B3HW: Tensor
     faults: list[str]
-    """What is wrong with images that are left out."""
+    """Errors of images that are left out."""
 
 
-def prepare(
+def read_batches(
     sources: Sequence[Source], preprocessing: Preprocessing, batch_size: int, *, stop: bool
-) -> Iterator[Prepared]:
-    """Batches of at most `batch_size` images; of an image no more is kept in memory than the
-    network's input.
+) -> Iterator[PredictionBatch]:
+    """Batches of at most `batch_size` images; only the network's input is kept in memory.
 
     Raises MsposeError at an image that cannot be read, if `stop`.
     """
-    views: list[View] = []
+    queries: list[Query] = []
     images: list[Tensor] = []
     faults: list[str] = []
-    for found in read_views(sources):
+
+    def batch() -> PredictionBatch:
+        image_B3HW = torch.cat(images) if images else torch.zeros(0, 3, 1, 1)
+        return PredictionBatch(queries, image_B3HW, faults)
+
+    for found in read_queries(sources):
         if isinstance(found, MsposeError):
             if stop:
                 raise MsposeError(
@@ -165,15 +168,11 @@ def prepare(
                 ) from found
             faults.append(str(found))
         else:
-            view, image_HW3 = found
-            views.append(view)
+            query, image_HW3 = found
+            queries.append(query)
             images.append(preprocessing(image_HW3))
-        if len(views) + len(faults) == batch_size:
-            yield Prepared(views, _batch_of(images), faults)
-            views, images, faults = [], [], []
-    if views or faults:
-        yield Prepared(views, _batch_of(images), faults)
-
-
-def _batch_of(images: Sequence[Tensor]) -> Tensor:
-    return torch.cat(list(images)) if images else torch.zeros(0, 3, 1, 1)
+        if len(queries) + len(faults) == batch_size:
+            yield batch()
+            queries, images, faults = [], [], []
+    if queries or faults:
+        yield batch()

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mspose.errors import MsposeError
-from mspose.tools.prediction.image_sources import ImageFile, Video, find_sources, read_views
+from mspose.tools.prediction.inputs import ImageFile, Video, find_sources, read_queries
 
 SHADES = range(20, 240, 20)
 
@@ -50,7 +50,7 @@ def exif(**tags: float) -> Image.Exif:
 
 
 def views(*inputs, **options):
-    return list(read_views(find_sources(inputs, **options)))
+    return list(read_queries(find_sources(inputs, **options)))
 
 
 def names(folder: Path, *inputs) -> list[str]:
@@ -133,7 +133,7 @@ def test_a_video_has_its_colours_and_times(tmp_path, name, fourcc):
     assert source.images == len(SHADES)
     for number, ((view, image_HW3), shade) in enumerate(zip(views(clip), SHADES, strict=True)):
         assert (view.name, view.width, view.height) == (f"{clip}#{number}", 80, 60)
-        assert view.seconds == pytest.approx(number / 25, abs=1e-6)
+        assert view.time_s == pytest.approx(number / 25, abs=1e-6)
         np.testing.assert_allclose(image_HW3[30, 60], (shade, 100, 20), atol=12)
         assert image_HW3[30, 20].max() < 20
         assert image_HW3.flags["C_CONTIGUOUS"]
@@ -145,7 +145,7 @@ def test_every_nth_frame_of_a_video(tmp_path):
     assert source.images == 3
     found = [view for view, _ in views(clip, every=4)]
     assert [view.name.rpartition("#")[2] for view in found] == ["0", "4", "8"]
-    assert [view.seconds for view in found] == pytest.approx([0, 0.16, 0.32], abs=1e-6)
+    assert [view.time_s for view in found] == pytest.approx([0, 0.16, 0.32], abs=1e-6)
 
 
 def test_a_video_that_is_to_be_turned_is_turned(tmp_path):
@@ -185,7 +185,7 @@ def test_a_video_without_times_has_those_of_its_rate_and_one_that_ends_early_say
     tmp_path, monkeypatch, caplog
 ):
     monkeypatch.setattr(cv2, "VideoCapture", StoppedClock)
-    found = [view.seconds for view, _ in Video(tmp_path / "clip.avi", tmp_path, 8).read()]
+    found = [view.time_s for view, _ in Video(tmp_path / "clip.avi", tmp_path, 8).read()]
     assert found == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
     assert all(first < second for first, second in itertools.pairwise(found))
     assert "decoded 5 of about 8 frames" in caplog.text
@@ -195,7 +195,7 @@ def test_pixels_are_read_as_they_are_stored_and_tags_are_told(tmp_path):
     write_image(tmp_path / "phone.jpg", (80, 60), exif=exif(orientation=6, focal_mm=26))
     ((view, image_HW3),) = views(tmp_path / "phone.jpg")
     assert image_HW3.shape == (60, 80, 3)
-    assert (view.width, view.height, view.turn_tag, view.seconds) == (80, 60, 6, None)
+    assert (view.width, view.height, view.turn_tag, view.time_s) == (80, 60, 6, None)
     # 26 mm on film of 36 x 24: the same share of the image's diagonal
     assert view.focal_px == pytest.approx(26 / np.hypot(36, 24) * 100)
     for name, tags in (
@@ -243,7 +243,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
     refused(r"images.zip is an archive: unpack it", "images.zip", b"PK\5\6" + bytes(18))
     refused("a video's name has to be UTF-8", b"clip\xff.avi", clip)
     (tmp_path / "folder").mkdir()
-    refused(r"no images in .*folder \(looked for .png, .jpg, .jpeg, .*folders below", "folder")
+    refused(r"no images in .*folder \(searched .png, .jpg, .jpeg, .*folders below", "folder")
     (tmp_path / "folder" / "clip.MP4").write_bytes(clip)
     refused(
         "no images in .*; videos in folders are not read, give them by their names:"

@@ -9,8 +9,8 @@ import pytest
 from mspose.errors import MsposeError
 from mspose.inference import Estimate
 from mspose.poses import normalize_quaternion, pose_matrix
-from mspose.tools.prediction.image_sources import ImageFile, Video, View
-from mspose.tools.prediction.trajectory_files import (
+from mspose.tools.prediction.inputs import ImageFile, Video, Query
+from mspose.tools.prediction.pose_files import (
     ColmapFile,
     CsvFile,
     JsonLines,
@@ -38,9 +38,9 @@ def text_of(pose_file, *pairs) -> str:
 
 
 AWKWARD = (
-    View('a b/"x", ü\n.png', 80, 60),
-    View("clip.mp4#7", 80, 60, seconds=0.28),
-    View("bad\udcff.png", 80, 60),
+    Query('a b/"x", ü\n.png', 80, 60),
+    Query("clip.mp4#7", 80, 60, time_ns=280_000_000),
+    Query("bad\udcff.png", 80, 60),
 )
 SHOWN = 'a b/"x", ü\n.png', "clip.mp4#7", "bad\\udcff.png"
 
@@ -100,11 +100,11 @@ def test_tum_has_its_order_of_numbers():
 def test_times_of_a_trajectory():
     def times(sources, fps=None):
         timed, said = with_times(sources, fps)
-        return [(source.path.name, source.seconds) for source in timed], said
+        return [(source.path.name, source.time_ns / 1e9) for source in timed], said
 
     stamps = images("rgb", "1305031102.175304.png", "1305031102.2.png", "1305031101.9.png")
     found, said = times(stamps)
-    assert "numbers" in said
+    assert "names" in said
     names = "1305031101.9.png", "1305031102.175304.png", "1305031102.2.png"
     assert found == [(name, float(name[:-4])) for name in names]
     assert times(stamps, 10)[0] == [
@@ -116,10 +116,11 @@ def test_times_of_a_trajectory():
         ("1e3.png", "2.png"),
         ("-1.png", "1.png"),
         ("²", "1"),
+        ("20240101120000123.png", "1.png"),
     ):
         found, said = times(images("x", *names))
         assert found == [(name, place) for place, name in enumerate(names)]
-        assert "places in the order" in said
+        assert "rank in the order" in said
     clip = Video(Path("clip.avi"), Path(), 5)
     assert with_times([clip])[0] == [clip]
     with pytest.raises(MsposeError, match="--fps: without effect on a video"):
@@ -132,9 +133,9 @@ def test_times_of_a_trajectory():
 def test_pycolmap_reads_our_poses_back(tmp_path):
     pycolmap = pytest.importorskip("pycolmap")
     wide = [
-        View(f"photos/ü/{number}.png", 80, 60, focal_px=70.0 + number // 2) for number in range(4)
+        Query(f"photos/ü/{number}.png", 80, 60, focal_px=70.0 + number // 2) for number in range(4)
     ]
-    seen = [*wide, View("photos/clip.mp4#3", 60, 81)]
+    seen = [*wide, Query("photos/clip.mp4#3", 60, 81)]
     found = [estimate(seed) for seed in range(len(seen))]
     folder = colmap_folder(
         [*images("photos", "ü/0.png", "ü/1.png"), Video(Path("photos/clip.mp4"), Path("photos"), 9)]
@@ -207,7 +208,7 @@ def test_output_appears_whole_or_not_at_all(pose_file, tmp_path):
 
 def test_without_cameras_file_no_focal_length_is_asked_for():
     pose_file = ColmapFile(Path(), None)
-    seen = View("a.png", 80, 60), View("b.png", 60, 80), View("c.png", 80, 60)
+    seen = Query("a.png", 80, 60), Query("b.png", 60, 80), Query("c.png", 80, 60)
     lines = [pose_file.pose(view, estimate(0)).splitlines() for view in seen]
     assert [line[0].split()[8] for line in lines] == ["1", "2", "1"]
     assert all(line[1] == "" for line in lines)

@@ -8,16 +8,16 @@ from PIL import Image
 from mspose.data.cache import open_cache
 from mspose.data.image_statistics import describe_images
 from mspose.errors import MsposeError
-from mspose.tools.prediction.image_sources import View
-from mspose.tools.prediction.query_check import QueryCheck, TrainingImages, training_images
+from mspose.tools.prediction.inputs import Query
+from mspose.tools.prediction.training_images import QueryCheck, TrainingImages, training_images
 
 TRAINING = TrainingImages(((640, 480), (480, 640)), (1.2, 1.25, 1.3))
 
 
 def check(
-    view: View, training: TrainingImages | None = TRAINING, focal_px: float | None = None
+    view: Query, training: TrainingImages | None = TRAINING, focal_px: float | None = None
 ) -> list[str]:
-    return QueryCheck(training, focal_px).findings(view)
+    return QueryCheck(training, focal_px).warnings(view)
 
 
 def described(folder, images: dict[str, tuple[tuple[int, int], float]], *, size: int = 48):
@@ -77,35 +77,35 @@ def test_what_a_model_says_is_read_back(tmp_path):
 
 
 def test_an_image_as_in_training_is_no_news():
-    assert check(View("a", 640, 480, focal_px=600)) == []
-    assert check(View("a", 642, 480)) == []  # as some cameras round
-    assert check(View("a", 480, 640, focal_px=1.36 * 480)) == []  # 5 % beyond the longest
-    assert check(View("a", 640, 480), focal_px=580) == []
+    assert check(Query("a", 640, 480, focal_px=600)) == []
+    assert check(Query("a", 642, 480)) == []  # as some cameras round
+    assert check(Query("a", 480, 640, focal_px=1.36 * 480)) == []  # 5 % beyond the longest
+    assert check(Query("a", 640, 480), focal_px=580) == []
 
 
 @pytest.mark.parametrize(
     ("view", "focal_px", "pattern"),
     [
         (
-            View("a", 1280, 960),
+            Query("a", 1280, 960),
             None,
             "a is 1280x960, training images are 640x480, 480x640: it is resized",
         ),
-        (View("a", 640, 360), None, "a is 640x360, another shape than all training images"),
+        (Query("a", 640, 360), None, "a is 640x360, another shape than all training images"),
         (
-            View("a", 640, 480, focal_px=800),
+            Query("a", 640, 480, focal_px=800),
             None,
             r"800 px at 640x480, is 1.28 times that of training \(624 px",
         ),
         (
-            View("a", 640, 480, focal_px=600),
+            Query("a", 640, 480, focal_px=600),
             400,
             r"400 px at 640x480, is 0.69 times that of training \(576 px",
         ),
         (
-            View("a", 640, 480, turn_tag=6),
+            Query("a", 640, 480, turn_tag=6),
             None,
-            r"EXIF orientation 6\); its pixels are taken as they are stored",
+            "EXIF orientation 6; its pixels are taken as they are stored",
         ),
     ],
 )
@@ -115,44 +115,43 @@ def test_each_difference_is_told(view, focal_px, pattern):
 
 
 def test_whether_the_field_of_view_is_another_is_left_to_the_reader_where_nothing_says_it():
-    (unknown,) = check(View("a", 1280, 960))
-    (known,) = check(View("a", 1280, 960), focal_px=1200)
+    (unknown,) = check(Query("a", 1280, 960))
+    (known,) = check(Query("a", 1280, 960), focal_px=1200)
     assert unknown == f"{known}; unless it has their field of view too, positions are off"
 
 
 def test_a_difference_is_told_once_and_counted():
     looks = QueryCheck(TRAINING)
-    said = [looks.findings(View(str(number), 1280, 960, focal_px=3000)) for number in range(3)]
+    said = [looks.warnings(Query(str(number), 1280, 960, focal_px=3000)) for number in range(3)]
     assert [len(words) for words in said] == [2, 0, 0]
-    assert len(looks.findings(View("turned", 640, 480, turn_tag=3))) == 1
-    looks.findings(View("fine", 640, 480))
+    assert len(looks.warnings(Query("turned", 640, 480, turn_tag=3))) == 1
+    looks.warnings(Query("fine", 640, 480))
     assert (
         looks.summary()
-        == "of 5 images: 3 of another size; 3 of another focal length; 1 with a tag that it is to"
-        " be turned"
+        == "of 5 images: 3 of another size; 3 of another focal length; 1 with an EXIF tag to turn it"
     )
     assert QueryCheck(TRAINING).summary() is None
 
 
 def test_where_not_all_sizes_are_listed_the_shape_alone_counts():
     many = TrainingImages(tuple((100 + number, 100) for number in range(10)), None)
-    assert check(View("a", 1050, 1000), many) == []
-    assert "another shape" in check(View("a", 160, 100), many)[0]
+    assert check(Query("a", 1050, 1000), many) == []
+    assert "another shape" in check(Query("a", 160, 100), many)[0]
 
 
 def test_a_model_that_does_not_say_is_told_once():
     looks = QueryCheck(None)
-    assert "does not say what sizes and focal lengths" in looks.findings(View("a", 640, 480))[0]
-    assert looks.findings(View("b", 640, 480)) == []
+    assert "does not say what sizes and focal lengths" in looks.warnings(Query("a", 640, 480))[0]
+    assert looks.warnings(Query("b", 640, 480)) == []
     sizes_alone = TrainingImages(((640, 480),), None)
-    assert check(View("a", 640, 480), sizes_alone) == []
+    assert check(Query("a", 640, 480), sizes_alone) == []
     assert (
-        "does not say what focal length" in check(View("a", 640, 480, focal_px=600), sizes_alone)[0]
+        "does not say what focal length" in check(Query("a", 640, 480, focal_px=600), sizes_alone)[0]
     )
 
 
 def test_the_focal_length_of_a_camera_is_the_best_that_is_known():
-    view, plain = View("a", 640, 480, focal_px=600), View("b", 320, 240)
+    view, plain = Query("a", 640, 480, focal_px=600), Query("b", 320, 240)
     assert QueryCheck(TRAINING, 500).camera(view) == (500, "as given")
     assert QueryCheck(TRAINING).camera(view) == (600, "from EXIF")
     assert QueryCheck(TRAINING).camera(plain) == (1.25 * 240, "not measured: as in training")

@@ -1,4 +1,4 @@
-"""Files of estimated poses, line by line: CSV, JSON lines, TUM's trajectories, COLMAP's images.txt.
+"""Write files of estimated poses line by line: CSV, JSON lines, TUM's, COLMAP's images.txt.
 
 Poses are camera-to-world with the quaternion `w x y z` in CSV and JSON lines; TUM writes the same
 `x y z w`, and COLMAP the inverse, world-to-camera.
@@ -23,7 +23,8 @@ from mspose import poses
 from mspose.errors import MsposeError
 from mspose.files import whole_file, whole_folder
 from mspose.inference import Estimate
-from mspose.tools.prediction.image_sources import ImageFile, Source, View
+from mspose.tools.prediction.inputs import ImageFile, Query, Source
+from mspose.tools.timestamps import nanoseconds, seconds_text
 
 POSE = ("tx", "ty", "tz", "qw", "qx", "qy", "qz")
 COLUMNS = ("image", "time_s", *POSE, "scene", "scene_probability")
@@ -31,23 +32,22 @@ ONE_FRAME = ("tum", "colmap")
 """Formats whose poses are all in the frame of one scene."""
 REPLACED = (".csv", ".jsonl", ".json", ".txt", ".tum")
 """Endings of files that a new one of the same name replaces: no image or video."""
-Camera = Callable[[View], tuple[float, str]]
-"""View -> focal length in pixels, where it is from."""
 
 
 class PoseFile(Protocol):
-    """A format: text that begins a file, and text of each pose in it."""
+    """A format: the text that begins a file, and the text of each pose."""
 
     def begin(self) -> str:
         """The first lines, or nothing."""
 
-    def pose(self, view: View, estimate: Estimate) -> str:
+    def pose(self, query: Query, estimate: Estimate) -> str:
         """The lines of one pose."""
 
 
 class CsvFile:
-    """One row per image with COLUMNS and, for every scene, its probability `p_<scene>`; `time_s` of
-    videos alone.
+    """A row per image with `COLUMNS` and each scene's probability `p_<scene>`.
+
+    `time_s` is empty but for videos; every float reads back as the same float64.
     """
 
     def __init__(self, scenes: Sequence[str]):
@@ -57,34 +57,28 @@ class CsvFile:
         """The names of the columns."""
         return _csv_row([*COLUMNS, *(f"p_{scene}" for scene in self.scenes)])
 
-    def pose(self, view: View, estimate: Estimate) -> str:
-        """One row; every float reads back as the same float64."""
-        return _csv_row(
-            [
-                *_values(view, estimate).values(),
-                *(estimate.scene_probabilities[scene] for scene in self.scenes),
-            ]
-        )
+    def pose(self, query: Query, estimate: Estimate) -> str:
+        """One row."""
+        probabilities = [estimate.scene_probabilities[scene] for scene in self.scenes]
+        return _csv_row([*_values(query, estimate).values(), *probabilities])
 
 
 class JsonLines:
-    """One JSON object per line and image: COLUMNS, and `scene_probabilities`, a mapping."""
+    """A JSON object per line and image: `COLUMNS`, and the mapping `scene_probabilities`."""
 
     def begin(self) -> str:
         """Nothing."""
         return ""
 
-    def pose(self, view: View, estimate: Estimate) -> str:
+    def pose(self, query: Query, estimate: Estimate) -> str:
         """One object."""
-        values = {
-            **_values(view, estimate),
-            "scene_probabilities": dict(estimate.scene_probabilities),
-        }
+        values = _values(query, estimate)
+        values["scene_probabilities"] = dict(estimate.scene_probabilities)
         return json.dumps(values, ensure_ascii=False) + "\n"
 
 
 class TumFile:
-    """`timestamp tx ty tz qx qy qz qw`, for views with times, as the TUM RGB-D benchmark and evo
+    """`timestamp tx ty tz qx qy qz qw` of queries with times, as the TUM RGB-D benchmark and evo
     have it.
     """
 
@@ -92,76 +86,64 @@ class TumFile:
         self.times = times
 
     def begin(self) -> str:
-        """The format, and what the timestamps are, as comments."""
+        """Comments: the format, and the origin of the timestamps."""
         return (
             f"# timestamp tx ty tz qx qy qz qw (m; camera-to-world)\n# timestamps: {self.times}\n"
         )
 
-    def pose(self, view: View, estimate: Estimate) -> str:
+    def pose(self, query: Query, estimate: Estimate) -> str:
         """One line."""
         w, x, y, z = estimate.orientation.tolist()
-        return _spaced([view.seconds, *estimate.position.tolist(), x, y, z, w])
+        time = seconds_text(query.time_ns or 0)
+        return _spaced([time, *estimate.position.tolist(), x, y, z, w])
 
 
 class ColmapFile:
-    """COLMAP's images.txt, of poses world-to-camera without points, and the cameras that its images
-    refer to.
+    """COLMAP's images.txt, world-to-camera without points, and the cameras of its images.
 
-    Without `focal_of`, images of equal size have one camera and there is no cameras.txt.
+    `camera_of` gives an image's focal length in pixels and its origin. Without it, images of equal
+    size have one camera and there is no cameras.txt.
     """
 
-    def __init__(self, folder: Path, focal_of: Camera | None):
+    def __init__(self, folder: Path, camera_of: Callable[[Query], tuple[float, str]] | None):
         self.folder = folder
-        self._focal_of = focal_of
+        self._camera_of = camera_of
         self._cameras: dict[tuple[int, int, float, str], int] = {}
         self._images = 0
 
     def begin(self) -> str:
-        """The format, and the folder that names are relative to, as comments."""
+        """Comments: the format, and the folder that names are relative to."""
         return (
             "# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME (world-to-camera, m), then a line of"
             f" its points, empty\n# names are relative to {str(self.folder)!r}\n"
         )
 
-    def pose(self, view: View, estimate: Estimate) -> str:
+    def pose(self, query: Query, estimate: Estimate) -> str:
         """Two lines, the second empty."""
         self._images += 1
-        # an inverse is its own inverse: the same formula leads from camera-to-world to
-        # world-to-camera
+        # the same formula inverts in both directions
         quaternion_14, translation_13 = poses.camera_to_world(
             estimate.orientation, estimate.position
         )
-        values = [
-            self._images,
-            *quaternion_14[0].tolist(),
-            *translation_13[0].tolist(),
-            self._camera(view),
-        ]
-        return _spaced([*values, colmap_name(Path(view.name), self.folder)]) + "\n"
+        focal_px, origin = self._camera_of(query) if self._camera_of else (math.nan, "")
+        camera = (query.width, query.height, focal_px, origin)
+        number = self._cameras.setdefault(camera, len(self._cameras) + 1)
+        pose = [*quaternion_14[0].tolist(), *translation_13[0].tolist()]
+        name = colmap_name(Path(query.name), self.folder)
+        return _spaced([self._images, *pose, number, name]) + "\n"
 
     def cameras(self) -> str:
         """cameras.txt: pinhole cameras of the images so far, principal point in the middle."""
         text = "# CAMERA_ID PINHOLE WIDTH HEIGHT FX FY CX CY\n"
         for (width, height, focal_px, origin), number in self._cameras.items():
+            parameters = [width, height, focal_px, focal_px, width / 2, height / 2]
             text += f"# focal length of camera {number}: {origin}\n"
-            text += _spaced(
-                [number, "PINHOLE", width, height, focal_px, focal_px, width / 2, height / 2]
-            )
+            text += _spaced([number, "PINHOLE", *parameters])
         return text
-
-    def _camera(self, view: View) -> int:
-        camera = (
-            view.width,
-            view.height,
-            *(self._focal_of(view) if self._focal_of else (math.nan, "not asked for")),
-        )
-        return self._cameras.setdefault(camera, len(self._cameras) + 1)
 
 
 def colmap_name(path: Path, folder: Path) -> str:
-    """An image's name relative to `folder`. Raises MsposeError for one that COLMAP's text format
-    cannot hold.
-    """
+    """An image's name relative to `folder`; MsposeError for one that COLMAP's text cannot hold."""
     name = _text(path.relative_to(folder).as_posix())
     if re.search(r"\s", name):
         raise MsposeError(
@@ -172,14 +154,12 @@ def colmap_name(path: Path, folder: Path) -> str:
 
 
 def colmap_folder(sources: Sequence[Source]) -> Path:
-    """The folder that names in images.txt are relative to: the one that was given, or that all
-    inputs share.
+    """The folder that names in images.txt are relative to: the one given, or that all share.
 
     Raises MsposeError where there is none, or for a name that COLMAP's text format cannot hold.
     """
-    folders = {source.folder for source in sources}
     try:
-        folder = Path(os.path.commonpath(folders))
+        folder = Path(os.path.commonpath({source.folder for source in sources}))
     except ValueError as error:
         raise MsposeError(
             "names for COLMAP are relative to one folder: give all paths relative, or all absolute"
@@ -190,54 +170,56 @@ def colmap_folder(sources: Sequence[Source]) -> Path:
 
 
 def with_times(sources: Sequence[Source], fps: float | None = None) -> tuple[list[Source], str]:
-    """(sources whose images have times, in the order of time; what the times are) for a trajectory.
+    """(sources whose images have times, in the order of time; origin of the times).
 
-    A video has times of its own. Images have the number that their name is, in seconds, where all
-    names are different numbers, as in TUM's data (`1305031102.175304.png`); else, or with `fps`,
-    their place in the order, from 0, divided by `fps` (default 1). Raises MsposeError for several
-    videos, or one with images: they share no clock.
+    A video has times of its own. Images have the timestamp that their name is, where all names are
+    different timestamps in seconds or nanoseconds, as in TUM's data (`1305031102.175304.png`) and
+    EuRoC's; else, or with `fps`, their rank from 0, divided by `fps` (default 1).
+
+    Raises MsposeError for several videos, or one with images: they share no clock.
     """
     images = [source for source in sources if isinstance(source, ImageFile)]
     if len(images) < len(sources):
         if len(sources) > 1:
             raise MsposeError("a TUM trajectory has one clock: give one video, or images alone")
         if fps is not None:
-            raise MsposeError(
-                "--fps: without effect on a video, which has times of its own: leave it out"
-            )
+            raise MsposeError("--fps: without effect on a video, which has times of its own")
         return list(sources), "seconds of the video"
-    numbers = [
-        float(image.path.stem)
-        for image in images
-        if re.fullmatch(r"\d+(\.\d+)?", image.path.stem, re.ASCII)
-    ]
-    if fps is None and len(set(numbers)) == len(images):
-        in_time = sorted(zip(numbers, images, strict=True), key=lambda pair: pair[0])
-        return [
-            replace(image, seconds=number) for number, image in in_time
-        ], "the numbers that the images' names are"
+    stamps = [_timestamp(image.path.stem) for image in images]
+    if fps is None and None not in stamps and len(set(stamps)) == len(images):
+        timed = [replace(image, time_ns=time) for image, time in zip(images, stamps, strict=True)]
+        return sorted(timed, key=lambda image: image.time_ns or 0), "the images' names"
     rate = fps or 1.0
-    timed: list[Source] = [
-        replace(image, seconds=place / rate) for place, image in enumerate(images)
+    ranked: list[Source] = [
+        replace(image, time_ns=round(rank / rate * 1e9)) for rank, image in enumerate(images)
     ]
-    return timed, f"the images' places in the order, from 0, at {rate:g} a second"
+    return ranked, f"the images' rank in the order, from 0, at {rate:g} a second"
+
+
+def _timestamp(name: str) -> int | None:
+    """Nanoseconds, where a file's name is a timestamp."""
+    if not re.fullmatch(r"\d+(\.\d+)?", name, re.ASCII):
+        return None
+    try:
+        return nanoseconds(name)
+    except ValueError:
+        return None
 
 
 @contextmanager
 def open_output(out: Path | None, pose_file: PoseFile) -> Iterator[Callable[[str], object]]:
-    """What a format's text is written with: to standard output at once, or to `out`, which appears
-    whole or not at all.
+    """A function that writes a format's text: to standard output at once, or to `out`.
 
-    `out` is a file, or, for COLMAP, the folder of a model; a file of poses that is there is
-    replaced. Raises MsposeError where anything else is there, and where it cannot be written.
+    `out` appears whole or not at all. It is a file, or, for COLMAP, the folder of a model; a file
+    of poses is replaced. Raises MsposeError where anything else is there, and where it cannot be
+    written.
     """
     if out is None:
         yield _print_at_once
         return
-    of_poses = (
-        out.suffix.lower() in REPLACED and out.is_file() and not isinstance(pose_file, ColmapFile)
-    )
-    if (out.exists() or out.is_symlink()) and not of_poses:
+    is_folder = isinstance(pose_file, ColmapFile)
+    replaceable = out.suffix.lower() in REPLACED and out.is_file() and not is_folder
+    if (out.exists() or out.is_symlink()) and not replaceable:
         raise MsposeError(f"{out} is there already: remove it, or name another --out")
     if not isinstance(pose_file, ColmapFile):
         with whole_file(out) as file:
@@ -251,16 +233,16 @@ def open_output(out: Path | None, pose_file: PoseFile) -> Iterator[Callable[[str
 
 
 def _print_at_once(text: str) -> None:
-    # on a terminal the progress bar makes room
+    # on a terminal the progress bar is moved out of the way
     with tqdm.external_write_mode(sys.stdout) if sys.stdout.isatty() else nullcontext():
         sys.stdout.write(text)
         sys.stdout.flush()
 
 
-def _values(view: View, estimate: Estimate) -> dict[str, Any]:
-    """COLUMNS with their values."""
+def _values(query: Query, estimate: Estimate) -> dict[str, Any]:
+    """`COLUMNS` with their values."""
     pose = [*estimate.position.tolist(), *estimate.orientation.tolist()]
-    values = [_text(view.name), view.seconds, *pose, estimate.scene, estimate.scene_probability]
+    values = [_text(query.name), query.time_s, *pose, estimate.scene, estimate.scene_probability]
     return dict(zip(COLUMNS, values, strict=True))
 
 

@@ -1,5 +1,6 @@
-"""`mspose export`: a model as one file that runs without this package, kept only where it answers
-as the model does.
+"""`mspose export`: write a model as one file that runs without this package.
+
+It is kept only where its outputs are those of the model.
 """
 
 import copy
@@ -38,39 +39,36 @@ class Exported:
     deviation: Deviation
 
     def __str__(self) -> str:
-        lines = [
-            f"input   image: {INPUT}",
-            *(f"output  {name}: {what}" for name, what in OUTPUTS.items()),
-        ]
-        lines.append(f"largest deviation from mspose.load: {self.deviation}")
-        return "\n".join([*lines, f"{self.path} ({self.path.stat().st_size / 1e6:.1f} MB)"])
+        outputs = (f"output  {name}: {shape}" for name, shape in OUTPUTS.items())
+        deviation = f"largest deviation from mspose.load: {self.deviation}"
+        size = f"{self.path} ({self.path.stat().st_size / 1e6:.1f} MB)"
+        return "\n".join([f"input   image: {INPUT}", *outputs, deviation, size])
 
 
 def export_run(
     run: Path | str, format: str, out: Path | None = None, scene: str | None = None
 ) -> Exported:
-    """Write the model of a run, computing in float32 on the CPU, as one file with its preprocessing
-    inside.
+    """Write a model, computing in float32 on the CPU, as one file with its preprocessing inside.
 
     Args:
-        run: as `mspose.load` takes it.
+        run: as for `mspose.load`.
         format: one of `FORMATS`.
         out: the file, with the format's suffix (default: the format's file name, in the run's
-            folder or, of a model from the hub, in the current one). What was there stays unless the
-            new file passes.
+            folder or, of a model from the hub, in the current one). An older file stays unless the
+            new one passes.
         scene: the scene of all images; by default the file predicts it.
 
     Raises:
         MsposeError: no such model or scene, a package that is missing, a file that cannot be
-            written, a network that the exporter does not take, or answers that deviate by more than
-            `TOLERANCE`.
+            written, a network that the exporter does not take, or outputs that deviate by more
+            than `TOLERANCE`.
     """
     chosen = FORMATS[format]
     chosen.require()
     estimator = load(run, "cpu")
     if scene is not None:
         estimator.check_scene(scene)
-    estimator(np.full((64, 64, 3), 127, np.uint8))  # a model that cannot answer is refused at once
+    estimator(np.full((64, 64, 3), 127, np.uint8))  # a broken model is refused at once
     path = out or (Path(run) if Path(run).is_dir() else Path()) / chosen.file_name
     if path.is_dir():
         raise MsposeError(f"cannot write {path}: it is a folder; --out names a file")
@@ -85,7 +83,7 @@ def export_run(
         if not found.tolerable:
             raise MsposeError(
                 f"{run} as {format} does not answer as the model does, so that it was not kept:"
-                f" largest deviation {found}; at most {TOLERANCE:g} is let pass"
+                f" largest deviation {found}; at most {TOLERANCE:g} is allowed"
             )
         file.write(content)
     return Exported(path, found)
@@ -102,7 +100,7 @@ def _content(estimator: PoseEstimator, format: Format, scene: str | None) -> byt
 
 
 def _metadata(estimator: PoseEstimator, scene: str | None) -> dict[str, Any]:
-    """What a reader of the file has to know, and where it comes from."""
+    """Scenes, units, conventions and origin of the model."""
     description = estimator.description
     return {
         "made_by": f"mspose {__version__}, torch {torch.__version__}",
@@ -125,7 +123,7 @@ def _metadata(estimator: PoseEstimator, scene: str | None) -> dict[str, Any]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Exporters talk a lot, in every way there is; what goes wrong is said once, in our words."""
+    """Keep the many messages of exporters off the terminal; errors are reported once, here."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -141,9 +139,7 @@ def _silence() -> Iterator[None]:
 
 @contextmanager
 def _in_one_line(failure: str) -> Iterator[None]:
-    """What exporters and readers raise, of any kind, as MsposeError; they wrap what they met in
-    words of their own.
-    """
+    """Turn any exception of exporters and readers into MsposeError with the innermost cause."""
     try:
         yield
     except (MsposeError, MemoryError, torch.OutOfMemoryError):
@@ -152,7 +148,6 @@ def _in_one_line(failure: str) -> Iterator[None]:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = next(
-            (line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__
-        )
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        reason = lines[0] if lines else type(cause).__name__
         raise MsposeError(f"{failure}: {reason[:300]}") from error
