@@ -43,7 +43,7 @@ ONE_SCENE = "all"
 """The scene's name where a predictions file has no `scene` column."""
 
 ERROR_TOLERANCE = (1e-4, 1e-3)
-"""Metres and degrees by which a file's error columns may differ from its poses without a warning."""
+"""Metres and degrees by which a file's error columns may differ from its poses unnoticed."""
 
 log = logging.getLogger("mspose")
 
@@ -184,7 +184,7 @@ def read_predictions(path: Path | str) -> pd.DataFrame:
 
 
 def _name_fault(table: pd.DataFrame) -> tuple[int, str] | None:
-    """Find the first frame without a name or scene, or that is there twice: (row, what is wrong)."""
+    """Find the first frame without a name, or that is there twice: (row, what is wrong)."""
     nameless = (table["image"] == "") | (table["scene"] == "")
     # both, since files of other methods may name images relative to the scene's folder
     twice = table.duplicated(["scene", "image"])
@@ -258,7 +258,7 @@ def compute_metrics(
         raise MsposeError("no metrics without predictions")
     groups = predictions.groupby("scene", sort=True)
     scenes = {str(name): _scene_metrics(frames, pairs) for name, frames in groups}
-    return {"thresholds": pairs, "scenes": scenes, "average": _average(scenes)}
+    return {"thresholds": pairs, "scenes": scenes, "average": average_over_scenes(scenes)}
 
 
 def _scene_metrics(frames: pd.DataFrame, thresholds: Sequence[Sequence[float]]) -> dict[str, Any]:
@@ -277,7 +277,7 @@ def _scene_metrics(frames: pd.DataFrame, thresholds: Sequence[Sequence[float]]) 
     }
 
 
-def _average(scenes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def average_over_scenes(scenes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Average every metric over scenes, unweighted; `frames` is their sum, `scene_accuracy` None
     where one is.
     """

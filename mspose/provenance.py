@@ -14,10 +14,9 @@ PACKAGES = ("mspose", "torch", "torchvision", "numpy", "pandas", "timm")
 
 
 def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Where figures come from: versions, the commit of the code and whether it was changed since,
-    machine, UTC time.
+    """Collect versions, the commit of the code and whether it was changed since, machine, UTC time.
 
-    device: the one that the figures were computed on. `commit` and `dirty` are None where the
+    device: the one that the results were computed on. `commit` and `dirty` are None where the
     package is not in a git repository; a package is None where it is not installed.
     """
     commit, dirty = _git_state(Path(__file__).resolve().parent)
@@ -40,18 +39,19 @@ def _version(package: str) -> str | None:
 
 
 def _git_state(package: Path) -> tuple[str | None, bool | None]:
-    """(commit, dirty). A package that merely lies inside somebody's repository, untracked, has no
-    commit of its own.
-    """
+    """Read (commit, dirty) of the repository that tracks the package; (None, None) without one."""
     # inside a git hook GIT_DIR and the like name another repository
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(package), *arguments]
-        run = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=True, timeout=30
-        )
-        return run.stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(package), *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=30,
+        ).stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", Path(__file__).name)
@@ -61,7 +61,7 @@ def _git_state(package: Path) -> tuple[str | None, bool | None]:
 
 
 def device_name(device: torch.device) -> str:
-    """What the machine's maker calls it."""
+    """Name of the GPU or processor, as its maker calls it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:

@@ -2,7 +2,7 @@
 
     config.yaml                         resolved settings of the training
     checkpoint.pt                       state of the training, to resume it
-    model.safetensors, model.json       trained network: weights; architecture, scenes, preprocessing
+    model.safetensors, model.json       trained network: weights, architecture and preprocessing
     events.out.tfevents.*               TensorBoard log of the training
     predictions/<split>.csv, .json      a pose per frame; data set, split and model it is of
     predictions/errors.csv              in a record: the two errors per test frame, without poses
@@ -181,7 +181,7 @@ class Run:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Versions, commit, machine and model that the metrics were computed with; {} if unknown."""
+        """Versions, commit, machine and model behind the metrics; {} if unknown."""
         found = self.metrics.get("provenance")
         return found if isinstance(found, dict) else {}
 
@@ -260,7 +260,7 @@ def find_runs(paths: Iterable[Path | str], *, other_splits: bool = False) -> lis
     """
     found: dict[Path, Run] = {}
     for path in map(Path, paths):
-        files = [path] if path.is_file() else _metrics_files(path, other_splits)
+        files = _metrics_files(path, other_splits)
         if not files:
             raise MsposeError(
                 f"no {METRICS} in {path} or below it; run `make train` first, or name folders of"
@@ -275,6 +275,8 @@ def find_runs(paths: Iterable[Path | str], *, other_splits: bool = False) -> lis
 
 
 def _metrics_files(folder: Path, other_splits: bool) -> list[Path]:
+    if folder.is_file():
+        return [folder] if folder.match(METRICS) or folder.match("metrics-*.json") else []
     search = folder.glob if (folder / METRICS).is_file() else folder.rglob
     patterns = (METRICS, "metrics-*.json") if other_splits else (METRICS,)
     return [

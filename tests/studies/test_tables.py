@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from mspose.errors import MsposeError
 from mspose.metrics import average_over_scenes, write_metrics
-from mspose.studies.rows import PUBLISHED_CSV, Measure, collect_runs, find_metrics, published_rows
+from mspose.run import find_runs
+from mspose.studies.rows import PUBLISHED_CSV, Measure, collect_runs, published_rows
 from mspose.studies.tables import LATEX, MARKDOWN, Column, make_table, table_text
 
 SOURCE = "Doe: A Method, 2020"
@@ -395,11 +396,9 @@ def test_runs_are_found_below_folders_but_not_in_hidden_ones(tmp_path: Path) -> 
     first = write_run(tmp_path / "runs", {"attic": (0.1, 4)}, seed=0)
     second = write_run(tmp_path / "runs", {"attic": (0.2, 5)}, seed=1)
     write_run(tmp_path / "runs" / ".trash", {"attic": (0.3, 6)}, seed=2)
-    assert find_metrics([tmp_path / "runs"]) == [first / "metrics.json", second / "metrics.json"]
-    assert find_metrics([second, tmp_path / "runs", first / "metrics.json"]) == [
-        second / "metrics.json",
-        first / "metrics.json",
-    ]
+    assert [run.folder for run in find_runs([tmp_path / "runs"])] == [first, second]
+    paths = [second, tmp_path / "runs", first / "metrics.json"]
+    assert [run.folder for run in find_runs(paths)] == [second, first]
     assert [row.seeds for row in collect_runs([tmp_path / "runs", second])] == [(0, 1)]
 
 

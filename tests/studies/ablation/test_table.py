@@ -18,7 +18,7 @@ import yaml
 from mspose.cli import main
 from mspose.errors import MsposeError
 from mspose.metrics import read_predictions
-from mspose.studies.ablation.finished import finished_cells
+from mspose.studies.ablation.finished import finished_ablation
 from mspose.studies.ablation.plan import Ablation, read_ablation
 from mspose.studies.ablation.table import ablation_table
 
@@ -183,7 +183,7 @@ def test_missing_cells_and_unpaired_seeds_are_named(results: Path) -> None:
 def test_without_the_reference_there_are_no_differences(results: Path) -> None:
     shutil.rmtree(results / "remedies-small" / "none")
     text = ablation_table(FILE, [results])
-    assert "No differences: none, the reference, has no finished cell." in text
+    assert "No differences: none, the reference, has no finished run." in text
     assert rows(text, "aligned")[0][4] == "–" and "bootstrap" not in text
 
 
@@ -216,7 +216,7 @@ def test_settings_that_all_cells_share_are_named_and_places_do_not_count(results
     for path in results.rglob("config.yaml"):
         change(path, training={"epochs": 3}, runs="/elsewhere", device="cuda")
     text = ablation_table(FILE, [results])
-    assert "All cells have other settings than remedies.yaml: training.epochs 3, not 30." in text
+    assert "All runs have other settings than remedies.yaml: training.epochs 3, not 30." in text
     assert rows(text, "aligned")[0][0] == "aligned (3 seeds)" and "elsewhere" not in text
 
 
@@ -239,7 +239,7 @@ def test_variants_that_the_file_does_not_have_are_named(results: Path) -> None:
 def test_attention_of_another_training_is_left_out(results: Path) -> None:
     change(cell(results, "aligned", 0) / "attention" / "attention.json", config_hash="other")
     text = ablation_table(FILE, [results])
-    assert "seed 0 of aligned" in text and "No attention figures of this training" in text
+    assert "seed 0 of aligned" in text and "No attention metrics of this training" in text
     shutil.rmtree(cell(results, "aligned", 1) / "attention")
     shutil.rmtree(cell(results, "aligned", 2) / "attention")
     assert rows(ablation_table(FILE, [results]), "aligned")[0][5:] == ["–", "–", "–"]
@@ -249,21 +249,21 @@ def test_without_any_attention_the_columns_are_left_out(results: Path) -> None:
     for path in results.rglob("attention.json"):
         path.unlink()
     text = ablation_table(FILE, [results])
-    assert "Attention entropy" not in text and "No attention figures" in text
+    assert "Attention entropy" not in text and "No attention metrics" in text
 
 
 def test_cells_tested_on_other_frames_are_refused(results: Path) -> None:
     path = cell(results, "aligned", 1) / "predictions" / "test.csv"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(
-        MsposeError, match=r"aligned/seed-1 was tested on other frames than .*aligned/seed-0"
+        MsposeError, match=r"aligned/seed-1 was tested on other frames than .*none/seed-0"
     ):
         ablation_table(FILE, [results])
 
 
 def test_cells_that_were_not_measured_alike_are_refused(results: Path) -> None:
     change(cell(results, "aligned", 1) / "metrics.json", scene_selection="given")
-    with pytest.raises(MsposeError, match="not measured alike"):
+    with pytest.raises(MsposeError, match="not evaluated on the same data"):
         ablation_table(FILE, [results])
 
 
@@ -271,14 +271,14 @@ def test_a_run_counts_before_its_record_and_where_they_differ_the_log_says_so(
     results: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     change(cell(results, "none", 0) / "metrics.json", bad_frames=3)  # its figures are the same
-    finished = finished_cells(read_ablation(FILE), [results, RESULTS])
-    assert finished.cells["none"][0].folder == cell(results, "none", 0)
+    finished = finished_ablation(read_ablation(FILE), [results, RESULTS])
+    assert finished.runs["none"][0].folder == cell(results, "none", 0)
     assert not caplog.records
     metrics = json.loads((cell(results, "none", 0) / "metrics.json").read_text())
     metrics["scenes"]["attic"]["median_position_error_m"] = 9.0
     change(cell(results, "none", 0) / "metrics.json", scenes=metrics["scenes"])
-    finished_cells(read_ablation(FILE), [results, RESULTS])
-    assert "different figures: those of the first count" in caplog.text
+    finished_ablation(read_ablation(FILE), [results, RESULTS])
+    assert "different metrics: those of the first count" in caplog.text
 
 
 def test_the_same_cell_twice_below_one_folder_is_refused(results: Path) -> None:
@@ -289,7 +289,7 @@ def test_the_same_cell_twice_below_one_folder_is_refused(results: Path) -> None:
 
 def test_without_any_cell_the_message_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(
-        MsposeError, match=r"no finished cell of remedies-small; run `mspose ablate remedies`"
+        MsposeError, match=r"no finished run of remedies-small; run `mspose ablate remedies`"
     ):
         ablation_table(FILE, [tmp_path, tmp_path / "nowhere"])
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm, t
 
-from mspose.studies.ablation import statistics
-from mspose.studies.ablation.statistics import (
+from mspose.studies.ablation import bootstrap
+from mspose.studies.ablation.bootstrap import (
     LEVEL,
     SEED,
     Difference,
@@ -25,7 +25,7 @@ def test_medians_of_resampled_frames_are_those_of_a_plain_loop(
     """Odd and even numbers of frames, in stretches that do not divide the resamples."""
     for frames in (7, 10):
         error_RF = np.random.default_rng(frames).gamma(2, 1, (3, frames))
-        monkeypatch.setattr(statistics, "ELEMENTS_AT_ONCE", 4 * frames)
+        monkeypatch.setattr(bootstrap, "ELEMENTS_AT_ONCE", 4 * frames)
         median_BR = bootstrap_medians(error_RF, np.random.default_rng(1), resamples=9)
         generator = np.random.default_rng(1)
         for start in (0, 4, 8):
@@ -141,7 +141,7 @@ def test_without_the_factor_few_seeds_would_promise_too_much(
     """A plain percentile interval of two seeds holds the truth half of the time: why there is a
     factor.
     """
-    monkeypatch.setattr(statistics, "small_sample_factor", lambda _: 1.0)
+    monkeypatch.setattr(bootstrap, "small_sample_factor", lambda _: 1.0)
     rng = np.random.default_rng(11)
     found = [simulated(2, 0.3, 0.1, rng) for _ in range(200)]
     assert np.mean([difference.low <= 0 <= difference.high for difference in found]) < 0.65
