@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,12 @@ def _git_state(package: Path) -> tuple[str | None, bool | None]:
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
     except (OSError, subprocess.SubprocessError):
         return None, None
+
+
+def commit_text(provenance: Mapping[str, Any]) -> str:
+    """Format a provenance's commit: `0123456789ab`, `0123456789ab + changes` or `unknown`."""
+    commit = str(provenance.get("commit") or "unknown")[:12]
+    return f"{commit} + changes" if provenance.get("dirty") else commit
 
 
 def device_name(device: torch.device) -> str:

@@ -201,8 +201,8 @@ class Run:
             there = sorted(file.stem for file in path.parent.glob("*.csv"))
             there = f"; there are predictions of: {', '.join(there)}" if there else ""
             raise MsposeError(
-                f"{self.folder} has no {path.relative_to(self.folder)}: run `mspose evaluate "
-                f"{self.folder}` first{there}"
+                f"{self.folder} has no {path.relative_to(self.folder)}: run `mspose evaluate`"
+                f" first{there}"
             )
         return read_predictions(path)
 
@@ -211,22 +211,43 @@ class Run:
             return self.folder / Path(str(self.provenance.get("predictions"))).name
         return Run(self.folder, split).predictions_file
 
-    def has_errors(self) -> bool:
-        """True where `errors` has a file to read."""
-        return self.frames_file().is_file()
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """Data set, ground truth, split and model of the predictions; {} where none is stated."""
+        try:
+            found = json.loads(self.predictions_file.with_suffix(".json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
+    @property
     def frames_file(self) -> Path:
-        """File that `errors` reads: the predictions, or the errors of a record without poses."""
+        """File that `frames` reads: the predictions, or the errors of a record without poses."""
         path = self._predictions_path(self.split)
         if self.split == "test" and not path.is_file() and self.errors_file.is_file():
             return self.errors_file
         return path
 
+    @cached_property
+    def frames(self) -> pd.DataFrame:
+        """Predictions of `split`; of a record, image, scene and errors alone."""
+        if self.frames_file == self.errors_file:
+            return read_errors(self.errors_file)
+        return self.predictions()
+
+    @property
+    def has_errors(self) -> bool:
+        """True where there is a file of the frames' errors."""
+        return self.frames_file.is_file()
+
+    @property
+    def has_poses(self) -> bool:
+        """False of a record, which keeps errors alone."""
+        return self.frames_file != self.errors_file
+
     def errors(self) -> pd.DataFrame:
         """Image, scene, `position_error_m` and `orientation_error_deg` of every frame."""
-        if self.frames_file() == self.errors_file:
-            return read_errors(self.errors_file)
-        return self.predictions()[["image", "scene", *ERROR_COLUMNS]]
+        return self.frames[["image", "scene", *ERROR_COLUMNS]]
 
     def scalars(self) -> pd.DataFrame:
         """TensorBoard scalars of the training: a column per tag, indexed by step (from 0).

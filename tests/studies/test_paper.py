@@ -101,7 +101,7 @@ def test_records_alone_give_every_table_and_every_figure_of_numbers(
     for file in (out / "figures").iterdir():
         assert file.read_bytes().startswith({".pdf": b"%PDF", ".png": b"\x89PNG"}[file.suffix])
     assert "2 tables, 5 figures" in summary(pieces)
-    assert summary(pieces).count("missing: cells of remedies-small:") == 1
+    assert summary(pieces).count("missing: runs of remedies-small:") == 1
 
 
 def test_the_index_names_command_runs_commit_device_and_what_is_missing(
@@ -119,7 +119,7 @@ def test_the_index_names_command_runs_commit_device_and_what_is_missing(
         "commit: 0123456789ab",
         "device: a made-up device",
         (
-            "missing: cells of remedies-small: seed 2 of scaled; seeds 0, 1, 2 of both; made by"
+            "missing: runs of remedies-small: seed 2 of scaled; seeds 0, 1, 2 of both; made by"
             f" `mspose ablate {FILE}`"
         ),
         "(tables/table-remedies-small.tex)",

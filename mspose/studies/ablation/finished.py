@@ -69,7 +69,7 @@ def finished_ablation(
     ]
     known = [run for run in every if run.variant in rows]
     real = [run for run in known if not run.quick]
-    tested = [run for run in real if run.has_errors()]
+    tested = [run for run in real if run.has_errors]
     changes = {run: _changes(run, rows[run.variant]) for run in tested}
     counts = Counter(changes.values())
     shared = () if () in counts or not counts else counts.most_common(1)[0][0]

@@ -75,7 +75,8 @@ def ablate(
 def run_all(planned: Sequence[Settings], launcher: Launcher, *, progress: bool) -> list[str]:
     """Make the runs that have no result yet, in their order.
 
-    Returns the names of those that failed; the log says why when all have ended. Raises Preempted where a signal asked to stop.
+    Returns the names of those that failed; the log says why when all have ended. Raises Preempted
+    where a signal asked to stop.
     """
     board = Progress(planned, show=progress)
     faults: dict[str, str] = {}
