@@ -446,7 +446,7 @@ def test_settings_that_changed_since_are_reported(own_run, tmp_path, caplog):
     stored = load_model(own_run)[1]["config_hash"]
     write_settings(own_run / "config.yaml", replace(read_settings(own_run / "config.yaml"), seed=6))
     metrics, _ = evaluate_run(own_run, data=cached(tmp_path), progress=False)
-    assert "config.yaml was changed since the model was made" in caplog.text
+    assert "the settings were changed since the model was made" in caplog.text
     assert metrics["provenance"]["model"]["config_hash"] == stored
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from mspose.data.cards import load_frames, read_card
 from mspose.errors import MsposeError
-from mspose.metrics import write_predictions
+from mspose.metrics import with_errors, write_predictions
 from mspose.poses import normalize_quaternion, quaternion_to_rotation, rotation_to_quaternion
 from mspose.run import Run
 from mspose.tools.viewer.frame_images import images_of_run
@@ -52,7 +52,7 @@ def predictions_of(frames: pd.DataFrame) -> pd.DataFrame:
     )
     table[["qw_est", "qx_est", "qy_est", "qz_est"]] = turned
     table.loc[0, "predicted_scene"] = "cellar"
-    return table
+    return with_errors(table)
 
 
 @pytest.fixture(scope="module")

@@ -14,21 +14,20 @@ Every variant under every seed is a run, `runs/<file>-<base>/<label>/seed-<n>`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse.typing import NonNegativeInt
 
-from mspose.config import Settings, changed_settings, differences, flatten, read_settings
+from mspose.config import Parser, Settings, changed_settings, differences, flatten, read_settings
 from mspose.data.cards import REPOSITORY
 from mspose.errors import MsposeError
 
 EXPERIMENTS = "experiments"
 ABLATIONS = "experiments/ablations"
-REQUIRED = ("title", "base", "reference", "seeds", "variants")
-KEYS = (*REQUIRED, "settings")
 OURS = ("experiment", "variant", "seed", "runs", "quick")
 """Settings that say which run it is: no file changes them."""
 
@@ -72,11 +71,6 @@ class Ablation:
     def name(self) -> str:
         """Name of the file, the first part of its experiments' names."""
         return self.path.stem
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Labels of all rows, the reference first."""
-        return (self.reference, *self.variants)
 
     def rows(
         self,
@@ -150,6 +144,18 @@ class Ablation:
         ]
 
 
+@dataclass(frozen=True)
+class _File:
+    """Keys of an ablation file."""
+
+    title: str
+    base: str
+    reference: str
+    seeds: list[NonNegativeInt]
+    variants: dict[str, dict[str, Any]]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
 def read_ablation(path_or_name: str | Path) -> Ablation:
     """Read an ablation file, or that of this name in `experiments/ablations/`.
 
@@ -158,45 +164,27 @@ def read_ablation(path_or_name: str | Path) -> Ablation:
     """
     path = _find(path_or_name, ABLATIONS, "ablation", beside=Path())
     values = _read_yaml(path)
+    keys = ", ".join(item.name for item in fields(_File))
     if not isinstance(values, dict):
-        raise MsposeError(
-            f"{path}: expected {', '.join(REQUIRED)} at the top, found {values!r:.60}"
+        raise MsposeError(f"{path}: expected {keys} at the top, found {values!r:.60}")
+    try:
+        parser = Parser(prog="mspose")
+        parser.add_class_arguments(_File, None)
+        file = parser.instantiate_classes(parser.parse_object(values))
+        variants = {label: _changes(label, changes) for label, changes in file.variants.items()}
+        if not variants or file.reference in variants:
+            raise MsposeError("variants: expected some, and none with the label of the reference")
+        return Ablation(
+            path=path,
+            title=file.title,
+            base=_find(file.base, EXPERIMENTS, "base", beside=path.parent),
+            settings=_changes("settings", file.settings),
+            reference=file.reference,
+            seeds=_seeds("seeds", file.seeds),
+            variants=variants,
         )
-    if unknown := [key for key in values if key not in KEYS]:
-        raise MsposeError(f"{path}: unknown key {unknown[0]!r}; there are: {', '.join(KEYS)}")
-    if missing := [key for key in REQUIRED if key not in values]:
-        raise MsposeError(f"{path}: {missing[0]} is missing; expected: {', '.join(REQUIRED)}")
-    for key in ("title", "base", "reference"):
-        if not isinstance(values[key], str) or not values[key].strip():
-            raise MsposeError(
-                f"{path}: {key} is {values[key]!r}, expected text (in quotes where YAML reads it"
-                " otherwise)"
-            )
-    variants = values["variants"]
-    if not isinstance(variants, dict) or not variants:
-        raise MsposeError(
-            f"{path}: variants is {variants!r:.60}, expected a label and its settings for each"
-        )
-    for label in variants:
-        if not isinstance(label, str):
-            raise MsposeError(f"{path}: the label {label!r} is no text: put it in quotes")
-    if values["reference"] in variants:
-        raise MsposeError(
-            f"{path}: {values['reference']} is the reference, which changes nothing, and a variant:"
-            " rename one"
-        )
-    return Ablation(
-        path=path,
-        title=values["title"],
-        base=_find(values["base"], EXPERIMENTS, f"{path}: base", beside=path.parent),
-        settings=_changes(path, "settings", values.get("settings", {})),
-        reference=values["reference"],
-        seeds=_seeds(f"{path}: seeds", values["seeds"]),
-        variants={
-            label: _changes(path, f"variants.{label}", changes)
-            for label, changes in variants.items()
-        },
-    )
+    except MsposeError as error:
+        raise MsposeError(f"{path}: {error}") from error
 
 
 def experiment_file(name_or_path: str) -> Path:
@@ -250,23 +238,11 @@ def _read_yaml(path: Path) -> Any:
         ) from error
 
 
-def _changes(path: Path, place: str, values: Any) -> dict[str, Any]:
+def _changes(place: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Read settings by dotted name, written so or nested."""
-    if not isinstance(values, dict):
-        raise MsposeError(
-            f"{path}: {place} is {values!r:.60}, expected settings by name, {{loss.qka_weight:"
-            " 0.1}"
-        )
-    try:
-        changes = flatten(values)
-    except TypeError as error:
-        raise MsposeError(
-            f"{path}: {place}: every name is a text such as loss.qka_weight"
-        ) from error
+    changes = flatten(values)
     if ours := [name for name in changes if name in OURS]:
-        raise MsposeError(
-            f"{path}: {place}.{ours[0]} is not for the file to say: it is set for every run"
-        )
+        raise MsposeError(f"{place}: {ours[0]} is not for the file to say: it is set for every run")
     return changes
 
 
@@ -277,12 +253,11 @@ def _changed(settings: Settings, changes: Mapping[str, Any], place: str) -> Sett
         raise MsposeError(f"{place}: {error}") from error
 
 
-def _seeds(place: str, values: Any) -> tuple[int, ...]:
-    if not isinstance(values, list) or not values:
-        raise MsposeError(f"{place} is {values!r:.60}, expected whole numbers, [0, 1, 2]")
-    for seed in values:
-        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-            raise MsposeError(f"{place} has {seed!r}, expected whole numbers from 0 on")
-    if twice := [seed for seed in values if values.count(seed) > 1]:
-        raise MsposeError(f"{place} has {twice[0]} twice")
+def _seeds(place: str, values: Sequence[int]) -> tuple[int, ...]:
+    if (
+        not values
+        or len(set(values)) < len(values)
+        or not all(0 <= seed < 2**63 for seed in values)
+    ):
+        raise MsposeError(f"{place}: expected different whole numbers from 0 on, found {values}")
     return tuple(int(seed) for seed in values)

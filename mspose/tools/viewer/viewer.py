@@ -156,7 +156,8 @@ class Viewer:
             self.legend.content = legend(error, view.limit[error], square)
             scene.add_grid(
                 "/ground", side, side, cell_size=square, section_size=10 * square,
-                cell_color=(70, 74, 80), section_color=(110, 114, 120), position=centre_3, wxyz=turn_4, shadow_opacity=0.0,
+                cell_color=(70, 74, 80), section_color=(110, 114, 120), position=centre_3,
+                wxyz=turn_4, shadow_opacity=0.0,
                 fade_distance=50 * view.extent,
             )  # fmt: skip
             point = 0.006 * view.extent * min(1.0, math.sqrt(300 / len(view.image)))
@@ -241,7 +242,7 @@ class Viewer:
             client.camera.fov = 2 * math.atan(narrow * half)
 
     def _nearest(self, number: int, depth: float, true: bool) -> float:
-        """Near clipping plane of a chosen camera, behind other cameras' images that hide the frame's.
+        """Near clipping plane of a chosen camera, which cuts away the images of other cameras.
 
         depth: from the true camera to the image, which is drawn there for the estimated camera too.
         """
