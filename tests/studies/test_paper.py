@@ -186,7 +186,7 @@ def test_ground_truths_have_a_table_each(tmp_path: Path) -> None:
 
 
 def test_attention_is_asked_for_of_networks_that_have_some(tmp_path: Path) -> None:
-    """Not of MSPN, of networks without encoders, of baselines, or of another method's predictions."""
+    """Not of MSPN, networks without encoders, baselines, or another method's predictions."""
     write_trained(tmp_path / "runs", "virtual", experiment="external", variant="other")
     settings = {"transformer": {}, "baseline-retrieval": {}, "mspn": {"model": {"kind": "mspn"}}}
     settings["bare"] = {"model": {"position_encoder_layers": 0, "orientation_encoder_layers": 0}}
