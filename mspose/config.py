@@ -457,7 +457,7 @@ def read_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
     """
     if not Path(path).is_file():
         raise MsposeError(f"no such settings file: {path}")
-    parser = settings_parser(prog="mspose")
+    parser = _parser_of_changes()
     return to_settings(parser.parse_args([f"--config={path}", *overrides]), parser)
 
 

@@ -1,6 +1,4 @@
-"""Evaluation: a run's predictions on one split, and the metrics that are computed from that file
-alone.
-"""
+"""Evaluation: a run's predictions on one split, and the metrics computed from that file alone."""
 
 import json
 import logging
@@ -12,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from mspose import distributed
-from mspose.config import DataSettings, Settings, config_hash, read_settings
+from mspose.config import DataSettings, Settings, config_hash
 from mspose.data.batches import Batches
 from mspose.data.cache import open_split
 from mspose.data.cards import INDOOR_THRESHOLDS, Card, read_card
@@ -22,15 +20,13 @@ from mspose.inference import PoseEstimator, load, predict_frames
 from mspose.metrics import (
     ONE_SCENE,
     compute_metrics,
-    read_metrics,
     read_predictions,
     write_metrics,
     write_predictions,
 )
 from mspose.provenance import device_name, provenance
+from mspose.run import EXTERNAL, Run
 
-EXTERNAL = "external"
-"""The experiment's name in the metrics of a predictions file that no run of mspose wrote."""
 log = logging.getLogger("mspose")
 
 
@@ -47,13 +43,18 @@ def evaluate_run(
     on_bad_frame: str = "stop",
     progress: bool = True,
 ) -> tuple[dict[str, Any], Path]:
-    """Predict a split with a run's model into `predictions/<split>.csv`, then its metrics; returns
-    them and their file.
+    """Predict a split with a run's model into `predictions/<split>.csv`, then compute its metrics.
 
-    `data` overrides fields of the run's data settings (`root`, `scenes`, `dataset`, ...); of
-    another data set only they and the cache's folder count. The scene is predicted unless
-    `given_scene`. On another data set or ground truth than the run's own, both stand in the names
-    of the two files. `compile` compiles the network first: for GPUs.
+    Args:
+        given_scene: take every frame's true scene in place of the predicted one.
+        data: overrides fields of the run's data settings (`root`, `scenes`, `dataset`, ...); of
+            another data set only they and the cache's folder count. On another data set or ground
+            truth than the run's own, both stand in the names of the two files.
+        thresholds: pairs of metres and degrees for recall; by default those of the data set's card.
+        compile: compile the network first, for GPUs.
+
+    Returns:
+        The metrics and their file.
     """
     estimator = load(run, device)
     device_used = next(estimator.network.parameters()).device
@@ -67,21 +68,20 @@ def evaluate_run(
             on_bad_frame=on_bad_frame,
             progress=progress,
         )
-        batches, settings = opened.batches, opened.settings
-        table = predict_frames(
-            estimator.fused, batches, given_scene=given_scene, compile=compile, progress=progress
+        predictions = predict_frames(
+            estimator.fused,
+            opened.batches,
+            given_scene=given_scene,
+            compile=compile,
+            progress=progress,
         )
-
-        dataset, ground_truth = opened.dataset, opened.ground_truth
         trained_on = estimator.description.get("trained_on") or {}
-        same = (dataset, ground_truth) == (
-            trained_on.get("dataset"),
-            trained_on.get("ground_truth"),
-        )
-        name = split if same else f"{dataset}-{ground_truth}-{split}"
+        on = {"dataset": opened.dataset, "ground_truth": opened.ground_truth}
+        same = all(trained_on.get(name) == value for name, value in on.items())
+        name = split if same else f"{opened.dataset}-{opened.ground_truth}-{split}"
+        settings = opened.settings
         about = {
-            "dataset": dataset,
-            "ground_truth": ground_truth,
+            **on,
             "split": split,
             "scene_selection": "given" if given_scene else "predicted",
             "experiment": settings.experiment,
@@ -94,7 +94,7 @@ def evaluate_run(
             "device": device_name(device_used),
         }
         return distributed.from_main(
-            lambda: evaluate_predictions(store_predictions(run, name, table, **about))
+            lambda: evaluate_predictions(store_predictions(Run(run, name), predictions, **about))
         )
 
 
@@ -103,14 +103,14 @@ class OpenedSplit:
     """One split of a data set, ready for the model of a run."""
 
     settings: Settings
-    """The run's own."""
+    """Settings of the run's training."""
     batches: Batches
     dataset: str
     ground_truth: str
     thresholds: Sequence[tuple[float, float]]
-    """Recall pairs (m, deg) of the data set's card."""
+    """Recall pairs (metres, degrees) of the data set's card."""
     bad_frames: int
-    """Frames left out as bad."""
+    """Number of frames left out as bad."""
 
 
 def open_for_run(
@@ -123,19 +123,17 @@ def open_for_run(
     on_bad_frame: str = "stop",
     progress: bool = True,
 ) -> OpenedSplit:
-    """Open a split for a run's model, as the run's data settings say; `data` overrides them, see
-    `evaluate_run`.
+    """Open a split for a run's model, as the run's data settings say and `data` overrides.
 
-    Raises MsposeError where the data is not there, or of scenes that the model does not know.
+    Raises MsposeError where the data is missing, or has scenes that the model does not know.
     """
-    settings = read_settings(run / "config.yaml")
-    data = data or {}
+    settings, data = Run(run).settings, data or {}
     own = settings.data if data.get("dataset") in (None, settings.data.dataset) else None
     chosen: DataSettings = replace(own or DataSettings(cache=settings.data.cache), **data)
     card = read_card(chosen.dataset)
-    scenes = chosen.scenes or list(
-        () if chosen.labels else estimator.scenes if own else card.scenes
-    )
+    scenes = chosen.scenes
+    if not scenes and not chosen.labels:
+        scenes = list(estimator.scenes if own else card.scenes)
     if unknown := [name for name in scenes if name not in estimator.scenes]:
         known = ", ".join(estimator.scenes)
         raise MsposeError(
@@ -143,9 +141,9 @@ def open_for_run(
         )
     if config_hash(settings) != estimator.description.get("config_hash"):
         log.warning(
-            "%s: config.yaml was changed since the model was made, or made by another version of"
+            "%s: the settings were changed since the model was made, or made by another version of"
             " mspose",
-            run,
+            Run(run).config_file,
         )
     with distributed.one_per_machine_first():
         frames, cache, bad_frames = open_split(
@@ -170,12 +168,13 @@ def open_for_run(
     return OpenedSplit(settings, batches, card.name, ground_truth, card.thresholds, bad_frames)
 
 
-def store_predictions(run: Path, name: str, table: pd.DataFrame, **about: Any) -> Path:
-    """Write `predictions/<name>.csv` and, beside it, a JSON of what its columns cannot say; returns
-    the CSV's path.
+def store_predictions(run: Run, predictions: pd.DataFrame, **about: Any) -> Path:
+    """Write the predictions of a run's `split` and, beside them, a JSON of what they are of.
+
+    Returns the CSV's path.
     """
-    path = run / "predictions" / f"{name}.csv"
-    write_predictions(path, table)
+    path = run.predictions_file
+    write_predictions(path, predictions)
     with whole_file(path.with_suffix(".json")) as file:
         json.dump(about, file, indent=2)
     return path
@@ -190,34 +189,32 @@ def evaluate_predictions(
     split: str | None = None,
     method: str | None = None,
 ) -> tuple[dict[str, Any], Path]:
-    """Write `metrics.json` from a predictions file alone, our own or another method's; returns
-    both.
+    """Compute the metrics of a predictions file, of a run or of another method, and write them.
 
     What the file cannot say (data set, ground truth, split, who made it, thresholds) comes from the
     JSON beside it where mspose wrote one, else from the arguments; `dataset` is the name or path of
-    a card. The metrics of `runs/.../predictions/test.csv` are `runs/.../metrics.json`, those of
-    another split `metrics-<split>.json` there; a file from elsewhere gets `metrics.json` beside it.
+    a card. The metrics of a run's predictions go into the run's folder, `metrics.json` for its test
+    split and `metrics-<split>.json` for others; a file from elsewhere gets `metrics.json` beside
+    it. Returns the metrics and their file.
     """
     predictions = read_predictions(path)
     card = read_card(dataset) if dataset else None
     beside = path.with_suffix(".json")
-    own = path.parent.name == "predictions" and beside.is_file()
-    if own:
+    if path.parent.name == "predictions" and beside.is_file():
+        target = Run(path.parent.parent, path.stem).metrics_file
         about = _stored_about(beside)
-        asked = {
-            "dataset": card.name if card else None,
-            "ground_truth": ground_truth,
-            "split": split,
-        }
+        asked = {"dataset": card and card.name, "ground_truth": ground_truth, "split": split}
         for name, given in asked.items():
             if given not in (None, about[name]):
                 raise MsposeError(f"{path} was predicted on {name} {about[name]}, not {given}")
     else:
+        target = Run(path.parent).metrics_file
+        _refuse_to_replace(target, path)
         if card:
             _check_fits(card, ground_truth, predictions, path)
         about = {
-            "dataset": card.name if card else None,
-            "ground_truth": ground_truth or (card.ground_truths[0] if card else None),
+            "dataset": card and card.name,
+            "ground_truth": ground_truth or (card and card.ground_truths[0]),
             "split": split,
             "scene_selection": "predicted",
             "experiment": EXTERNAL,
@@ -229,20 +226,17 @@ def evaluate_predictions(
         }
     pairs = thresholds or about["thresholds"]
     made_by = {"model": about.pop("model", None), "device": about.pop("device", None)}
-    metrics = {**about, **compute_metrics(predictions, thresholds=pairs)}
-    metrics["provenance"] = {**provenance(), **made_by, "predictions": str(path)}
-    folder = path.parent.parent if own else path.parent
-    target = folder / (
-        "metrics.json" if path.stem == "test" or not own else f"metrics-{path.stem}.json"
-    )
-    if not own:
-        _refuse_to_replace(target, path)
+    metrics = {
+        **about,
+        **compute_metrics(predictions, thresholds=pairs),
+        "provenance": {**provenance(), **made_by, "predictions": str(path)},
+    }
     write_metrics(target, metrics)
     return metrics, target
 
 
 def _stored_about(beside: Path) -> dict[str, Any]:
-    """What `store_predictions` wrote beside a predictions file."""
+    """Read what `store_predictions` wrote beside a predictions file."""
     try:
         about = json.loads(beside.read_text(encoding="utf-8"))
         for name in ("dataset", "ground_truth", "split"):
@@ -260,60 +254,50 @@ def _stored_about(beside: Path) -> dict[str, Any]:
 def _check_fits(
     card: Card, ground_truth: str | None, predictions: pd.DataFrame, path: Path
 ) -> None:
-    """Another method's file can be of a data set that has its scenes; one without scenes can be of
-    any.
-    """
+    """Refuse a ground truth or scenes that the data set does not have."""
     if ground_truth not in (None, *card.ground_truths):
         raise MsposeError(
             f"{card.name} has no ground truth {ground_truth!r}; it has:"
             f" {', '.join(card.ground_truths)}"
         )
-    if strange := (
-        sorted(set(predictions["scene"]) - {ONE_SCENE, *card.known_scenes})
-        if card.known_scenes
-        else []
-    ):
+    # a file without scenes can be of any data set
+    unknown = sorted(set(predictions["scene"]) - {ONE_SCENE, *card.known_scenes})
+    if card.known_scenes and unknown:
         scenes = ", ".join(card.known_scenes)
-        raise MsposeError(f"{path}: {card.name} has no scene {strange[0]!r}; its scenes: {scenes}")
+        raise MsposeError(f"{path}: {card.name} has no scene {unknown[0]!r}; its scenes: {scenes}")
 
 
 def _refuse_to_replace(target: Path, path: Path) -> None:
-    """The metrics of another file in this folder, or of the run whose folder this is, are not to be
-    lost.
-    """
+    """Refuse to overwrite the metrics of a run, or of another file than `path`."""
     if not target.is_file():
         return
-    there = read_metrics(target)
-    source = (there.get("provenance") or {}).get("predictions", "another file")
-    if there["experiment"] != EXTERNAL or Path(source).name != path.name:
+    there = Run(target.parent)
+    source = there.provenance.get("predictions", "another file")
+    if there.experiment != EXTERNAL or Path(source).name != path.name:
         raise MsposeError(
             f"{target} holds the metrics of {source}: put {path.name} into a folder of its own"
         )
 
 
-def summary(metrics: dict[str, Any]) -> str:
-    """`summary_grid` as a Markdown table."""
+def summary(metrics: Mapping[str, Any]) -> str:
+    """Format `summary_grid` as a Markdown table."""
     return summary_grid(metrics).to_markdown(index=False, disable_numparse=True)
 
 
 def summary_grid(metrics: Mapping[str, Any]) -> pd.DataFrame:
-    """Medians, scene accuracy and recall per scene and their average, as text."""
+    """Tabulate medians, scene accuracy and recall per scene and their average, as text."""
     rows = []
-    for name, figures in [*metrics["scenes"].items(), ("average", metrics["average"])]:
-        accuracy = figures["scene_accuracy"]
+    for name, scene in [*metrics["scenes"].items(), ("average", metrics["average"])]:
+        accuracy = scene["scene_accuracy"]
+        recalls = zip(metrics["thresholds"], scene["recall"], strict=True)
         rows.append(
             {
                 "scene": name,
-                "frames": figures["frames"],
-                "position (m)": f"{figures['median_position_error_m']:.3f}",
-                "orientation (deg)": f"{figures['median_orientation_error_deg']:.2f}",
+                "frames": scene["frames"],
+                "position (m)": f"{scene['median_position_error_m']:.3f}",
+                "orientation (deg)": f"{scene['median_orientation_error_deg']:.2f}",
                 "scene accuracy": "-" if accuracy is None else f"{accuracy:.3f}",
-                **{
-                    f"{metres:g} m, {degrees:g} deg": f"{100 * recall:.1f} %"
-                    for (metres, degrees), recall in zip(
-                        metrics["thresholds"], figures["recall"], strict=True
-                    )
-                },
+                **{f"{m:g} m, {deg:g} deg": f"{100 * share:.1f} %" for (m, deg), share in recalls},
             }
         )
     return pd.DataFrame(rows)

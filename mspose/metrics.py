@@ -1,9 +1,12 @@
-"""The predictions file, and the metrics that are computed from it alone.
+"""Predictions files, and the metrics that are computed from them alone.
 
 Protocol (Shavit et al., ICCV 2021): per scene the median position error (metres) and the median
 orientation error (degrees); a data set's average is the unweighted mean over its scenes. Recall is
-the share of frames whose two errors are both within a pair of thresholds. Errors are always
-computed from the poses, never taken from a file.
+the share of frames whose two errors are both within a pair of thresholds.
+
+The two errors of a frame are computed once, where its poses enter: by `with_errors` for new
+predictions, by `read_predictions` for a file. Writing stores them; metrics, tables and reports take
+them from the table.
 """
 
 import csv
@@ -12,6 +15,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -22,17 +26,12 @@ from mspose.files import whole_file
 from mspose.poses import orientation_error, position_error
 
 TRUE_POSITION, TRUE_ORIENTATION = ["tx", "ty", "tz"], ["qw", "qx", "qy", "qz"]
-ESTIMATED_POSITION, ESTIMATED_ORIENTATION = (
-    ["tx_est", "ty_est", "tz_est"],
-    ["qw_est", "qx_est", "qy_est", "qz_est"],
-)
+ESTIMATED_POSITION = ["tx_est", "ty_est", "tz_est"]
+ESTIMATED_ORIENTATION = ["qw_est", "qx_est", "qy_est", "qz_est"]
 POSE_COLUMNS = (*TRUE_POSITION, *TRUE_ORIENTATION, *ESTIMATED_POSITION, *ESTIMATED_ORIENTATION)
 ERROR_COLUMNS = ("position_error_m", "orientation_error_deg")
 PREDICTION_COLUMNS = (
-    "image",
-    "scene",
-    "predicted_scene",
-    "scene_probability",
+    *("image", "scene", "predicted_scene", "scene_probability"),
     *POSE_COLUMNS,
     *ERROR_COLUMNS,
 )
@@ -44,20 +43,16 @@ ONE_SCENE = "all"
 """The scene's name where a predictions file has no `scene` column."""
 
 ERROR_TOLERANCE = (1e-4, 1e-3)
-"""Metres and degrees by which a file's error columns may differ from its poses before a warning
-says so.
-"""
+"""Metres and degrees by which a file's error columns may differ from its poses unnoticed."""
 
 log = logging.getLogger("mspose")
 
 
 def csv_rows(path: Path | str, required: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """Every row of a CSV file as (line number, {column: text without surrounding spaces}), without
-    blank lines.
+    """Read a CSV file as (line number, {column: text}) per row; blank lines are skipped.
 
-    Raises MsposeError, with the line where there is one, for a file that is missing, empty, not
-    text, without one of the `required` columns or with a column twice, and for a row that has not
-    one value per column.
+    Raises MsposeError, with the line where there is one, for a file that is missing, empty or not
+    text, for a missing or repeated column, and for a row that has not one value per column.
     """
     path = Path(path)
     try:
@@ -69,16 +64,14 @@ def csv_rows(path: Path | str, required: Sequence[str]) -> list[tuple[int, dict[
         raise MsposeError(f"cannot read {path}: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise MsposeError(f"{path} is not a CSV text file in UTF-8: {error}") from error
-    if not header:
-        raise MsposeError(f"{path} is empty: expected a header line with {', '.join(required)}")
-    if missing := [name for name in required if name not in header]:
+    if header and (missing := [name for name in required if name not in header]):
         raise MsposeError(
             f"{path}: column {', '.join(missing)} missing; the header has {', '.join(header)}"
         )
     if twice := sorted({name for name in header if header.count(name) > 1}):
         raise MsposeError(f"{path}: column {', '.join(twice)} is there twice")
     if not lines:
-        raise MsposeError(f"{path} is empty: it has a header line and no rows")
+        raise MsposeError(f"{path} is empty: expected a header with {', '.join(required)} and rows")
     for line, values in lines:
         if len(values) != len(header):
             raise MsposeError(
@@ -91,7 +84,7 @@ def csv_rows(path: Path | str, required: Sequence[str]) -> list[tuple[int, dict[
 
 
 def csv_number(path: Path | str, line: int, row: Mapping[str, str], column: str) -> float:
-    """The finite number in a cell; MsposeError with file and line for anything else."""
+    """Read the finite number in a cell; MsposeError with file and line for anything else."""
     try:
         value = float(row[column])
     except ValueError:
@@ -104,170 +97,166 @@ def csv_number(path: Path | str, line: int, row: Mapping[str, str], column: str)
 
 
 def with_errors(predictions: pd.DataFrame) -> pd.DataFrame:
-    """A copy whose two error columns are computed from its poses.
+    """Add the position error (metres) and orientation error (degrees) of every frame.
 
-    Raises MsposeError, with the image's name, for a pose that is not finite or a quaternion that is
-    zero.
+    predictions: a table with `image` and POSE_COLUMNS. Raises MsposeError, with the image's name,
+    for a pose that is not finite or a quaternion that is zero.
     """
     if fault := _pose_fault(predictions):
         raise MsposeError(f"prediction for {predictions['image'].iloc[fault[0]]}: {fault[1]}")
-    position = position_error(
-        predictions[ESTIMATED_POSITION].to_numpy(), predictions[TRUE_POSITION].to_numpy()
+    return predictions.assign(
+        position_error_m=position_error(
+            predictions[ESTIMATED_POSITION].to_numpy(), predictions[TRUE_POSITION].to_numpy()
+        ),
+        orientation_error_deg=orientation_error(
+            predictions[ESTIMATED_ORIENTATION].to_numpy(), predictions[TRUE_ORIENTATION].to_numpy()
+        ),
     )
-    orientation = orientation_error(
-        predictions[ESTIMATED_ORIENTATION].to_numpy(), predictions[TRUE_ORIENTATION].to_numpy()
-    )
-    return predictions.assign(position_error_m=position, orientation_error_deg=orientation)
 
 
 def _pose_fault(table: pd.DataFrame) -> tuple[int, str] | None:
-    """(row, what is wrong) of the first pose that is not finite or has a zero quaternion."""
+    """Find the first pose that is not finite or has a zero quaternion: (row, what is wrong)."""
     values = table[list(POSE_COLUMNS)].to_numpy(dtype=np.float64)
     if (bad := np.argwhere(~np.isfinite(values))).size:
         row, column = bad[0]
-        return (
-            int(row),
-            f"{POSE_COLUMNS[column]} is {values[row, column]}, expected a finite number",
-        )
+        found = f"{POSE_COLUMNS[column]} is {values[row, column]}, expected a finite number"
+        return int(row), found
     for which, columns in (("true", TRUE_ORIENTATION), ("estimated", ESTIMATED_ORIENTATION)):
         largest = np.abs(table[columns].to_numpy(dtype=np.float64)).max(axis=1)
         if (zero := np.flatnonzero(largest < 1e-12)).size:
-            return (
-                int(zero[0]),
-                f"the {which} quaternion ({' '.join(columns)}) is zero and names no orientation",
-            )
+            found = f"the {which} quaternion ({' '.join(columns)}) is zero and names no orientation"
+            return int(zero[0]), found
     return None
 
 
-def _row_fault(table: pd.DataFrame) -> tuple[int, str] | None:
-    """(row, what is wrong) of the first row that no predictions file may hold."""
-    predicted = table["predicted_scene"].notna() & (table["predicted_scene"] != "")
-    seen: set[tuple[str, str]] = set()
-    for row, (image, scene, known) in enumerate(
-        zip(table["image"], table["scene"], predicted, strict=True)
-    ):
-        if not (isinstance(image, str) and image and isinstance(scene, str) and scene):
-            return row, f"image {image!r}, scene {scene!r}: expected two names"
-        if not known and predicted.any():
-            return row, "predicted_scene is empty, while other rows have one"
-        if (
-            scene,
-            image,
-        ) in seen:  # both, since foreign files may name images relative to the scene's folder
-            return row, f"{image} is there twice in scene {scene}"
-        seen.add((scene, image))
-    return _pose_fault(table)
+def write_predictions(path: Path | str, predictions: pd.DataFrame) -> None:
+    """Write the PREDICTION_COLUMNS of a table, whole or not at all.
 
-
-def write_predictions(path: Path | str, table: pd.DataFrame) -> None:
-    """Write a predictions file, whole or not at all; every float reads back as the same float64.
-
-    `table` has PREDICTION_COLUMNS; the error columns may be missing and are computed from the poses
-    in any case. `predicted_scene` and `scene_probability` may be None or NaN throughout (nothing
-    was predicted). Raises MsposeError for another set of columns and for rows that
-    `read_predictions` would refuse.
+    Every float reads back as the same float64. `predicted_scene` and `scene_probability` are empty
+    where no scene was predicted.
     """
-    missing = [
-        name for name in PREDICTION_COLUMNS if name not in table and name not in ERROR_COLUMNS
-    ]
-    unknown = [str(name) for name in table if name not in PREDICTION_COLUMNS]
-    if missing or unknown or table.empty:
-        wrong = [
-            f"{kind} {', '.join(names)}"
-            for kind, names in (("missing", missing), ("unknown", unknown))
-            if names
-        ]
-        raise MsposeError(
-            f"cannot write predictions to {path}: columns {'; '.join(wrong) or 'without rows'}"
-        )
-    full = table.astype(dict.fromkeys(("scene_probability", *POSE_COLUMNS), np.float64))
-    if fault := _row_fault(full):
-        raise MsposeError(
-            f"cannot write predictions to {path}: {full['image'].iloc[fault[0]]}: {fault[1]}"
-        )
+    numbers = ("scene_probability", *POSE_COLUMNS, *ERROR_COLUMNS)
+    table = predictions[list(PREDICTION_COLUMNS)].astype(dict.fromkeys(numbers, np.float64))
     with whole_file(path) as file:
-        with_errors(full)[list(PREDICTION_COLUMNS)].to_csv(file, index=False, lineterminator="\n")
+        table.to_csv(file, index=False, lineterminator="\n")
 
 
 def read_predictions(path: Path | str) -> pd.DataFrame:
-    """Predictions with PREDICTION_COLUMNS from any CSV file that has `image` and the fourteen pose
-    columns.
+    """Read PREDICTION_COLUMNS from any CSV file with `image` and the fourteen pose columns.
 
-    `scene` may be missing (one scene, named `all`), and so may `predicted_scene`,
-    `scene_probability` and the errors. Poses come back as written (quaternions of any norm), the
-    errors as computed from them; where the file's own error columns disagree, a warning counts the
-    rows. Columns of other names are left out. Raises MsposeError, with file and line, for a missing
-    column, a value that is not a finite number, a zero quaternion, a frame that is there twice, or
-    an empty file.
+    Without `scene` there is one scene, named `all`; `predicted_scene`, `scene_probability` and the
+    errors may be missing too. Poses come back as written (quaternions of any norm). The errors are
+    computed from them; where the file has others, a warning counts the rows. Further columns are
+    left out. Raises MsposeError, with file and line, for a missing column, a value that is not a
+    finite number, a zero quaternion, a frame that is there twice, or an empty file.
     """
     rows = csv_rows(path, ("image", *POSE_COLUMNS))
     has_scene = "scene" in rows[0][1]
-    columns: dict[str, Any] = {
-        "image": [row["image"] for _, row in rows],
-        "scene": [row.get("scene", ONE_SCENE) for _, row in rows],
-        # without scenes to compare them with, predicted scenes mean nothing
-        "predicted_scene": [
-            (row.get("predicted_scene") or None) if has_scene else None for _, row in rows
-        ],
-        "scene_probability": _optional_numbers(path, rows, "scene_probability"),
-    }
-    columns |= {
-        name: [csv_number(path, line, row, name) for line, row in rows] for name in POSE_COLUMNS
-    }
-    table = pd.DataFrame(columns)
-    if fault := _row_fault(table):
+    table = pd.DataFrame(
+        {
+            "image": [row["image"] for _, row in rows],
+            "scene": [row.get("scene", ONE_SCENE) for _, row in rows],
+            # without scenes to compare them with, predicted scenes mean nothing
+            "predicted_scene": [
+                (row.get("predicted_scene") or None) if has_scene else None for _, row in rows
+            ],
+            "scene_probability": _optional_numbers(path, rows, "scene_probability"),
+            **{
+                name: [csv_number(path, line, row, name) for line, row in rows]
+                for name in POSE_COLUMNS
+            },
+        }
+    )
+    if fault := _name_fault(table) or _pose_fault(table):
         raise MsposeError(f"{path}, line {rows[fault[0]][0]}: {fault[1]}")
-    table = with_errors(table)[list(PREDICTION_COLUMNS)]
-    _compare_errors(path, rows, table)
-    return table
+    table = with_errors(table)
+    differs = np.zeros(len(table), dtype=bool)
+    for column, tolerance in zip(ERROR_COLUMNS, ERROR_TOLERANCE, strict=True):
+        stored = _optional_numbers(path, rows, column)
+        differs |= np.abs(stored - table[column].to_numpy()) > tolerance
+    if differs.any():
+        log.warning(
+            "%s: the error columns of %d of %d rows differ from those of the poses, which count;"
+            " the first is in line %d",
+            path, differs.sum(), len(table), rows[int(differs.argmax())][0],
+        )  # fmt: skip
+    return table[list(PREDICTION_COLUMNS)]
+
+
+def _name_fault(table: pd.DataFrame) -> tuple[int, str] | None:
+    """Find the first frame without a name, or that is there twice: (row, what is wrong)."""
+    nameless = (table["image"] == "") | (table["scene"] == "")
+    # both, since files of other methods may name images relative to the scene's folder
+    twice = table.duplicated(["scene", "image"])
+    unpredicted = table["predicted_scene"].isna() & table["predicted_scene"].notna().any()
+    for bad, what in (
+        (nameless, "image {image!r}, scene {scene!r}: expected two names"),
+        (twice, "{image} is there twice in scene {scene}"),
+        (unpredicted, "predicted_scene is empty, while other rows have one"),
+    ):
+        if bad.any():
+            row = int(bad.to_numpy().argmax())
+            return row, what.format(image=table["image"].iloc[row], scene=table["scene"].iloc[row])
+    return None
 
 
 def _optional_numbers(
     path: Path | str, rows: Sequence[tuple[int, dict[str, str]]], column: str
 ) -> np.ndarray:
-    """A column of finite numbers that may be missing or have empty cells: NaN there."""
+    """Read a column of finite numbers that may be missing or have empty cells: NaN there."""
     return np.array(
         [csv_number(path, line, row, column) if row.get(column) else math.nan for line, row in rows]
     )
 
 
-def _compare_errors(
-    path: Path | str, rows: Sequence[tuple[int, dict[str, str]]], table: pd.DataFrame
-) -> None:
-    disagree = np.zeros(len(table), dtype=bool)
-    for column, tolerance in zip(ERROR_COLUMNS, ERROR_TOLERANCE, strict=True):
-        disagree |= (
-            np.abs(_optional_numbers(path, rows, column) - table[column].to_numpy()) > tolerance
+def read_errors(path: Path | str) -> pd.DataFrame:
+    """Read image, scene and ERROR_COLUMNS of a record's test frames, kept without their poses.
+
+    Raises MsposeError, with file and line, for a broken file, an error below zero, or a frame that
+    is there twice.
+    """
+    names = ("image", "scene", *ERROR_COLUMNS)
+    rows = csv_rows(path, names)
+    table = pd.DataFrame([row for _, row in rows])[list(names)]
+    for column in ERROR_COLUMNS:
+        table[column] = [csv_number(path, line, row, column) for line, row in rows]
+    below = (table[list(ERROR_COLUMNS)] < 0).any(axis=1)
+    twice = table.duplicated(["image", "scene"])
+    for bad, what in ((below, "an error is below zero"), (twice, "this frame is there twice")):
+        if bad.any():
+            raise MsposeError(f"{path}, line {rows[int(bad.to_numpy().argmax())][0]}: {what}")
+    return table
+
+
+def write_errors(path: Path | str, errors: pd.DataFrame) -> None:
+    """Write image, scene and ERROR_COLUMNS, to nine digits."""
+    with whole_file(path) as file:
+        errors[["image", "scene", *ERROR_COLUMNS]].to_csv(
+            file, index=False, lineterminator="\n", float_format="%.9g"
         )
-    if disagree.any():
-        log.warning(
-            "%s: the error columns of %d of %d rows disagree with the poses, first in line %d; the poses count",
-            path, disagree.sum(), len(table), rows[int(np.flatnonzero(disagree)[0])][0],
-        )  # fmt: skip
 
 
 def compute_metrics(
     predictions: pd.DataFrame, *, thresholds: Sequence[tuple[float, float]]
 ) -> dict[str, Any]:
-    """`thresholds`, `scenes` (sorted by name) and `average` as they stand in metrics.json.
+    """Compute `thresholds`, `scenes` (sorted by name) and `average` of metrics.json.
 
-    predictions: a table with PREDICTION_COLUMNS; the errors are computed anew from its poses.
+    predictions: a table of `with_errors` or `read_predictions`.
     thresholds: pairs of metres and degrees; a frame counts where both errors are within (<=) a
-    pair. `scene_accuracy` is None where no scene was predicted. Raises MsposeError for no rows or
-    an impossible threshold.
+        pair.
+
+    `scene_accuracy` is None where no scene was predicted. Raises MsposeError for no rows or an
+    impossible threshold.
     """
     pairs = [[float(value) for value in pair] for pair in thresholds]
-    if bad := [
-        pair for pair in pairs if len(pair) != 2 or not all(0 < value < math.inf for value in pair)
-    ]:
-        raise MsposeError(
-            f"recall threshold {bad[0]}: expected two positive numbers, metres and degrees"
-        )
-    if predictions.empty or predictions["scene"].isna().any():
-        raise MsposeError(
-            "no metrics without predictions: every row needs a scene, and there must be one"
-        )
-    groups = with_errors(predictions).groupby("scene", sort=True)
+    for pair in pairs:
+        if len(pair) != 2 or not all(0 < value < math.inf for value in pair):
+            raise MsposeError(
+                f"recall threshold {pair}: expected two positive numbers, metres and degrees"
+            )
+    if predictions.empty:
+        raise MsposeError("no metrics without predictions")
+    groups = predictions.groupby("scene", sort=True)
     scenes = {str(name): _scene_metrics(frames, pairs) for name, frames in groups}
     return {"thresholds": pairs, "scenes": scenes, "average": average_over_scenes(scenes)}
 
@@ -275,6 +264,7 @@ def compute_metrics(
 def _scene_metrics(frames: pd.DataFrame, thresholds: Sequence[Sequence[float]]) -> dict[str, Any]:
     position, orientation = (frames[column].to_numpy() for column in ERROR_COLUMNS)
     predicted = frames["predicted_scene"]
+    accuracy = None if predicted.isna().any() else float((predicted == frames["scene"]).mean())
     return {
         "frames": len(frames),
         "median_position_error_m": float(np.median(position)),
@@ -283,38 +273,48 @@ def _scene_metrics(frames: pd.DataFrame, thresholds: Sequence[Sequence[float]]) 
             float(np.mean((position <= metres) & (orientation <= degrees)))
             for metres, degrees in thresholds
         ],
-        "scene_accuracy": (
-            None if predicted.isna().any() else float((predicted == frames["scene"]).mean())
-        ),
+        "scene_accuracy": accuracy,
     }
 
 
 def average_over_scenes(scenes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The unweighted mean over scenes of each figure; `frames` is their sum, `scene_accuracy` None
+    """Average every metric over scenes, unweighted; `frames` is their sum, `scene_accuracy` None
     where one is.
     """
     rows = list(scenes.values())
     accuracies = [row["scene_accuracy"] for row in rows]
+    medians = ("median_position_error_m", "median_orientation_error_deg")
     return {
         "frames": sum(row["frames"] for row in rows),
-        "median_position_error_m": float(np.mean([row["median_position_error_m"] for row in rows])),
-        "median_orientation_error_deg": float(
-            np.mean([row["median_orientation_error_deg"] for row in rows])
-        ),
-        "recall": [
-            float(np.mean(shares)) for shares in zip(*(row["recall"] for row in rows), strict=True)
-        ],
+        **{name: float(np.mean([row[name] for row in rows])) for name in medians},
+        "recall": np.mean([row["recall"] for row in rows], axis=0).tolist(),
         "scene_accuracy": None if None in accuracies else float(np.mean(accuracies)),
     }
 
 
+_METRICS: Mapping[str, tuple[type, ...]] = {
+    "dataset": (str, NoneType),  # null where another method's file does not say
+    "ground_truth": (str, NoneType),
+    "split": (str, NoneType),
+    "scene_selection": (str,),
+    "experiment": (str,),
+    "variant": (str,),
+    "seed": (int, NoneType),
+    "thresholds": (list,),
+    "scenes": (dict,),
+}
+_SCENE_METRICS: Mapping[str, tuple[type, ...]] = {
+    "frames": (int,),
+    "median_position_error_m": (int, float),
+    "median_orientation_error_deg": (int, float),
+    "recall": (list,),
+    "scene_accuracy": (int, float, NoneType),
+}
+
+
 def write_metrics(path: Path | str, metrics: Mapping[str, Any]) -> None:
-    """Write metrics.json, whole or not at all. Raises MsposeError for NaN, infinity, or what
-    `read_metrics` refuses.
-    """
+    """Write metrics.json, whole or not at all. Raises MsposeError for NaN and infinity."""
     try:
-        if fault := _metrics_fault(metrics):
-            raise ValueError(fault)
         text = json.dumps(metrics, indent=2, allow_nan=False)
     except (ValueError, TypeError) as error:
         raise MsposeError(f"cannot write metrics to {path}: {error}") from error
@@ -323,11 +323,9 @@ def write_metrics(path: Path | str, metrics: Mapping[str, Any]) -> None:
 
 
 def read_metrics(path: Path | str) -> dict[str, Any]:
-    """What `write_metrics` wrote. Raises MsposeError in one line for a missing, broken or foreign
-    file.
-    """
+    """Read what `write_metrics` wrote. Raises MsposeError for a missing, broken or foreign file."""
     try:
-        metrics = json.loads(Path(path).read_text(encoding="utf-8"))
+        metrics = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse)
     except OSError as error:
         raise MsposeError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -339,56 +337,28 @@ def read_metrics(path: Path | str) -> dict[str, Any]:
     return metrics
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a number")
+
+
 def _metrics_fault(metrics: Any) -> str | None:
-    """What keeps `metrics` from being the content of a metrics.json; None where nothing does."""
-    if not isinstance(metrics, Mapping):
-        return "expected an object at the top"
-    for key in ("dataset", "ground_truth", "split"):  # None: another method's file does not say
-        if key not in metrics or not isinstance(metrics[key], str | None):
-            return f"{key} is {metrics.get(key, 'missing')!r}, expected text or null"
-    for key in ("scene_selection", "experiment", "variant"):
-        if not isinstance(metrics.get(key), str):
-            return f"{key} is {metrics.get(key, 'missing')!r}, expected text"
-    if not isinstance(metrics.get("quick", False), bool):
-        return f"quick is {metrics['quick']!r}, expected true or false"
-    seed, thresholds, scenes = metrics.get("seed"), metrics.get("thresholds"), metrics.get("scenes")
-    if not (seed is None or _is_whole(seed)):
-        return f"seed is {seed!r}, expected a whole number or null"
-    if not isinstance(thresholds, list | tuple) or not all(_is_pair(pair) for pair in thresholds):
-        return f"thresholds are {thresholds!r}, expected pairs of metres and degrees"
-    if not isinstance(scenes, Mapping) or not scenes:
-        return "scenes is missing or empty"
-    for name, figures in [*scenes.items(), ("average", metrics.get("average"))]:
-        if fault := _figures_fault(figures, len(thresholds)):
+    """Say what keeps a value from being the content of a metrics.json; None where nothing does."""
+    if fault := _type_fault(metrics, _METRICS):
+        return fault
+    for name, scene in [*metrics["scenes"].items(), ("average", metrics.get("average"))]:
+        if fault := _type_fault(scene, _SCENE_METRICS):
             return f"{name}: {fault}"
-    return None
+        if len(scene["recall"]) != len(metrics["thresholds"]):
+            return f"{name}: recall has not one number per threshold"
+    return None if metrics["scenes"] else "scenes is empty"
 
 
-def _figures_fault(figures: Any, recalls: int) -> str | None:
-    if not isinstance(figures, Mapping):
+def _type_fault(values: Any, types: Mapping[str, tuple[type, ...]]) -> str | None:
+    if not isinstance(values, Mapping):
         return "expected an object"
-    if not _is_whole(figures.get("frames")):
-        return f"frames is {figures.get('frames')!r}, expected a whole number"
-    for key in ("median_position_error_m", "median_orientation_error_deg"):
-        if not _is_number(figures.get(key)):
-            return f"{key} is {figures.get(key)!r}, expected a finite number"
-    recall, accuracy = figures.get("recall"), figures.get("scene_accuracy")
-    if not isinstance(recall, list) or len(recall) != recalls or not all(map(_is_number, recall)):
-        return f"recall is {recall!r}, expected {recalls} finite numbers, one per threshold"
-    if not (accuracy is None or _is_number(accuracy)):
-        return f"scene_accuracy is {accuracy!r}, expected a finite number or null"
+    for name, allowed in types.items():
+        value = values.get(name, ...)
+        if not isinstance(value, allowed) or isinstance(value, bool):
+            names = " or ".join(kind.__name__ for kind in allowed).replace("NoneType", "null")
+            return f"{name} is {'missing' if value is ... else repr(value)}, expected {names}"
     return None
-
-
-def _is_number(value: Any) -> bool:
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e300
-    )  # no NaN, infinity
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))

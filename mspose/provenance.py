@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,9 @@ PACKAGES = ("mspose", "torch", "torchvision", "numpy", "pandas", "timm")
 
 
 def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Where figures come from: versions, the commit of the code and whether it was changed since,
-    machine, UTC time.
+    """Collect versions, the commit of the code and whether it was changed since, machine, UTC time.
 
-    device: the one that the figures were computed on. `commit` and `dirty` are None where the
+    device: the one that the results were computed on. `commit` and `dirty` are None where the
     package is not in a git repository; a package is None where it is not installed.
     """
     commit, dirty = _git_state(Path(__file__).resolve().parent)
@@ -40,18 +40,19 @@ def _version(package: str) -> str | None:
 
 
 def _git_state(package: Path) -> tuple[str | None, bool | None]:
-    """(commit, dirty). A package that merely lies inside somebody's repository, untracked, has no
-    commit of its own.
-    """
+    """Read (commit, dirty) of the repository that tracks the package; (None, None) without one."""
     # inside a git hook GIT_DIR and the like name another repository
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(package), *arguments]
-        run = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=True, timeout=30
-        )
-        return run.stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(package), *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=30,
+        ).stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", Path(__file__).name)
@@ -60,8 +61,14 @@ def _git_state(package: Path) -> tuple[str | None, bool | None]:
         return None, None
 
 
+def commit_text(provenance: Mapping[str, Any]) -> str:
+    """Format a provenance's commit: `0123456789ab`, `0123456789ab + changes` or `unknown`."""
+    commit = str(provenance.get("commit") or "unknown")[:12]
+    return f"{commit} + changes" if provenance.get("dirty") else commit
+
+
 def device_name(device: torch.device) -> str:
-    """What the machine's maker calls it."""
+    """Name of the GPU or processor, as its maker calls it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:

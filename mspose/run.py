@@ -1,24 +1,310 @@
-"""A run's folder: `checkpoint.pt` (to resume), `model.safetensors` and `model.json` (to use the
-model: weights; scenes, architecture, preprocessing).
+"""A run's folder, `runs/<experiment>/<variant>/seed-<n>`, and the files in it.
+
+    config.yaml                         resolved settings of the training
+    checkpoint.pt                       state of the training, to resume it
+    model.safetensors, model.json       trained network: weights, architecture and preprocessing
+    events.out.tfevents.*               TensorBoard log of the training
+    predictions/<split>.csv, .json      a pose per frame; data set, split and model it is of
+    predictions/errors.csv              in a record: the two errors per test frame, without poses
+    metrics.json, metrics-<split>.json  computed from predictions alone
+    attention/attention.json            study of the encoders' self-attention
+    attention/samples.npz               arrays behind the study's plots of single frames
+
+Folders that hold some of these files are runs as well: records (without model and poses), baselines
+(without model), and folders with the predictions and metrics of another method.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from mspose.config import Settings, read_settings
 from mspose.errors import MsposeError
 from mspose.files import read_tensors, whole_file
+from mspose.metrics import ERROR_COLUMNS, read_errors, read_metrics, read_predictions
 
+CONFIG = "config.yaml"
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "model.safetensors"
 MODEL = "model.json"
-MODEL_FORMAT = 1
+METRICS = "metrics.json"
+ERRORS = "predictions/errors.csv"
+ATTENTION = "attention/attention.json"
+SAMPLES = "attention/samples.npz"
+EVENTS = "events.out.tfevents.*"
+
+MODEL_FORMAT = ATTENTION_FORMAT = 1
+EXTERNAL = "external"
+"""Experiment in the metrics of predictions that no run of mspose wrote."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder. Files are read when they are asked for, once per object.
+
+    Every property raises MsposeError where its file is missing or broken.
+    """
+
+    folder: Path
+    split: str = "test"
+    """Evaluation that `metrics` and `predictions` are of."""
+
+    @property
+    def config_file(self) -> Path:
+        """Settings of the training."""
+        return self.folder / CONFIG
+
+    @property
+    def checkpoint_file(self) -> Path:
+        """State of the training."""
+        return self.folder / CHECKPOINT
+
+    @property
+    def weights_file(self) -> Path:
+        """Weights of the trained network."""
+        return self.folder / WEIGHTS
+
+    @property
+    def model_file(self) -> Path:
+        """Description of the trained network."""
+        return self.folder / MODEL
+
+    @property
+    def attention_file(self) -> Path:
+        """Study of the encoders' self-attention."""
+        return self.folder / ATTENTION
+
+    @property
+    def samples_file(self) -> Path:
+        """Attention maps and tokens of a few frames."""
+        return self.folder / SAMPLES
+
+    @property
+    def errors_file(self) -> Path:
+        """Errors of test frames in a record, which has no poses."""
+        return self.folder / ERRORS
+
+    @property
+    def metrics_file(self) -> Path:
+        """`metrics.json`, or `metrics-<split>.json` of another split than the test split."""
+        return self.folder / (METRICS if self.split == "test" else f"metrics-{self.split}.json")
+
+    @property
+    def predictions_file(self) -> Path:
+        """`predictions/<split>.csv`."""
+        return self.folder / "predictions" / f"{self.split}.csv"
+
+    @cached_property
+    def settings(self) -> Settings:
+        """Settings of the training; those that are younger than the run have their defaults."""
+        try:
+            return read_settings(self.config_file)
+        except MsposeError as error:
+            if str(self.config_file) in str(error):
+                raise
+            raise MsposeError(f"{self.config_file}: {error}") from error
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """Architecture, scenes, preprocessing and training data of the model (`model.json`)."""
+        return read_description(self.folder)
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """`metrics.json`, see `mspose.metrics.compute_metrics`."""
+        return read_metrics(self.metrics_file)
+
+    @cached_property
+    def attention(self) -> dict[str, Any] | None:
+        """Study of the self-attention, see `mspose.studies.attention_study`; None without one."""
+        path, remedy = self.attention_file, f"run `mspose attention {self.folder}` again"
+        try:
+            study = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise MsposeError(f"cannot read {path}: {error.strerror or error}") from error
+        except (ValueError, RecursionError) as error:
+            raise MsposeError(f"{path} is not JSON: {error}; {remedy}") from error
+        if not isinstance(study, dict) or study.get("format") != ATTENTION_FORMAT:
+            raise MsposeError(f"{path} is not a study of attention of this version; {remedy}")
+        return study
+
+    @cached_property
+    def attention_of_metrics(self) -> dict[str, Any] | None:
+        """`attention`; None where it is of another training or split than `metrics`."""
+        study = self.attention
+        if study is None:
+            return None
+        hashes = {self.config_hash, study.get("config_hash")} - {None}
+        same = study["split"] == self.metrics["split"] and study["quick"] == self.quick
+        return study if same and len(hashes) < 2 else None
+
+    @property
+    def experiment(self) -> str:
+        """Experiment in the metrics."""
+        return str(self.metrics["experiment"])
+
+    @property
+    def variant(self) -> str:
+        """Variant in the metrics."""
+        return str(self.metrics["variant"])
+
+    @property
+    def name(self) -> str:
+        """`<experiment>/<variant>`, which the runs of all seeds share."""
+        return f"{self.experiment}/{self.variant}"
+
+    @property
+    def seed(self) -> int | None:
+        """Seed in the metrics; another method may have none."""
+        return self.metrics["seed"]
+
+    @property
+    def quick(self) -> bool:
+        """True of a try at toy size (`mspose ablate --quick`)."""
+        return bool(self.metrics.get("quick"))
+
+    @property
+    def is_baseline(self) -> bool:
+        """True of the runs of `mspose baselines`."""
+        return self.variant.startswith("baseline-")
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Versions, commit, machine and model behind the metrics; {} if unknown."""
+        found = self.metrics.get("provenance")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def config_hash(self) -> str | None:
+        """Hash of the settings that the evaluated model was trained with; None if unknown."""
+        model = self.provenance.get("model")
+        return model.get("config_hash") if isinstance(model, dict) else None
+
+    def predictions(self, split: str | None = None) -> pd.DataFrame:
+        """Poses, scenes and errors of the frames of a split, see `mspose.metrics.read_predictions`.
+
+        split: `test`, `train`, ...; by default the run's `split`.
+        """
+        path = self._predictions_path(split or self.split)
+        if not path.is_file():
+            there = sorted(file.stem for file in path.parent.glob("*.csv"))
+            there = f"; there are predictions of: {', '.join(there)}" if there else ""
+            raise MsposeError(
+                f"{self.folder} has no {path.relative_to(self.folder)}: run `mspose evaluate`"
+                f" first{there}"
+            )
+        return read_predictions(path)
+
+    def _predictions_path(self, split: str) -> Path:
+        if self.metrics_file.is_file() and self.experiment == EXTERNAL:
+            return self.folder / Path(str(self.provenance.get("predictions"))).name
+        return Run(self.folder, split).predictions_file
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """Data set, ground truth, split and model of the predictions; {} where none is stated."""
+        try:
+            found = json.loads(self.predictions_file.with_suffix(".json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def frames_file(self) -> Path:
+        """File that `frames` reads: the predictions, or the errors of a record without poses."""
+        path = self._predictions_path(self.split)
+        if self.split == "test" and not path.is_file() and self.errors_file.is_file():
+            return self.errors_file
+        return path
+
+    @cached_property
+    def frames(self) -> pd.DataFrame:
+        """Predictions of `split`; of a record, image, scene and errors alone."""
+        if self.frames_file == self.errors_file:
+            return read_errors(self.errors_file)
+        return self.predictions()
+
+    @property
+    def has_errors(self) -> bool:
+        """True where there is a file of the frames' errors."""
+        return self.frames_file.is_file()
+
+    @property
+    def has_poses(self) -> bool:
+        """False of a record, which keeps errors alone."""
+        return self.frames_file != self.errors_file
+
+    def errors(self) -> pd.DataFrame:
+        """Image, scene, `position_error_m` and `orientation_error_deg` of every frame."""
+        return self.frames[["image", "scene", *ERROR_COLUMNS]]
+
+    def scalars(self) -> pd.DataFrame:
+        """TensorBoard scalars of the training: a column per tag, indexed by step (from 0).
+
+        NaN where a tag was not logged; empty without a log. Steps that an interrupted process
+        logged and a later one repeated have the later value.
+        """
+        if not any(self.folder.glob(EVENTS)):
+            return pd.DataFrame()
+        # TensorBoard takes seconds to import
+        from tensorboard.backend.event_processing.event_accumulator import (
+            IMAGES,
+            SCALARS,
+            EventAccumulator,
+        )
+
+        log = EventAccumulator(str(self.folder), size_guidance={SCALARS: 0, IMAGES: 1})
+        log.Reload()
+        columns = {
+            tag: pd.Series({event.step: event.value for event in log.Scalars(tag)}, dtype=float)
+            for tag in log.Tags()[SCALARS]
+        }
+        return pd.DataFrame(columns).sort_index()
+
+
+def find_runs(paths: Iterable[Path | str], *, other_splits: bool = False) -> list[Run]:
+    """Find the evaluated runs: each path that is one, and those below any other folder.
+
+    Hidden folders are left out. With `other_splits` every evaluation of a run is a Run of its own.
+    A path may also be a metrics file. Raises MsposeError for a path without any, and without paths.
+    """
+    found: dict[Path, Run] = {}
+    for path in map(Path, paths):
+        files = _metrics_files(path, other_splits)
+        if not files:
+            raise MsposeError(
+                f"no {METRICS} in {path} or below it; run `make train` first, or name folders of"
+                " runs"
+            )
+        for file in files:
+            split = "test" if file.name == METRICS else file.stem.removeprefix("metrics-")
+            found.setdefault(file.resolve(), Run(file.parent, split))
+    if not found:
+        raise MsposeError("no runs: name folders of runs, such as `runs`; `make train` makes one")
+    return list(found.values())
+
+
+def _metrics_files(folder: Path, other_splits: bool) -> list[Path]:
+    if folder.is_file():
+        return [folder] if folder.match(METRICS) or folder.match("metrics-*.json") else []
+    search = folder.glob if (folder / METRICS).is_file() else folder.rglob
+    patterns = (METRICS, "metrics-*.json") if other_splits else (METRICS,)
+    return [
+        file
+        for file in sorted(file for pattern in patterns for file in search(pattern))
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    ]
 
 
 def save_checkpoint(run: Path, state: Mapping[str, Any]) -> None:
@@ -31,15 +317,13 @@ def save_checkpoint(run: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(run: Path) -> dict[str, Any] | None:
-    """What `save_checkpoint` wrote, on the CPU; None where there is none."""
+    """Read what `save_checkpoint` wrote, onto the CPU; None where there is none."""
     path = run / CHECKPOINT
     return dict(read_tensors(path)) if path.exists() else None
 
 
 def save_model(run: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Write `model.safetensors`, then `model.json`: architecture, scenes, preprocessing, what it
-    learned from.
-    """
+    """Write `model.safetensors`, then `model.json`: architecture, scenes, preprocessing, data."""
     plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()}
     text = json.dumps({"format": MODEL_FORMAT, **description}, indent=2)
     with whole_file(run / WEIGHTS, "wb") as file:
@@ -49,7 +333,7 @@ def save_model(run: Path, weights: Mapping[str, Tensor], description: Mapping[st
 
 
 def load_model(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(weights, description) of a run folder. Raises MsposeError naming what is missing or broken."""
+    """Read (weights, description). Raises MsposeError naming what is missing or broken."""
     for path in (run / MODEL, run / WEIGHTS):
         if not path.is_file():
             raise MsposeError(
@@ -63,7 +347,7 @@ def load_model(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def read_description(run: Path) -> dict[str, Any]:
-    """What `model.json` of a run folder says. Raises MsposeError where it is missing or broken."""
+    """Read `model.json`. Raises MsposeError where it is missing, broken or of another format."""
     try:
         description = json.loads((run / MODEL).read_text(encoding="utf-8"))
         found = description["format"]

@@ -123,11 +123,11 @@ def cell() -> Verb:
 
     def run(parsed: Namespace) -> None:
         from mspose.allocator import keep_freed_memory
-        from mspose.studies.ablation.cell import run_cell
+        from mspose.studies.ablation.single_run import complete
 
         settings = read_settings(Path(parsed.file))
         keep_freed_memory(not settings.training.recompute_backbone)
-        print(run_cell(settings, progress=parsed.progress))
+        print(complete(settings, progress=parsed.progress))
 
     return parser, run
 

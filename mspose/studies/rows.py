@@ -1,12 +1,11 @@
-"""Rows of tables: finished runs grouped over seeds, and published medians.
+"""Rows of tables: runs grouped over seeds, and published medians.
 
 A row is a variant of an experiment over its seeds, or a published method. Published rows come from
-`experiments/published.csv`, where `source` and `note` say what each is and users may add their own;
-ActMST's rows are not in it, since they were not at hand.
+`experiments/published.csv`, where `source` and `note` say what each is and users may add their own.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,24 +13,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mspose.errors import MsposeError
-from mspose.metrics import csv_number, csv_rows, read_metrics
+from mspose.metrics import csv_number, csv_rows
+from mspose.run import Run, find_runs
 
 log = logging.getLogger("mspose")
-METRICS = "metrics.json"
 PUBLISHED_CSV = Path(__file__).resolve().parents[2] / "experiments" / "published.csv"
-ERRORS = ("median_position_error_m", "median_orientation_error_deg")
+MEDIANS = ("median_position_error_m", "median_orientation_error_deg")
 PUBLISHED_COLUMNS = (
-    "method",
-    "dataset",
-    "ground_truth",
-    "split",
-    "scene",
-    *ERRORS,
-    "source",
-    "note",
+    *("method", "dataset", "ground_truth", "split", "scene"),
+    *MEDIANS,
+    *("source", "note"),
 )
 PRINTED_AVERAGE = "average"
-"""Stands for a scene in the published CSV where the source prints an average over scenes."""
+"""In place of a scene in the published CSV: the source's own average over scenes."""
 
 SECTIONS = PUBLISHED, OWN = ("Published", "This repository")
 
@@ -54,14 +48,24 @@ class Group(NamedTuple):
         return text + (", at toy size (quick)" if self.quick else "")
 
 
+def group_of(row: Mapping[str, Any]) -> Group:
+    """Read the group from the content of a metrics.json, or from a line of the published CSV."""
+    dataset, ground_truth, split = (
+        row[key] or "unknown" for key in ("dataset", "ground_truth", "split")
+    )
+    # published rows, and metrics of older versions, do not have the other two
+    selection = row.get("scene_selection", "predicted")
+    return Group(dataset, ground_truth, split, selection, bool(row.get("quick", False)))
+
+
 class Measure(NamedTuple):
-    """One figure, with a value per seed."""
+    """A metric, with a value per seed."""
 
     values: tuple[float, ...]
 
     @property
     def mean(self) -> float:
-        """Over seeds."""
+        """Mean over seeds."""
         return float(np.mean(self.values))
 
     @property
@@ -70,23 +74,22 @@ class Measure(NamedTuple):
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
 
     def percent(self) -> "Measure":
-        """A share as a percentage."""
+        """Convert a share to a percentage."""
         return Measure(tuple(100 * value for value in self.values))
 
     def text(self, digits: int) -> str:
-        """`0.11`, or `0.11±0.01` over several seeds."""
+        """Format as `0.11`, or `0.11±0.01` over several seeds."""
         return f"{self.mean:.{digits}f}" + ("" if self.std is None else f"±{self.std:.{digits}f}")
 
 
 @dataclass(frozen=True)
-class Figures:
-    """What was measured on a scene, or its average over scenes. `recall` has a share (0 to 1) per
-    threshold.
-    """
+class SceneMetrics:
+    """Metrics of a scene, or their average over scenes."""
 
     position_m: Measure
     orientation_deg: Measure
     recall: tuple[Measure, ...] = ()
+    """Share of frames (0 to 1) within each threshold."""
     scene_accuracy: Measure | None = None
     frames: int | None = None
 
@@ -98,8 +101,8 @@ class Row:
     name: str
     section: str
     group: Group
-    scenes: dict[str, Figures]
-    average: Figures
+    scenes: dict[str, SceneMetrics]
+    average: SceneMetrics
     average_printed: bool = False
     """The average is the source's own and stands even where a scene is missing."""
     thresholds: tuple[tuple[float, float], ...] = ()
@@ -109,69 +112,35 @@ class Row:
     note: str = ""
 
 
-def find_metrics(paths: Iterable[Path | str], *, other_splits: bool = False) -> list[Path]:
-    """The metrics.json of each run folder, and those below any other folder, hidden folders left
-    out.
-
-    other_splits: also `metrics-<split>.json`, which evaluations on anything but a run's own test
-    split leave beside it. Raises MsposeError for a path that has none.
-    """
-    found: dict[Path, Path] = {}
-    for path in map(Path, paths):
-        names = (METRICS, "metrics-*.json") if other_splits else (METRICS,)
-        files = [path] if path.is_file() else _visible_files(path, names)
-        if not files:
-            raise MsposeError(
-                f"no {METRICS} in {path} or below it; run `make train` first, or name folders of"
-                " runs"
-            )
-        for file in files:
-            found.setdefault(file.resolve(), file)
-    if not found:
-        raise MsposeError(
-            "no runs to tabulate: name folders of runs, such as `runs`; `make train` makes one"
-        )
-    return list(found.values())
-
-
-def _visible_files(folder: Path, names: Sequence[str]) -> list[Path]:
-    """The files of these names in a run folder, or below any other folder, hidden folders left out."""
-    search = folder.glob if (folder / METRICS).is_file() else folder.rglob
-    below = sorted(file for name in names for file in search(name))
-    return [
-        file
-        for file in below
-        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    ]
-
-
-def finished_runs(roots: Iterable[Path | str]) -> list[tuple[Path, dict[str, Any]]]:
-    """(folder, metrics) of every run in or below the roots, of its own test split; a root need not
-    be there.
+def finished_runs(roots: Iterable[Path | str]) -> list[Run]:
+    """List the runs in or below the roots, evaluated on their test split; a root may be empty.
 
     A run that two roots hold, such as a run and its record, counts where it is found first; where
-    the two have other figures, the log says so. Raises MsposeError for a broken metrics.json, and
+    the two have other metrics, the log says so. Raises MsposeError for a broken metrics.json, and
     for a run that one root holds twice.
     """
-    runs: dict[tuple[Any, ...], tuple[Path, dict[str, Any]]] = {}
+    runs: dict[tuple[Any, ...], Run] = {}
     for root in map(Path, roots):
-        here: dict[tuple[Any, ...], tuple[Path, dict[str, Any]]] = {}
-        for file in _visible_files(root, [METRICS]):
-            folder, metrics = file.parent, read_metrics(file)
-            key = (metrics["experiment"], metrics["variant"], metrics["seed"], group_of(metrics))
-            first, known = here.setdefault(key, (folder, metrics))
-            if first != folder:
+        try:
+            below = find_runs([root])
+        except MsposeError:
+            continue
+        here: dict[tuple[Any, ...], Run] = {}
+        for run in below:
+            key = (run.name, run.seed, group_of(run.metrics))
+            first = here.setdefault(key, run)
+            if first != run:
                 raise MsposeError(
-                    f"{first} and {folder} are both {'/'.join(map(str, key[:3]))}: remove one of"
-                    " them"
+                    f"{first.folder} and {run.folder} are both {run.name}/{run.seed}: remove one"
+                    " of them"
                 )
-        for key, (folder, metrics) in here.items():
-            first, known = runs.setdefault(key, (folder, metrics))
-            if known["scenes"] != metrics["scenes"]:
+        for key, run in here.items():
+            first = runs.setdefault(key, run)
+            if first.metrics["scenes"] != run.metrics["scenes"]:
                 log.warning(
-                    "%s and %s are one run with different figures: those of the first count",
-                    first,
-                    folder,
+                    "%s and %s are one run with different metrics: those of the first count",
+                    first.folder,
+                    run.folder,
                 )
     return list(runs.values())
 
@@ -183,154 +152,123 @@ def collect_runs(
     ground_truth: str | None = None,
     split: str | None = None,
 ) -> list[Row]:
-    """One row per experiment and variant with all its seeds, of the runs in or below `paths` that
-    pass the filters.
+    """Make a row per experiment and variant of the runs in or below `paths` that pass the filters.
 
-    Without a filter a run has the figures of its metrics.json; with one, those of all its
-    evaluations are looked at. Runs at toy size count only where there are no others. Raises
-    MsposeError where there are no runs, a metrics.json is broken, the same experiment, variant and
-    seed is at two places, or the seeds of a variant were not evaluated on the same frames and
-    thresholds.
+    Without a filter a run has the metrics of its test split; with one, all its evaluations are
+    considered. Runs at toy size count only where there are no others. Raises MsposeError where
+    there are no runs, a metrics.json is broken, the same experiment, variant and seed is there
+    twice, or the seeds of a variant were not evaluated on the same frames and thresholds.
     """
     filters = {"dataset": dataset, "ground_truth": ground_truth, "split": split}
     asked = {key: value for key, value in filters.items() if value is not None}
-    runs = [(path, read_metrics(path)) for path in find_metrics(paths, other_splits=bool(asked))]
-    seeds: dict[tuple[str, str, Group], dict[int | None, tuple[Path, dict[str, Any]]]] = {}
-    for path, metrics in _real(
-        [run for run in runs if all(run[1][key] == value for key, value in asked.items())]
-    ):
-        key = (metrics["experiment"], metrics["variant"], group_of(metrics))
-        first = seeds.setdefault(key, {}).setdefault(metrics["seed"], (path, metrics))[0]
-        if first != path:
-            name = f"{metrics['experiment']}/{metrics['variant']}, seed {metrics['seed']}"
-            raise MsposeError(
-                f"{first} and {path} are both {name}: name the one that should be in the table"
-            )
-    if not seeds:
-        there = "; ".join(sorted({str(group_of(metrics)) for _, metrics in runs}))
+    runs = find_runs(paths, other_splits=bool(asked))
+    chosen = [run for run in runs if all(run.metrics[key] == asked[key] for key in asked)]
+    if not chosen:
+        there = "; ".join(sorted({str(group_of(run.metrics)) for run in runs}))
         raise MsposeError(
             f"no run has {', '.join(f'{k} {v}' for k, v in asked.items())}; there are runs of"
             f" {there}"
         )
-    return [_run_row(*key, list(found.values())) for key, found in seeds.items()]
+    return rows_of(chosen)
 
 
-def _real(runs: list[tuple[Path, dict[str, Any]]]) -> list[tuple[Path, dict[str, Any]]]:
-    """Without the runs at toy size, unless all are."""
-    real = [(path, metrics) for path, metrics in runs if not metrics.get("quick", False)]
+def rows_of(runs: Sequence[Run]) -> list[Row]:
+    """Make a row per experiment and variant of runs, see `collect_runs`."""
+    real = [run for run in runs if not run.quick]
     if real and len(real) < len(runs):
         log.info(
             "evaluations at toy size (quick) share no table with others, left out: %d",
             len(runs) - len(real),
         )
-    return real or runs
-
-
-def group_of(row: dict[str, Any]) -> Group:
-    """Of the content of a metrics.json, or of a line of the published CSV."""
-    dataset, ground_truth, split = (
-        row[key] or "unknown" for key in ("dataset", "ground_truth", "split")
-    )
-    # published rows, and metrics of older versions, do not have the other two
-    return Group(
-        dataset,
-        ground_truth,
-        split,
-        row.get("scene_selection", "predicted"),
-        bool(row.get("quick", False)),
-    )
-
-
-def _run_row(
-    experiment: str, variant: str, group: Group, runs: Sequence[tuple[Path, dict[str, Any]]]
-) -> Row:
-    first_path, first = runs[0]
-    every = [metrics for _, metrics in runs]
-    for path, metrics in runs[1:]:
-        frames = [
-            {name: scene["frames"] for name, scene in m["scenes"].items()} for m in (first, metrics)
-        ]
-        if frames[0] != frames[1] or metrics["thresholds"] != first["thresholds"]:
-            what = "frames" if frames[0] != frames[1] else "recall thresholds"
-            name = f"{experiment}/{variant}"
+    seeds: dict[tuple[str, Group], dict[int | None, Run]] = {}
+    for run in real or runs:
+        first = seeds.setdefault((run.name, group_of(run.metrics)), {}).setdefault(run.seed, run)
+        if first != run:
             raise MsposeError(
-                f"{first_path} and {path} are seeds of {name} with different {what}: name one of"
-                " them"
+                f"{first.metrics_file} and {run.metrics_file} are both {run.name}, seed {run.seed}:"
+                " name the one that should be in the table"
+            )
+    return [_row(list(of_seed.values())) for of_seed in seeds.values()]
+
+
+def _row(seeds: Sequence[Run]) -> Row:
+    """Make the row of a variant's runs."""
+    first, every = seeds[0], [run.metrics for run in seeds]
+    scenes = {name: scene["frames"] for name, scene in first.metrics["scenes"].items()}
+    for run in seeds[1:]:
+        frames = {name: scene["frames"] for name, scene in run.metrics["scenes"].items()}
+        thresholds = run.metrics["thresholds"]
+        if frames != scenes or thresholds != first.metrics["thresholds"]:
+            what = "frames" if frames != scenes else "recall thresholds"
+            raise MsposeError(
+                f"{first.metrics_file} and {run.metrics_file} are seeds of {run.name} with"
+                f" different {what}: name one of them"
             )
     bad = max(metrics.get("bad_frames") or 0 for metrics in every)
     return Row(
-        name=f"{experiment}/{variant}",
+        name=first.name,
         section=OWN,
-        group=group,
+        group=group_of(first.metrics),
         scenes={
-            name: _figures([metrics["scenes"][name] for metrics in every])
-            for name in first["scenes"]
+            name: _scene_metrics([metrics["scenes"][name] for metrics in every]) for name in scenes
         },
-        average=_figures([metrics["average"] for metrics in every]),
+        average=_scene_metrics([metrics["average"] for metrics in every]),
         thresholds=tuple(
-            (float(metres), float(degrees)) for metres, degrees in first["thresholds"]
+            (float(metres), float(degrees)) for metres, degrees in first.metrics["thresholds"]
         ),
-        seeds=tuple(metrics["seed"] for metrics in every if metrics["seed"] is not None),
-        baseline=variant.startswith("baseline-"),
+        seeds=tuple(run.seed for run in seeds if run.seed is not None),
+        baseline=first.is_baseline,
         note=f"bad frames left out: {bad}" if bad else "",
     )
 
 
-def _figures(seeds: Sequence[dict[str, Any]]) -> Figures:
+def _scene_metrics(seeds: Sequence[Mapping[str, Any]]) -> SceneMetrics:
     def measure(key: str) -> Measure:
-        return Measure(tuple(float(figures[key]) for figures in seeds))
+        return Measure(tuple(float(scene[key]) for scene in seeds))
 
-    return Figures(
-        position_m=measure(ERRORS[0]),
-        orientation_deg=measure(ERRORS[1]),
-        recall=tuple(
-            Measure(shares)
-            for shares in zip(*(figures["recall"] for figures in seeds), strict=True)
-        ),
-        scene_accuracy=(
-            None if any(f["scene_accuracy"] is None for f in seeds) else measure("scene_accuracy")
-        ),
+    predicted = all(scene["scene_accuracy"] is not None for scene in seeds)
+    return SceneMetrics(
+        position_m=measure(MEDIANS[0]),
+        orientation_deg=measure(MEDIANS[1]),
+        recall=tuple(map(Measure, zip(*(scene["recall"] for scene in seeds), strict=True))),
+        scene_accuracy=measure("scene_accuracy") if predicted else None,
         frames=seeds[0]["frames"],
     )
 
 
 def published_rows(path: Path | str = PUBLISHED_CSV, dataset: str | None = None) -> list[Row]:
-    """One row per published method of a data set (all data sets where None), in the file's order.
+    """Read a row per published method of a data set (all where None), in the file's order.
 
     Published scenes count as predicted; methods with one model per scene say so in their note.
     Raises MsposeError with the line for a value that is not a finite number or a scene that is
     there twice.
     """
-    methods: dict[tuple[str, Group], list[dict[str, str]]] = {}
-    figures: dict[tuple[str, Group], dict[str, Figures]] = {}
+    scenes: dict[tuple[str, Group], dict[str, SceneMetrics]] = {}
+    words: dict[tuple[str, Group], list[dict[str, str]]] = {}
     for line, row in csv_rows(path, PUBLISHED_COLUMNS):
         key = (row["method"], group_of(row))
-        position, orientation = (
-            Measure((csv_number(path, line, row, column),)) for column in ERRORS
-        )
-        if row["scene"] in figures.setdefault(key, {}):
+        medians = [Measure((csv_number(path, line, row, column),)) for column in MEDIANS]
+        if row["scene"] in scenes.setdefault(key, {}):
             raise MsposeError(
                 f"{path}, line {line}: {row['method']} has scene {row['scene']} twice"
             )
-        figures[key][row["scene"]] = Figures(position, orientation)
-        methods.setdefault(key, []).append(row)
+        scenes[key][row["scene"]] = SceneMetrics(*medians)
+        words.setdefault(key, []).append(row)
     rows = []
-    for (method, group), lines in methods.items():
-        scenes = figures[method, group]
-        printed = scenes.pop(PRINTED_AVERAGE, None)
+    for (method, group), of_scene in scenes.items():
+        printed = of_scene.pop(PRINTED_AVERAGE, None)
         source, note = (
-            "; ".join(dict.fromkeys(row[key] for row in lines if row[key]))
+            "; ".join(dict.fromkeys(row[key] for row in words[method, group] if row[key]))
             for key in ("source", "note")
         )
-        average = printed or _mean_figures(list(scenes.values()))
         rows.append(
             Row(
-                method,
-                PUBLISHED,
-                group,
-                scenes,
-                average,
-                printed is not None,
+                name=method,
+                section=PUBLISHED,
+                group=group,
+                scenes=of_scene,
+                average=printed or _mean(list(of_scene.values())),
+                average_printed=printed is not None,
                 source=source,
                 note=note,
             )
@@ -338,18 +276,17 @@ def published_rows(path: Path | str = PUBLISHED_CSV, dataset: str | None = None)
     return [row for row in rows if dataset in (None, row.group.dataset)]
 
 
-def _mean_figures(scenes: Sequence[Figures]) -> Figures:
-    position, orientation = np.mean(
-        [(f.position_m.mean, f.orientation_deg.mean) for f in scenes], axis=0
-    )
-    return Figures(Measure((float(position),)), Measure((float(orientation),)))
+def _mean(scenes: Sequence[SceneMetrics]) -> SceneMetrics:
+    position = float(np.mean([scene.position_m.mean for scene in scenes]))
+    orientation = float(np.mean([scene.orientation_deg.mean for scene in scenes]))
+    return SceneMetrics(Measure((position,)), Measure((orientation,)))
 
 
 def shared_group(rows: Sequence[Row]) -> Group:
-    """The group of all rows. A baseline may differ in how its scene is selected (its label then
-    says so).
+    """Return the group that all rows share.
 
-    Raises MsposeError that names the groups where there are several.
+    A baseline may differ in how its scene is selected; its label then says so. Raises MsposeError
+    that names the groups where there are several.
     """
     selections = sorted({row.group.scene_selection for row in rows if not row.baseline})
     selections = selections or [" and ".join(sorted({row.group.scene_selection for row in rows}))]
@@ -360,7 +297,7 @@ def shared_group(rows: Sequence[Row]) -> Group:
     if len(groups) > 1:
         listed = "; ".join(f"{group} ({', '.join(names)})" for group, names in groups.items())
         raise MsposeError(
-            f"these rows were not measured alike and cannot share a table: {listed}. Choose with"
-            " --dataset, --ground-truth or --split, or name the runs of one group"
+            f"these rows were not evaluated on the same data and cannot share a table: {listed}."
+            " Choose with --dataset, --ground-truth or --split, or name the runs of one group"
         )
     return next(iter(groups))

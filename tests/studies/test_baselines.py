@@ -96,7 +96,7 @@ def test_features_of_many_images_are_compared_in_parts():
 
 @pytest.fixture(scope="module")
 def finished(small_run, small_data, tmp_path_factory):
-    """(settings, results) of both baselines on data in which some test images are training images."""
+    """(settings, results) of both baselines on data with training images among the test images."""
     folder = tmp_path_factory.mktemp("baselines")
     shutil.copytree(small_data.parent, folder / "data")
     for scene in ("attic", "cellar"):

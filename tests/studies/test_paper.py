@@ -101,7 +101,7 @@ def test_records_alone_give_every_table_and_every_figure_of_numbers(
     for file in (out / "figures").iterdir():
         assert file.read_bytes().startswith({".pdf": b"%PDF", ".png": b"\x89PNG"}[file.suffix])
     assert "2 tables, 5 figures" in summary(pieces)
-    assert summary(pieces).count("missing: cells of remedies-small:") == 1
+    assert summary(pieces).count("missing: runs of remedies-small:") == 1
 
 
 def test_the_index_names_command_runs_commit_device_and_what_is_missing(
@@ -119,7 +119,7 @@ def test_the_index_names_command_runs_commit_device_and_what_is_missing(
         "commit: 0123456789ab",
         "device: a made-up device",
         (
-            "missing: cells of remedies-small: seed 2 of scaled; seeds 0, 1, 2 of both; made by"
+            "missing: runs of remedies-small: seed 2 of scaled; seeds 0, 1, 2 of both; made by"
             f" `mspose ablate {FILE}`"
         ),
         "(tables/table-remedies-small.tex)",
@@ -186,7 +186,7 @@ def test_ground_truths_have_a_table_each(tmp_path: Path) -> None:
 
 
 def test_attention_is_asked_for_of_networks_that_have_some(tmp_path: Path) -> None:
-    """Not of MSPN, of networks without encoders, of baselines, or of another method's predictions."""
+    """Not of MSPN, networks without encoders, baselines, or another method's predictions."""
     write_trained(tmp_path / "runs", "virtual", experiment="external", variant="other")
     settings = {"transformer": {}, "baseline-retrieval": {}, "mspn": {"model": {"kind": "mspn"}}}
     settings["bare"] = {"model": {"position_encoder_layers": 0, "orientation_encoder_layers": 0}}

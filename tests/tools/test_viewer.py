@@ -17,19 +17,20 @@ import pytest
 
 from mspose.data.cards import load_frames, read_card
 from mspose.errors import MsposeError
-from mspose.metrics import write_predictions
+from mspose.metrics import with_errors, write_predictions
 from mspose.poses import normalize_quaternion, quaternion_to_rotation, rotation_to_quaternion
+from mspose.run import Run
 from mspose.tools.viewer.frame_images import images_of_run
-from mspose.tools.viewer.server import free_port, view_run
-from mspose.tools.viewer.shown import (
+from mspose.tools.viewer.scene_view import (
     ANGLE,
     error_colours,
     ground,
     overview,
     path_segments,
-    shown_scene,
+    scene_view,
     up_direction,
 )
+from mspose.tools.viewer.server import free_port, view_run
 
 viser = pytest.importorskip("viser")
 from mspose.tools.viewer.viewer import ESTIMATED_CAMERA, OVERVIEW, TRUE_CAMERA, Viewer, facts  # noqa: E402
@@ -51,7 +52,7 @@ def predictions_of(frames: pd.DataFrame) -> pd.DataFrame:
     )
     table[["qw_est", "qx_est", "qy_est", "qz_est"]] = turned
     table.loc[0, "predicted_scene"] = "cellar"
-    return table
+    return with_errors(table)
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +102,8 @@ def viewing(run, **options):
 @pytest.fixture
 def viewer(run, table):
     server = viser.ViserServer(host="127.0.0.1", port=free_port("127.0.0.1", 0), verbose=False)
-    scenes = {name: shown_scene(table, name) for name in ("attic", "cellar")}
-    images = images_of_run(run, {"dataset": "small"}, table["image"].tolist(), None)
+    scenes = {name: scene_view(table, name) for name in ("attic", "cellar")}
+    images = images_of_run(Run(run), table["image"].tolist(), None)
     made = Viewer(server, scenes, images, title="a run", ended=threading.Event())
     yield made
     made.end()
@@ -110,41 +111,41 @@ def viewer(run, table):
 
 
 def test_a_scene_shows_its_own_frames_with_the_poses_of_the_file(table):
-    shown = shown_scene(table, "cellar")
+    view = scene_view(table, "cellar")
     rows = table[table["scene"] == "cellar"]
-    assert shown.image == list(rows["image"])
-    np.testing.assert_array_equal(shown.true_position_N3, rows[["tx", "ty", "tz"]])
-    np.testing.assert_array_equal(shown.position_N3, rows[["tx_est", "ty_est", "tz_est"]])
+    assert view.image == list(rows["image"])
+    np.testing.assert_array_equal(view.true_position_N3, rows[["tx", "ty", "tz"]])
+    np.testing.assert_array_equal(view.position_N3, rows[["tx_est", "ty_est", "tz_est"]])
+    np.testing.assert_allclose(view.true_orientation_N4, rows[["qw", "qx", "qy", "qz"]], atol=1e-15)
     np.testing.assert_allclose(
-        shown.true_orientation_N4, rows[["qw", "qx", "qy", "qz"]], atol=1e-15
+        view.orientation_N4, rows[["qw_est", "qx_est", "qy_est", "qz_est"]], atol=1e-15
     )
-    np.testing.assert_allclose(
-        shown.orientation_N4, rows[["qw_est", "qx_est", "qy_est", "qz_est"]], atol=1e-15
+    assert view.error_N["position"][view.frame_of_rank("worst")] == rows["position_error_m"].max()
+    assert view.error_N["position"][view.frame_of_rank("best")] == rows["position_error_m"].min()
+    assert (
+        view.error_N["position"][view.frame_of_rank("median")] == rows["position_error_m"].median()
     )
-    assert shown.error_N["position"][shown.rank("worst")] == rows["position_error_m"].max()
-    assert shown.error_N["position"][shown.rank("best")] == rows["position_error_m"].min()
-    assert shown.error_N["position"][shown.rank("median")] == rows["position_error_m"].median()
 
 
 def test_a_scene_far_from_its_origin_is_seen_from_nearby_and_keeps_its_numbers(table):
     far = table.assign(**{name: table[name] + 4_000_000 for name in ("tx", "tx_est")})
-    near, shown = shown_scene(table, "attic"), shown_scene(far, "attic")
-    assert np.abs(shown.true_position_N3).max() < 10
+    near, view = scene_view(table, "attic"), scene_view(far, "attic")
+    assert np.abs(view.true_position_N3).max() < 10
     shift_3 = np.array([4_000_000, 0, 0])
     np.testing.assert_allclose(
-        shown.true_position_N3 + shown.origin_3, near.true_position_N3 + shift_3
+        view.true_position_N3 + view.origin_3, near.true_position_N3 + shift_3
     )
     np.testing.assert_allclose(
-        shown.position_N3 - shown.true_position_N3, near.position_N3 - near.true_position_N3
+        view.position_N3 - view.true_position_N3, near.position_N3 - near.true_position_N3
     )
     np.testing.assert_array_equal(near.origin_3, 0)
-    assert f"({far['tx'].iloc[0]:.2f}, " in facts(shown, 0, "")
+    assert f"({far['tx'].iloc[0]:.2f}, " in facts(view, 0, "")
 
 
 def test_names_are_never_read_as_code_by_the_page(table):
-    shown = shown_scene(table, "attic")
-    shown.image[1] = "a`{alert(1)}`\n\n<img src=x onerror=alert(2)>.png"
-    lines = facts(shown, 1, "no `folder` {here}").splitlines()
+    view = scene_view(table, "attic")
+    view.image[1] = "a`{alert(1)}`\n\n<img src=x onerror=alert(2)>.png"
+    lines = facts(view, 1, "no `folder` {here}").splitlines()
     assert "`a'{alert(1)}' <img src=x onerror=alert(2)>.png`" in lines
     assert "no image: `no 'folder' {here}`" in lines
 
@@ -202,12 +203,12 @@ def test_colours_brighten_with_the_error_and_end_at_the_limit():
 
 
 def test_the_view_from_above_looks_down_on_the_scene_and_the_ground_lies_below(table):
-    shown = shown_scene(table, "attic")
-    position_3, at_3 = overview(shown)
-    assert (position_3 - at_3) @ shown.up_3 > 0
-    centre_3, turn_4, side, square = ground(shown)
-    assert centre_3 @ shown.up_3 < np.median(shown.true_position_N3 @ shown.up_3)
-    assert side > shown.extent
+    view = scene_view(table, "attic")
+    position_3, at_3 = overview(view)
+    assert (position_3 - at_3) @ view.up_3 > 0
+    centre_3, turn_4, side, square = ground(view)
+    assert centre_3 @ view.up_3 < np.median(view.true_position_N3 @ view.up_3)
+    assert side > view.extent
     assert square == pytest.approx(1.0)
     assert np.linalg.norm(turn_4) == pytest.approx(1)
 
@@ -218,11 +219,11 @@ def test_the_view_from_above_has_the_whole_path(table):
     long = table.iloc[np.zeros(400, int)].assign(
         tx=path_N3[:, 0], ty=path_N3[:, 1], tz=path_N3[:, 2], scene="attic"
     )
-    shown = shown_scene(long, "attic")
-    position_3, at_3 = overview(shown)
+    view = scene_view(long, "attic")
+    position_3, at_3 = overview(view)
     forward_3 = (at_3 - position_3) / np.linalg.norm(at_3 - position_3)
-    right_3 = np.cross(forward_3, shown.up_3) / np.linalg.norm(np.cross(forward_3, shown.up_3))
-    seen_N3 = (shown.true_position_N3 - position_3) @ np.stack(
+    right_3 = np.cross(forward_3, view.up_3) / np.linalg.norm(np.cross(forward_3, view.up_3))
+    seen_N3 = (view.true_position_N3 - position_3) @ np.stack(
         [right_3, np.cross(forward_3, right_3), forward_3]
     ).T
     assert (np.abs(seen_N3[:, :2]) < np.tan(ANGLE / 2) * seen_N3[:, 2:]).all()
@@ -230,16 +231,16 @@ def test_the_view_from_above_has_the_whole_path(table):
 
 @pytest.mark.parametrize("rows", [1, 2])
 def test_a_scene_of_one_place_can_be_shown(table, rows):
-    shown = shown_scene(table[:1].loc[[0] * rows].reset_index(drop=True), "attic")
+    view = scene_view(table[:1].loc[[0] * rows].reset_index(drop=True), "attic")
     for values in (
-        *overview(shown),
-        *ground(shown),
-        [shown.extent],
-        shown.colour_N3("position"),
-        shown.up_3,
+        *overview(view),
+        *ground(view),
+        [view.extent],
+        view.colour_N3("position"),
+        view.up_3,
     ):
         assert np.isfinite(values).all()
-    assert shown.extent > 0
+    assert view.extent > 0
 
 
 def test_cameras_stand_where_the_file_says(viewer, table):
@@ -283,7 +284,7 @@ def test_the_slider_moves_the_chosen_cameras_and_brings_the_image(viewer, table)
 
 
 def test_an_image_that_is_gone_is_said_with_the_frame(viewer):
-    viewer.shown.image[2] = "attic/gone.png"
+    viewer.view.image[2] = "attic/gone.png"
     viewer.frame.value = 2
     assert not viewer.image.visible
     assert viewer.chosen["truth"].image is None
@@ -316,32 +317,28 @@ def test_images_are_found_where_the_run_or_the_caller_says(
 ):
     names = [table["image"].iloc[0], "cellar/none.png"]
     for some in (names, names[::-1]):  # as where one scene's images alone are here
-        found = images_of_run(run, {"dataset": "small"}, some, None)
+        found = images_of_run(Run(run), some, None)
         assert (found.missing, found.root) == ("", small_data.parent)
     assert found.read(names[0], 30).shape == (30, 40, 3)
     assert found.read(names[1], 30) is None
-    assert "image not found" in images_of_run(run, {"dataset": "small"}, names[1:], None).missing
+    assert "image not found" in images_of_run(Run(run), names[1:], None).missing
     (own_run / "config.yaml").unlink()
-    without = images_of_run(own_run, {}, names, None)
+    without = images_of_run(Run(own_run), names, None)
     assert "no such settings file" in without.missing
     assert without.read(names[0], 30) is None
-    assert images_of_run(own_run, {}, names, str(small_data.parent)).missing == ""
+    assert images_of_run(Run(own_run), names, str(small_data.parent)).missing == ""
     with pytest.raises(MsposeError, match="image not found"):
-        images_of_run(own_run, {}, names, str(tmp_path))
-    assert (
-        "no data set 'elsewhere'"
-        in images_of_run(run, {"dataset": "elsewhere"}, names, None).missing
-    )
+        images_of_run(Run(own_run), names, str(tmp_path))
 
 
 def test_the_field_of_view_is_that_of_the_training_camera(own_run, table):
     description = json.loads((own_run / "model.json").read_text())
     description["trained_on"] |= {"focal_px": 30.0, "image_sizes": [[160, 120, 9]]}
     (own_run / "model.json").write_text(json.dumps(description))
-    with_images = images_of_run(own_run, {"dataset": "small"}, table["image"].tolist(), None)
+    with_images = images_of_run(Run(own_run), table["image"].tolist(), None)
     assert with_images.angle == pytest.approx(np.pi / 2)  # 60 pixels high
     (own_run / "config.yaml").unlink()
-    without = images_of_run(own_run, {"dataset": "small"}, table["image"].tolist(), None)
+    without = images_of_run(Run(own_run), table["image"].tolist(), None)
     assert without.angle == pytest.approx(2 * np.arctan(2))
     assert without.aspect == pytest.approx(4 / 3)
 
@@ -382,18 +379,16 @@ def failure(call, *arguments):
 
 
 def test_bad_input_is_one_line(own_run, call, tmp_path, monkeypatch):
-    assert f"{tmp_path / 'none'} is no folder of a run" in failure(call, tmp_path / "none")
-    assert "no scene kitchen; its scenes: attic, cellar" in failure(
-        call, own_run, "--scene", "kitchen"
-    )
-    assert "has no predictions of the split train" in failure(call, own_run, "--split", "train")
-    assert "there is --split test" in failure(call, own_run, "--split", "train")
+    assert f"{tmp_path / 'none'} has no predictions/test.csv" in failure(call, tmp_path / "none")
+    assert "there are: attic, cellar" in failure(call, own_run, "--scene", "kitchen")
+    said = failure(call, own_run, "--split", "train")
+    assert "has no predictions/train.csv" in said and "there are predictions of: test" in said
     assert "image not found" in failure(call, own_run, "--root", tmp_path)
     assert "port" in failure(call, own_run, "--port", "70000")
     (own_run / "predictions" / "test.csv").write_text("image,scene\na,b\n")
     assert "column tx" in failure(call, own_run)
     (own_run / "predictions" / "test.csv").unlink()
-    assert f"run `mspose evaluate {own_run}` first" in failure(call, own_run)
+    assert "run `mspose evaluate` first" in failure(call, own_run)
     monkeypatch.setitem(sys.modules, "mspose.tools.viewer.viewer", None)
     assert "pip install viser" in failure(call, own_run)
 
@@ -458,7 +453,7 @@ def test_a_browser_sees_it_and_looks_through_the_cameras(viewer, browser, table)
     page.get_by_text(row["image"]).wait_for()
     client = next(iter(viewer.server.get_clients().values()))
     for place, end in ((TRUE_CAMERA, ""), (ESTIMATED_CAMERA, "_est")):
-        viewer.look_from(client, place)
+        viewer.view_from(client, place)
         position_3 = row[[f"{name}{end}" for name in ("tx", "ty", "tz")]].astype(float)
         orientation_4 = row[[f"{name}{end}" for name in ("qw", "qx", "qy", "qz")]].astype(float)
         np.testing.assert_allclose(client.camera.position, position_3, atol=1e-5)
@@ -471,8 +466,8 @@ def test_a_browser_sees_it_and_looks_through_the_cameras(viewer, browser, table)
                 1 + 1e-3
             )
         page.get_by_role("button", name=place, exact=True).click()
-    viewer.look_from(client, OVERVIEW)
-    np.testing.assert_allclose(client.camera.look_at, viewer.shown.centre_3, atol=1e-5)
+    viewer.view_from(client, OVERVIEW)
+    np.testing.assert_allclose(client.camera.look_at, viewer.view.centre_3, atol=1e-5)
     playing = threading.Thread(target=viewer.play)
     viewer.speed.value, viewer.playing.value = 30, True
     playing.start()

@@ -1,3 +1,3 @@
 """Ablations: an experiment and variants of it that each change a few settings, over several seeds,
-and their table.
+and the table of their differences.
 """

@@ -1,4 +1,4 @@
-"""How cells are started: as processes of this machine, or as jobs of a cluster through submitit."""
+"""Launchers start runs: as processes of this machine, or as cluster jobs through submitit."""
 
 import importlib.util
 import os
@@ -12,18 +12,17 @@ from typing import Any, Literal, Protocol
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from mspose.config import write_settings
+from mspose.config import Settings, write_settings
 from mspose.errors import MsposeError
-from mspose.studies.ablation.cell import notes
-from mspose.studies.ablation.plan import Cell
+from mspose.studies.ablation.single_run import notes
 
 SAVES_WITHIN = 60
-"""Seconds that a process which is asked to stop has to save where it stands."""
+"""Seconds that a process has to save when it is asked to stop."""
 
 
 @dataclass(frozen=True)
 class SlurmSettings:
-    """What a cluster is asked for, per cell (`--launcher slurm`)."""
+    """Resources of a cluster job per run (`--launcher slurm`)."""
 
     cluster: Literal["slurm", "local"] = "slurm"
     """`local`: submitit's own processes on this machine in place of a cluster, to try."""
@@ -40,54 +39,52 @@ class SlurmSettings:
 
 
 class Job(Protocol):
-    """A cell that was started."""
+    """A run that was started."""
 
     def fault(self) -> str | None:
-        """None while it runs; then how it ended, where that was not by itself, or an empty text."""
+        """None while it runs; afterwards how it was ended from outside, or an empty text."""
 
     def ask_to_stop(self) -> None:
         """Ask it to save and end."""
 
     def stop(self) -> None:
-        """Wait for that, but not for ever."""
+        """Wait until it has ended, for a limited time."""
 
 
 class Launcher(Protocol):
-    """Starts cells, `at_once` of them at the same time at most."""
+    """Starts runs, `at_once` of them at the same time at most."""
 
     at_once: int
-    look_every: float
-    """Seconds between two looks at its jobs."""
+    poll_every: float
+    """Seconds between two polls of its jobs."""
 
-    def start(self, cell: Cell) -> Job:
-        """Start a cell; its output goes to its log."""
+    def start(self, settings: Settings) -> Job:
+        """Start a run; its output goes to its log."""
 
 
 class LocalLauncher:
-    """Cells as processes of this machine, which share its cores and take its GPUs in turn."""
+    """Starts runs as processes of this machine, which share its cores and take GPUs in turn."""
 
-    look_every = 0.2
+    poll_every = 0.2
 
     def __init__(self, at_once: int) -> None:
         self.at_once = at_once
         self.gpus = visible_gpus()
         self.slots: list[LocalJob | None] = [None] * at_once
 
-    def start(self, cell: Cell) -> "LocalJob":
+    def start(self, settings: Settings) -> "LocalJob":
         """See `Launcher`."""
-        slot = next(
-            place for place, job in enumerate(self.slots) if job is None or job.fault() is not None
-        )
-        gpus = self.gpus if cell.settings.device == "auto" else []
+        free = (i for i, job in enumerate(self.slots) if job is None or job.fault() is not None)
+        slot = next(free)
+        gpus = self.gpus if settings.device == "auto" else []
         environment = {**os.environ, **share_of_machine(slot, self.at_once, cores(), gpus)}
-        job = self.slots[slot] = LocalJob(_command(cell), notes(cell.settings, ".log"), environment)
+        job = LocalJob(_command(settings), notes(settings, ".log"), environment)
+        self.slots[slot] = job
         return job
 
 
 class LocalJob:
-    """A process. Ctrl-C in a terminal, which goes to all processes there, leaves it to us to ask it
-    to stop.
-    """
+    """A process. It ignores Ctrl-C, which a terminal sends to it too: we ask it to stop."""
 
     def __init__(self, command: list[str], log: Path, environment: dict[str, str]) -> None:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which it inherits
@@ -125,15 +122,14 @@ class LocalJob:
 
 
 class SlurmLauncher:
-    """Cells as jobs of a cluster. What they found is read from their files: no result is unpickled
-    here.
-    """
+    """Starts runs as cluster jobs. Results are read from the runs' files, none is unpickled."""
 
-    look_every = 5.0
+    poll_every = 5.0
 
     def __init__(self, folder: Path, settings: SlurmSettings, at_once: int) -> None:
-        """`folder` takes submitit's files. Raises MsposeError where submitit or the cluster is
-        missing.
+        """Keep submitit's files in `folder`.
+
+        Raises MsposeError where submitit or the cluster is missing.
         """
         if importlib.util.find_spec("submitit") is None:
             raise MsposeError(
@@ -155,19 +151,14 @@ class SlurmLauncher:
         )
         self.at_once = at_once
 
-    def start(self, cell: Cell) -> "SlurmJob":
+    def start(self, settings: Settings) -> "SlurmJob":
         """See `Launcher`."""
-        return SlurmJob(
-            self.executor.submit(
-                ClusterTask(_command(cell), str(notes(cell.settings, ".log").absolute()))
-            )
-        )
+        task = ClusterTask(_command(settings), str(notes(settings, ".log").absolute()))
+        return SlurmJob(self.executor.submit(task))
 
 
 class ClusterTask:
-    """What a job does: the command of a cell. At the cluster's time limit it is queued again, to go
-    on.
-    """
+    """Command of a run as a cluster job, which is queued again at the cluster's time limit."""
 
     def __init__(self, command: list[str], log: str) -> None:
         self.command, self.log = command, log
@@ -182,9 +173,7 @@ class ClusterTask:
             self.process.terminate()  # where the job is cancelled before its end
 
     def checkpoint(self) -> Any:
-        """Called by submitit before the time is up: let the cell save, and ask for a job that goes
-        on.
-        """
+        """Let the run save and ask for another job; submitit calls it before the time is up."""
         import submitit
 
         self.process.terminate()
@@ -202,11 +191,9 @@ class SlurmJob:
         """See `Job`."""
         if not self.job.done():
             return None
-        return (
-            ""
-            if self.job.state in ("COMPLETED", "FINISHED")
-            else f"job {self.job.job_id} is {self.job.state}"
-        )
+        if self.job.state in ("COMPLETED", "FINISHED"):
+            return ""
+        return f"job {self.job.job_id} is {self.job.state}"
 
     def ask_to_stop(self) -> None:
         """See `Job`."""
@@ -216,30 +203,28 @@ class SlurmJob:
         """See `Job`. The cluster does it by itself."""
 
 
-def _command(cell: Cell) -> list[str]:
-    """The command of a cell, whose settings are written for it."""
-    path = notes(cell.settings, ".yaml")
-    write_settings(path, cell.settings)
+def _command(settings: Settings) -> list[str]:
+    """Write the settings of a run; returns the command that makes it."""
+    path = notes(settings, ".yaml")
+    write_settings(path, settings)
     return [sys.executable, "-m", "mspose", "cell", str(path.absolute())]
 
 
 def cores() -> int:
-    """Cores that this process may use, or the threads that OMP_NUM_THREADS allows it."""
+    """Count the cores that this process may use, or the threads that OMP_NUM_THREADS allows."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0))
 
 
 def visible_gpus() -> list[str]:
-    """Names, for CUDA_VISIBLE_DEVICES, of the GPUs that this process may use."""
+    """Name the GPUs that this process may use, for CUDA_VISIBLE_DEVICES."""
     named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return named or [str(number) for number in range(torch.cuda.device_count())]
 
 
 def share_of_machine(slot: int, at_once: int, cores: int, gpus: list[str]) -> dict[str, str]:
-    """Environment of the process in place `slot` of `at_once`: its share of the cores, and one of
-    several GPUs.
-    """
-    share = {"OMP_NUM_THREADS": str(max(1, cores // at_once))} if at_once > 1 else {}
-    return share | (
-        {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if len(gpus) > 1 and at_once > 1 else {}
-    )
+    """Environment of process number `slot` of `at_once`: its share of the cores and its GPU."""
+    if at_once == 1:
+        return {}
+    share = {"OMP_NUM_THREADS": str(max(1, cores // at_once))}
+    return share | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if len(gpus) > 1 else {})

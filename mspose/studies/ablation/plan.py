@@ -10,27 +10,26 @@
     variants:
       qka: {loss.qka_weight: 0.1}  # label: what it changes
 
-A cell is one variant under one seed: a run of its own, `runs/<file>-<base>/<label>/seed-<n>`.
+Every variant under every seed is a run, `runs/<file>-<base>/<label>/seed-<n>`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse.typing import NonNegativeInt
 
-from mspose.config import Settings, changed_settings, differences, flatten, read_settings
+from mspose.config import Parser, Settings, changed_settings, differences, flatten, read_settings
 from mspose.data.cards import REPOSITORY
 from mspose.errors import MsposeError
 
 EXPERIMENTS = "experiments"
 ABLATIONS = "experiments/ablations"
-REQUIRED = ("title", "base", "reference", "seeds", "variants")
-KEYS = (*REQUIRED, "settings")
 OURS = ("experiment", "variant", "seed", "runs", "quick")
-"""Settings that say which cell it is: no file changes them."""
+"""Settings that say which run it is: no file changes them."""
 
 QUICK: Mapping[str, Any] = {
     "data.frames_per_scene": 6,
@@ -50,31 +49,12 @@ QUICK: Mapping[str, Any] = {
     "training.evaluate_frames": 8,
     "training.start_from": None,
 }
-"""The toy size of `--quick`: what is not stated by a variant."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One variant under one seed."""
-
-    label: str
-    seed: int
-    settings: Settings
-
-    @property
-    def folder(self) -> Path:
-        """Of its run."""
-        return (
-            Path(self.settings.runs) / self.settings.experiment / self.label / f"seed-{self.seed}"
-        )
-
-    def __str__(self) -> str:
-        return f"{self.label}, seed {self.seed}"
+"""Toy size of `--quick`, except for what a variant states."""
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """What an ablation file says."""
+    """Content of an ablation file."""
 
     path: Path
     title: str
@@ -85,17 +65,12 @@ class Ablation:
     reference: str
     seeds: tuple[int, ...]
     variants: Mapping[str, Mapping[str, Any]]
-    """Label: what it changes, by dotted name. Without the reference, which changes nothing."""
+    """Changes of each variant by dotted name. Without the reference, which changes nothing."""
 
     @property
     def name(self) -> str:
-        """The first part of its experiments' names."""
+        """Name of the file, the first part of its experiments' names."""
         return self.path.stem
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Of all rows, the reference first."""
-        return (self.reference, *self.variants)
 
     def rows(
         self,
@@ -104,15 +79,15 @@ class Ablation:
         quick: bool = False,
         overrides: Mapping[str, Any] | None = None,
     ) -> dict[str, Settings]:
-        """The settings of every row by label, the reference first.
+        """Settings of every row by label, the reference first.
 
         Args:
             dataset: another base experiment: its name in `experiments/`, or a path.
-            quick: at toy size, `QUICK`, but for what a variant states.
+            quick: at toy size, `QUICK`.
             overrides: further changes that all rows share, by dotted name.
 
         Raises MsposeError for settings that do not exist or cannot be, an override of what the rows
-        differ in, a variant that is like the reference, and two that are alike.
+        differ in, and for two rows with the same settings.
         """
         stated = {name for changes in self.variants.values() for name in changes}
         overrides = overrides or {}
@@ -142,90 +117,78 @@ class Ablation:
                 )
         return rows
 
-    def cells(
+    def runs(
         self,
         dataset: str | None = None,
         seeds: Sequence[int] | None = None,
         quick: bool = False,
         overrides: Mapping[str, Any] | None = None,
-        runs: str = "runs",
+        folder: str = "runs",
         variants: Sequence[str] = (),
-    ) -> list[Cell]:
-        """All cells, or those of some `variants` (labels), seed by seed, so that every row soon has
-        a first figure.
+    ) -> list[Settings]:
+        """Settings of all runs, or of those of some `variants` (labels), below `folder`.
 
-        Raises MsposeError as `rows` does, for seeds that cannot be, and for a label that is not
-        there.
+        They are in the order of the seeds, so that every row soon has a first result. Raises
+        MsposeError as `rows` does, for impossible seeds, and for a label that does not exist.
         """
         rows = self.rows(dataset, quick=quick, overrides=overrides)
         if unknown := [label for label in variants if label not in rows]:
             raise MsposeError(
                 f"{self.path} has no variant {unknown[0]!r}; there are: {', '.join(rows)}"
             )
-        chosen = {
-            label: settings for label, settings in rows.items() if label in (variants or rows)
-        }
         return [
-            Cell(label, seed, replace(settings, seed=seed, runs=runs))
+            replace(settings, seed=seed, runs=folder)
             for seed in (self.seeds if seeds is None else _seeds("--seeds", list(seeds)))
-            for label, settings in chosen.items()
+            for label, settings in rows.items()
+            if label in (variants or rows)
         ]
 
 
-def read_ablation(path_or_name: str | Path) -> Ablation:
-    """An ablation file, or that of this name in `experiments/ablations/`, here or in the
-    repository.
+@dataclass(frozen=True)
+class _File:
+    """Keys of an ablation file."""
 
-    Raises MsposeError, with the file and the place in it, for a file that is missing or not what is
-    expected.
+    title: str
+    base: str
+    reference: str
+    seeds: list[NonNegativeInt]
+    variants: dict[str, dict[str, Any]]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def read_ablation(path_or_name: str | Path) -> Ablation:
+    """Read an ablation file, or that of this name in `experiments/ablations/`.
+
+    The folder is looked for in the current folder, then in the repository. Raises MsposeError, with
+    the file and the key, for a file that is missing or not as expected.
     """
     path = _find(path_or_name, ABLATIONS, "ablation", beside=Path())
     values = _read_yaml(path)
+    keys = ", ".join(item.name for item in fields(_File))
     if not isinstance(values, dict):
-        raise MsposeError(
-            f"{path}: expected {', '.join(REQUIRED)} at the top, found {values!r:.60}"
+        raise MsposeError(f"{path}: expected {keys} at the top, found {values!r:.60}")
+    try:
+        parser = Parser(prog="mspose")
+        parser.add_class_arguments(_File, None)
+        file = parser.instantiate_classes(parser.parse_object(values))
+        variants = {label: _changes(label, changes) for label, changes in file.variants.items()}
+        if not variants or file.reference in variants:
+            raise MsposeError("variants: expected some, and none with the label of the reference")
+        return Ablation(
+            path=path,
+            title=file.title,
+            base=_find(file.base, EXPERIMENTS, "base", beside=path.parent),
+            settings=_changes("settings", file.settings),
+            reference=file.reference,
+            seeds=_seeds("seeds", file.seeds),
+            variants=variants,
         )
-    if unknown := [key for key in values if key not in KEYS]:
-        raise MsposeError(f"{path}: unknown key {unknown[0]!r}; there are: {', '.join(KEYS)}")
-    if missing := [key for key in REQUIRED if key not in values]:
-        raise MsposeError(f"{path}: {missing[0]} is missing; expected: {', '.join(REQUIRED)}")
-    for key in ("title", "base", "reference"):
-        if not isinstance(values[key], str) or not values[key].strip():
-            raise MsposeError(
-                f"{path}: {key} is {values[key]!r}, expected text (in quotes where YAML reads it"
-                " otherwise)"
-            )
-    variants = values["variants"]
-    if not isinstance(variants, dict) or not variants:
-        raise MsposeError(
-            f"{path}: variants is {variants!r:.60}, expected a label and its settings for each"
-        )
-    for label in variants:
-        if not isinstance(label, str):
-            raise MsposeError(f"{path}: the label {label!r} is no text: put it in quotes")
-    if values["reference"] in variants:
-        raise MsposeError(
-            f"{path}: {values['reference']} is the reference, which changes nothing, and a variant:"
-            " rename one"
-        )
-    return Ablation(
-        path=path,
-        title=values["title"],
-        base=_find(values["base"], EXPERIMENTS, f"{path}: base", beside=path.parent),
-        settings=_changes(path, "settings", values.get("settings", {})),
-        reference=values["reference"],
-        seeds=_seeds(f"{path}: seeds", values["seeds"]),
-        variants={
-            label: _changes(path, f"variants.{label}", changes)
-            for label, changes in variants.items()
-        },
-    )
+    except MsposeError as error:
+        raise MsposeError(f"{path}: {error}") from error
 
 
 def experiment_file(name_or_path: str) -> Path:
-    """The file of an experiment: of that name in `experiments/`, here or in the repository, or that
-    path.
-    """
+    """Find the file of an experiment: of that name in `experiments/`, or that path."""
     return _find(name_or_path, EXPERIMENTS, "experiment", beside=Path())
 
 
@@ -251,7 +214,7 @@ def _find(name_or_path: str | Path, folder: str, what: str, *, beside: Path) -> 
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which YAML would silently keep the last."""
+    """Loader that refuses a key that is there twice, of which YAML silently keeps the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -275,23 +238,11 @@ def _read_yaml(path: Path) -> Any:
         ) from error
 
 
-def _changes(path: Path, place: str, values: Any) -> dict[str, Any]:
-    """Settings by dotted name, written so or nested."""
-    if not isinstance(values, dict):
-        raise MsposeError(
-            f"{path}: {place} is {values!r:.60}, expected settings by name, {{loss.qka_weight:"
-            " 0.1}"
-        )
-    try:
-        changes = flatten(values)
-    except TypeError as error:
-        raise MsposeError(
-            f"{path}: {place}: every name is a text such as loss.qka_weight"
-        ) from error
+def _changes(place: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Read settings by dotted name, written so or nested."""
+    changes = flatten(values)
     if ours := [name for name in changes if name in OURS]:
-        raise MsposeError(
-            f"{path}: {place}.{ours[0]} is not for the file to say: it is set for every cell"
-        )
+        raise MsposeError(f"{place}: {ours[0]} is not for the file to say: it is set for every run")
     return changes
 
 
@@ -302,12 +253,11 @@ def _changed(settings: Settings, changes: Mapping[str, Any], place: str) -> Sett
         raise MsposeError(f"{place}: {error}") from error
 
 
-def _seeds(place: str, values: Any) -> tuple[int, ...]:
-    if not isinstance(values, list) or not values:
-        raise MsposeError(f"{place} is {values!r:.60}, expected whole numbers, [0, 1, 2]")
-    for seed in values:
-        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-            raise MsposeError(f"{place} has {seed!r}, expected whole numbers from 0 on")
-    if twice := [seed for seed in values if values.count(seed) > 1]:
-        raise MsposeError(f"{place} has {twice[0]} twice")
+def _seeds(place: str, values: Sequence[int]) -> tuple[int, ...]:
+    if (
+        not values
+        or len(set(values)) < len(values)
+        or not all(0 <= seed < 2**63 for seed in values)
+    ):
+        raise MsposeError(f"{place}: expected different whole numbers from 0 on, found {values}")
     return tuple(int(seed) for seed in values)

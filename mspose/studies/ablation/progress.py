@@ -1,8 +1,5 @@
-"""Where an ablation stands: a table that renews itself on a terminal; in a log, a line for each
-change.
-"""
+"""Progress of an ablation: a table that renews itself on a terminal, a line per change in a log."""
 
-import json
 import shutil
 import sys
 import time
@@ -12,49 +9,45 @@ from typing import TextIO
 import numpy as np
 from tabulate import tabulate
 
+from mspose.config import Settings
 from mspose.errors import MsposeError
-from mspose.metrics import read_metrics
-from mspose.run import MODEL
-from mspose.studies.ablation.cell import METRICS
-from mspose.studies.ablation.plan import Cell
+from mspose.studies.ablation.single_run import run_of, title
 
 WAITING, RUNNING, DONE, SKIPPED, FAILED = "waiting", "running", "done", "skipped", "failed"
-"""States of a cell. Skipped: its result was there already."""
-ERRORS = ("median_position_error_m", "median_orientation_error_deg")
+"""States of a run. Skipped: its result was there already."""
 
 
-class Board:
-    """The state of every cell, and its errors as soon as they are known."""
+class Progress:
+    """State of every run, and its errors as soon as they are known."""
 
-    def __init__(self, cells: Sequence[Cell], *, show: bool, stream: TextIO | None = None) -> None:
-        """`show`: whether anything is written, to `stream` (by default standard error)."""
-        self.cells, self.show = list(cells), show
+    def __init__(
+        self, runs: Sequence[Settings], *, show: bool, stream: TextIO | None = None
+    ) -> None:
+        """show: write at all, to `stream` (by default standard error)."""
+        self.runs, self.show = list(runs), show
         self.stream = stream or sys.stderr
         self.terminal = self.stream.isatty()
-        self.state = dict.fromkeys(map(_key, cells), WAITING)
-        self.errors: dict[tuple[str, int], tuple[float, float]] = {}
+        self.state = {title(settings): WAITING for settings in runs}
+        self.errors: dict[str, tuple[float, float]] = {}
         self.drawn: list[str] = []
 
-    def set(self, cell: Cell, state: str) -> None:
-        """A cell has come to a state."""
-        self.state[_key(cell)] = state
+    def set(self, settings: Settings, state: str) -> None:
+        """Note that a run has come to a state."""
+        name = title(settings)
+        self.state[name] = state
         if state in (DONE, SKIPPED):
-            self.errors[_key(cell)] = average_errors(cell)
+            self.errors[name] = average_errors(settings)
         if self.show and not self.terminal:
             ended = sum(value not in (WAITING, RUNNING) for value in self.state.values())
-            figures = f", {_figures(self.errors[_key(cell)])}" if _key(cell) in self.errors else ""
-            line = (
-                f"{time.strftime('%H:%M:%S')} {cell}: {state}{figures} ({ended} of"
-                f" {len(self.cells)} ended)"
-            )
-            print(line, file=self.stream, flush=True)
+            position, orientation = self.errors.get(name, (None, None))
+            errors = "" if position is None else f", {position:.3f} m / {orientation:.2f} deg"
+            line = f"{name}: {state}{errors} ({ended} of {len(self.runs)} ended)"
+            print(time.strftime("%H:%M:%S"), line, file=self.stream, flush=True)
 
     def draw(self) -> None:
         """Renew the table on a terminal."""
         if self.show and self.terminal:
-            width = (
-                shutil.get_terminal_size().columns
-            )  # a line that wraps would be two to go back over
+            width = shutil.get_terminal_size().columns  # a wrapped line would be two to go back
             lines = [line[:width] for line in self.table().splitlines()]
             if lines != self.drawn:
                 back = f"\x1b[{len(self.drawn)}F\x1b[J" if self.drawn else ""
@@ -62,60 +55,48 @@ class Board:
                 self.drawn = lines
 
     def close(self) -> None:
-        """The table as it is in the end."""
+        """Write the final table."""
         self.draw()
         if self.show and not self.terminal:
             print(self.table(), file=self.stream, flush=True)
 
     def table(self) -> str:
-        """Rows: variants; columns: seeds, with medians (averaged over scenes) where they are known,
-        and their means.
-        """
-        seeds = list(dict.fromkeys(cell.seed for cell in self.cells))
-        by_label: dict[str, dict[int, Cell]] = {}
-        for cell in self.cells:
-            by_label.setdefault(cell.label, {})[cell.seed] = cell
+        """Tabulate states, and medians averaged over scenes, of variants (rows) and seeds."""
+        seeds = list(dict.fromkeys(settings.seed for settings in self.runs))
+        by_label: dict[str | None, dict[int, Settings]] = {}
+        for settings in self.runs:
+            by_label.setdefault(settings.variant, {})[settings.seed] = settings
         rows = []
         for label, of_seed in by_label.items():
-            known = [
-                self.errors[_key(cell)] for cell in of_seed.values() if _key(cell) in self.errors
-            ]
-            mean = _short(tuple(np.mean(known, axis=0))) if known else "-"
-            rows.append([label, *(self._cell(of_seed[seed]) for seed in seeds), mean])
+            names = [title(settings) for settings in of_seed.values()]
+            known = [self.errors[name] for name in names if name in self.errors]
+            mean = _short(np.mean(known, axis=0)) if known else "-"
+            rows.append([label, *(self._text(of_seed[seed]) for seed in seeds), mean])
         return tabulate(rows, headers=["", *(f"seed {seed}" for seed in seeds), "mean (m / deg)"])
 
-    def _cell(self, cell: Cell) -> str:
-        state = self.state[_key(cell)]
+    def _text(self, settings: Settings) -> str:
+        name = title(settings)
+        state = self.state[name]
         if state == RUNNING:
-            return f"{state} {_epochs_done(cell)}/{cell.settings.training.epochs}"
-        return f"{state} {_short(self.errors[_key(cell)])}" if _key(cell) in self.errors else state
+            return f"{state} {_epochs_done(settings)}/{settings.training.epochs}"
+        return f"{state} {_short(self.errors[name])}" if name in self.errors else state
 
 
-def average_errors(cell: Cell) -> tuple[float, float]:
-    """The medians (m, deg) of a finished cell, averaged over scenes; NaN where its metrics cannot
-    be read.
-    """
+def average_errors(settings: Settings) -> tuple[float, float]:
+    """Medians (metres, degrees) of a finished run, averaged over scenes; NaN where unreadable."""
     try:
-        average = read_metrics(cell.folder / METRICS)["average"]
+        average = run_of(settings).metrics["average"]
     except MsposeError:
         return float("nan"), float("nan")
-    return average[ERRORS[0]], average[ERRORS[1]]
+    return average["median_position_error_m"], average["median_orientation_error_deg"]
 
 
-def _key(cell: Cell) -> tuple[str, int]:
-    return cell.label, cell.seed
-
-
-def _figures(errors: Sequence[float]) -> str:
-    return f"{errors[0]:.3f} m / {errors[1]:.2f} deg"
-
-
-def _short(errors: Sequence[float]) -> str:
+def _short(errors: Sequence[float] | np.ndarray) -> str:
     return f"{errors[0]:.3f} / {errors[1]:.2f}"
 
 
-def _epochs_done(cell: Cell) -> int:
+def _epochs_done(settings: Settings) -> int:
     try:
-        return int(json.loads((cell.folder / MODEL).read_text(encoding="utf-8"))["epochs"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return int(run_of(settings).description["epochs"])
+    except (MsposeError, KeyError):
         return 0

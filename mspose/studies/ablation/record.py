@@ -1,6 +1,4 @@
-"""The record of an ablation: what its tables and figures are made from, without models and
-pictures, to keep in git.
-"""
+"""Records of ablations: what tables and plots are made from, without models, to keep in git."""
 
 import json
 from collections.abc import Sequence
@@ -9,76 +7,70 @@ from typing import Any
 
 import yaml
 
-from mspose.attention.record import STUDY
+from mspose.config import Settings
 from mspose.files import whole_file
-from mspose.studies.ablation.cell import CONFIG, METRICS, is_finished
-from mspose.studies.ablation.errors import RECORDED, record_errors
-from mspose.studies.ablation.plan import Cell
-
-FILES = (CONFIG, METRICS, STUDY)
+from mspose.metrics import write_errors
+from mspose.run import Run
+from mspose.studies.ablation.single_run import is_complete, run_of, title
 
 
-def record_cells(cells: Sequence[Cell], folder: Path) -> str:
-    """Copy the record of every finished cell to `folder/<experiment>/<label>/seed-<n>`; says what
-    was left out.
+def record_runs(planned: Sequence[Settings], folder: Path) -> str:
+    """Copy the record of every finished run to `folder/<experiment>/<label>/seed-<n>`.
 
-    Of predictions it keeps the errors.
-    Paths of this machine do not go along: of a path in the run's folder, or in the current one, the
-    rest is kept, of any other its last part.
+    Of predictions it keeps the errors: the poses of a data set are not ours to pass on. Paths of
+    this machine are shortened: those in the run's or the current folder to the rest, others to
+    their last part. Returns a sentence about what was left out.
     """
-    finished = [cell for cell in cells if is_finished(cell.settings)]
-    unfinished = [str(cell) for cell in cells if cell not in finished]
+    finished = [settings for settings in planned if is_complete(settings)]
+    unfinished = [title(settings) for settings in planned if settings not in finished]
     left_out = 0
-    for cell in finished:
-        target = folder / cell.folder.relative_to(cell.settings.runs)
-        for name in FILES:
-            source = cell.folder / name
-            if source.exists():
-                _copy(source, target / name, cell.folder)
-        record_errors(cell.folder, target)
-        left_out += sum(path.stat().st_size for path in cell.folder.rglob("*") if path.is_file())
-        left_out -= sum(
-            (cell.folder / name).stat().st_size
-            for name in (*FILES, RECORDED)
-            if (cell.folder / name).exists()
-        )
+    for settings in finished:
+        run = run_of(settings)
+        record = Run(folder / run.folder.relative_to(settings.runs))
+        kept = [
+            file
+            for file in (run.config_file, run.metrics_file, run.attention_file)
+            if file.exists()
+        ]
+        for file in kept:
+            _copy(file, record.folder / file.relative_to(run.folder), run.folder)
+        write_errors(record.errors_file, run.errors())
+        every = [path for path in run.folder.rglob("*") if path.is_file()]
+        left_out += sum(path.stat().st_size for path in every if path not in kept)
     text = (
-        f"cells recorded in {folder}: {len(finished)}; left out: models, checkpoints, logs,"
-        " pictures, poses"
+        f"runs recorded in {folder}: {len(finished)}; left out: models, checkpoints, logs,"
+        f" pictures, poses ({left_out / 1e6:.0f} MB)"
     )
-    text += f" ({left_out / 1e6:.0f} MB)"
     return text + (f"; without result: {', '.join(unfinished)}" if unfinished else "")
 
 
 def _copy(source: Path, target: Path, run: Path) -> None:
+    """Copy a JSON or YAML file without paths of this machine."""
     text = source.read_text(encoding="utf-8")
     if source.suffix == ".json":
-        indent = 2 if text.startswith("{\n") else None
-        text = (
-            json.dumps(
-                _neutral(json.loads(text), run),
-                indent=indent,
-                separators=None if indent else (",", ":"),
-            )
-            + "\n"
+        values = _portable(json.loads(text), run)
+        indented = text.startswith("{\n")
+        text = json.dumps(
+            values,
+            indent=2 if indented else None,
+            separators=None if indented else (",", ":"),
         )
-    elif source.suffix == ".yaml":
-        text = yaml.safe_dump(_neutral(yaml.safe_load(text), run), sort_keys=False)
+        text += "\n"
+    else:
+        text = yaml.safe_dump(_portable(yaml.safe_load(text), run), sort_keys=False)
     with whole_file(target) as file:
         file.write(text)
 
 
-def _neutral(value: Any, run: Path) -> Any:
-    """The same values without paths of this machine."""
+def _portable(value: Any, run: Path) -> Any:
+    """Return the same values without paths of this machine."""
     if isinstance(value, dict):
-        return {name: _neutral(item, run) for name, item in value.items()}
+        return {name: _portable(item, run) for name, item in value.items()}
     if isinstance(value, list):
-        return [_neutral(item, run) for item in value]
+        return [_portable(item, run) for item in value]
     if not isinstance(value, str):
         return value
-    own = (
-        "/".join(run.parts[-3:]) + "/"
-    )  # <experiment>/<label>/seed-<n>/, wherever the run was before
+    own = "/".join(run.parts[-3:]) + "/"  # <experiment>/<label>/seed-<n>/, wherever the run was
     if own in value:
         return value.partition(own)[2]
     path = Path(value).expanduser()

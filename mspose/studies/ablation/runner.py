@@ -1,6 +1,6 @@
-"""Runs the cells of an ablation, each as a process or job of its own, and prints their table.
+"""Runs an ablation, each run as a process or cluster job of its own, and prints its table.
 
-A cell whose result is there is skipped, one that was interrupted goes on, and where one fails the
+A run whose result is there is skipped, one that was interrupted goes on, and where one fails the
 others go on.
 """
 
@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mspose.config import Settings
 from mspose.data.cards import data_root, read_card
 from mspose.data.preparation import render_if_virtual
 from mspose.distributed import Preemption
 from mspose.errors import MsposeError, Preempted
-from mspose.studies.ablation.cell import is_finished, notes, refuse_other_settings
 from mspose.studies.ablation.launcher import (
     Job,
     Launcher,
@@ -24,9 +24,10 @@ from mspose.studies.ablation.launcher import (
     SlurmLauncher,
     SlurmSettings,
 )
-from mspose.studies.ablation.plan import Cell, read_ablation
-from mspose.studies.ablation.progress import DONE, FAILED, RUNNING, SKIPPED, Board
-from mspose.studies.ablation.record import record_cells
+from mspose.studies.ablation.plan import read_ablation
+from mspose.studies.ablation.progress import DONE, FAILED, RUNNING, SKIPPED, Progress
+from mspose.studies.ablation.record import record_runs
+from mspose.studies.ablation.single_run import is_complete, notes, refuse_other_settings, title
 from mspose.studies.ablation.table import ablation_table
 
 log = logging.getLogger("mspose")
@@ -47,79 +48,75 @@ def ablate(
     overrides: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> tuple[str, list[str]]:
-    """Run the cells of an ablation file that have no result yet; returns the table of all, and the
-    cells that failed.
+    """Make the runs of an ablation file that have no result yet.
 
-    Args: see `mspose ablate --help`, and `Ablation.cells`.
+    Args: see `mspose ablate --help`, and `Ablation.runs`.
 
-    Raises MsposeError for a file that is not right; Preempted where a signal asked to stop, which
-    the cells then do.
+    Returns the table of all runs, and the names of those that failed. Raises MsposeError for a file
+    that is not right; Preempted where a signal asked to stop, which the runs then do.
     """
     ablation = read_ablation(file)
     base, shared = (dataset, overrides or {}) if dataset != "auto" else real_data(overrides or {})
-    cells = ablation.cells(base, seeds, quick, shared, runs, variants)
-    settings = cells[0].settings
-    render_if_virtual(
-        settings.data.dataset, settings.data.root, settings.data.scenes, progress=progress
-    )
-    failed = run_cells(
-        cells, make_launcher(launcher, cells, jobs, slurm or SlurmSettings()), progress=progress
-    )
+    planned = ablation.runs(base, seeds, quick, shared, runs, variants)
+    data = planned[0].data
+    render_if_virtual(data.dataset, data.root, data.scenes, progress=progress)
+    starter = make_launcher(launcher, planned, jobs, slurm or SlurmSettings())
+    failed = run_all(planned, starter, progress=progress)
     if record is not None:
-        log.info("%s", record_cells(cells, Path(record)))
-    folder = Path(runs) / settings.experiment
+        log.info("%s", record_runs(planned, Path(record)))
+    folder = Path(runs) / planned[0].experiment
     if quick:
         return f"{folder}: at toy size (quick), to see that everything runs: no table", failed
-    if not any(is_finished(cell.settings) for cell in cells):
-        return f"{folder}: no cell has a result", failed
+    if not any(map(is_complete, planned)):
+        return f"{folder}: no run has a result", failed
     return ablation_table(ablation, [folder], dataset=base), failed
 
 
-def run_cells(cells: Sequence[Cell], launcher: Launcher, *, progress: bool) -> list[str]:
-    """Run the cells that have no result yet, in their order; returns the names of those that
-    failed.
+def run_all(planned: Sequence[Settings], launcher: Launcher, *, progress: bool) -> list[str]:
+    """Make the runs that have no result yet, in their order.
 
-    Why they did is said when all have ended. Raises Preempted where a signal asked to stop.
+    Returns the names of those that failed; the log says why when all have ended. Raises Preempted
+    where a signal asked to stop.
     """
-    board = Board(cells, show=progress)
+    board = Progress(planned, show=progress)
     faults: dict[str, str] = {}
-    running: list[tuple[Cell, Job]] = []
-    waiting = []
+    running: list[tuple[Settings, Job]] = []
+    waiting: list[Settings] = []
 
-    def fail(cell: Cell, why: str) -> None:
-        faults[str(cell)] = why
-        board.set(cell, FAILED)
+    def fail(settings: Settings, why: str) -> None:
+        faults[title(settings)] = why
+        board.set(settings, FAILED)
 
-    for cell in cells:
+    for settings in planned:
         try:
-            refuse_other_settings(cell.settings)
+            refuse_other_settings(settings)
         except MsposeError as error:
-            fail(cell, str(error))
+            fail(settings, str(error))
         else:
-            if is_finished(cell.settings):
-                board.set(cell, SKIPPED)
+            if is_complete(settings):
+                board.set(settings, SKIPPED)
             else:
-                waiting.append(cell)
+                waiting.append(settings)
     try:
         with Preemption() as preemption:
             while waiting or running:
                 while waiting and len(running) < launcher.at_once:
-                    cell = waiting.pop(0)
-                    running.append((cell, launcher.start(cell)))
-                    board.set(cell, RUNNING)
+                    settings = waiting.pop(0)
+                    running.append((settings, launcher.start(settings)))
+                    board.set(settings, RUNNING)
                 board.draw()
-                time.sleep(launcher.look_every)
-                for cell, job in list(running):
+                time.sleep(launcher.poll_every)
+                for settings, job in list(running):
                     if (fault := job.fault()) is not None:
-                        running.remove((cell, job))
-                        if is_finished(cell.settings):
-                            board.set(cell, DONE)
+                        running.remove((settings, job))
+                        if is_complete(settings):
+                            board.set(settings, DONE)
                         else:
-                            fail(cell, f"{last_words(notes(cell.settings, '.log'), fault)}")
+                            fail(settings, failure(notes(settings, ".log"), fault))
                 if asked := preemption.asked():
                     name = signal.Signals(asked).name
                     raise Preempted(
-                        f"{name}: the cells are asked to save; the same command goes on from there"
+                        f"{name}: the runs are asked to save; the same command goes on from there"
                     )
     finally:
         for _, job in running:
@@ -132,35 +129,34 @@ def run_cells(cells: Sequence[Cell], launcher: Launcher, *, progress: bool) -> l
     return list(faults)
 
 
-def last_words(path: Path, fault: str) -> str:
-    """The last line of a cell's log that says what went wrong, how it ended, and where the log is."""
+def failure(path: Path, fault: str) -> str:
+    """Say why a run failed: the last error in its log, how it ended, and where the log is."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [
-        line.removeprefix("mspose: error: ") for line in lines if line.startswith("mspose: error: ")
-    ]
-    said = [*errors[-1:], *([fault] if fault else [])] or lines[-1:] or ["it said nothing"]
+    prefix = "mspose: error: "
+    errors = [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]
+    said = [*errors[-1:], *([fault] if fault else [])] or lines[-1:] or ["without any output"]
     return f"{'; '.join(said)} (its log: {path})"
 
 
 def make_launcher(
-    name: str, cells: Sequence[Cell], jobs: int | None, slurm: SlurmSettings
+    name: str, planned: Sequence[Settings], jobs: int | None, slurm: SlurmSettings
 ) -> Launcher:
-    """The launcher of this name. Without `jobs`, one cell at once; at toy size one per core; on a
-    cluster all.
+    """Make the launcher of this name.
+
+    Without `jobs`, one run at once; at toy size one per core; on a cluster all.
     """
     if name == "slurm":
-        return SlurmLauncher(
-            notes(cells[0].settings, "").parent / "submitit", slurm, jobs or len(cells)
-        )
-    return LocalLauncher(jobs or (len(os.sched_getaffinity(0)) if cells[0].settings.quick else 1))
+        folder = notes(planned[0], "").parent / "submitit"
+        return SlurmLauncher(folder, slurm, jobs or len(planned))
+    return LocalLauncher(jobs or (len(os.sched_getaffinity(0)) if planned[0].quick else 1))
 
 
 def real_data(overrides: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """(base experiment, overrides) for `--dataset auto`: the real data that is on disk, or None for
-    the file's own.
+    """Choose (base experiment, overrides) for `--dataset auto`: the real data that is on disk.
 
-    Where some scenes of a data set are on disk, the ablation runs on those.
+    The base is None, the file's own, without any. Where some scenes of a data set are on disk, the
+    ablation runs on those.
     """
     for name, split_file in (("7scenes", "TrainSplit.txt"), ("cambridge", "dataset_train.txt")):
         card = read_card(name)

@@ -1,8 +1,7 @@
-"""The table of an ablation: errors of every variant, how sure their differences are, and what
-attention did.
+"""Table of an ablation: errors of every variant, intervals of their differences, attention.
 
 Upper part: position errors, beside the position branch's attention; lower part: the same of
-    orientation.
+orientation.
 """
 
 from collections import Counter
@@ -15,10 +14,10 @@ import numpy as np
 import pandas as pd
 
 from mspose.errors import MsposeError
+from mspose.metrics import ERROR_COLUMNS
 from mspose.models.network import BRANCHES
-from mspose.studies.ablation.finished import Finished, FinishedCell, finished_cells, named_by_seeds
-from mspose.studies.ablation.plan import Ablation, read_ablation
-from mspose.studies.ablation.statistics import (
+from mspose.run import Run
+from mspose.studies.ablation.bootstrap import (
     LEVEL,
     RESAMPLES,
     SEED,
@@ -26,47 +25,47 @@ from mspose.studies.ablation.statistics import (
     bootstrap_medians,
     paired_difference,
 )
+from mspose.studies.ablation.finished import Finished, finished_ablation, named_by_seeds
+from mspose.studies.ablation.plan import Ablation, read_ablation
 from mspose.studies.rows import Group, Measure
 from mspose.studies.tables import (
+    AVERAGE,
     DASH,
-    HTML,
     LATEX,
-    MARKDOWN,
     MINUS,
     Column,
     Format,
+    PrintedTable,
     Style,
-    html_text,
-    latex_text,
-    markdown_text,
+    seed_count,
 )
 
-AVERAGE = "Average"
 ERRORS = ("position_m", "orientation_deg")
 SECTIONS = ("Position (m)", "Orientation (°)")
-OF_BRANCH = ("Position branch", "Orientation branch")
-"""In place of SECTIONS where there is attention alone."""
+BRANCH_SECTIONS = ("Position branch", "Orientation branch")
+"""In place of SECTIONS where the columns are about attention alone."""
 DIGITS = (3, 2)
 ATTENTION_COLUMNS = ("Attention entropy", "Query-key gap", "Layers")
 MARKS = {"improvement": "", "worsening": " ‡", "not established": " †"}
-"""Behind a difference, after what it shows."""
+"""Signs behind a difference."""
 
 
 class Attention(NamedTuple):
-    """Of one branch's encoder layers: means over layers, a value per seed; verdicts counted over
-    layers and seeds.
-    """
+    """Attention in one branch's encoder layers: means over layers, a value per seed."""
 
     entropy: Measure
     limit: float
     gap: Measure
     verdicts: Mapping[str, int]
+    """Number of layers, of all seeds, by verdict."""
 
 
 @dataclass(frozen=True)
 class AblationRow:
-    """A variant. `medians` and `differences` are by error (of ERRORS) and scene or AVERAGE,
-    `attention` by branch.
+    """A variant.
+
+    `medians` and `differences` are by error (of ERRORS) and scene or AVERAGE, `attention` by
+    branch.
     """
 
     label: str
@@ -75,85 +74,82 @@ class AblationRow:
     """Seeds that the reference has too."""
     medians: Mapping[tuple[str, str], Measure]
     differences: Mapping[tuple[str, str], Difference]
-    """To the reference; none of the reference, and where no seed is paired."""
+    """Differences to the reference; empty for the reference, and where no seed is paired."""
     attention: Mapping[str, Attention]
 
 
 @dataclass(frozen=True)
-class AblationTable:
-    """The rows of an ablation on one data set, ready to be written. `make_ablation_table` builds
-    it.
-    """
+class AblationTable(PrintedTable):
+    """Rows of an ablation on one data set, ready to be written. `make_ablation_table` builds it."""
 
     name: str
     title: str
     reference: str
     group: Group
     frames: Mapping[str, int]
-    """By scene."""
+    """Number of frames by scene."""
     rows: list[AblationRow]
     remarks: list[str]
     """What else a reader must know."""
 
     def caption(self) -> str:
-        """What the figures are, how they were taken, and what the intervals cover."""
-        pairs = {len(row.paired) for row in self.rows} - {0}
-        over = "frames and seeds, the seeds' part widened for their small number"
-        if pairs == {1}:
-            over = (
-                "frames alone, since there is one seed: it is about these very networks, and"
-                " another seed may differ"
+        """See `PrintedTable`; with what the intervals cover."""
+        sentences = [
+            f"{self.title}.",
+            "Median error per scene; Average: unweighted mean over scenes.",
+            f"Data set {self.group}.",
+        ]
+        if any(len(row.seeds) > 1 for row in self.rows):
+            sentences.append("Mean ± standard deviation over seeds.")
+        if len(self.rows) > 1:
+            sentences.append("Bold: the smallest mean, established or not.")
+        if pairs := {len(row.paired) for row in self.rows} - {0}:
+            over = "frames and seeds, the seeds' part widened for their small number"
+            if pairs == {1}:
+                over = (
+                    "frames alone, since there is one seed: it is about these very networks, and"
+                    " another seed may differ"
+                )
+            one_seed = ", or is of one seed" if 1 in pairs else ""
+            sentences.append(
+                f"Difference: average minus that of {self.reference}, paired by seed and frame,"
+                f" with a {LEVEL * 100:g} % bootstrap interval over {over} ({RESAMPLES} resamples;"
+                " frames count as independent; not corrected for the number of comparisons). † not"
+                f" established: the interval includes 0{one_seed}. ‡ an established worsening. No"
+                " mark: an established improvement."
             )
-        interval = (
-            f" Difference: average minus that of {self.reference}, paired by seed and frame, with a"
-            f" {LEVEL * 100:g} % bootstrap interval over {over} ({RESAMPLES} resamples; frames"
-            " count as independent; not corrected for the number of comparisons). † not"
-            f" established: the interval includes 0{', or is of one seed' * (1 in pairs)}. ‡ an"
-            " established worsening. No mark: an established improvement."
-        )
-        attention = (
-            " Attention entropy (nats, of the limit log tokens, where attention is uniform) and"
-            " query-key gap: means over the encoder layers of the position branch above, of the"
-            " orientation branch below. Layers: their verdicts, counted over seeds where they"
-            " differ."
-        )
-        studied = any(row.attention for row in self.rows)
-        bold = " Bold: the smallest mean, established or not." if len(self.rows) > 1 else ""
-        spread = (
-            " Mean ± standard deviation over seeds."
-            if any(len(row.seeds) > 1 for row in self.rows)
-            else ""
-        )
-        return (
-            f"{self.title}. Median error per scene; Average: unweighted mean over scenes. Data set"
-            f" {self.group}.{spread}{bold}{interval * bool(pairs)}{attention * studied}"
-        )
+        if self._studied():
+            sentences.append(
+                "Attention entropy (nats, of the limit log tokens, where attention is uniform) and"
+                " query-key gap: means over the encoder layers of the position branch above, of the"
+                " orientation branch below. Layers: their verdicts, counted over seeds where they"
+                " differ."
+            )
+        return " ".join(sentences)
 
     def closing(self) -> list[str]:
-        """Frames, seeds without a partner, rows of a single seed, and what `finished_cells`
-        remarked.
-        """
+        """See `PrintedTable`: frames, seeds without a partner, rows of one seed, remarks."""
         frames = ", ".join(f"{scene} {count}" for scene, count in self.frames.items())
         lines = [f"Frames evaluated: {frames}."]
         others = [row for row in self.rows if row.label != self.reference]
-        if others and all(row.label != self.reference for row in self.rows):
-            lines.append(f"No differences: {self.reference}, the reference, has no finished cell.")
-        elif unpaired := [row for row in others if not row.paired]:
+        reference = [row for row in self.rows if row.label == self.reference]
+        unpaired = [row.label for row in others if not row.paired]
+        if others and not reference:
+            lines.append(f"No differences: {self.reference}, the reference, has no finished run.")
+        elif unpaired:
             lines.append(
-                f"No difference, no seed in common with {self.reference}: {_labels(unpaired)}."
+                f"No difference, no seed in common with {self.reference}: {', '.join(unpaired)}."
             )
-        if single := [
-            row for row in others if len(row.paired) == 1 and any(len(r.paired) > 1 for r in others)
-        ]:
+        single = [row.label for row in others if len(row.paired) == 1]
+        if single and any(len(row.paired) > 1 for row in others):
             lines.append(
-                f"Interval over frames alone, since one seed is paired: {_labels(single)}."
+                f"Interval over frames alone, since one seed is paired: {', '.join(single)}."
             )
-        reference = next((row.seeds for row in self.rows if row.label == self.reference), ())
         alone = [
             (row.label, seed)
             for row in others
             if row.paired
-            for seed in {*row.seeds} ^ {*reference}
+            for seed in {*row.seeds} ^ {*reference[0].seeds}
         ]
         if alone:
             lacking = f"Not in a difference, since the variant or {self.reference} lacks them"
@@ -161,113 +157,86 @@ class AblationTable:
         return [*lines, *self.remarks]
 
     def label(self, row: AblationRow) -> str:
-        """`both (3 seeds)`."""
+        """Label of a row: `both (3 seeds)`."""
         role = "reference, " if row.label == self.reference else ""
-        return f"{row.label} ({role}{len(row.seeds)} seed{'s' * (len(row.seeds) > 1)})"
+        return f"{row.label} ({role}{seed_count(len(row.seeds))})"
+
+    def _studied(self) -> bool:
+        return any(row.attention for row in self.rows)
 
     def grid(self, style: Style) -> tuple[pd.DataFrame, list[str]]:
-        """(all cells as text, a line per section and its rows below it; no footnotes)."""
-        places = [*self.frames, AVERAGE]
-        attention = any(row.attention for row in self.rows)
-        more = [f"{MINUS} {self.reference} [{LEVEL * 100:g} %]"] if len(self.rows) > 1 else []
-        more += ATTENTION_COLUMNS if attention else []
+        """See `PrintedTable`; without footnotes."""
+        scenes = [*self.frames, AVERAGE]
+        header = ["Variant", *scenes]
+        if len(self.rows) > 1:
+            header.append(f"{MINUS} {self.reference} [{LEVEL * 100:g} %]")
+        if self._studied():
+            header += ATTENTION_COLUMNS
         lines = []
         for error, branch, section, digits in zip(ERRORS, BRANCHES, SECTIONS, DIGITS, strict=True):
-            columns = [
-                Column(place, [(row.medians[error, place],) for row in self.rows], (digits,)).texts(
-                    style
-                )
-                for place in places
-            ]
+            columns = [[style.plain(self.label(row)) for row in self.rows]]
+            for scene in scenes:
+                cells = [(row.medians[error, scene],) for row in self.rows]
+                columns.append(Column(scene, cells, (digits,)).texts(style))
             if len(self.rows) > 1:
-                columns.append(
-                    [
-                        _difference_text(row.differences.get((error, AVERAGE)), digits)
-                        for row in self.rows
-                    ]
-                )
-                columns[-1] = [style.plain(text) for text in columns[-1]]
-            if attention:
+                differences = [row.differences.get((error, AVERAGE)) for row in self.rows]
+                columns.append([style.plain(_difference_text(d, digits)) for d in differences])
+            if self._studied():
                 texts = [_attention_texts(row.attention.get(branch)) for row in self.rows]
-                columns += [
-                    [style.plain(text) for text in column] for column in zip(*texts, strict=True)
-                ]
-            lines.append((style.section(style.plain(section)), *("" for _ in columns)))
-            lines += zip([style.plain(self.label(row)) for row in self.rows], *columns, strict=True)
-        header = ["Variant", *(style.plain(name) for name in [*places, *more])]
-        return pd.DataFrame(lines, columns=header), []
+                columns += [list(map(style.plain, column)) for column in zip(*texts, strict=True)]
+            lines.append([style.section(style.plain(section)), *[""] * (len(columns) - 1)])
+            lines += map(list, zip(*columns, strict=True))
+        return pd.DataFrame(lines, columns=[style.plain(name) for name in header]), []
 
-    def to_markdown(self) -> str:
-        """Caption, pipe table, what else a reader must know."""
-        return markdown_text(
-            self.caption(),
-            self.grid(MARKDOWN)[0],
-            [MARKDOWN.plain(line) for line in self.closing()],
-        )
-
-    def to_latex(self) -> str:
-        """A `table` environment for booktabs and graphicx: errors and, below them, what attention
-        did.
-        """
-        closing = [LATEX.plain(line) for line in self.closing()]
-        grid = self.grid(LATEX)[0]
+    def latex_grids(self) -> tuple[list[pd.DataFrame], list[str]]:
+        """See `PrintedTable`: errors and, below them, attention."""
+        grid, notes = self.grid(LATEX)
         errors = [name for name in grid.columns if name not in ATTENTION_COLUMNS]
-        grids = [grid[errors]]
-        if len(errors) < len(grid.columns):
-            old, new = (
-                [LATEX.section(LATEX.plain(name)) for name in names]
-                for names in (SECTIONS, OF_BRANCH)
-            )
-            branch = dict(zip(old, new, strict=True))
-            grids.append(grid[["Variant", *ATTENTION_COLUMNS]].replace({"Variant": branch}))
-        return latex_text(self.caption(), grids, closing, [*SECTIONS, *OF_BRANCH])
-
-    def to_html(self) -> str:
-        """Caption, table, what else a reader must know, for a page of HTML."""
-        return html_text(
-            self.caption(), self.grid(HTML)[0], [HTML.plain(line) for line in self.closing()]
-        )
+        if len(errors) == len(grid.columns):
+            return [grid], notes
+        titles = [
+            [LATEX.section(LATEX.plain(name)) for name in names]
+            for names in (SECTIONS, BRANCH_SECTIONS)
+        ]
+        renamed = grid["Variant"].replace(*titles)
+        attention = grid[["Variant", *ATTENTION_COLUMNS]].assign(Variant=renamed)
+        return [grid[errors], attention], notes
 
     def to_csv(self) -> str:
-        """Long form, a line per variant and scene (`Average` last), unrounded; an empty field is a
-        missing value.
-        """
+        """See `PrintedTable`: a line per variant and scene, `Average` last."""
         lines = []
         for row in self.rows:
-            for place in [*self.frames, AVERAGE]:
+            for scene in [*self.frames, AVERAGE]:
                 line: dict[str, Any] = {
                     "ablation": self.name,
                     **self.group._asdict(),
                     "variant": row.label,
-                }
-                line |= {
                     "reference": row.label == self.reference,
-                    "scene": place,
+                    "scene": scene,
                     "seeds": len(row.seeds),
+                    "paired_seeds": None if row.label == self.reference else len(row.paired),
+                    "frames": self.frames.get(scene, sum(self.frames.values())),
                 }
-                line |= {"paired_seeds": len(row.paired) if row.label != self.reference else None}
-                line["frames"] = self.frames.get(place, sum(self.frames.values()))
                 for error in ERRORS:
-                    measure, difference = (
-                        row.medians[error, place],
-                        row.differences.get((error, place)),
-                    )
-                    line |= {error: measure.mean, f"{error}_std": measure.std}
+                    measure = row.medians[error, scene]
+                    difference = row.differences.get((error, scene))
                     line |= {
-                        f"{error}_difference": difference.mean if difference else None,
-                        f"{error}_low": difference.low if difference else None,
-                        f"{error}_high": difference.high if difference else None,
-                        f"{error}_finding": difference.finding if difference else None,
+                        error: measure.mean,
+                        f"{error}_std": measure.std,
+                        f"{error}_difference": difference and difference.mean,
+                        f"{error}_low": difference and difference.low,
+                        f"{error}_high": difference and difference.high,
+                        f"{error}_finding": difference and difference.finding,
                     }
                 for branch in BRANCHES:
-                    of = row.attention.get(branch) if place == AVERAGE else None
+                    found = row.attention.get(branch) if scene == AVERAGE else None
                     line |= {
-                        f"{branch}_entropy_nats": of.entropy.mean if of else None,
-                        f"{branch}_entropy_nats_std": of.entropy.std if of else None,
-                        f"{branch}_entropy_limit_nats": of.limit if of else None,
-                        f"{branch}_query_key_gap": of.gap.mean if of else None,
-                        f"{branch}_query_key_gap_std": of.gap.std if of else None,
-                        f"{branch}_layers": _verdict_text(of.verdicts) if of else None,
+                        f"{branch}_entropy_nats": found and found.entropy.mean,
+                        f"{branch}_entropy_nats_std": found and found.entropy.std,
+                        f"{branch}_entropy_limit_nats": found and found.limit,
+                        f"{branch}_query_key_gap": found and found.gap.mean,
+                        f"{branch}_query_key_gap_std": found and found.gap.std,
+                        f"{branch}_layers": found and _verdict_text(found.verdicts),
                     }
                 lines.append(line)
         table = pd.DataFrame(lines).astype({"paired_seeds": "Int64"})
@@ -275,62 +244,61 @@ class AblationTable:
 
 
 def ablation_table(
-    ablation: Ablation | Path | str, runs: Iterable[Path | str], *,
-    dataset: str | None = None, seeds: Sequence[int] | None = None, format: Format = "markdown",
-) -> str:  # fmt: skip
-    """The table of the finished cells of an ablation in or below `runs`, as text.
+    ablation: Ablation | Path | str,
+    runs: Iterable[Path | str],
+    *,
+    dataset: str | None = None,
+    seeds: Sequence[int] | None = None,
+    format: Format = "markdown",
+) -> str:
+    """Format the table of the finished runs of an ablation in or below `runs`.
 
-    ablation: the object, its file, or its name in `experiments/ablations/`. dataset: the experiment
-    that it was run on, by default the file's base. seeds: count only these. Raises MsposeError as
-    `finished_cells` does.
+    Args:
+        ablation: the object, its file, or its name in `experiments/ablations/`.
+        dataset: the experiment that it was run on, by default the file's base.
+        seeds: count only these.
+
+    Raises MsposeError as `finished_ablation` and `make_ablation_table` do.
     """
-    writers = {
-        "markdown": AblationTable.to_markdown,
-        "latex": AblationTable.to_latex,
-        "csv": AblationTable.to_csv,
-    }
-    if format not in writers:
-        raise MsposeError(f"format {format}: expected one of {', '.join(writers)}")
     ablation = ablation if isinstance(ablation, Ablation) else read_ablation(ablation)
-    return writers[format](
-        make_ablation_table(ablation, finished_cells(ablation, runs, dataset=dataset, seeds=seeds))
-    )
+    finished = finished_ablation(ablation, runs, dataset=dataset, seeds=seeds)
+    return make_ablation_table(ablation, finished).to_text(format)
 
 
 def make_ablation_table(ablation: Ablation, finished: Finished) -> AblationTable:
-    """Medians, differences to the reference and attention figures of the finished cells."""
-    cells = finished.cells
-    runs = [(label, seed) for label, seeds in cells.items() for seed in seeds]
-    first = cells[runs[0][0]][runs[0][1]]
-    frames = {scene: errors.shape[1] for scene, errors in first.errors.items()}
+    """Compute medians, differences to the reference and attention of finished runs.
+
+    Raises MsposeError where runs were tested on different frames.
+    """
+    keys = [(label, seed) for label, seeds in finished.runs.items() for seed in seeds]
+    errors = _errors_by_scene([finished.runs[label][seed] for label, seed in keys])
     measured: dict[tuple[str, str], np.ndarray] = {}
     resampled: dict[tuple[str, str], np.ndarray] = {}
-    for number, scene in enumerate(frames):
-        error_2RF = np.stack([cells[label][seed].errors[scene] for label, seed in runs], axis=1)
-        median_B2R = bootstrap_medians(
-            error_2RF.reshape(2 * len(runs), -1), np.random.default_rng([SEED, number])
-        )
+    for number, (scene, error_2RF) in enumerate(errors.items()):
+        generator = np.random.default_rng([SEED, number])
+        median_B2R = bootstrap_medians(error_2RF.reshape(2 * len(keys), -1), generator)
         for which, error in enumerate(ERRORS):
             measured[error, scene] = np.median(error_2RF[which], axis=1)
-            resampled[error, scene] = median_B2R[:, which * len(runs) : (which + 1) * len(runs)]
+            resampled[error, scene] = median_B2R[:, which * len(keys) : (which + 1) * len(keys)]
     for error in ERRORS:
-        for figures in (measured, resampled):
-            figures[error, AVERAGE] = np.mean([figures[error, scene] for scene in frames], axis=0)
+        for medians in (measured, resampled):
+            medians[error, AVERAGE] = np.mean([medians[error, scene] for scene in errors], axis=0)
 
     def row(label: str) -> AblationRow:
-        own = {seed: runs.index((label, seed)) for seed in cells[label]}
-        of_reference = {
-            seed: runs.index((ablation.reference, seed))
-            for seed in cells.get(ablation.reference, ())
-        }
-        paired = tuple(seed for seed in own if seed in of_reference and label != ablation.reference)
-        a, b = [own[seed] for seed in paired], [of_reference[seed] for seed in paired]
+        own = {seed: keys.index((label, seed)) for seed in finished.runs[label]}
+        paired = tuple(
+            seed
+            for seed in own
+            if (ablation.reference, seed) in keys and label != ablation.reference
+        )
+        a = [own[seed] for seed in paired]
+        b = [keys.index((ablation.reference, seed)) for seed in paired]
         return AblationRow(
             label=label,
             seeds=tuple(own),
             paired=paired,
             medians={
-                key: Measure(tuple(map(float, values[list(own.values())])))
+                key: Measure(tuple(values[list(own.values())].tolist()))
                 for key, values in measured.items()
             },
             differences={
@@ -339,7 +307,7 @@ def make_ablation_table(ablation: Ablation, finished: Finished) -> AblationTable
                 )
                 for key, values in (measured.items() if paired else ())
             },
-            attention=_attention(list(cells[label].values())),
+            attention=_attention(list(finished.runs[label].values())),
         )
 
     return AblationTable(
@@ -347,21 +315,36 @@ def make_ablation_table(ablation: Ablation, finished: Finished) -> AblationTable
         title=ablation.title,
         reference=ablation.reference,
         group=finished.group,
-        frames=frames,
-        rows=[row(label) for label in cells],
+        frames={scene: error_2RF.shape[-1] for scene, error_2RF in errors.items()},
+        rows=[row(label) for label in finished.runs],
         remarks=finished.remarks,
     )
 
 
-def _attention(cells: Sequence[FinishedCell]) -> dict[str, Attention]:
-    """By branch, of the seeds that were studied; a branch without encoder layers is left out."""
+def _errors_by_scene(runs: Sequence[Run]) -> dict[str, np.ndarray]:
+    """Read errors by scene, (2, runs, frames) in metres and degrees, frames in order of names."""
+    tables = [run.errors().sort_values(["scene", "image"], ignore_index=True) for run in runs]
+    frames = tables[0][["scene", "image"]]
+    for run, table in zip(runs, tables, strict=True):
+        if not table[["scene", "image"]].equals(frames):
+            raise MsposeError(
+                f"{run.folder} was tested on other frames than {runs[0].folder}: evaluate both on"
+                " the same"
+            )
+    error_RF2 = np.stack([table[list(ERROR_COLUMNS)].to_numpy() for table in tables])
+    rows = frames.groupby("scene", sort=True).indices
+    return {str(scene): error_RF2[:, chosen].transpose(2, 0, 1) for scene, chosen in rows.items()}
+
+
+def _attention(runs: Sequence[Run]) -> dict[str, Attention]:
+    """Summarise attention by branch, over the seeds that were studied."""
     found = {}
     for branch in BRANCHES:
         studied = [
             layers
-            for cell in cells
-            if cell.study
-            and (layers := [layer for layer in cell.study["layers"] if layer["branch"] == branch])
+            for run in runs
+            if (study := run.attention_of_metrics)
+            and (layers := [layer for layer in study["layers"] if layer["branch"] == branch])
         ]
         if studied:
             entropy, gap = (
@@ -390,14 +373,8 @@ def _attention_texts(attention: Attention | None) -> tuple[str, str, str]:
 
 
 def _verdict_text(verdicts: Mapping[str, int]) -> str:
-    """`healthy`, or `collapsed 4, healthy 2`: the most frequent first."""
+    """Format `healthy`, or `collapsed 4, healthy 2`, the most frequent first."""
     if len(verdicts) == 1:
         return next(iter(verdicts))
-    return ", ".join(
-        f"{name} {count}"
-        for name, count in sorted(verdicts.items(), key=lambda item: (-item[1], item[0]))
-    )
-
-
-def _labels(rows: Sequence[AblationRow]) -> str:
-    return ", ".join(row.label for row in rows)
+    ordered = sorted(verdicts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{name} {count}" for name, count in ordered)

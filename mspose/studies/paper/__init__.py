@@ -1,6 +1,4 @@
-"""The paper: every table and figure that finished runs allow, and a page that says what each is and
-what is missing.
-"""
+"""The paper: every table and figure that finished runs allow, and an index of what is missing."""
 
 from mspose.studies.paper.writing import make_paper, summary
 

@@ -1,4 +1,4 @@
-"""What the paper consists of, as far as finished runs and records allow it, and what is missing.
+"""Contents of the paper, as far as finished runs and records allow it, and what is missing.
 
 T1 to T6 are the tables of "Activating Self-Attention for Multi-Scene Absolute Pose Regression"
 (Lee, Kim and Heo, NeurIPS 2024). Each is made for every data set that has runs.
@@ -10,12 +10,14 @@ from pathlib import Path
 
 from mspose.config import read_settings
 from mspose.errors import MsposeError
-from mspose.studies.ablation.finished import finished_cells, has_attention, study_of
+from mspose.run import Run
+from mspose.studies.ablation.finished import finished_ablation
 from mspose.studies.ablation.plan import Ablation
+from mspose.studies.ablation.single_run import has_self_attention
 from mspose.studies.ablation.table import make_ablation_table
 from mspose.studies.paper.figures import figures
-from mspose.studies.paper.piece import NOT_IN_PAPER, Missing, Piece, Run
-from mspose.studies.rows import finished_runs, group_of
+from mspose.studies.paper.piece import NOT_IN_PAPER, Missing, Piece
+from mspose.studies.rows import finished_runs, group_of, rows_of
 from mspose.studies.tables import Kind, table_of
 
 ABLATIONS = {
@@ -31,7 +33,7 @@ RECALL = "T4, recall at thresholds"
 
 
 def contents(roots: Sequence[Path], ablations: Sequence[Ablation], command: str) -> list[Piece]:
-    """Tables in the paper's order, further tables, figures.
+    """List tables in the paper's order, further tables, figures.
 
     Args:
         roots: folders of runs and records.
@@ -39,81 +41,74 @@ def contents(roots: Sequence[Path], ablations: Sequence[Ablation], command: str)
 
     Raises MsposeError where there is no finished run, or a metrics.json is broken.
     """
-    runs = [Run(*run) for run in finished_runs(roots) if not run[1].get("quick")]
+    runs = [run for run in finished_runs(roots) if not run.quick]
     if not runs:
-        places = ", ".join(map(str, roots)) or "runs and experiments/results"
+        folders = ", ".join(map(str, roots)) or "runs and experiments/results"
         raise MsposeError(
-            f"no finished run in {places} (quick tries do not count): `make ablation` makes some"
+            f"no finished run in {folders} (quick tries do not count): `make ablation` makes some"
         )
-    experiments = _experiments_of(ablations, runs)
-    cells = {experiment for found in experiments.values() for experiment in found}
     tables: list[Piece] = []
     drawn: list[Piece] = []
+    experiments = _experiments_of(ablations, runs)
     for ablation in ablations:
         for experiment, base in experiments[ablation.name].items():
-            table, pictures = _ablation_pieces(ablation, experiment, base, roots, command)
+            table, plots = _ablation_pieces(ablation, experiment, base, roots, command)
             tables.append(table)
-            drawn += pictures
+            drawn += plots
         if not experiments[ablation.name]:
             tables.append(_not_run(ablation))
-    trained = [run for run in runs if run.metrics["experiment"] not in cells]
-    networks = [
-        run
-        for run in trained
-        if not run.name[1].startswith("baseline-") and has_attention(run.folder)
-    ]
+    of_ablations = {experiment for found in experiments.values() for experiment in found}
+    trained = [run for run in runs if run.experiment not in of_ablations]
+    networks = [run for run in trained if not run.is_baseline and _has_self_attention(run)]
     for dataset, found in _by_dataset(networks).items():
-        labelled = [
-            ("/".join(run.name), run._replace(study=study_of(run.folder, run.metrics)))
-            for run in found
-        ]
+        labelled = [(run.name, run) for run in found]
         pair = list(dict(labelled))[:2]
         drawn += figures(dataset, f"trained runs on {dataset}", labelled, pair, command)
     tables += [*_trained_tables(trained, "median"), *_trained_tables(runs, "recall")]
-    return [
-        *sorted(tables, key=lambda piece: (piece.stands_for == NOT_IN_PAPER, piece.stands_for)),
-        *drawn,
-    ]
+    tables.sort(key=lambda piece: (piece.stands_for == NOT_IN_PAPER, piece.stands_for))
+    return [*tables, *drawn]
+
+
+def _has_self_attention(run: Run) -> bool:
+    """False of runs without settings, such as another method's predictions."""
+    return run.config_file.is_file() and has_self_attention(run.settings)
 
 
 def _experiments_of(
     ablations: Sequence[Ablation], runs: Iterable[Run]
 ) -> dict[str, dict[str, str]]:
-    """By ablation, {experiment of its cells: their base experiment}, for every data set that it was
-    run on.
-    """
+    """Find {experiment: its base experiment} by ablation, for every data set it was run on."""
     found: dict[str, dict[str, str]] = {ablation.name: {} for ablation in ablations}
     for run in runs:
-        experiment = run.metrics["experiment"]
-        fitting = [name for name in found if experiment.startswith(f"{name}-")]
+        fitting = [name for name in found if run.experiment.startswith(f"{name}-")]
         if fitting:
             name = max(fitting, key=len)
-            found[name][experiment] = experiment.removeprefix(f"{name}-")
+            found[name][run.experiment] = run.experiment.removeprefix(f"{name}-")
     return found
 
 
-def _named(ablation: Ablation) -> str:
-    """What the command line calls it: its name where it lies among the others, else its path."""
+def _argument(ablation: Ablation) -> str:
+    """Name of an ablation for the command line, or its path where it lies elsewhere."""
     return ablation.name if ablation.path.parent.name == "ablations" else str(ablation.path)
 
 
 def _not_run(ablation: Ablation) -> Piece:
-    command = f"mspose ablate {_named(ablation)}"
+    command = f"mspose ablate {_argument(ablation)}"
     return Piece(
         name=f"table-{ablation.name}",
         title=ablation.title,
         stands_for=ABLATIONS.get(ablation.name, NOT_IN_PAPER),
-        command=f"mspose table --ablation {_named(ablation)}",
-        missing=[Missing(f"all cells of {ablation.name}, on any data set", command)],
+        command=f"mspose table --ablation {_argument(ablation)}",
+        missing=[Missing(f"all runs of {ablation.name}, on any data set", command)],
     )
 
 
 def _ablation_pieces(
     ablation: Ablation, experiment: str, base: str, roots: Sequence[Path], command: str
 ) -> tuple[Piece, list[Piece]]:
-    """(the table of an ablation on one data set, the figures of its cells' attention)."""
+    """Make the table of an ablation on one data set, and the figures of its runs' attention."""
     dataset = None if base == read_settings(ablation.base).experiment else base
-    arguments = _named(ablation) + (f" --dataset {dataset}" if dataset else "")
+    arguments = _argument(ablation) + (f" --dataset {dataset}" if dataset else "")
     piece = Piece(
         name=f"table-{experiment}",
         title=f"{ablation.title}, on {base}",
@@ -121,55 +116,47 @@ def _ablation_pieces(
         command=f"mspose table {' '.join(map(str, roots))} --ablation {arguments}",
     )
     try:
-        finished = finished_cells(ablation, roots, dataset=dataset)
+        finished = finished_ablation(ablation, roots, dataset=dataset)
+        piece.table = make_ablation_table(ablation, finished)
     except MsposeError as error:
         piece.missing.append(Missing(str(error)))
         return piece, []
-    piece.table = make_ablation_table(ablation, finished)
-    cells = [(label, cell) for label, seeds in finished.cells.items() for cell in seeds.values()]
-    piece.runs = [Run(cell.folder, cell.metrics, cell.study) for _, cell in cells]
+    labelled = [(label, run) for label, seeds in finished.runs.items() for run in seeds.values()]
+    piece.runs = [run for _, run in labelled]
     if finished.missing:
         overrides = "".join(
             f" --{name} {shlex.quote(value)}" for name, value in finished.overrides.items()
         )
         piece.missing.append(
             Missing(
-                f"cells of {experiment}: {'; '.join(finished.missing)}",
+                f"runs of {experiment}: {'; '.join(finished.missing)}",
                 f"mspose ablate {arguments}{overrides}",
             )
         )
     remedy = max(ablation.variants, key=lambda label: len(ablation.variants[label]))
-    labelled = [
-        (label, Run(cell.folder, cell.metrics, cell.study))
-        for label, cell in cells
-        if cell.has_attention
-    ]
-    if not labelled:
+    with_attention = [(label, run) for label, run in labelled if _has_self_attention(run)]
+    if not with_attention:
         return piece, []
-    return piece, figures(
-        experiment, piece.title, labelled, (ablation.reference, remedy), command, piece.missing
-    )
+    pair = (ablation.reference, remedy)
+    return piece, figures(experiment, piece.title, with_attention, pair, command, piece.missing)
 
 
 def _by_dataset(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """By data set; where it has several ground truths or splits, they are in the names."""
+    """Sort runs by data set; several ground truths or splits of one are in the names."""
     found: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
-        group = group_of(dict(run.metrics))
-        found.setdefault(group.dataset, {}).setdefault(
-            f"{group.ground_truth}-{group.split}", []
-        ).append(run)
+        group = group_of(run.metrics)
+        kinds = found.setdefault(group.dataset, {})
+        kinds.setdefault(f"{group.ground_truth}-{group.split}", []).append(run)
     return {
-        dataset if len(kinds) == 1 else f"{dataset}-{kind}": of
+        dataset if len(kinds) == 1 else f"{dataset}-{kind}": of_kind
         for dataset, kinds in found.items()
-        for kind, of in kinds.items()
+        for kind, of_kind in kinds.items()
     }
 
 
 def _trained_tables(runs: Sequence[Run], kind: Kind) -> list[Piece]:
-    """A table per data set, of medians or of recall; of the paper's data sets without runs, what
-    would make them.
-    """
+    """Make a table of medians or recall per data set; name what the paper's data sets lack."""
     recall = kind == "recall"
     what, option = ("Recall", " --kind recall") if recall else ("Median errors of trained runs", "")
     found = _by_dataset(runs)
@@ -186,20 +173,19 @@ def _trained_tables(runs: Sequence[Run], kind: Kind) -> list[Piece]:
                     missing=[Missing(f"a finished run on {dataset}", train)],
                 )
             )
-    for name, of in found.items():
-        dataset = of[0].metrics["dataset"] or "unknown"
-        folders = dict.fromkeys(str(run.folder.parent) for run in of)
+    for name, of_dataset in found.items():
+        dataset = group_of(of_dataset[0].metrics).dataset
+        folders = dict.fromkeys(str(run.folder.parent) for run in of_dataset)
         piece = Piece(
             name=f"table-{kind}-{name}",
             title=f"{what}, {name}",
             stands_for=RECALL if recall else DATA_SETS.get(dataset, NOT_IN_PAPER),
             command=f"mspose table {' '.join(folders)}{option}",
-            runs=of,
+            runs=of_dataset,
         )
         try:
-            piece.table = table_of(
-                [run.folder for run in of], kind=kind, digits=2 if dataset in DATA_SETS else 3
-            )
+            digits = 2 if dataset in DATA_SETS else 3
+            piece.table = table_of(rows_of(of_dataset), kind=kind, digits=digits)
         except MsposeError as error:
             piece.missing.append(Missing(str(error)))
         pieces.append(piece)

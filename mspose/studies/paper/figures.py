@@ -1,6 +1,4 @@
-"""The figures of the paper: what attention does in the runs of one data set, the variants of an
-ablation overlaid.
-"""
+"""Figures of the paper: attention in the runs of one data set, variants overlaid."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -9,9 +7,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from mspose.attention.record import SAMPLES
 from mspose.models.network import BRANCHES
-from mspose.run import WEIGHTS
+from mspose.run import Run
 from mspose.studies.attention_figures import (
     decoder_maps_figure,
     encoder_maps_figure,
@@ -23,7 +20,7 @@ from mspose.studies.attention_figures import (
     space_figure,
     verdict_figure,
 )
-from mspose.studies.paper.piece import NOT_IN_PAPER, Missing, Piece, Run
+from mspose.studies.paper.piece import NOT_IN_PAPER, Missing, Piece
 
 Labelled = Sequence[tuple[str, Run]]
 """Runs under the label of their variant; those of one label are its seeds."""
@@ -37,150 +34,119 @@ def figures(
     command: str,
     missing: Sequence[Missing] = (),
 ) -> list[Piece]:
-    """The figures of runs that belong together.
+    """Make the figures of runs that belong together.
 
     Args:
-        group: what their files are named after.
-        of: what titles call them.
-        runs: runs that have self-attention in their encoders, all overlaid in the figures of
-            numbers.
-        pair: two labels, the reference and a remedy: for purity before and after, and for pictures
-            of frames.
+        group: ending of their files' names.
+        of: ending of their titles.
+        runs: runs with self-attention in their encoders.
+        pair: two labels, the reference and a remedy: for purity before and after, and for plots of
+            single frames.
         command: what makes the figures.
-        missing: what the figures of numbers lack beside `runs`.
+        missing: what the figures of metrics lack beside `runs`.
 
-    Pictures of frames need `attention/samples.npz`, which lies beside a run's model and in no
+    Plots of single frames need the study's samples, which lie beside a run's model and in no
     record.
     """
-    studied = [(label, run) for label, run in runs if run.study is not None]
-    unstudied = [run for _, run in runs if run.study is None]
-    lacking = [
-        *missing,
-        *([Missing("attention figures of some runs", _attention(unstudied))] if unstudied else []),
-    ]
+    studied = [(label, run) for label, run in runs if run.attention_of_metrics is not None]
+    unstudied = [run for _, run in runs if run.attention_of_metrics is None]
+    lacking = [*missing]
+    if unstudied:
+        lacking.append(Missing("attention metrics of some runs", _attention(unstudied)))
     if not studied:
-        return [
-            Piece(f"figures-{group}", f"Attention: {of}", "all figures", command, missing=lacking)
-        ]
+        title = f"Attention: {of}"
+        return [Piece(f"figures-{group}", title, "all figures", command, missing=lacking)]
     of_pair = [(label, run) for label, run in studied if label in pair]
-    pieces = []
-    for name, title, stands_for, used, draw in (
-        (
-            "entropy",
-            "Attention entropy per encoder layer",
-            "F, attention entropy",
-            studied,
-            partial(_numbers, entropy_figure, studied),
-        ),
-        (
-            "query-key-distance",
-            "Query-key distance over training",
-            "F, query-key distance",
-            studied,
-            partial(_numbers, gap_figure, studied),
-        ),
-        (
-            "purity",
-            "Purity of the query regions",
-            "F, purity",
-            of_pair,
-            partial(_numbers, purity_figure, of_pair),
-        ),
-        (
-            "encoding",
-            "Token distances under position encodings",
-            "F, token distances",
-            studied,
-            partial(_encodings, studied),
-        ),
-        (
-            "verdicts",
-            "Verdict on every encoder layer",
-            NOT_IN_PAPER,
-            studied,
-            partial(_numbers, verdict_figure, studied),
-        ),
-    ):
-        made_from = [run for _, run in used]
-        title = f"{title}: {of}"
-        pieces.append(
-            Piece(
-                f"figure-{name}-{group}",
-                title,
-                stands_for,
-                command,
-                made_from,
-                [*lacking],
-                draw=draw,
-            )
-        )
     first = dict(reversed(of_pair))  # of several seeds
-    return [
-        *pieces,
-        *_of_frames(
-            group, of, [(label, first[label]) for label in pair if label in first], command
-        ),
+    pieces = [
+        Piece(
+            f"figure-{name}-{group}",
+            f"{title}: {of}",
+            stands_for,
+            command,
+            [run for _, run in shown],
+            [*lacking],
+            draw=partial(draw, shown),
+        )
+        for name, title, stands_for, shown, draw in (
+            (
+                "entropy",
+                "Attention entropy per encoder layer",
+                "F, attention entropy",
+                studied,
+                partial(_metrics, entropy_figure),
+            ),
+            (
+                "query-key-distance",
+                "Query-key distance over training",
+                "F, query-key distance",
+                studied,
+                partial(_metrics, gap_figure),
+            ),
+            (
+                "purity",
+                "Purity of the query regions",
+                "F, purity",
+                of_pair,
+                partial(_metrics, purity_figure),
+            ),
+            (
+                "encoding",
+                "Token distances under position encodings",
+                "F, token distances",
+                studied,
+                _encodings,
+            ),
+            (
+                "verdicts",
+                "Verdict on every encoder layer",
+                NOT_IN_PAPER,
+                studied,
+                partial(_metrics, verdict_figure),
+            ),
+        )
     ]
-
-
-def _numbers(draw: Callable[..., Figure], runs: Labelled) -> Figure:
-    return draw([(label, run.study) for label, run in runs])
-
-
-def _encodings(runs: Labelled) -> Figure:
-    """Matrices are of the runs that have samples, profiles of all."""
-    arrays = [
-        _encoding_arrays(run) if (run.folder / SAMPLES).is_file() else None for _, run in runs
-    ]
-    return encoding_figure([(label, run.study or {}) for label, run in runs], arrays)
-
-
-def _encoding_arrays(run: Run) -> Mapping[str, Any]:
-    """Without the rest, which is large."""
-    return {
-        name: values
-        for name, values in (read_samples(run.folder) or {}).items()
-        if name.startswith("encoding/")
-    }
+    chosen = [(label, first[label]) for label in pair if label in first]
+    return [*pieces, *_of_frames(group, of, chosen, command)]
 
 
 def _of_frames(group: str, of: str, runs: Labelled, command: str) -> list[Piece]:
-    """Query-key space and attention over frames, of the runs that have samples."""
-    sampled = [(label, run) for label, run in runs if (run.folder / SAMPLES).is_file()]
-    blank = [run for label, run in runs if (label, run) not in sampled]
-    records = any(not (run.folder / WEIGHTS).is_file() for run in blank)
-    what = (
-        "sample frames"
-        + ", for which the trained runs are needed, not their records alone" * records
-    )
-    lacking = [Missing(what, _attention(blank))] if blank else []
+    """Make the plots of query-key space and of attention over frames, of runs with samples."""
+    sampled = [(label, run) for label, run in runs if run.samples_file.is_file()]
+    blank = [run for _, run in runs if not run.samples_file.is_file()]
+    lacking = []
+    if blank:
+        what = "sample frames"
+        if not all(run.weights_file.is_file() for run in blank):
+            what += ", for which the trained runs are needed, not their records alone"
+        lacking.append(Missing(what, _attention(blank)))
+    stands_for = "F, query-key space"
     if not sampled:
         title = f"Query-key space and attention over frames: {of}"
-        return [
-            Piece(
-                f"figures-of-frames-{group}", title, "F, query-key space", command, missing=lacking
-            )
-        ]
+        return [Piece(f"figures-of-frames-{group}", title, stands_for, command, missing=lacking)]
     pieces = []
     for branch in BRANCHES:
         layers = [
             layer["layer"]
             for _, run in sampled
-            for layer in (run.study or {})["layers"]
+            for layer in (run.attention_of_metrics or {})["layers"]
             if layer["branch"] == branch
         ]
         if layers:
-            title = (
-                f"Query-key space and the keys that most queries attend to, {branch} branch: {of}"
-            )
-            draw = partial(_space, sampled, branch, max(layers))
-            made_from = [run for _, run in sampled]
-            name = f"figure-space-{branch}-{group}"
             pieces.append(
-                Piece(name, title, "F, query-key space", command, made_from, [*lacking], draw=draw)
+                Piece(
+                    f"figure-space-{branch}-{group}",
+                    f"Query-key space and the keys that most queries attend to, {branch} branch:"
+                    f" {of}",
+                    stands_for,
+                    command,
+                    [run for _, run in sampled],
+                    [*lacking],
+                    draw=partial(_space, sampled, branch, max(layers)),
+                )
             )
     for label, run in sampled:
-        for part, what, maps in (
+        for part, title, draw in (
             ("encoder", "Attention of encoder queries over a frame", encoder_maps_figure),
             (
                 "decoder",
@@ -188,31 +154,52 @@ def _of_frames(group: str, of: str, runs: Labelled, command: str) -> list[Piece]
                 decoder_maps_figure,
             ),
         ):
-            name = f"figure-{part}-attention-{label.replace('/', '-')}-{group}"
-            draw = partial(_maps, maps, run)
             pieces.append(
-                Piece(name, f"{what}, {label}: {of}", NOT_IN_PAPER, command, [run], draw=draw)
+                Piece(
+                    f"figure-{part}-attention-{label.replace('/', '-')}-{group}",
+                    f"{title}, {label}: {of}",
+                    NOT_IN_PAPER,
+                    command,
+                    [run],
+                    draw=partial(_maps, draw, run),
+                )
             )
     return pieces
 
 
-def _space(runs: Labelled, branch: str, layer: int) -> Figure:
-    """Of the last layer's first head."""
-    return space_figure(
-        [(label, read_samples(run.folder) or {}) for label, run in runs], branch, layer, 1
+def _metrics(draw: Callable[..., Figure], runs: Labelled) -> Figure:
+    return draw([(label, run.attention_of_metrics) for label, run in runs])
+
+
+def _encodings(runs: Labelled) -> Figure:
+    """Plot distances of encodings: profiles of all runs, matrices of those with samples."""
+    matrices = [
+        {name: values for name, values in _samples(run).items() if name.startswith("encoding/")}
+        if run.samples_file.is_file()
+        else None
+        for _, run in runs
+    ]
+    return encoding_figure(
+        [(label, run.attention_of_metrics or {}) for label, run in runs], matrices
     )
 
 
+def _space(runs: Labelled, branch: str, layer: int) -> Figure:
+    return space_figure([(label, _samples(run)) for label, run in runs], branch, layer, 1)
+
+
 def _maps(draw: Callable[..., Figure], run: Run) -> Figure:
-    return draw(read_samples(run.folder) or {})
+    return draw(_samples(run))
+
+
+def _samples(run: Run) -> Mapping[str, Any]:
+    return read_samples(run.folder) or {}
 
 
 def _attention(runs: Sequence[Run]) -> str:
-    """The command that studies runs; of a record, without its model, the run where it was made."""
-    folders = []
-    for run in runs:
-        there = (run.folder / WEIGHTS).is_file()
-        folders.append(
-            run.folder if there else Path("runs", *run.name, f"seed-{run.metrics['seed']}")
-        )
+    """Command that studies runs; in place of a record, the run that it was made from."""
+    folders = [
+        run.folder if run.weights_file.is_file() else Path("runs", run.name, f"seed-{run.seed}")
+        for run in runs
+    ]
     return f"mspose attention {' '.join(map(str, folders))}"

@@ -1,39 +1,24 @@
-"""A table or a figure of the paper: what it stands for, what makes it, what it was made from and
-what it lacks.
-"""
+"""Tables and figures of the paper: what each stands for, what makes it, its runs and its gaps."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from mspose.studies.ablation.table import AblationTable
-from mspose.studies.tables import Table
+from mspose.provenance import commit_text
+from mspose.run import Run
+from mspose.studies.tables import PrintedTable
 
 NOT_IN_PAPER = "not in the paper"
 
 
 class Missing(NamedTuple):
-    """What a table or figure lacks, and the command that would make it."""
+    """What a table or figure lacks, and the command that makes it."""
 
     what: str
     command: str = ""
-
-
-class Run(NamedTuple):
-    """A finished run, or its record."""
-
-    folder: Path
-    metrics: Mapping[str, Any]
-    study: Mapping[str, Any] | None = None
-    """`attention.json`, where there is one."""
-
-    @property
-    def name(self) -> tuple[str, str]:
-        """Experiment and variant."""
-        return self.metrics["experiment"], self.metrics["variant"]
 
 
 @dataclass
@@ -41,49 +26,37 @@ class Piece:
     """A table or a figure; without either where all of it is missing."""
 
     name: str
-    """Of its files, without ending."""
+    """Name of its files, without ending."""
     title: str
     stands_for: str
     """The paper's table or figure."""
     command: str
-    """That makes it alone, or with the whole paper."""
+    """What makes it alone, or with the whole paper."""
     runs: Sequence[Run] = ()
     missing: list[Missing] = field(default_factory=list)
-    table: Table | AblationTable | None = None
+    table: PrintedTable | None = None
     draw: Callable[[], Figure] | None = None
     files: list[Path] = field(default_factory=list)
-    """Written so far, relative to the paper's folder."""
+    """Files written so far, relative to the paper's folder."""
 
     def run_lines(self) -> list[str]:
-        """`qka-and-encoding-virtual/both: seeds 0, 1, 2`."""
+        """List the runs as `qka-and-encoding-virtual/both: seeds 0, 1, 2`."""
         seeds: dict[str, list[str]] = {}
         for run in self.runs:
-            seed = run.metrics["seed"]
-            seeds.setdefault("/".join(run.name), []).extend([] if seed is None else [str(seed)])
-        counts = {
-            name: f": seed{'s' * (len(found) > 1)} {', '.join(found)}"
+            seeds.setdefault(run.name, []).extend([] if run.seed is None else [str(run.seed)])
+        return [
+            f"{name}: seed{'s' if len(found) > 1 else ''} {', '.join(found)}" if found else name
             for name, found in seeds.items()
-            if found
-        }
-        return [name + counts.get(name, "") for name in seeds]
+        ]
 
     def commits(self) -> list[str]:
-        """Of the code that evaluated the runs; `+ changes` where its files were not as committed."""
-        found = []
-        for run in self.runs:
-            provenance = run.metrics.get("provenance") or {}
-            commit = provenance.get("commit")
-            found.append(
-                f"{commit[:12]}{' + changes' * bool(provenance.get('dirty'))}"
-                if commit
-                else "unknown"
-            )
-        return sorted(set(found))
+        """List the commits that evaluated the runs; `+ changes` where files differed from it."""
+        return sorted({commit_text(run.provenance) for run in self.runs})
 
     def devices(self) -> list[str]:
-        """That the runs were studied on, or evaluated where their attention was not studied."""
+        """List the devices that the runs' attention was studied on, else the runs evaluated."""
         sources = [
-            (run.study or {}).get("provenance") or run.metrics.get("provenance") or {}
+            (run.attention_of_metrics or {}).get("provenance") or run.provenance
             for run in self.runs
         ]
         return sorted({str(source.get("device") or "unknown") for source in sources})

@@ -1,6 +1,4 @@
-"""Writes the paper's folder: tables, figures, and the page that says what each is and what is
-missing.
-"""
+"""Writes the paper's folder: tables, figures, and an index of what each is and what is missing."""
 
 import shlex
 from collections.abc import Sequence
@@ -10,15 +8,14 @@ from typing import Any
 from mspose.data.cards import REPOSITORY
 from mspose.errors import MsposeError
 from mspose.files import whole_file
-from mspose.pages import data_uri, environment
 from mspose.plotting import save_figure
 from mspose.provenance import provenance
 from mspose.studies.ablation.finished import ROOTS
 from mspose.studies.ablation.plan import ABLATIONS, read_ablation
-from mspose.studies.ablation.table import AblationTable
+from mspose.studies.pages import data_uri, environment
 from mspose.studies.paper.contents import contents
 from mspose.studies.paper.piece import Missing, Piece
-from mspose.studies.tables import Table
+from mspose.studies.tables import PrintedTable
 
 TABLES, FIGURES = "tables", "figures"
 INDEX = ("index.md", "index.html")
@@ -28,19 +25,18 @@ TEMPLATES = Path(__file__).parent
 def make_paper(
     runs: Sequence[Path | str], out: Path, *, ablations: Sequence[Path | str] = ()
 ) -> list[Piece]:
-    """Write every table and figure that finished runs allow, and the index pages; returns what they
-    name.
+    """Write every table and figure that finished runs allow, and the index pages.
 
-    `tables/` gets Markdown, LaTeX and CSV, `figures/` PDF and PNG; what an earlier call left there
-    goes, and so does its index before anything is written. Files elsewhere in `out` stay.
+    `tables/` gets Markdown, LaTeX and CSV, `figures/` PDF and PNG; files of an earlier call are
+    removed there, and its index before anything is written. Files elsewhere in `out` stay.
 
     Args:
         runs: folders of runs and records; by default those of ROOTS that are there.
         ablations: ablation files; by default those in `experiments/ablations/`, here or in the
             repository.
 
-    Raises MsposeError where there is no finished run, a file of one is broken, or `out` cannot be
-    written.
+    Returns what the index pages name. Raises MsposeError where there is no finished run, a file of
+    one is broken, or `out` cannot be written.
     """
     if absent := [str(path) for path in runs if not Path(path).exists()]:
         raise MsposeError(f"no such folder of runs: {', '.join(absent)}")
@@ -72,7 +68,7 @@ def make_paper(
 
 
 def summary(pieces: Sequence[Piece]) -> str:
-    """How many tables and figures there are, and what is missing of them."""
+    """Count tables and figures, and list what is missing of them."""
     tables, figures = (
         sum(getattr(piece, kind) is not None for piece in pieces if piece.files)
         for kind in ("table", "draw")
@@ -87,7 +83,7 @@ def summary(pieces: Sequence[Piece]) -> str:
 
 
 def _known_ablations() -> list[Path]:
-    """Of the current folder, else of the repository."""
+    """List the ablation files of the current folder, else of the repository."""
     here = sorted((Path.cwd() / ABLATIONS).glob("*.yaml"))
     return here or sorted((REPOSITORY / ABLATIONS).glob("*.yaml"))
 
@@ -101,7 +97,7 @@ def _remove(file: Path) -> None:
         ) from error
 
 
-def _write_table(piece: Piece, table: Table | AblationTable, out: Path) -> None:
+def _write_table(piece: Piece, table: PrintedTable, out: Path) -> None:
     texts = {"md": table.to_markdown(), "tex": table.to_latex(), "csv": table.to_csv()}
     for ending, text in texts.items():
         path = Path(TABLES, f"{piece.name}.{ending}")
@@ -111,7 +107,7 @@ def _write_table(piece: Piece, table: Table | AblationTable, out: Path) -> None:
 
 
 def _write_figure(piece: Piece, out: Path) -> None:
-    """PDF and PNG; what keeps a figure from being drawn is missing."""
+    """Write PDF and PNG; the reason why a figure cannot be drawn goes into `missing`."""
     assert piece.draw is not None
     try:
         figure = piece.draw()
@@ -125,7 +121,7 @@ def _write_figure(piece: Piece, out: Path) -> None:
 
 
 def _write_index(pieces: Sequence[Piece], out: Path, command: str) -> None:
-    """Both pages; `index.html` holds tables and pictures in itself."""
+    """Write both pages; `index.html` holds tables and figures in itself."""
     values: dict[str, Any] = {"pieces": pieces, "command": command, "made": provenance()}
     values["picture"] = lambda path: data_uri((out / path).read_bytes(), "png")
     for name in INDEX:

@@ -1,6 +1,4 @@
-"""The report's page: gathers tables, numbers and pictures of all runs, and writes them as one HTML
-file.
-"""
+"""The report's page: gathers tables, data and pictures of all runs, and writes one HTML file."""
 
 import json
 import shlex
@@ -16,10 +14,11 @@ from mspose.config import PLACES
 from mspose.errors import MsposeError
 from mspose.evaluation import summary_grid
 from mspose.files import whole_file
-from mspose.pages import environment
 from mspose.plotting import line
-from mspose.provenance import provenance
-from mspose.studies.rows import PUBLISHED_CSV, Group, collect_runs, published_rows
+from mspose.provenance import commit_text, provenance
+from mspose.run import Run
+from mspose.studies.pages import environment
+from mspose.studies.rows import PUBLISHED_CSV, Group, published_rows, rows_of
 from mspose.studies.tables import make_table
 from mspose.tools.report.diagrams import (
     LOGGED_POINTS,
@@ -29,6 +28,15 @@ from mspose.tools.report.diagrams import (
     training_curves,
     trajectories,
 )
+from mspose.tools.report.evaluations import (
+    evaluated_runs,
+    faults,
+    grouped,
+    in_short,
+    labels,
+    settings_of,
+    study_of,
+)
 from mspose.tools.report.pictures import (
     THUMBNAILS,
     Budget,
@@ -36,19 +44,18 @@ from mspose.tools.report.pictures import (
     image_root,
     telling_frames,
 )
-from mspose.tools.report.results import Result, grouped, in_short, labels, read_results
 
 REPORT = "report.html"
 GENERATOR = '<meta name="generator" content="mspose report">'
 TEMPLATES = Path(__file__).parent
 ABSENT = "–"
-NAMES = ("experiment", "variant", "seed")
+IN_LABELS = ("experiment", "variant", "seed")
 """Settings that the runs' labels say."""
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 PALETTE = [
     {"color": line(index).color, "dash": _DASHES[index % len(_DASHES)]} for index in range(24)
 ]
-"""Colours and plotly's dashes of the lines in a diagram; the dashes are for print in grey."""
+"""Colours and plotly's dashes of the lines in a plot; the dashes are for print in grey."""
 
 
 def make_report(
@@ -58,7 +65,7 @@ def make_report(
     split: str | None = None,
     title: str | None = None,
 ) -> Path:
-    """Write the page about the runs in or below `runs`; returns its path.
+    """Write a page about the runs in or below `runs`; returns its path.
 
     Args:
         runs: folders of runs, or folders that hold some.
@@ -69,12 +76,12 @@ def make_report(
     Raises MsposeError where there is no evaluated run, a file of one is broken, or `out` cannot be
     written or holds something that is no report.
     """
-    results = read_results(runs, split)
-    target = Path(out) if out else (results[0].folder if len(results) == 1 else Path()) / REPORT
+    evaluated = evaluated_runs(runs, split)
+    target = Path(out) if out else (evaluated[0].folder if len(evaluated) == 1 else Path()) / REPORT
     _refuse_to_replace(target)
     words = ["mspose", "report", *map(str, runs), *(["--split", split] if split else [])]
     words += [*(["--title", title] if title else []), *(["--out", str(out)] if out else [])]
-    text = _page(results, title or _title(results), shlex.join(words))
+    text = _page(evaluated, title or _title(evaluated), shlex.join(words))
     with whole_file(target) as file:
         file.write(text.encode("utf-8", "replace").decode("utf-8"))  # a path need not be text
     return target
@@ -96,22 +103,21 @@ def _refuse_to_replace(target: Path) -> None:
         )
 
 
-def _title(results: Sequence[Result]) -> str:
-    if len(results) == 1:
-        seed = results[0].metrics["seed"]
-        return labels(results)[0] + ("" if seed is None else f", seed {seed}")
-    data = sorted({group.dataset for group in grouped(results)})
-    return f"{len(results)} runs on {', '.join(data)}"
+def _title(runs: Sequence[Run]) -> str:
+    if len(runs) == 1:
+        return labels(runs)[0] + ("" if runs[0].seed is None else f", seed {runs[0].seed}")
+    data = sorted({group.dataset for group in grouped(runs)})
+    return f"{len(runs)} runs on {', '.join(data)}"
 
 
-def _page(results: Sequence[Result], title: str, command: str) -> str:
-    from plotly.offline import get_plotlyjs
+def _page(runs: Sequence[Run], title: str, command: str) -> str:
+    from plotly.offline import get_plotlyjs  # optional
 
     pictures = Budget()
-    points = max(60, min(LOGGED_POINTS, 3000 // len(results)))
+    points = max(60, min(LOGGED_POINTS, 3000 // len(runs)))
     groups, numbers = [], []
-    for group, inside in grouped(results).items():
-        share = TRAJECTORY_BYTES * len(inside) // len(results)
+    for group, inside in grouped(runs).items():
+        share = TRAJECTORY_BYTES * len(inside) // len(runs)
         told, drawn = _group(group, inside, pictures, share, points)
         groups.append(told)
         numbers.append(drawn)
@@ -121,11 +127,11 @@ def _page(results: Sequence[Result], title: str, command: str) -> str:
         "made": provenance(),
         "generator": Markup(GENERATOR),
         "groups": groups,
-        "several": len(results) > 1,
-        "differing": _differing(results),
-        "settings": _settings(results),
-        "origins": _origins(results),
-        "notes": [note for result in results for note in result.notes],
+        "several": len(runs) > 1,
+        "differing": _differing(runs),
+        "settings": _settings(runs),
+        "origins": _origins(runs),
+        "notes": [fault for run in runs for fault in faults(run)],
         "pictures_left_out": pictures.left_out,
         "plotly": _inside_script(get_plotlyjs()),
         "data": Markup(_json(numbers)),
@@ -140,69 +146,53 @@ def _inside_script(code: str) -> Markup:
 
 
 def _json(value: Any) -> str:
-    """For a script element: no character of it can end the element."""
+    """Format JSON for a script element, without characters that could end the element."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=True)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _group(
-    group: Group, results: Sequence[Result], pictures: Budget, trajectory_bytes: int, points: int
+    group: Group, runs: Sequence[Run], pictures: Budget, trajectory_bytes: int, points: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(what the template shows of runs that were measured alike, the numbers of their diagrams)."""
-    names = labels(results)
-    thresholds = sorted(
-        {tuple(pair) for result in results for pair in result.metrics["thresholds"]}
-    )
-    drawn, thinned = trajectories(results, trajectory_bytes)
-    curves = [training_curves(result.scalars, points) for result in results]
-    moving = [number for number, result in enumerate(results) if result.has_poses]
-    looks = _looks(results)
-    variants = _variants(names, looks, results)
-    frames, without = _frames(results, pictures)
-    confusions = [
-        (name, counts)
-        for name, result in zip(names, results, strict=True)
-        if (counts := _confusion(result)) is not None
-    ]
+    """Collect the template's values for the runs of a group, and the data of their plots."""
+    names = labels(runs)
+    named = list(zip(names, runs, strict=True))
+    thresholds = sorted({tuple(pair) for run in runs for pair in run.metrics["thresholds"]})
+    drawn, thinned = trajectories(runs, trajectory_bytes)
+    curves = [training_curves(run.scalars(), points) for run in runs]
+    moving = [number for number, run in enumerate(runs) if run.has_poses]
+    styles = _styles(runs)
+    variants = _variants(names, styles, runs)
+    frames, without = _frames(runs, pictures)
+    confusions = {name: counts for name, run in named if (counts := _confusion(run)) is not None}
+    right = [name for name, counts in confusions.items() if len(runs) > 1 and _all_right(counts)]
     told = {
         "name": str(group),
         "quick": group.quick,
-        "tables": _tables(group, results),
+        "tables": _tables(group, runs),
         "runs": [
-            {"label": name, "group": variants[look["variant"]]["label"], **look}
-            for name, look in zip(names, looks, strict=True)
+            {"label": name, "group": variants[style["variant"]]["label"], **style}
+            for name, style in zip(names, styles, strict=True)
         ],
         "variants": list(variants.values()),
         "palette": PALETTE,
-        "summary": summary_grid(results[0].metrics) if len(results) == 1 else None,
-        "headline": results[0].metrics["average"] if len(results) == 1 else None,
-        "places": places_of(results),
-        "scenes": sorted({str(scene) for result in results for scene in result.metrics["scenes"]}),
+        "summary": summary_grid(runs[0].metrics) if len(runs) == 1 else None,
+        "headline": runs[0].metrics["average"] if len(runs) == 1 else None,
+        "places": places_of(runs),
+        "scenes": sorted({scene for run in runs for scene in run.metrics["scenes"]}),
         "moving": [names[number] for number in moving],
-        "records": in_short(
-            name for name, result in zip(names, results, strict=True) if not result.has_poses
-        ),
+        "records": in_short(name for name, run in named if not run.has_poses),
         "thinned": thinned,
         "thresholds": ", ".join(f"{metres:g} m / {degrees:g}°" for metres, degrees in thresholds),
         "frames": list(zip(names, frames, strict=True)),
         "without_images": without,
-        "confusions": [
-            (name, counts)
-            for name, counts in confusions
-            if len(results) == 1 or not _all_right(counts)
-        ],
-        "all_right": in_short(
-            name for name, counts in confusions if len(results) > 1 and _all_right(counts)
-        ),
+        "confusions": [(name, found) for name, found in confusions.items() if name not in right],
+        "all_right": in_short(right),
         "logged": any(curves),
-        "unlogged": in_short(
-            name for name, logged in zip(names, curves, strict=True) if not logged
-        ),
-        "verdicts": _verdicts(results),
+        "unlogged": in_short(n for n, logged in zip(names, curves, strict=True) if not logged),
+        "verdicts": _verdicts(runs),
         "attention": [
-            (name, found)
-            for name, result in zip(names, results, strict=True)
-            if (found := attention_pictures(result.folder, pictures))
+            (name, found) for name, run in named if (found := attention_pictures(run, pictures))
         ],
     }
     numbers = {
@@ -212,18 +202,16 @@ def _group(
         "moving": moving,
         "palette": PALETTE,
         "thresholds": thresholds,
-        "errors": error_diagrams(results, thresholds),
+        "errors": error_diagrams(runs, thresholds),
         "trajectories": drawn,
         "training": curves,
     }
     return told, numbers
 
 
-def _tables(group: Group, results: Sequence[Result]) -> list[Markup]:
-    """The paper's table, with published rows of the same data; of several runs recall at the
-    thresholds too.
-    """
-    rows = collect_runs([result.file for result in results])
+def _tables(group: Group, runs: Sequence[Run]) -> list[Markup]:
+    """Make the table of medians under published rows, and that of recall of several runs."""
+    rows = rows_of(runs)
     published = [row for row in published_rows(PUBLISHED_CSV, group.dataset) if row.group == group]
     tables = [make_table(rows, published, digits=3)]
     if len(rows) > 1 and len({row.thresholds for row in rows}) == 1:
@@ -231,43 +219,43 @@ def _tables(group: Group, results: Sequence[Result]) -> list[Markup]:
     return [Markup(table.to_html()) for table in tables]
 
 
-def _looks(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Colour and dashes of every run's lines: seeds of a variant share them, unless there is one
-    variant alone.
+def _styles(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Choose colour and dashes of every run's lines.
+
+    Seeds of a variant share them, unless there is one variant alone.
     """
-    variants = list(dict.fromkeys(result.variant for result in results))
+    variants = list(dict.fromkeys(run.name for run in runs))
     numbers = [
-        index if len(variants) == 1 else variants.index(result.variant)
-        for index, result in enumerate(results)
+        index if len(variants) == 1 else variants.index(run.name) for index, run in enumerate(runs)
     ]
     return [{**PALETTE[n % len(PALETTE)], "variant": n} for n in numbers]
 
 
 def _variants(
-    names: Sequence[str], looks: Sequence[Mapping[str, Any]], results: Sequence[Result]
+    names: Sequence[str], styles: Sequence[Mapping[str, Any]], runs: Sequence[Run]
 ) -> dict[int, dict[str, Any]]:
-    """The legend's entries by number: a variant, or each run where there is one variant alone."""
+    """Make the legend's entries by number: a variant, or each run of the only variant."""
     entries: dict[int, dict[str, Any]] = {}
-    for name, look, result in zip(names, looks, results, strict=True):
-        entry = entries.setdefault(look["variant"], {**look, "label": name, "count": 0})
+    for name, style, run in zip(names, styles, runs, strict=True):
+        entry = entries.setdefault(style["variant"], {**style, "label": name, "count": 0})
         entry["count"] += 1
         if entry["count"] > 1:
-            quick = " (quick)" if result.metrics.get("quick") else ""
+            quick = " (quick)" if run.quick else ""
             entry["label"] = f"{name.rpartition(', seed ')[0]}{quick} ({entry['count']} seeds)"
     return entries
 
 
 def _frames(
-    results: Sequence[Result], pictures: Budget
+    runs: Sequence[Run], pictures: Budget
 ) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-    """(telling frames per run and scene, the reason for missing images -> the runs without)."""
+    """Select frames per run and scene; with the runs without images by the reason for it."""
     frames: list[dict[str, Any]] = []
     without: dict[str, list[str]] = {}
-    size = next(size for most, size in THUMBNAILS.items() if len(results) <= most)
-    for name, result in zip(labels(results), results, strict=True):
-        root, reason = image_root(result)
+    size = next(size for most, size in THUMBNAILS.items() if len(runs) <= most)
+    for name, run in zip(labels(runs), runs, strict=True):
+        root, reason = image_root(run)
         left_out = pictures.left_out
-        found = telling_frames(result, root, pictures, size)
+        found = telling_frames(run, root, pictures, size)
         shown = any(frame.picture for of_scene in found.values() for frame in of_scene)
         if root is not None and not shown and pictures.left_out == left_out:
             reason = f"none of these images can be read in {root}"
@@ -277,11 +265,9 @@ def _frames(
     return frames, {reason: in_short(names) for reason, names in without.items()}
 
 
-def _confusion(result: Result) -> pd.DataFrame | None:
-    """Frames by true scene (rows) and predicted scene; None of one scene, or where none was
-    predicted.
-    """
-    frames = result.frames
+def _confusion(run: Run) -> pd.DataFrame | None:
+    """Count frames by true scene (rows) and predicted scene; None where there is nothing to see."""
+    frames = run.frames
     if "predicted_scene" not in frames or frames["predicted_scene"].isna().any():
         return None
     counts = pd.crosstab(frames["scene"], frames["predicted_scene"])
@@ -293,46 +279,40 @@ def _all_right(counts: pd.DataFrame) -> bool:
     return int(counts.to_numpy().sum()) == int(counts.to_numpy().trace())
 
 
-def _verdicts(results: Sequence[Result]) -> pd.DataFrame | None:
-    studies = [result.study for result in results if result.study is not None]
+def _verdicts(runs: Sequence[Run]) -> pd.DataFrame | None:
+    studies = [study for run in runs if (study := study_of(run)) is not None]
     return study_grid(studies) if studies else None
 
 
-def _differing(results: Sequence[Result]) -> pd.DataFrame | None:
-    """Runs times the settings that are not the same in all, runs that agree in one line; None where
-    there are none.
-    """
-    stated = [
-        (name, result.settings)
-        for name, result in zip(labels(results), results, strict=True)
-        if result.settings
+def _differing(runs: Sequence[Run]) -> pd.DataFrame | None:
+    """Tabulate the settings that are not the same in all runs; runs that agree share a line."""
+    stated = {name: _stated(run) for name, run in zip(labels(runs), runs, strict=True)}
+    table = pd.DataFrame({name: values for name, values in stated.items() if values}, dtype=str)
+    table = table.T.fillna(ABSENT).drop(columns=list(IN_LABELS), errors="ignore")
+    table = table[[name for name in table if table[name].nunique() > 1]]
+    if table.columns.empty:
+        return None
+    lines = [
+        {"run": "; ".join(in_short(map(str, same.index))), **same.iloc[0]}
+        for _, same in table.groupby(list(table.columns), sort=False)
     ]
-    names = dict.fromkeys(setting for _, settings in stated for setting in settings)
-    values = {
-        setting: [_text(settings.get(setting, ABSENT)) for _, settings in stated]
-        for setting in names
-        if setting not in (*PLACES, *NAMES)
-    }
-    columns = {setting: texts for setting, texts in values.items() if len(set(texts)) > 1}
-    lines: dict[tuple[str, ...], list[str]] = {}
-    for (name, _), *texts in zip(stated, *columns.values(), strict=True):
-        lines.setdefault(tuple(texts), []).append(name)
-    rows = [["; ".join(in_short(agreeing)), *texts] for texts, agreeing in lines.items()]
-    return pd.DataFrame(rows, columns=["run", *columns]) if columns else None
+    return pd.DataFrame(lines)
 
 
-def _settings(results: Sequence[Result]) -> list[tuple[str, dict[str, str]]]:
-    """All settings of every run; runs whose settings differ in seed and places alone share them."""
+def _settings(runs: Sequence[Run]) -> list[tuple[str, dict[str, str]]]:
+    """List all settings of every run; runs whose settings differ in the seed alone share them."""
     shared: dict[tuple[tuple[str, str], ...], list[str]] = {}
-    for name, result in zip(labels(results), results, strict=True):
-        stated = {key: _text(value) for key, value in result.settings.items()}
-        key = tuple(
-            (setting, value)
-            for setting, value in stated.items()
-            if setting not in (*PLACES, "seed")
-        )
-        shared.setdefault(key, []).append(name)
-    return [("; ".join(in_short(names)), dict(key)) for key, names in shared.items() if key]
+    for name, run in zip(labels(runs), runs, strict=True):
+        stated = tuple((key, value) for key, value in _stated(run).items() if key != "seed")
+        shared.setdefault(stated, []).append(name)
+    return [
+        ("; ".join(in_short(names)), dict(stated)) for stated, names in shared.items() if stated
+    ]
+
+
+def _stated(run: Run) -> dict[str, str]:
+    """Format a run's settings by dotted name, without folders and devices."""
+    return {key: _text(value) for key, value in settings_of(run).items() if key not in PLACES}
 
 
 def _text(value: Any) -> str:
@@ -343,30 +323,26 @@ def _text(value: Any) -> str:
     )
 
 
-def _origins(results: Sequence[Result]) -> pd.DataFrame:
-    """Where the figures of every run come from, a run per column."""
+def _origins(runs: Sequence[Run]) -> pd.DataFrame:
+    """Tabulate where the results of every run come from, a run per column."""
     columns = {}
-    for name, result in zip(labels(results), results, strict=True):
-        stated, model = result.provenance, result.provenance["model"]
-        commit = str(stated.get("commit") or "unknown")[:12] + (
-            " + changes" if stated.get("dirty") else ""
-        )
-        versions = ("mspose", "torch", "torchvision", "numpy", "timm", "python")
+    for name, run in zip(labels(runs), runs, strict=True):
+        stated = run.provenance
+        model = stated.get("model")
+        packages = ("mspose", "torch", "torchvision", "numpy", "timm", "python")
+        versions = ", ".join(f"{key} {stated[key]}" for key in packages if stated.get(key))
         columns[name] = {
             "evaluated": stated.get("time_utc") or "unknown",
-            "commit": commit,
+            "commit": commit_text(stated),
             "device": stated.get("device") or "unknown",
-            "versions": (
-                ", ".join(f"{key} {stated[key]}" for key in versions if stated.get(key))
-                or "unknown"
-            ),
-            "settings hash": model.get("config_hash") or ABSENT,
-            "trained on frames": model.get("frames") or ABSENT,
-            "frames": len(result.frames),
-            "bad frames left out": result.metrics.get("bad_frames") or 0,
-            "data": str(result.metrics["dataset"] or "unknown"),
-            "scene": result.metrics["scene_selection"],
-            "metrics": str(result.file),
-            "frames from": str(result.source),
+            "versions": versions or "unknown",
+            "settings hash": run.config_hash or ABSENT,
+            "trained on frames": (model.get("frames") if isinstance(model, dict) else 0) or ABSENT,
+            "frames": len(run.frames),
+            "bad frames left out": run.metrics.get("bad_frames") or 0,
+            "data": str(run.metrics["dataset"] or "unknown"),
+            "scene": run.metrics["scene_selection"],
+            "metrics": str(run.metrics_file),
+            "frames from": str(run.frames_file),
         }
     return pd.DataFrame(columns).astype(str)

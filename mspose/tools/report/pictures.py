@@ -1,6 +1,4 @@
-"""The pictures of a report, small enough to lie in the page: frames that tell most, and studies of
-attention.
-"""
+"""Images in a report, small enough for the page: best and worst frames, plots of attention."""
 
 import sys
 from collections.abc import Mapping
@@ -18,32 +16,33 @@ from mspose.data.cards import predicted_data
 from mspose.data.images import find_image, read_image
 from mspose.errors import MsposeError
 from mspose.metrics import ERROR_COLUMNS
-from mspose.pages import data_uri
-from mspose.tools.report.results import Result
+from mspose.run import Run
+from mspose.studies.pages import data_uri
+from mspose.tools.report.evaluations import settings_of
 
 THUMBNAILS = {4: (320, 240), 12: (240, 180), sys.maxsize: (160, 120)}
 """Largest width and height of a frame, in pixels, by the number of runs up to which it holds."""
 PICTURE = (1100, 1400)
-"""Of a picture of attention."""
+"""Largest width and height of a plot of attention."""
 SHRUNK = 2 / 3
-"""Of pictures of attention, which have 300 dots per inch: all by as much, so that their letters are
-of one size.
+"""Scale of plots of attention, which have 300 dots per inch: one for all, so that their letters
+have one size.
 """
 FEW_COLOURS = 2000
 """Below it a picture is a diagram, sharper and smaller as PNG; above, it has a photograph in it."""
 PICTURE_BYTES = 4_000_000
-"""What all pictures of a page may take; the rest is left out, and the page says so."""
+"""Limit of all pictures of a page; the rest is left out, and the page says so."""
 
 
 @dataclass
 class Budget:
-    """What is left of the room for pictures."""
+    """Bytes that are left for pictures."""
 
     left: int = PICTURE_BYTES
     left_out: int = 0
 
     def take(self, uri: str) -> str | None:
-        """The picture, or None where there is no room for it."""
+        """Return the picture, or None where it is too large."""
         if len(uri) > self.left:
             self.left_out += 1
             return None
@@ -53,7 +52,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame that stands for a scene's best, middle or worst."""
+    """One of a scene's best, median or worst frames."""
 
     rank: str
     image: str
@@ -68,15 +67,17 @@ class Frame:
 
 
 def telling_frames(
-    result: Result, root: Path | None, budget: Budget, size: tuple[int, int] = (320, 240)
+    run: Run, root: Path | None, budget: Budget, size: tuple[int, int] = (320, 240)
 ) -> dict[str, list[Frame]]:
-    """Per scene its best, median and worst frames: of one scene three of each, of several one.
+    """Select the best, median and worst frames per scene: three of each of one scene, else one.
 
     They are ordered by the sum of both errors, each divided by the scene's median.
-    root: the folder that images are under; None: no pictures. size: the largest width and height of
-        a picture.
+
+    Args:
+        root: the folder that images are under; None: no images.
+        size: the largest width and height of an image.
     """
-    scenes = {str(scene): part for scene, part in result.frames.groupby("scene")}
+    scenes = {str(scene): part for scene, part in run.frames.groupby("scene")}
     each = 3 if len(scenes) == 1 else 1
     return {
         scene: [_frame(rank, row, root, budget, size) for rank, row in _ranked(part, each)]
@@ -122,14 +123,14 @@ def _frame(
     )
 
 
-def image_root(result: Result) -> tuple[Path | None, str]:
-    """(the folder that a run's test images are under, or None, and why there is none)."""
-    dataset, root = result.settings.get("data.dataset"), result.settings.get("data.root")
-    if not isinstance(dataset, str):
-        return None, "no config.yaml says where the images are"
+def image_root(run: Run) -> tuple[Path | None, str]:
+    """Find the folder that a run's test images are under; None, with the reason, without one."""
+    settings = settings_of(run)
+    if not settings:
+        return None, f"no {run.config_file.name} says where the images are"
     try:
         _, folder = predicted_data(
-            dataset, root if isinstance(root, str) else None, result.metrics["dataset"]
+            settings["data.dataset"], settings["data.root"], run.metrics["dataset"]
         )
     except MsposeError as reason:
         return None, str(reason)
@@ -137,7 +138,7 @@ def image_root(result: Result) -> tuple[Path | None, str]:
 
 
 def jpeg(image_HW3: NDArray[np.uint8], size: tuple[int, int], quality: int) -> str:
-    """The image as a JPEG data URI, not larger than `size` (width, height)."""
+    """Encode an image as a JPEG data URI, not larger than `size` (width, height)."""
     return data_uri(
         _encoded(Image.fromarray(image_HW3), size, "JPEG", quality=quality, optimize=True), "jpeg"
     )
@@ -152,20 +153,18 @@ def _encoded(image: Image.Image, size: tuple[int, int], kind: str, **options: An
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that a study of attention left."""
+    """A plot of attention."""
 
     title: str
     uri: str | None
     width: int
-    """In the page, in CSS pixels: two dots each."""
+    """Width in the page, in CSS pixels of two dots."""
 
 
-def attention_pictures(folder: Path, budget: Budget) -> list[Picture]:
-    """Those in `attention/` of a run, figures of numbers first, scaled down; a broken one is left
-    out.
-    """
+def attention_pictures(run: Run, budget: Budget) -> list[Picture]:
+    """Load the plots in a run's folder of attention, scaled down; a broken one is left out."""
     pictures = []
-    for path in sorted((folder / "attention").glob("*.png"), key=_order):
+    for path in sorted(run.attention_file.parent.glob("*.png"), key=_order):
         try:
             image = Image.fromarray(read_image(path))
         except MsposeError:
@@ -186,7 +185,7 @@ def attention_pictures(folder: Path, budget: Budget) -> list[Picture]:
 
 
 def _colours(image: Image.Image) -> int:
-    """How many there are, with five bits a channel."""
+    """Count the colours, with five bits a channel."""
     coarse_HW3 = np.asarray(image).astype(np.int32) >> 3
     return len(np.unique(coarse_HW3 @ np.array([1, 32, 1024])))
 

@@ -1,3 +1,1 @@
-"""The poses of a run's predictions in a 3-D viewer in the browser: truth against estimate, one
-scene at a time.
-"""
+"""A 3-D viewer in the browser: true and estimated poses of a run, one scene at a time."""

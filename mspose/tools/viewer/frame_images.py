@@ -1,31 +1,26 @@
-"""The images of the frames that a run predicted, where they are on disk: read when they are looked
-at.
-"""
+"""Images of the frames that a run predicted, read from disk when they are needed."""
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mspose.config import read_settings
 from mspose.data.cards import predicted_data
 from mspose.data.images import find_image, read_image, resize_short_side
 from mspose.errors import MsposeError
-from mspose.run import read_description
+from mspose.run import Run
 
-USUAL_SHAPE, USUAL_ANGLE = (480, 640), math.radians(50)  # of a camera that nothing is known about
+USUAL_SHAPE, USUAL_ANGLE = (480, 640), math.radians(50)  # of an unknown camera
 
 
 class FrameImages:
     """Images by their names in a predictions file.
 
     Attributes:
-        root: the folder that they lie in; None where there are none.
+        root: their folder; None where there are none.
         missing: why there are none, else "".
         aspect: width over height of an image.
         angle: vertical field of view, radians.
@@ -46,7 +41,7 @@ class FrameImages:
         self.read = lru_cache(maxsize=64)(self._read)
 
     def _read(self, image: str, short_side: int) -> NDArray[np.uint8] | None:
-        """RGB (H, W, 3), its shorter side `short_side`; None where the image is missing or broken."""
+        """Read RGB (H, W, 3) with this shorter side; None where the image is missing or broken."""
         if self.root is None:
             return None
         try:
@@ -55,34 +50,26 @@ class FrameImages:
             return None
 
 
-def images_of_run(
-    run: Path, about: Mapping[str, Any], names: Sequence[str], root: str | None
-) -> FrameImages:
-    """The images that the run's settings lead to, or those below `root`; what is not there is said
-    in `missing`.
+def images_of_run(run: Run, names: Sequence[str], root: str | None) -> FrameImages:
+    """Find the images of a run's predictions, below `root` or where the run's settings say.
 
-    about: what stands beside the predictions (their data set). names: some images, of which one has
-    to be there. Raises MsposeError where `root` is given and has none of them.
+    names: some images, of which one has to be there. Without any, `missing` says why. Raises
+    MsposeError where `root` is given and has none of them.
     """
-    folder: Path | None
+    folder = Path(root).expanduser() if root else None
+    focal_px, missing = math.nan, ""
     try:
-        data = read_settings(run / "config.yaml").data
-        card, own_folder = predicted_data(data.dataset, data.root, about.get("dataset"))
-        folder, focal_px, missing = (
-            Path(root).expanduser() if root else own_folder,
-            card.focal_px,
-            "",
-        )
+        data = run.settings.data
+        card, own_folder = predicted_data(data.dataset, data.root, run.about.get("dataset"))
+        folder, focal_px = folder or own_folder, card.focal_px
     except MsposeError as error:
-        folder, focal_px = Path(root).expanduser() if root else None, math.nan
         missing = "" if root else str(error)
-    shape, known_focal_px = _training_camera(run, about)
+    shape, known_focal_px = _training_camera(run)
     focal_px = focal_px if focal_px > 0 else known_focal_px
-    for name in names:
-        if folder is None:
-            break
+    for name in names if folder is not None else ():
         try:
-            return FrameImages(folder, "", read_image(find_image(folder, name)).shape[:2], focal_px)
+            found = read_image(find_image(folder, name))
+            return FrameImages(folder, "", found.shape[:2], focal_px)
         except MsposeError as error:  # perhaps only some of the scenes are here
             missing = missing or str(error)
     if root:
@@ -90,27 +77,16 @@ def images_of_run(
     return FrameImages(None, missing, shape or USUAL_SHAPE, focal_px if shape else math.nan)
 
 
-def _training_camera(run: Path, about: Mapping[str, Any]) -> tuple[tuple[int, int] | None, float]:
-    """((height, width), focal length) of the training images, in pixels, as `model.json` has them;
-    None, NaN if not.
+def _training_camera(run: Run) -> tuple[tuple[int, int] | None, float]:
+    """Read (height, width) and focal length, in pixels, of the training images; None, NaN if
+    unknown.
     """
     try:
-        learned = read_description(run).get("trained_on") or {}
-        if about.get("dataset") not in (None, learned.get("dataset")):
-            return None, math.nan
-        sizes = learned.get("image_sizes") or []
-        shape = (int(sizes[0][1]), int(sizes[0][0])) if sizes else None
-        return shape if shape and min(shape) > 0 else None, float(
-            learned.get("focal_px") or math.nan
-        )
-    except (MsposeError, TypeError, ValueError, LookupError, AttributeError):
+        learned = run.description.get("trained_on") or {}
+    except MsposeError:
         return None, math.nan
-
-
-def read_about(path: Path) -> dict[str, Any]:
-    """What `mspose evaluate` wrote beside a predictions file; {} where it did not."""
-    try:
-        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return about if isinstance(about, dict) else {}
+    if run.about.get("dataset") not in (None, learned.get("dataset")):
+        return None, math.nan
+    sizes = learned.get("image_sizes") or []
+    shape = (int(sizes[0][1]), int(sizes[0][0])) if sizes else None
+    return shape, float(learned.get("focal_px") or math.nan)

@@ -1,4 +1,4 @@
-"""`mspose view`: from a run's predictions to a page in the browser."""
+"""`mspose view`: serves the viewer of a run's predictions."""
 
 import errno
 import logging
@@ -13,12 +13,12 @@ from typing import Any
 import pandas as pd
 
 from mspose.errors import MsposeError
-from mspose.metrics import read_predictions
-from mspose.tools.viewer.frame_images import images_of_run, read_about
-from mspose.tools.viewer.shown import shown_scene
+from mspose.run import Run
+from mspose.tools.viewer.frame_images import images_of_run
+from mspose.tools.viewer.scene_view import scene_view
 
 PORTS = 20
-"""How many ports are tried, from the one that was asked for on."""
+"""Number of ports that are tried."""
 log = logging.getLogger("mspose")
 
 
@@ -33,30 +33,29 @@ def view_run(
     started: Callable[[str], None] | None = None,
     ended: threading.Event | None = None,
 ) -> None:
-    """Show the poses of a run's `predictions/<split>.csv` until interrupted, or until `ended` is
-    set.
+    """Show the predicted poses of a run's split until interrupted, or until `ended` is set.
 
-    scene: the one to begin with. root: folder of the scenes' images, in place of the one that the
-        run's settings name.
-    started: is told the address; by default it is printed.
+    Args:
+        scene: the one to begin with.
+        root: folder of the scenes' images, in place of the one that the run's settings name.
+        started: called with the address; by default it is printed.
+
     Raises MsposeError where there are no predictions, no such scene, or no free port.
     """
     try:
         from mspose.tools.viewer.viewer import Viewer
     except ImportError as error:
         raise MsposeError(f"mspose view needs viser: pip install viser ({error})") from error
-    path = predictions_file(run, split)
-    table = read_predictions(path)
-    names = scenes_in_order(table, scene, path)
-    images = images_of_run(
-        run, read_about(path), table.groupby("scene")["image"].first().tolist(), root
-    )
+    viewed = Run(run, split)
+    table = viewed.predictions()
+    names = scenes_in_order(table, scene)
+    images = images_of_run(viewed, table.groupby("scene")["image"].first().tolist(), root)
     if images.missing:
         log.warning(
             "cameras are shown without their images (%s); --root says where they are",
             images.missing,
         )
-    scenes = {name: shown_scene(table, name) for name in names}
+    scenes = {name: scene_view(table, name) for name in names}
     ended = ended or threading.Event()
     with serving(host, port) as (server, address):
         viewer = Viewer(
@@ -67,7 +66,7 @@ def view_run(
             ended=ended,
         )
         try:
-            (started or _say)(address)
+            (started or _print)(address)
             viewer.play()
         except KeyboardInterrupt:  # the usual end
             log.info("the viewer has ended")
@@ -75,47 +74,25 @@ def view_run(
             viewer.end()
 
 
-def _say(address: str) -> None:
+def _print(address: str) -> None:
     print(f"{address}\nCtrl-C ends it", flush=True)
 
 
-def predictions_file(run: Path, split: str) -> Path:
-    """The predictions of a split. Raises MsposeError where there are none, naming those that there
-    are.
-    """
-    path = run / "predictions" / f"{split}.csv"
-    if not run.is_dir():
-        raise MsposeError(
-            f"{run} is no folder of a run: give one that `mspose evaluate` has been run on"
-        )
-    if not path.is_file():
-        there = ", ".join(sorted(file.stem for file in path.parent.glob("*.csv")))
-        advice = f"there is --split {there}" if there else f"run `mspose evaluate {run}` first"
-        raise MsposeError(
-            f"{run} has no predictions of the split {split} ({path.name} is missing); {advice}"
-        )
-    return path
-
-
-def scenes_in_order(table: pd.DataFrame, first: str | None, path: Path) -> list[str]:
-    """The scenes of a predictions file, sorted, `first` in front. Raises MsposeError where it is
-    not among them.
-    """
+def scenes_in_order(table: pd.DataFrame, first: str | None) -> list[str]:
+    """Sort the scenes, `first` in front. Raises MsposeError where it is not among them."""
     names = sorted(set(table["scene"]))
     if first is not None and first not in names:
-        raise MsposeError(f"{path} has no scene {first}; its scenes: {', '.join(names)}")
+        raise MsposeError(f"no scene {first} in the predictions; there are: {', '.join(names)}")
     return sorted(names, key=lambda name: (name != first, name))
 
 
 @contextmanager
 def serving(host: str, port: int) -> Iterator[tuple[Any, str]]:
-    """A server of viser, at `port` or the next that is free, and its address; it is stopped at the
-    end.
-    """
+    """Start viser's server at `port` or the next free one; gives it and its address."""
     import viser
 
     port = free_port(host, port)
-    with redirect_stdout(StringIO()):  # its greeting: we have one of our own
+    with redirect_stdout(StringIO()):  # its greeting
         server = viser.ViserServer(host=host, port=port, verbose=False)
     try:
         yield server, f"http://{f'[{host}]' if ':' in host else host}:{server.get_port()}"
@@ -125,10 +102,9 @@ def serving(host: str, port: int) -> Iterator[tuple[Any, str]]:
 
 
 def free_port(host: str, port: int) -> int:
-    """The first port from `port` on that can be had; 0 is any. Raises MsposeError where none, or no
-    such host, is.
+    """Find the first free port from `port` on; 0 is any. viser itself would try for ever.
 
-    viser itself would look for one forever.
+    Raises MsposeError where there is none, or no such host.
     """
     for number in range(port, min(port + PORTS, 65536)) or [port]:
         try:

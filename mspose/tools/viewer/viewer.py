@@ -1,4 +1,4 @@
-"""The viewer's server: what stands in the scene, the panel beside it, and what a click does."""
+"""The viewer: cameras and paths of a scene, the panel beside them, and its controls."""
 
 import math
 import threading
@@ -12,10 +12,10 @@ from mspose.data.frames import evenly
 from mspose.plotting import ORANGE
 from mspose.poses import Array, quaternion_to_rotation
 from mspose.tools.viewer.frame_images import FrameImages
-from mspose.tools.viewer.shown import (
+from mspose.tools.viewer.scene_view import (
     ANGLE,
     ERRORS,
-    ShownScene,
+    SceneView,
     error_colours,
     ground,
     overview,
@@ -25,21 +25,18 @@ from mspose.tools.viewer.shown import (
 TRUTH = (235, 235, 235)
 CHOSEN_TRUTH = (255, 255, 255)
 CHOSEN = tuple(round(255 * value) for value in to_rgb(ORANGE))
-PANEL_SIDE, FRUSTUM_SIDE = (
-    300,
-    90,
-)  # pixels of the shorter side of images in the panel, and on frustums
+PANEL_SIDE, FRUSTUM_SIDE = 300, 90  # shorter side of images, pixels
 FRUSTUMS, MOST_FRUSTUMS = 16, 200
 MOST_LINES = 3000  # of a kind: thousands more would be a tangle, and slow without a GPU
 OVERVIEW, TRUE_CAMERA, ESTIMATED_CAMERA = "overview", "true camera", "estimate"
-NEAR, FAR = 1e-3, 1e3  # of what browsers draw, times the scene's extent
+NEAR, FAR = 1e-3, 1e3  # clipping planes of browsers, times the scene's extent
 
 
 class Viewer:
-    """Shows one scene at a time, to all browsers that are connected.
+    """One scene at a time, for all browsers that are connected.
 
     Attributes:
-        shown: the scene.
+        view: the current scene.
         chosen: the handles of the chosen frame's frustums, `truth` and `estimate`.
         ended: set when the server is about to stop: nothing is drawn any more.
         frustums: of some frames, those of truth and estimate by the frame's number.
@@ -48,7 +45,7 @@ class Viewer:
     def __init__(
         self,
         server: viser.ViserServer,
-        scenes: dict[str, ShownScene],
+        scenes: dict[str, SceneView],
         images: FrameImages,
         *,
         title: str,
@@ -58,7 +55,7 @@ class Viewer:
         self.scenes = scenes
         self.images = images
         self.ended = ended
-        self.shown = next(iter(scenes.values()))
+        self.view = next(iter(scenes.values()))
         self.chosen: dict[str, viser.CameraFrustumHandle] = {}
         self.frustums: dict[int, tuple[viser.CameraFrustumHandle, viser.CameraFrustumHandle]] = {}
         self.lock = threading.RLock()  # callbacks run in several threads
@@ -68,7 +65,7 @@ class Viewer:
         server.gui.set_panel_label(title)
         server.gui.main_panel.dock_right()
         self._make_panel()
-        self.show_scene(self.shown.scene)
+        self.show_scene(self.view.scene)
 
     def _make_panel(self) -> None:
         gui, names = self.server.gui, list(self.scenes)
@@ -77,10 +74,10 @@ class Viewer:
         )
         self.summary = gui.add_markdown("")
         self.frame: Any = gui.add_slider("frame", min=0, max=1, step=1, initial_value=0)
-        self.place = gui.add_button_group("go to", ["best", "median", "worst"])
+        self.rank = gui.add_button_group("go to", ["best", "median", "worst"])
         self.playing = gui.add_checkbox("play", initial_value=False)
         self.speed = gui.add_slider("frames a second", min=1, max=30, step=1, initial_value=8)
-        self.look = gui.add_button_group("look from", [OVERVIEW, TRUE_CAMERA, ESTIMATED_CAMERA])
+        self.camera = gui.add_button_group("view from", [OVERVIEW, TRUE_CAMERA, ESTIMATED_CAMERA])
         self.image = gui.add_image(
             np.zeros((3, 4, 3), np.uint8), format="jpeg", jpeg_quality=85, visible=False
         )
@@ -104,8 +101,8 @@ class Viewer:
             self.size = gui.add_slider("their size", min=0.2, max=4.0, step=0.1, initial_value=1.0)
         self.scene.on_update(lambda _: self.show_scene(self.scene.value))
         self.frame.on_update(lambda _: self.show_frame(int(self.frame.value)))
-        self.place.on_click(lambda _: self._go_to(self.shown.rank(self.place.value)))
-        self.look.on_click(self._look)
+        self.rank.on_click(lambda _: self._go_to(self.view.frame_of_rank(self.rank.value)))
+        self.camera.on_click(self._on_camera)
         for changed in (
             self.colour,
             self.truth,
@@ -120,67 +117,68 @@ class Viewer:
     def _go_to(self, number: int) -> None:
         self.frame.value = number
 
-    def _look(self, event: viser.GuiEvent[Any]) -> None:
+    def _on_camera(self, event: viser.GuiEvent[Any]) -> None:
         if event.client is not None:  # the browser that the button was clicked in
-            self.look_from(event.client, self.look.value)
+            self.view_from(event.client, self.camera.value)
 
     def show_scene(self, name: str) -> None:
-        """Draw this scene in place of the one before, and look at it from above."""
+        """Draw this scene in place of the one before, and view it from above."""
         with self.lock:
             if self.ended.is_set():
                 return
-            self.shown = shown = self.scenes[name]
-            position, orientation = (float(np.median(shown.error_N[error])) for error in ERRORS)
+            self.view = view = self.scenes[name]
+            position, orientation = (float(np.median(view.error_N[error])) for error in ERRORS)
             self.summary.content = (
-                f"{len(shown.image)} frames, median error **{position:.3f} m / {orientation:.2f}°**"
+                f"{len(view.image)} frames, median error **{position:.3f} m / {orientation:.2f}°**"
             )
-            self.server.scene.set_up_direction(shown.up_3)
+            self.server.scene.set_up_direction(view.up_3)
             camera = self.server.initial_camera
-            camera.position, camera.look_at = overview(shown)
-            camera.up, camera.fov = shown.up_3, ANGLE
-            camera.near, camera.far = NEAR * shown.extent, FAR * shown.extent
+            camera.position, camera.look_at = overview(view)
+            camera.up, camera.fov = view.up_3, ANGLE
+            camera.near, camera.far = NEAR * view.extent, FAR * view.extent
             self.frame.value = 0
-            self.frame.max = max(1, len(shown.image) - 1)
+            self.frame.max = max(1, len(view.image) - 1)
             self.draw()
         for client in self.server.get_clients().values():
-            self.look_from(client, OVERVIEW)
+            self.view_from(client, OVERVIEW)
 
     def draw(self) -> None:
         """Draw everything anew, as the panel says."""
         with self.lock, self.server.atomic():
             if self.ended.is_set():
                 return
-            shown, scene = self.shown, self.server.scene
+            view, scene = self.view, self.server.scene
             scene.reset()
             self.chosen, self.frustums = {}, {}
             error = self.colour.value.removesuffix(" error")
-            colour_N3 = shown.colour_N3(error)
-            centre_3, turn_4, side, square = ground(shown)
-            self.legend.content = legend(error, shown.limit[error], square)
+            colour_N3 = view.colour_N3(error)
+            centre_3, turn_4, side, square = ground(view)
+            self.legend.content = legend(error, view.limit[error], square)
             scene.add_grid(
-                "/ground", side, side, cell_size=square, section_size=10 * square, cell_color=(70, 74, 80),
-                section_color=(110, 114, 120), position=centre_3, wxyz=turn_4, shadow_opacity=0.0,
-                fade_distance=50 * shown.extent,
+                "/ground", side, side, cell_size=square, section_size=10 * square,
+                cell_color=(70, 74, 80), section_color=(110, 114, 120), position=centre_3,
+                wxyz=turn_4, shadow_opacity=0.0,
+                fade_distance=50 * view.extent,
             )  # fmt: skip
-            point = 0.006 * shown.extent * min(1.0, math.sqrt(300 / len(shown.image)))
-            some = evenly(len(shown.image), MOST_LINES)
+            point = 0.006 * view.extent * min(1.0, math.sqrt(300 / len(view.image)))
+            some = evenly(len(view.image), MOST_LINES)
             if self.truth.value:
                 path_M23 = path_segments(
-                    [shown.image[number] for number in some], shown.true_position_N3[some]
+                    [view.image[number] for number in some], view.true_position_N3[some]
                 )
                 self._lines("/truth/path", path_M23, np.full(path_M23.shape, TRUTH, np.uint8), 2.0)
                 self._points(
                     "/truth/points",
-                    shown.true_position_N3,
+                    view.true_position_N3,
                     np.full_like(colour_N3, TRUTH),
                     0.6 * point,
                 )
             if self.estimates.value:
-                self._points("/estimates", shown.position_N3, colour_N3, 1.6 * point)
+                self._points("/estimates", view.position_N3, colour_N3, 1.6 * point)
             if self.lines.value:
-                apart_M23 = np.stack([shown.true_position_N3, shown.position_N3], axis=1)[some]
+                error_M23 = np.stack([view.true_position_N3, view.position_N3], axis=1)[some]
                 self._lines(
-                    "/errors", apart_M23, np.repeat(colour_N3[some][:, None], 2, axis=1), 1.5
+                    "/errors", error_M23, np.repeat(colour_N3[some][:, None], 2, axis=1), 1.5
                 )
             if self.cameras.value:
                 self._draw_frustums(colour_N3)
@@ -190,15 +188,15 @@ class Viewer:
     def show_frame(self, number: int) -> None:
         """Choose a frame: its two cameras stand out, its image and errors are in the panel."""
         with self.lock:
-            number = min(number, len(self.shown.image) - 1)
+            number = min(number, len(self.view.image) - 1)
             if self.ended.is_set() or number != min(
-                int(self.frame.value), len(self.shown.image) - 1
+                int(self.frame.value), len(self.view.image) - 1
             ):
                 return  # or the slider has gone on while we waited
-            shown = self.shown
+            view = self.view
             poses = {
-                "truth": (shown.true_position_N3[number], shown.true_orientation_N4[number]),
-                "estimate": (shown.position_N3[number], shown.orientation_N4[number]),
+                "truth": (view.true_position_N3[number], view.true_orientation_N4[number]),
+                "estimate": (view.position_N3[number], view.orientation_N4[number]),
             }
             if not self.chosen:
                 for name, colour in (("truth", CHOSEN_TRUTH), ("estimate", CHOSEN)):
@@ -210,31 +208,29 @@ class Viewer:
             for other, pair in self.frustums.items():
                 for handle in pair:  # the smaller one would hide the image of the chosen one
                     handle.visible = other != number
-            apart_123 = np.stack([poses["truth"][0], poses["estimate"][0]])[None]
-            self._lines("/chosen/error", apart_123, np.full(apart_123.shape, CHOSEN, np.uint8), 4.0)
-            large = self.images.read(shown.image[number], PANEL_SIDE)
+            error_123 = np.stack([poses["truth"][0], poses["estimate"][0]])[None]
+            self._lines("/chosen/error", error_123, np.full(error_123.shape, CHOSEN, np.uint8), 4.0)
+            large = self.images.read(view.image[number], PANEL_SIDE)
             missing = self.images.missing or f"not to be read below {self.images.root}"
-            self.facts.content = facts(shown, number, "" if large is not None else missing)
+            self.facts.content = facts(view, number, "" if large is not None else missing)
             self.image.visible = large is not None
             self.chosen["truth"].image = large
             if large is not None:
                 self.image.image = large
 
-    def look_from(self, client: viser.ClientHandle, place: str) -> None:
+    def view_from(self, client: viser.ClientHandle, camera: str) -> None:
         """Move a browser's camera to one of the chosen frame's, or above the scene."""
-        shown, number = self.shown, min(int(self.frame.value), len(self.shown.image) - 1)
+        view, number = self.view, min(int(self.frame.value), len(self.view.image) - 1)
         with client.atomic():
-            client.camera.near, client.camera.far = NEAR * shown.extent, FAR * shown.extent
-            if place == OVERVIEW:
-                client.camera.up_direction = shown.up_3
-                client.camera.position, client.camera.look_at = overview(shown)
+            client.camera.near, client.camera.far = NEAR * view.extent, FAR * view.extent
+            if camera == OVERVIEW:
+                client.camera.up_direction = view.up_3
+                client.camera.position, client.camera.look_at = overview(view)
                 client.camera.fov = ANGLE
                 return
-            true = place == TRUE_CAMERA
-            client.camera.position = (shown.true_position_N3 if true else shown.position_N3)[number]
-            client.camera.wxyz = (shown.true_orientation_N4 if true else shown.orientation_N4)[
-                number
-            ]
+            true = camera == TRUE_CAMERA
+            client.camera.position = (view.true_position_N3 if true else view.position_N3)[number]
+            client.camera.wxyz = (view.true_orientation_N4 if true else view.orientation_N4)[number]
             half = math.tan(self.images.angle / 2)
             depth = self._scale(chosen=True) / (half * half * self.images.aspect / 3) ** (
                 1 / 3
@@ -246,49 +242,48 @@ class Viewer:
             client.camera.fov = 2 * math.atan(narrow * half)
 
     def _nearest(self, number: int, depth: float, true: bool) -> float:
-        """How near a chosen camera sees: other cameras' images, which would hide the frame's, are
-        cut away.
+        """Near clipping plane of a chosen camera, which cuts away the images of other cameras.
 
-        depth: from the true camera to the image, which stands there for the estimated camera too.
+        depth: from the true camera to the image, which is drawn there for the estimated camera too.
         """
-        shown, half = self.shown, math.tan(self.images.angle / 2)
+        view, half = self.view, math.tan(self.images.angle / 2)
         corners_43 = depth * np.array(
             [(x * half * self.images.aspect, y * half, 1) for x in (-1, 1) for y in (-1, 1)]
         )
-        corners_43 = corners_43 @ quaternion_to_rotation(shown.true_orientation_N4[number])[0].T
+        corners_43 = corners_43 @ quaternion_to_rotation(view.true_orientation_N4[number])[0].T
         if not true:
-            corners_43 = corners_43 + shown.true_position_N3[number] - shown.position_N3[number]
+            corners_43 = corners_43 + view.true_position_N3[number] - view.position_N3[number]
         forward_3 = quaternion_to_rotation(
-            (shown.true_orientation_N4 if true else shown.orientation_N4)[number]
+            (view.true_orientation_N4 if true else view.orientation_N4)[number]
         )[0, :, 2]
         return max(0.98 * float((corners_43 @ forward_3).min()), 0.05 * depth)
 
     def play(self) -> None:
-        """Go through the frames while `play` is ticked, round and round, until `ended` is set."""
+        """Go through the frames in a loop while `play` is ticked, until `ended` is set."""
         while not self.ended.wait(1 / self.speed.value):
             with self.lock:  # the scene may be about to change
                 if self.playing.value and self.server.get_clients():
-                    self.frame.value = (int(self.frame.value) + 1) % len(self.shown.image)
+                    self.frame.value = (int(self.frame.value) + 1) % len(self.view.image)
 
     def end(self) -> None:
-        """Wait for what is being drawn; nothing is drawn any more after it."""
+        """Wait for the current drawing; nothing is drawn afterwards."""
         with self.lock:
             self.ended.set()
 
     def _draw_frustums(self, colour_N3: Any) -> None:
-        shown = self.shown
-        for number in evenly(len(shown.image), int(self.count.value)).tolist():
+        view = self.view
+        for number in evenly(len(view.image), int(self.count.value)).tolist():
             truth = self._frustum(
                 f"/cameras/true/{number}",
-                shown.true_position_N3[number],
-                shown.true_orientation_N4[number],
+                view.true_position_N3[number],
+                view.true_orientation_N4[number],
                 TRUTH,
             )
             colour = tuple(int(value) for value in colour_N3[number])
             estimate = self._frustum(
                 f"/cameras/estimated/{number}",
-                shown.position_N3[number],
-                shown.orientation_N4[number],
+                view.position_N3[number],
+                view.orientation_N4[number],
                 colour,
             )
             for handle in (truth, estimate):
@@ -298,12 +293,12 @@ class Viewer:
             self.frustums[number] = (truth, estimate)
 
     def _fill_frustums(self, frustums: dict[int, Any]) -> None:
-        """Read the images of the true frustums, until others have taken their place."""
+        """Load the images of the true frustums, until these are replaced."""
         for number, (truth, _) in frustums.items():
             with self.lock:
                 if self.ended.is_set() or self.frustums is not frustums:
                     return
-                if (small := self.images.read(self.shown.image[number], FRUSTUM_SIDE)) is not None:
+                if (small := self.images.read(self.view.image[number], FRUSTUM_SIDE)) is not None:
                     truth.image = small
 
     def _frustum(
@@ -315,7 +310,7 @@ class Viewer:
         *,
         chosen: bool = False,
     ) -> viser.CameraFrustumHandle:
-        """A camera: viser's poses and axes are ours, camera-to-world, x right, y down, z forward."""
+        """Add a camera; viser's poses and camera axes are ours."""
         return self.server.scene.add_camera_frustum(
             name,
             self.images.angle,
@@ -333,7 +328,7 @@ class Viewer:
         )
 
     def _scale(self, *, chosen: bool) -> float:
-        return float(self.size.value) * self.shown.extent * (0.075 if chosen else 0.04)
+        return float(self.size.value) * self.view.extent * (0.075 if chosen else 0.04)
 
     def _lines(self, name: str, segments_M23: Array, colour_M23: Any, thickness: float) -> None:
         if len(segments_M23):
@@ -347,20 +342,20 @@ class Viewer:
         )
 
 
-def facts(shown: ShownScene, number: int, missing: str) -> str:
-    """The chosen frame in words, Markdown."""
-    predicted = shown.predicted_scene[number]
-    position, orientation = (shown.error_N[error][number] for error in ERRORS)
+def facts(view: SceneView, number: int, missing: str) -> str:
+    """Describe a frame in Markdown."""
+    predicted = view.predicted_scene[number]
+    position, orientation = (view.error_N[error][number] for error in ERRORS)
     truth, estimate = (
-        _metres(here_N3[number] + shown.origin_3)
-        for here_N3 in (shown.true_position_N3, shown.position_N3)
+        _metres(here_N3[number] + view.origin_3)
+        for here_N3 in (view.true_position_N3, view.position_N3)
     )
     lines = [
         f"**{position:.3f} m / {orientation:.2f}°** error",
-        _literally(shown.image[number]),
+        _literally(view.image[number]),
         f"true position {truth} m, estimated {estimate} m",
     ]
-    if predicted not in (None, shown.scene):
+    if predicted not in (None, view.scene):
         lines.append(
             f"**taken for** {_literally(predicted)}: the estimate is a pose in that scene's frame"
         )
@@ -370,9 +365,7 @@ def facts(shown: ShownScene, number: int, missing: str) -> str:
 
 
 def _literally(text: str) -> str:
-    """Text of unknown origin as code: anything else in Markdown could be read as HTML or JavaScript
-    by the page.
-    """
+    """Quote text of unknown origin as code: the page could run HTML or JavaScript in Markdown."""
     return "`" + " ".join(text.replace("`", "'").split()) + "`"
 
 
@@ -381,7 +374,7 @@ def _metres(position_3: Array) -> str:
 
 
 def legend(error: str, limit: float, square: float) -> str:
-    """The colours of errors, HTML."""
+    """Legend of the error colours in HTML."""
     stops = ", ".join(
         "rgb({},{},{})".format(*colour) for colour in error_colours(np.linspace(0, 1, 9)).tolist()
     )

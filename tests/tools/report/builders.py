@@ -1,6 +1,7 @@
 """Runs as their files say it, without a network: what a report is made from."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from mspose.metrics import (
     PREDICTION_COLUMNS,
     compute_metrics,
     with_errors,
+    write_errors,
     write_metrics,
     write_predictions,
 )
 from mspose.poses import normalize_quaternion
+from mspose.run import Run
 
 THRESHOLDS = [[0.05, 5.0], [0.25, 5.0]]
 
@@ -71,13 +74,22 @@ def write_run(
     """A finished run; `about` replaces fields of its metrics. Without settings it has no
     config.yaml.
     """
+    table = with_errors(table)
     write_predictions(folder / "predictions" / "test.csv", table)
+    provenance = {"mspose": "0.1.0", "commit": "0123456789abcdef", "dirty": False}
     metrics = {
-        "dataset": "rooms", "ground_truth": "made-up", "split": "test", "scene_selection": "predicted",
-        "experiment": "walk", "variant": variant, "seed": seed, "quick": False, "bad_frames": 0,
+        "dataset": "rooms",
+        "ground_truth": "made-up",
+        "split": "test",
+        "scene_selection": "predicted",
+        "experiment": "walk",
+        "variant": variant,
+        "seed": seed,
+        "quick": False,
+        "bad_frames": 0,
         **compute_metrics(table, thresholds=THRESHOLDS),
-        "provenance": {"mspose": "0.1.0", "commit": "0123456789abcdef", "dirty": False, "device": "a device"},
-    }  # fmt: skip
+        "provenance": {**provenance, "device": "a device"},
+    }
     write_metrics(folder / "metrics.json", metrics | about)
     if settings is not None:
         write_settings(folder / "config.yaml", settings)
@@ -93,6 +105,13 @@ def write_run(
                 for layer in ("position_layer_1", "orientation_layer_1"):
                     writer.add_scalar(f"attention_entropy/{layer}", 3.0, step)
                     writer.add_scalar(f"query_key_gap/{layer}", 1.0, step)
+    return folder
+
+
+def write_record(run: Path, folder: Path) -> Path:
+    """The record of a run: its metrics and errors."""
+    write_errors(folder / "predictions" / "errors.csv", Run(run).errors())
+    shutil.copy(run / "metrics.json", folder)
     return folder
 
 

@@ -4,6 +4,7 @@ import base64
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from tools.report.builders import THRESHOLDS, predictions, write_run
 
@@ -15,7 +16,7 @@ from mspose.tools.report.diagrams import (
     training_curves,
     trajectories,
 )
-from mspose.tools.report.results import read_results
+from mspose.tools.report.evaluations import evaluated_runs
 
 SCENES = {"attic": 60, "cellar": 30}
 
@@ -28,7 +29,7 @@ def unpacked(packed):
 def results(tmp_path):
     write_run(tmp_path / "a", predictions(SCENES, wrong=2), variant="a")
     write_run(tmp_path / "b", predictions({"attic": 60}, seed=1, shift=0.3), variant="b")
-    return read_results([tmp_path / "a", tmp_path / "b"])
+    return evaluated_runs([tmp_path / "a", tmp_path / "b"])
 
 
 def test_recall_agrees_with_the_errors_and_the_last_place_is_the_mean_over_scenes(results):
@@ -82,7 +83,7 @@ def test_perfect_and_absurd_estimates_are_drawn_too(tmp_path, shift):
     table[ESTIMATED_POSITION] = table[TRUE_POSITION].to_numpy() + shift
     table[["qw_est", "qx_est", "qy_est", "qz_est"]] = table[["qw", "qx", "qy", "qz"]].to_numpy()
     write_run(tmp_path / "run", table)
-    (diagram,) = error_diagrams(read_results([tmp_path / "run"]), [])
+    (diagram,) = error_diagrams(evaluated_runs([tmp_path / "run"]), [])
     for part in (*diagram["curves"], *diagram["histograms"]):
         assert np.isfinite(part["y"][0]).all()
         assert np.all(np.diff(part.get("x", part.get("edges"))) > 0)
@@ -91,7 +92,7 @@ def test_perfect_and_absurd_estimates_are_drawn_too(tmp_path, shift):
 def test_gross_errors_do_not_stretch_the_recall_curves_over_the_rest(tmp_path):
     table = predictions({"attic": 40})
     table.loc[:1, ESTIMATED_POSITION] = 1e6
-    result = read_results([write_run(tmp_path / "run", with_errors(table))])[0]
+    result = evaluated_runs([write_run(tmp_path / "run", with_errors(table))])[0]
     curve = error_diagrams([result], THRESHOLDS)[0]["curves"][0]
     median = result.metrics["average"]["median_position_error_m"]
     assert curve["x"][-1] == pytest.approx(10 * median, rel=1e-3)
@@ -127,7 +128,7 @@ def test_far_from_the_origin_positions_keep_their_digits(tmp_path):
     for columns in (TRUE_POSITION, ESTIMATED_POSITION):
         table[columns] = table[columns].to_numpy() + np.array([448_213.25, 5_411_862.5, 0])
     write_run(tmp_path / "run", table)
-    result = read_results([tmp_path / "run"])[0]
+    result = evaluated_runs([tmp_path / "run"])[0]
     drawn, _ = trajectories([result])
     of_set = drawn["sets"][0]
     assert np.abs(of_set["origin"][:2]).min() > 4e5
@@ -149,7 +150,7 @@ def test_too_many_frames_are_thinned_out_evenly_and_that_is_said(results):
 def test_names_count_as_the_page_writes_them(tmp_path):
     table = predictions({"attic": 200})
     table["image"] = [f"写真写真写真写真写真写真/{number}.png" for number in range(200)]
-    result = read_results([write_run(tmp_path / "run", table)])
+    result = evaluated_runs([write_run(tmp_path / "run", table)])
     budget = 18_000
     drawn, remark = trajectories(result, budget)
     assert "are drawn" in remark
@@ -157,13 +158,14 @@ def test_names_count_as_the_page_writes_them(tmp_path):
 
 
 def test_training_curves_are_means_of_neighbours_and_leave_out_what_is_not_finite():
-    scalars = {
+    logged = {
         "loss/total": {step: float(step) for step in range(1000)},
         "images_per_second": {0: 1.0},
         "learning_rate": {0: 0.1, 1: float("nan"), 2: 0.2},
         "attention_entropy/position_layer_1": {9: 1.0, 19: 2.0},
         "attention_entropy/orientation_layer_1": {9: 3.0, 19: 4.0, 29: 9.0},
     }
+    scalars = pd.DataFrame({tag: pd.Series(values) for tag, values in logged.items()})
     curves = training_curves(scalars, points=100)
     assert "images_per_second" not in curves
     assert curves["loss/total"][1][:2] == [4.5, 14.5]

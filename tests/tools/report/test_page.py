@@ -8,14 +8,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from tools.report.builders import data_of, predictions, write_run
+from tools.report.builders import data_of, predictions, write_record, write_run
 
 from mspose.cli import main
 from mspose.config import LossSettings, Settings, write_settings
 from mspose.errors import MsposeError
 from mspose.tools.report import make_report
+from mspose.tools.report.evaluations import evaluated_runs
 from mspose.tools.report.pictures import Budget, telling_frames
-from mspose.tools.report.results import read_results
 
 SCENES = {"attic": 20, "cellar": 12}
 HOSTILE = 'a</script><script>alert("1")</script> & "b" ünï\'—'
@@ -185,11 +185,7 @@ def test_what_cannot_be_compared_stands_apart_and_quick_runs_are_marked(tmp_path
 
 
 def test_a_record_has_no_trajectories_and_says_so(run, tmp_path):
-    from mspose.studies.ablation.errors import record_errors
-
-    record_errors(run, tmp_path / "record")
-    (tmp_path / "record" / "metrics.json").write_text((run / "metrics.json").read_text())
-    source, words = read(make_report([tmp_path / "record"]))
+    source, words = read(make_report([write_record(run, tmp_path / "record")]))
     assert "Without poses" in words.text
     assert "no config.yaml says where the images are" in words.text
     assert data_of(source)[0]["trajectories"]["sets"] == []
@@ -248,7 +244,7 @@ def test_a_page_of_seventeen_thousand_frames_stays_small(tmp_path):
     noise = Image.fromarray(
         np.random.default_rng(0).integers(0, 255, (480, 640, 3)).astype(np.uint8)
     )
-    for frames in telling_frames(read_results([run])[0], None, Budget()).values():
+    for frames in telling_frames(evaluated_runs([run])[0], None, Budget()).values():
         for frame in frames:
             (tmp_path / frame.image).parent.mkdir(parents=True, exist_ok=True)
             noise.save(tmp_path / frame.image, compress_level=0)

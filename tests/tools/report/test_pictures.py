@@ -1,7 +1,6 @@
 """The frames and pictures that a report shows."""
 
 import base64
-from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -11,9 +10,10 @@ from tools.report.builders import predictions, write_run
 
 from mspose.config import DataSettings, Settings, write_settings
 from mspose.metrics import ESTIMATED_POSITION, TRUE_POSITION
+from mspose.run import Run
 from mspose.tools.report import make_report
+from mspose.tools.report.evaluations import evaluated_runs
 from mspose.tools.report.pictures import Budget, attention_pictures, image_root, telling_frames
-from mspose.tools.report.results import read_results
 
 
 def opened(uri: str) -> Image.Image:
@@ -27,7 +27,7 @@ def images(tmp_path, small_data):
     table["image"] = [f"attic/test-01/frame-{number:03d}.png" for number in range(5)]
     settings = Settings(data=DataSettings(dataset=str(small_data)))
     write_run(tmp_path / "run", table, settings=settings, dataset="small")
-    return read_results([tmp_path / "run"])[0]
+    return evaluated_runs([tmp_path / "run"])[0]
 
 
 def test_the_worst_frame_has_the_largest_errors_and_the_best_the_smallest(tmp_path):
@@ -40,13 +40,13 @@ def test_the_worst_frame_has_the_largest_errors_and_the_best_the_smallest(tmp_pa
             row, ["qw", "qx", "qy", "qz"]
         ].to_numpy()
     write_run(tmp_path / "run", table)
-    frames = telling_frames(read_results([tmp_path / "run"])[0], None, Budget())
+    frames = telling_frames(evaluated_runs([tmp_path / "run"])[0], None, Budget())
     assert [frame.rank for frame in frames["cellar"]] == ["best", "median", "worst"]
     best, _, worst = frames["attic"]
     assert (best.image, worst.image) == (table["image"][7], table["image"][11])
     assert (best.position_m, worst.position_m) == (0, 50)
     assert worst.picture is None
-    alone = read_results([write_run(tmp_path / "alone", predictions({"attic": 2}))])[0]
+    alone = evaluated_runs([write_run(tmp_path / "alone", predictions({"attic": 2}))])[0]
     assert [frame.rank for frame in telling_frames(alone, None, Budget())["attic"]][::2] == [
         "best",
         "median",
@@ -103,16 +103,18 @@ def test_without_images_frames_are_named_all_the_same(images, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("text", "words"),
     [
-        ({}, "no config.yaml"),
-        ({"data.dataset": "nowhere"}, "there is no data set 'nowhere'"),
-        ({"data.dataset": "virtual", "data.root": "/nowhere/else"}, "no folder /nowhere/else"),
+        (None, "no config.yaml"),
+        ("data: {dataset: nowhere}", "there is no data set 'nowhere'"),
+        ("data: {dataset: virtual, root: /nowhere/else}", "no folder /nowhere/else"),
     ],
 )
-def test_why_there_are_no_images(images, settings, words):
-    metrics = dict(images.metrics) | {"dataset": "virtual"}
-    root, reason = image_root(replace(images, settings=settings, metrics=metrics))
+def test_why_there_are_no_images(tmp_path, text, words):
+    folder = write_run(tmp_path / "run", predictions({"attic": 3}), dataset="virtual")
+    if text is not None:
+        (folder / "config.yaml").write_text(text)
+    root, reason = image_root(Run(folder))
     assert root is None
     assert words in reason
 
@@ -131,8 +133,8 @@ def test_pictures_of_attention_are_scaled_down_and_broken_ones_left_out(tmp_path
     noise = np.random.default_rng(0).integers(0, 255, (300, 300, 3)).astype(np.uint8)
     Image.fromarray(noise).save(folder / "encoder-attention-1.png")
     (folder / "purity.png").write_bytes(b"no picture")
-    pictures = attention_pictures(tmp_path, Budget())
+    pictures = attention_pictures(Run(tmp_path), Budget())
     assert [picture.title for picture in pictures] == ["entropy", "encoder attention 1"]
     assert opened(pictures[0].uri).size == (1100, 400)
     assert [opened(picture.uri).format for picture in pictures] == ["PNG", "JPEG"]
-    assert attention_pictures(tmp_path / "elsewhere", Budget()) == []
+    assert attention_pictures(Run(tmp_path / "elsewhere"), Budget()) == []

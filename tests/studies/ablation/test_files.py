@@ -1,4 +1,4 @@
-"""Every cell of every ablation file: what it changes, and one training step of it at toy size."""
+"""Every run of every ablation file: its settings, and one training step of it at toy size."""
 
 import dataclasses
 from functools import cache
@@ -12,22 +12,19 @@ from mspose.data.batches import Batch
 from mspose.losses import PoseLoss
 from mspose.models.kinds import make_network
 from mspose.objective import Objective
-from mspose.studies.ablation.plan import OURS, QUICK, Cell, read_ablation
+from mspose.studies.ablation.plan import OURS, QUICK, read_ablation
 
 ROOT = Path(__file__).parents[3]
 FILES = sorted((ROOT / "experiments" / "ablations").glob("*.yaml"))
 
 
 @cache
-def cells_of(path: Path, quick: bool) -> list[Cell]:
-    return read_ablation(path).cells(quick=quick)
-
-
-ROWS = [(path, label) for path in FILES for label in read_ablation(path).labels]
+def runs_of(path: Path, quick: bool) -> list[Settings]:
+    return read_ablation(path).runs(quick=quick)
 
 
 def changed(old: Settings, new: Settings) -> dict[str, object]:
-    """The settings that differ, but for those that say which cell it is."""
+    """The settings that differ, but for those that say which run it is."""
     before, after = flatten(old), flatten(new)
     return {
         name: value for name, value in after.items() if name not in OURS and value != before[name]
@@ -37,7 +34,7 @@ def changed(old: Settings, new: Settings) -> dict[str, object]:
 def test_the_files_of_the_papers_tables_are_there():
     names = {"qka-and-encoding", "encoder-attention", "collapse-remedies", "position-encodings"}
     assert names | {"attention-regularisers", "baselines"} == {path.stem for path in FILES}
-    settings = [cell.settings for path in FILES for cell in cells_of(path, False)]
+    settings = [run for path in FILES for run in runs_of(path, False)]
     assert {row.model.kind for row in settings} == {"ms-transformer", "mspn"}
     encodings = {"learned", "sine", "sine-normalized", "rotary", "relative-bias", "none"}
     assert {row.model.position_encoding for row in settings} == encodings
@@ -56,55 +53,45 @@ def test_the_files_of_the_papers_tables_are_there():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("quick", [False, True])
-def test_a_cell_differs_from_its_base_in_the_stated_settings_only(path, quick):
+def test_a_run_differs_from_its_base_in_the_stated_settings_only(path, quick):
     ablation = read_ablation(path)
     base = read_settings(ablation.base)
     toy = QUICK if quick else {}
-    cells = cells_of(path, quick)
+    runs = runs_of(path, quick)
     assert len(ablation.seeds) >= 3
-    assert [(cell.label, cell.seed) for cell in cells] == [
-        (label, seed) for seed in ablation.seeds for label in ablation.labels
+    labels = [ablation.reference, *ablation.variants]
+    assert [(run.variant, run.seed) for run in runs] == [
+        (label, seed) for seed in ablation.seeds for label in labels
     ]
-    reference = cells[0].settings
+    reference = runs[0]
     everywhere = changed(base, reference)
     assert everywhere.keys() <= ablation.settings.keys() | toy.keys()
     assert all(everywhere[name] == {**ablation.settings, **toy}[name] for name in everywhere)
-    for cell in cells:
-        stated = ablation.variants.get(cell.label, {})
-        differs = changed(reference, cell.settings)
+    for run in runs:
+        stated = ablation.variants.get(run.variant, {})
+        differs = changed(reference, run)
         assert differs.keys() <= stated.keys()
-        assert all(flatten(cell.settings)[name] == value for name, value in stated.items())
-        assert bool(differs) == (cell.label != ablation.reference)
+        assert all(flatten(run)[name] == value for name, value in stated.items())
+        assert bool(differs) == (run.variant != ablation.reference)
         name = f"{path.stem}-{base.experiment}" + ("-quick" if quick else "")
-        assert cell.folder == Path("runs") / name / cell.label / f"seed-{cell.seed}"
-        assert cell.folder == cell.settings.run_folder("any")
-        assert (cell.settings.quick, cell.settings.seed) == (quick, cell.seed)
+        assert (run.experiment, run.runs, run.quick) == (name, "runs", quick)
 
 
-@pytest.mark.parametrize("base", ["7scenes", "redkitchen"])
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_file_fits_other_data(path, base):
-    assert list(read_ablation(path).rows(base)) == list(read_ablation(path).labels)
+def test_every_file_fits_other_data_and_every_variant_takes_a_step(path):
+    for base in ("7scenes", "redkitchen"):
+        assert len(read_ablation(path).rows(base)) == len(read_ablation(path).rows())
+    first = read_ablation(path).seeds[0]
+    for settings in runs_of(path, True):
+        if settings.seed == first:
+            terms = one_step(settings)
+            assert ("loss/qka" in terms) == (settings.loss.qka_weight > 0)
+            assert ("loss/entropy" in terms) == (settings.loss.entropy_weight != 0)
+            assert ("loss/diversity" in terms) == (settings.loss.diversity_weight > 0)
 
 
-@pytest.mark.parametrize(
-    ("path", "label"), ROWS, ids=[f"{path.stem}/{label}" for path, label in ROWS]
-)
-def test_every_cell_takes_a_step(path, label):
-    cells = [cell for cell in cells_of(path, True) if cell.label == label]
-    assert len(cells) >= 3
-    for cell in cells:
-        terms = one_step(cell)
-        assert ("loss/qka" in terms) == (cell.settings.loss.qka_weight > 0)
-        assert ("loss/entropy" in terms) == (cell.settings.loss.entropy_weight != 0)
-        assert ("loss/diversity" in terms) == (cell.settings.loss.diversity_weight > 0)
-
-
-def one_step(cell: Cell) -> dict[str, torch.Tensor]:
-    """A training step on noise, as `mspose.training` takes it; its readings. All that should learn
-    has a gradient.
-    """
-    settings = cell.settings
+def one_step(settings: Settings) -> dict[str, torch.Tensor]:
+    """Take a training step on noise as `mspose.training` does; returns its readings."""
     torch.manual_seed(settings.seed)
     network = make_network(scenes=["attic", "cellar"], **vars(settings.model))
     objective = Objective(network, PoseLoss(**vars(settings.loss)), "float32", compile=False)

@@ -1,4 +1,4 @@
-"""HTML pages that hold everything in themselves: templates and pictures inside the text."""
+"""HTML pages that hold everything in themselves: templates, and pictures as data URIs."""
 
 import base64
 from pathlib import Path
@@ -7,9 +7,7 @@ import jinja2
 
 
 def environment(folder: Path) -> jinja2.Environment:
-    """Templates of a folder. What goes into `.html` is escaped; a name that was not given is an
-    error.
-    """
+    """Load the templates of a folder; values are escaped in `.html`, a missing one is an error."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
         undefined=jinja2.StrictUndefined,
@@ -21,5 +19,5 @@ def environment(folder: Path) -> jinja2.Environment:
 
 
 def data_uri(picture: bytes, kind: str) -> str:
-    """A picture for the `src` of an image; kind: `png` or `jpeg`."""
+    """Encode a picture for the `src` of an image; kind: `png` or `jpeg`."""
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"

@@ -1,7 +1,6 @@
-"""What the viewer shows of a scene, as numbers: paths, colours of errors, which way is up, where to
-look from.
+"""Geometry of a scene in the viewer: paths, colours of errors, up direction, overview.
 
-N frames; poses as everywhere (`mspose.poses`), which is what viser's cameras are too.
+N frames; poses as everywhere (`mspose.poses`), which is viser's convention too.
 """
 
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from mspose.plotting import HEAT
 from mspose.poses import Array, normalize_quaternion, quaternion_to_rotation, rotation_to_quaternion
 
 ERRORS = {"position": "m", "orientation": "°"}
-"""What colours may show, and its unit."""
+"""Errors that colours may show, and their units."""
 DARKEST = 0.2  # of viridis, whose first colours are too dark for thin lines on a dark ground
 ANGLE = 0.9  # radians, the vertical field of view of an overview
 FAR = 100.0  # times a scene's size
@@ -32,14 +31,14 @@ FEW = 5.0  # times a path's median step: a longer one is a jump to another place
 
 
 @dataclass(frozen=True, eq=False)
-class ShownScene:
+class SceneView:
     """The predictions for one scene, in the order of the file."""
 
     scene: str
     image: list[str]
     predicted_scene: list[str | None]
     origin_3: Array
-    """What the positions below are seen from, metres: (0, 0, 0) but for scenes far away from it,
+    """Origin of the positions below, metres: (0, 0, 0), or the middle of a scene far away from it,
     since graphics cards compute in single precision."""
     true_position_N3: Array
     true_orientation_N4: Array
@@ -47,53 +46,51 @@ class ShownScene:
     """Estimated, metres."""
     orientation_N4: Array
     error_N: dict[str, Array]
-    """Of `ERRORS`: metres and degrees."""
+    """By name in `ERRORS`: metres and degrees."""
 
     @cached_property
     def up_3(self) -> Array:
-        """See `up_direction`."""
+        """Up in the world, see `up_direction`."""
         return up_direction(self.true_orientation_N4)
 
     @cached_property
     def centre_3(self) -> Array:
-        """The middle of the true positions, metres."""
+        """Middle of the true positions, metres."""
         low_3, high_3 = np.percentile(self.true_position_N3, (2, 98), axis=0)
         return (low_3 + high_3) / 2
 
     @cached_property
     def extent(self) -> float:
-        """Metres: the diagonal of the box around the true positions, without the outermost; 1 for a
-        single place.
-        """
+        """Diagonal, in metres, of the box around the inner 96 % of true positions; 1 if empty."""
         low_3, high_3 = np.percentile(self.true_position_N3, (2, 98), axis=0)
         diagonal = float(np.linalg.norm(high_3 - low_3))
         return diagonal if diagonal > 1e-3 else 1.0
 
     @cached_property
     def limit(self) -> dict[str, float]:
-        """Of each kind of error, where its colours end: nineteen of twenty frames are below."""
+        """Upper end of each error's colours: nineteen of twenty frames are below."""
         return {
             name: float(np.percentile(error_N, 95)) or 1.0 for name, error_N in self.error_N.items()
         }
 
     def colour_N3(self, error: str) -> NDArray[np.uint8]:
-        """RGB of every frame, from dark to bright as its error grows."""
+        """Colour every frame (RGB), from dark to bright as its error grows."""
         return error_colours(self.error_N[error] / self.limit[error])
 
-    def rank(self, place: str) -> int:
-        """The frame with the `best`, `median` or `worst` position."""
+    def frame_of_rank(self, rank: str) -> int:
+        """Find the frame with the `best`, `median` or `worst` position."""
         order = np.argsort(self.error_N["position"], kind="stable")
-        return int(order[{"best": 0, "median": (len(order) - 1) // 2, "worst": -1}[place]])
+        return int(order[{"best": 0, "median": (len(order) - 1) // 2, "worst": -1}[rank]])
 
 
-def shown_scene(predictions: pd.DataFrame, scene: str) -> ShownScene:
-    """The rows of one scene of `mspose.metrics.read_predictions`."""
+def scene_view(predictions: pd.DataFrame, scene: str) -> SceneView:
+    """Select one scene of a table of `mspose.metrics.read_predictions`."""
     rows = predictions[predictions["scene"] == scene]
     true_position_N3 = rows[TRUE_POSITION].to_numpy(np.float64)
     middle_3 = np.median(true_position_N3, axis=0)
     far = np.linalg.norm(middle_3) > FAR * np.linalg.norm(np.ptp(true_position_N3, axis=0))
     origin_3 = middle_3.round() if far else np.zeros(3)
-    return ShownScene(
+    return SceneView(
         scene=scene,
         image=rows["image"].tolist(),
         predicted_scene=[None if pd.isna(name) else str(name) for name in rows["predicted_scene"]],
@@ -110,11 +107,11 @@ def shown_scene(predictions: pd.DataFrame, scene: str) -> ShownScene:
 
 
 def up_direction(orientation_N4: Any) -> Array:
-    """The world's up (3,), unit length, from how cameras are held.
+    """Estimate the world's up (3,), unit length, from how cameras are held.
 
-    People hold cameras level, so that image rows are horizontal whichever way the camera looks: up
-    is what is at right angles to all of them. Where they are all parallel, as of a camera that
-    never turned, it is the mean image's up.
+    People hold cameras level, so that image rows are horizontal whichever way the camera points: up
+    is orthogonal to all of them. Where they are all parallel, as of a camera that never turned, it
+    is the mean image's up.
     """
     rotation_N33 = quaternion_to_rotation(orientation_N4)
     right_N3, image_up_N3 = rotation_N33[:, :, 0], -rotation_N33[:, :, 1]
@@ -143,30 +140,27 @@ def path_segments(image: list[str], position_N3: Array) -> Array:
 
 
 def error_colours(share_N: Any) -> NDArray[np.uint8]:
-    """RGB (N, 3) of viridis, which the colour-blind can read: 0 is dark, 1 and more is its
-    brightest.
-    """
+    """Map shares of an error's limit to RGB (N, 3) of viridis: 0 is dark, from 1 on brightest."""
     value_N = DARKEST + (1 - DARKEST) * np.clip(np.asarray(share_N, np.float64), 0, 1)
     return (255 * colormaps[HEAT](value_N)[:, :3]).round().astype(np.uint8)
 
 
-def overview(shown: ShownScene) -> tuple[Array, Array]:
-    """(position_3, looked_at_3) of a view of the whole scene: from above, across the longer side of
-    the path.
+def overview(view: SceneView) -> tuple[Array, Array]:
+    """Choose a camera that sees the whole scene, from above, across the longer side of the path.
+
+    Returns its position and the point it is directed at.
     """
-    long_3, back_3, _ = ground_axes(shown.up_3, shown.true_position_N3).T
-    away_3 = (0.7 * shown.up_3 - 0.85 * back_3) / np.hypot(0.7, 0.85)
-    low_3, high_3 = np.percentile(shown.true_position_N3, (2, 98), axis=0)
-    around_N3 = np.clip(shown.true_position_N3, low_3, high_3) - shown.centre_3
+    long_3, back_3, _ = ground_axes(view.up_3, view.true_position_N3).T
+    away_3 = (0.7 * view.up_3 - 0.85 * back_3) / np.hypot(0.7, 0.85)
+    low_3, high_3 = np.percentile(view.true_position_N3, (2, 98), axis=0)
+    around_N3 = np.clip(view.true_position_N3, low_3, high_3) - view.centre_3
     beside_N2 = np.abs(around_N3 @ np.stack([long_3, np.cross(away_3, long_3)], axis=1))
     distance = float((beside_N2.max(axis=1) / np.tan(ANGLE / 2) + around_N3 @ away_3).max())
-    return shown.centre_3 + max(1.15 * distance, 0.8 * shown.extent) * away_3, shown.centre_3
+    return view.centre_3 + max(1.15 * distance, 0.8 * view.extent) * away_3, view.centre_3
 
 
 def ground_axes(up_3: Array, position_N3: Array) -> Array:
-    """Right-handed axes as columns (3, 3): along the longer side of the path on the ground, across
-    it, up.
-    """
+    """Axes as columns (3, 3), right-handed: along the path's longer side, across it, up."""
     level_N3 = position_N3 - position_N3.mean(axis=0)
     level_N3 = level_N3 - np.outer(level_N3 @ up_3, up_3)
     start_3 = np.eye(3)[int(np.argmin(np.abs(up_3)))]
@@ -178,17 +172,18 @@ def ground_axes(up_3: Array, position_N3: Array) -> Array:
     return np.stack([long_3, np.cross(up_3, long_3), up_3], axis=1)
 
 
-def ground(shown: ShownScene) -> tuple[Array, Array, float, float]:
-    """A grid below all cameras: (centre_3, orientation_4, side in metres, side of its squares: 0.1,
-    1, 10, ... m).
+def ground(view: SceneView) -> tuple[Array, Array, float, float]:
+    """Choose a grid below all cameras.
+
+    Returns its centre, orientation, side, and the side of its squares (0.1, 1, 10, ... m).
     """
-    axes_33 = ground_axes(shown.up_3, shown.true_position_N3)
-    low = float(np.percentile(shown.true_position_N3 @ shown.up_3, 2)) - 0.15 * shown.extent
-    centre_3 = shown.centre_3 + (low - shown.centre_3 @ shown.up_3) * shown.up_3
-    square = float(10.0 ** np.floor(np.log10(shown.extent)))
+    axes_33 = ground_axes(view.up_3, view.true_position_N3)
+    low = float(np.percentile(view.true_position_N3 @ view.up_3, 2)) - 0.15 * view.extent
+    centre_3 = view.centre_3 + (low - view.centre_3 @ view.up_3) * view.up_3
+    square = float(10.0 ** np.floor(np.log10(view.extent)))
     return (
         centre_3,
         rotation_to_quaternion(axes_33)[0],
-        square * np.ceil(2.2 * shown.extent / square),
+        square * np.ceil(2.2 * view.extent / square),
         square,
     )
