@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mspose.attention.record import STUDY
+from mspose.attention.attention_json import STUDY
 from mspose.config import Settings, config_hash, differences, flatten, read_settings
 from mspose.errors import MsposeError
 from mspose.models.network import BRANCHES

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from mspose.attention.record import STUDY, read_study
+from mspose.attention.attention_json import STUDY, read_study
 from mspose.config import PLACES, Settings, flatten
 from mspose.errors import MsposeError
 from mspose.metrics import ERROR_COLUMNS

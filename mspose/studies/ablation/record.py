@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from mspose.attention.record import STUDY
+from mspose.attention.attention_json import STUDY
 from mspose.files import whole_file
 from mspose.studies.ablation.cell import CONFIG, METRICS, is_finished
 from mspose.studies.ablation.errors import RECORDED, record_errors

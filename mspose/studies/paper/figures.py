@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from mspose.attention.record import SAMPLES
+from mspose.attention.attention_json import SAMPLES
 from mspose.models.network import BRANCHES
 from mspose.run import WEIGHTS
 from mspose.studies.attention_figures import (
@@ -73,9 +73,9 @@ def figures(
             partial(_numbers, entropy_figure, studied),
         ),
         (
-            "query-key-distance",
-            "Query-key distance over training",
-            "F, query-key distance",
+            "query-key-gap",
+            "Query-key gap over training",
+            "F, query-key gap",
             studied,
             partial(_numbers, gap_figure, studied),
         ),

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from mspose.attention.record import read_study
+from mspose.attention.attention_json import read_study
 from mspose.attention.training_log import read_scalars
 from mspose.config import flatten
 from mspose.errors import MsposeError

@@ -9,9 +9,8 @@ import torch
 
 from mspose.config import Settings, flatten, read_settings
 from mspose.data.batches import Batch
-from mspose.losses import PoseLoss
+from mspose.losses import Objective, PoseLoss
 from mspose.models.kinds import make_network
-from mspose.objective import Objective
 from mspose.studies.ablation.plan import OURS, QUICK, Cell, read_ablation
 
 ROOT = Path(__file__).parents[3]
