@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import pandas as pd
 import torch
-from timm.layers import convert_sync_batchnorm
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -118,9 +118,9 @@ class TrainState:
         )
         scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16")
         steps = batches.epoch_length(options.equalize_scenes)
-        objective: nn.Module = Objective(network, loss, options.precision, compile=options.compile)
-        if distributed.processes() > 1:
-            objective = over_processes(objective)
+        objective = over_processes(
+            Objective(network, loss, options.precision, compile=options.compile)
+        )
         return cls(settings, network, learning, loss, objective, optimizer, scaler, steps)
 
     @property
@@ -303,7 +303,7 @@ class Speed:
 class Fault(NamedTuple):
     """A step that was not finite; the smallest is the first, a loss before a gradient."""
 
-    index: int
+    order: int
     gradient_alone: bool
     message: str
 
@@ -501,7 +501,9 @@ def freeze(network: PoseNetwork, trains: str) -> nn.Module:
 
 
 def over_processes(objective: Objective) -> nn.Module:
-    """Wrap the objective so that the gradients are means over all processes."""
+    """Wrap the objective so that gradients are means over all processes."""
+    if distributed.processes() == 1:
+        return objective
     # channels last, of convolutions: copied at no cost
     warnings.filterwarnings("ignore", message="Grad strides")
     # A static graph: the same weights get a gradient in every step; a loss weight of 0 leaves some
