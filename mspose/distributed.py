@@ -1,9 +1,7 @@
-"""Several processes that work as one, as torchrun starts them; a process on its own pays for
-nothing here.
+"""Several processes that work as one, as torchrun starts them; a single process needs none of it.
 
-What is on the GPU goes through NCCL, what is on the CPU through gloo, so that the processes can
-agree on something
-without making a GPU wait. The main process is number 0: it alone writes and speaks.
+Tensors on GPUs go through NCCL, on CPUs through gloo, so that the processes can agree on something
+without making a GPU wait. The main process, number 0, alone writes files and messages.
 """
 
 import os
@@ -17,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
 from mspose.errors import MsposeError, Preempted
@@ -29,27 +28,25 @@ LOST = r"gloo|NCCL|[Cc]onnection|Broken pipe|[Ss]ocket"
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes and speaks: number 0 of those that torchrun
-    started, or alone.
-    """
+    """True in the process that writes: number 0 of several, or a single one."""
     return not dist.is_torchelastic_launched() or os.environ["RANK"] == "0"
 
 
 def share() -> tuple[int, int]:
-    """(number of this process, how many there are), once they have joined; (0, 1) for a process on
-    its own.
+    """Return (number of this process, how many there are), once they have joined; (0, 1) for a
+    single process.
     """
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def processes() -> int:
-    """How many processes work as one."""
+    """Return how many processes work as one."""
     return share()[1]
 
 
 def own_device(name: str) -> str:
-    """The name of this process's device: of several processes on a machine, each has the GPU of its
-    number there.
+    """Return the name of this process's device: of several processes on a machine, each has the GPU
+    of its number there.
 
     Raises:
         MsposeError: `name` is one GPU, and there are several processes.
@@ -70,8 +67,7 @@ def own_device(name: str) -> str:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Join the processes that torchrun started, until the block ends; nothing happens where there
-    is one alone.
+    """Join the processes that torchrun started until the block ends; a single one does nothing.
 
     Raises:
         MsposeError: another process ended while this one waited for it.
@@ -98,7 +94,7 @@ def joined(device: torch.device) -> Iterator[None]:
             f"process {os.environ['RANK']} lost another process of this run, which was killed or"
             " stopped with an error of its own; the same command goes on from the last checkpoint"
         ) from error
-    except Preempted:  # by all alike
+    except Preempted:  # all processes raise it
         dist.barrier()
         dist.destroy_process_group()
         raise
@@ -110,14 +106,14 @@ def one_per_machine_first() -> Iterator[None]:
     """Let the first process of every machine go through the block before the others do."""
     waits = processes() > 1 and os.environ["LOCAL_RANK"] != "0"
     if waits:
-        largest(0)
+        wait_for_all()
     yield
     if processes() > 1 and not waits:
-        largest(0)
+        wait_for_all()
 
 
 def from_main(make: Callable[[], T]) -> T:
-    """What the main process makes, on every process."""
+    """Call `make` in the main process, and return its result in every process."""
     if processes() == 1:
         return make()
     box = [make() if is_main() else None]
@@ -126,7 +122,7 @@ def from_main(make: Callable[[], T]) -> T:
 
 
 def gather(mine: T) -> list[T]:
-    """What every process has, in the order of their numbers."""
+    """Return what every process gives, in the order of their numbers."""
     if processes() == 1:
         return [mine]
     everyones: list[Any] = [None] * processes()
@@ -135,7 +131,7 @@ def gather(mine: T) -> list[T]:
 
 
 def largest(mine: int) -> int:
-    """The largest of every process's numbers; a process waits here until all have come."""
+    """Return the largest of every process's numbers; a process waits here until all have come."""
     if processes() == 1:
         return mine
     box = torch.tensor(mine)
@@ -143,13 +139,26 @@ def largest(mine: int) -> int:
     return int(box)
 
 
-def average(mine: Mapping[str, float]) -> dict[str, float]:
-    """The mean over the processes of values that all of them have under the same names."""
-    if processes() == 1:
-        return dict(mine)
-    value_N = torch.tensor(list(mine.values()), dtype=torch.float64)
-    dist.all_reduce(value_N)
+def wait_for_all() -> None:
+    """Wait until every process is here."""
+    largest(0)
+
+
+def average(mine: Mapping[str, float], weight: float = 1.0) -> dict[str, float]:
+    """Return the mean over the processes of values that all have under the same names, each
+    process's times its weight.
+    """
+    value_N = torch.tensor(list(mine.values()), dtype=torch.float64) * weight
+    if processes() > 1:
+        dist.all_reduce(value_N)
     return dict(zip(mine, (value_N / processes()).tolist(), strict=True))
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every process the main one's buffers, such as the running statistics of batch norms."""
+    if processes() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 class Preemption:
@@ -164,8 +173,8 @@ class Preemption:
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if error is not None and processes() > 1:
-            # all processes end: torchrun's SIGTERM, which the first end brings, is not to cut off
-            # what they say
+            # torchrun sends SIGTERM as soon as one process ends: it must not cut off the messages
+            # of the others
             return
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -174,7 +183,7 @@ class Preemption:
         self.noted = number
 
     def asked(self) -> int:
-        """The number of a signal that some process had by now, the same answer on all; 0 where none
-        had any.
+        """Return the number of a signal that some process had by now, the same in all processes; 0
+        where none had any.
         """
         return largest(self.noted)

@@ -1,91 +1,89 @@
-"""The objective: named, weighted terms whose sum is the loss.
+"""The training loss: one function per term, and `PoseLoss`, which weighs and names them.
 
-    L = L_x exp(-s_x) + s_x  +  L_q exp(-s_q) + s_q  +  NLL(scene)  +  lambda (QKA_position +
-    QKA_orientation)
+    L = L_x exp(-s_x) + s_x  +  L_q exp(-s_q) + s_q  +  NLL(scene)
+        + lambda (QKA_position + QKA_orientation)
 
-with s_x and s_q learned (Kendall and Cipolla, CVPR 2017) and the query-key alignment QKA of ActMST
-(Lee, Kim and Heo, NeurIPS 2024, arXiv 2411.01443). Two regularisers of the encoders' self-attention
-can join them, each with its weight:
+with learned s_x and s_q (Kendall and Cipolla, CVPR 2017), as MS-Transformer (Shavit, Ferens and
+Keller, ICCV 2021) trains, and the query-key alignment QKA of ActMST (Lee, Kim and Heo, NeurIPS
+2024, arXiv 2411.01443). Two regularisers of the encoders' self-attention can join, each with its
+weight: `entropy_regulariser` and `diversity_regulariser`, means over layers and then branches.
 
-    entropy      mean of H / log N, with H the entropy in nats of a query's attention to N tokens
-                 (Zhai et al., ICML
-                 2023). A negative weight rewards spread attention, as the entropy-based attention
-                 regularisation of Attanasio et al. (Findings of ACL 2022) does; a positive one
-                 holds it together.
-    diversity    mean cosine similarity of the attention of two different queries: the patch-wise
-                 cosine of Gong et al. (arXiv 2104.12753), of rows of the attention map in place of
-                 tokens.
-
-Both are means over images, heads and layers, and then over the two branches.
+B images, S scenes, L encoder layers, H heads.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mspose.data.batches import Batch
 from mspose.errors import MsposeError
 from mspose.models.attention import expect_shape
 from mspose.models.attention_map import AttentionMap, attention_entropy, attention_similarity
-from mspose.models.network import Observer, PoseOutput
+from mspose.models.compilation import Compiled
+from mspose.models.network import Observer, PoseNetwork, PoseOutput
 
-
-@dataclass(eq=False)
-class LossTerms:
-    """The loss of one batch, in parts.
-
-    Attributes:
-        terms: weighted terms, by name; the loss is their sum.
-        raw: the same quantities unweighted and without gradients, for the log: `position` in
-            metres, `orientation` (norm of a quaternion difference, 0..2), `scene` (nats),
-            `qka_position` and `qka_orientation`; where they are terms, `entropy_...` (share of its
-            limit, 0..1) and `diversity_...` (cosine, 0..1) of both branches.
-    """
-
-    terms: dict[str, Tensor]
-    raw: dict[str, Tensor]
-
-    @property
-    def total(self) -> Tensor:
-        """The loss."""
-        return torch.stack(list(self.terms.values())).sum()
+PRECISION = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+EncoderMaps = Mapping[str, Mapping[int, AttentionMap]]
+"""The attention of every encoder layer, by branch and number of the layer."""
 
 
 def position_loss(estimate_B3: Tensor, truth_B3: Tensor) -> Tensor:
-    """Batch mean of the L2 norm of the position error, in metres."""
+    """Compute the batch mean of the L2 norm of the position error, in metres."""
     return torch.linalg.vector_norm(estimate_B3 - truth_B3, dim=-1).mean()
 
 
 def orientation_loss(estimate_B4: Tensor, truth_B4: Tensor) -> Tensor:
-    """Batch mean of the L2 norm of the difference of the two normalised quaternions; sensitive to
-    their sign.
+    """Compute the batch mean of the L2 norm of the difference of the normalised quaternions, 0..2.
+
+    It is sensitive to their sign: labels have to lie in one hemisphere.
     """
     difference_B4 = F.normalize(estimate_B4, dim=-1) - F.normalize(truth_B4, dim=-1)
     return torch.linalg.vector_norm(difference_B4, dim=-1).mean()
 
 
-def entropy_share(attention: AttentionMap) -> Tensor:
-    """Mean over images, heads and queries of the attention entropy, as a share of its limit log K:
-    0 to 1.
+def scene_loss(log_probability_BS: Tensor, scene_B: Tensor) -> Tensor:
+    """Compute the batch mean of the true scene's negative log-likelihood, in nats."""
+    return F.nll_loss(log_probability_BS, scene_B)
+
+
+def query_key_alignment(query_key_gap_BLH: Tensor) -> Tensor:
+    """Compute the query-key alignment (QKA) of one branch.
+
+        QKA = mean over images, encoder layers and heads of || mean_i q_i - mean_j k_j ||_2
+
+    with q and k after the in-projection and the position encoding, before they are scaled (Lee,
+    Kim and Heo, NeurIPS 2024, arXiv 2411.01443). The gaps are those of
+    `mspose.models.attention_map.query_key_gap`; gradients reach queries and keys.
+    """
+    return query_key_gap_BLH.mean()
+
+
+def entropy_regulariser(attention: AttentionMap) -> Tensor:
+    """Compute the attention entropy of a layer as a share of its limit, the log of the keys: 0..1.
+
+    Mean over images, heads and queries (entropy of attention: Zhai et al., ICML 2023). A negative
+    weight rewards spread attention, as the entropy-based attention regularisation of Attanasio et
+    al. (Findings of ACL 2022) does; a positive one keeps it on few keys.
     """
     keys = attention.key_BHKD.shape[2]
     return attention_entropy(attention).mean() / math.log(max(keys, 2))  # of one key, it is 0
 
 
-def diversity_loss(attention: AttentionMap) -> Tensor:
-    """Mean over images and heads of `attention_similarity`: 0 (all queries differ) to 1 (all attend
-    alike).
+def diversity_regulariser(attention: AttentionMap) -> Tensor:
+    """Compute the mean cosine similarity of two different queries' attention in a layer: 0..1.
+
+    The patch-wise cosine loss of Gong et al. (arXiv 2104.12753), of the rows of the attention map
+    in place of tokens.
     """
     return attention_similarity(attention).mean()
 
 
 class EncoderAttention(Observer):
-    """Keeps the encoders' attention maps of one forward pass (before dropout; what makes them, not
-    the weights).
+    """Keeps the encoders' attention of one forward pass (queries and keys, never the weights).
 
     Attributes:
         maps: of every branch that has an encoder, by the number of the layer.
@@ -95,11 +93,15 @@ class EncoderAttention(Observer):
         self.maps: dict[str, dict[int, AttentionMap]] = defaultdict(dict)
 
     def encoder(self, branch: str, layer: int, attention: AttentionMap) -> None:
+        """Keep the attention of a layer."""
         self.maps[branch][layer] = attention
 
 
 class PoseLoss(nn.Module):
-    """Loss of MS-Transformer and ActMST, with learned or fixed weights of position and orientation."""
+    """Loss of MS-Transformer and ActMST; a term of weight 0 is not part of it.
+
+    `forward` is `weighted(unweighted(...))`: a dict of the terms, whose sum is the loss.
+    """
 
     def __init__(
         self,
@@ -114,7 +116,7 @@ class PoseLoss(nn.Module):
         entropy_weight: float = 0.0,
         diversity_weight: float = 0.0,
     ) -> None:
-        """A term of weight 0 is not part of the loss.
+        """Take the weights; the arguments are the settings `loss.*`.
 
         Args:
             weighting: `learned` balances position and orientation by s_x and s_q; `fixed` by the
@@ -127,31 +129,16 @@ class PoseLoss(nn.Module):
             diversity_weight: of the similarity of different queries' attention in the encoders.
 
         Raises:
-            MsposeError: unknown weighting, a weight out of its range, or a loss without any term.
+            MsposeError: a loss without a term of pose or scene.
         """
         super().__init__()
-        if weighting not in ("learned", "fixed"):
-            raise MsposeError(f"weighting: expected learned or fixed, found {weighting!r}")
-        weights = {
-            "position_weight": position_weight,
-            "orientation_weight": orientation_weight,
-            "scene_weight": scene_weight,
-            "qka_weight": qka_weight,
-            "diversity_weight": diversity_weight,
-        }
-        for name, weight in weights.items():
-            if not 0 <= weight < float("inf"):
-                raise MsposeError(f"{name}: expected a weight of at least 0, found {weight}")
-        if not math.isfinite(entropy_weight):
-            raise MsposeError(f"entropy_weight: expected a finite weight, found {entropy_weight}")
-        self.weighting = weighting
-        self.position_weight = position_weight
-        self.orientation_weight = orientation_weight
+        self.learned = weighting == "learned"
+        self.fixed_weights = {"position": position_weight, "orientation": orientation_weight}
         self.scene_weight = scene_weight
         self.qka_weight = qka_weight
         self.entropy_weight = entropy_weight
         self.diversity_weight = diversity_weight
-        if weighting == "learned":
+        if self.learned:
             self.s_position = nn.Parameter(torch.tensor(float(s_position)))
             self.s_orientation = nn.Parameter(torch.tensor(float(s_orientation)))
         elif not (position_weight or orientation_weight or scene_weight):
@@ -162,7 +149,7 @@ class PoseLoss(nn.Module):
 
     @property
     def needs_attention(self) -> bool:
-        """Whether there is a term of the encoders' attention maps."""
+        """True where a term is computed from the encoders' attention maps."""
         return bool(self.entropy_weight or self.diversity_weight)
 
     def forward(
@@ -171,8 +158,21 @@ class PoseLoss(nn.Module):
         position_B3: Tensor,
         orientation_B4: Tensor,
         scene_B: Tensor,
-        attention: Mapping[str, Mapping[int, AttentionMap]] | None = None,
-    ) -> LossTerms:
+        attention: EncoderMaps | None = None,
+    ) -> dict[str, Tensor]:
+        """Compute the weighted terms by name; arguments and errors are those of `unweighted`."""
+        return self.weighted(
+            self.unweighted(output, position_B3, orientation_B4, scene_B, attention)
+        )
+
+    def unweighted(
+        self,
+        output: PoseOutput,
+        position_B3: Tensor,
+        orientation_B4: Tensor,
+        scene_B: Tensor,
+        attention: EncoderMaps | None = None,
+    ) -> dict[str, Tensor]:
         """Compare the network's output with the labels.
 
         Args:
@@ -180,92 +180,121 @@ class PoseLoss(nn.Module):
             position_B3: true camera centres in metres.
             orientation_B4: true quaternions w x y z; any norm.
             scene_B: true scene indices, int64.
-            attention: the encoders' attention maps, as `EncoderAttention` has them; read if
+            attention: the encoders' attention, as `EncoderAttention` keeps it; read if
                 `needs_attention`.
 
+        Returns:
+            What the terms are made of, under the names that TensorBoard shows: `error/position`
+            (metres), `error/orientation` (0..2), `error/scene` (nats), `query_key_gap/<branch>`
+            of every branch with an encoder and, where they are terms,
+            `regulariser/entropy_<branch>` and `regulariser/diversity_<branch>`.
+
         Raises:
-            ValueError: a tensor of another shape than its name says, or no attention where it is
-                needed.
+            ValueError: a tensor of another shape than its name says, or no attention where the loss
+                needs it.
         """
-        _check_shapes(output, position_B3, orientation_B4, scene_B)
-        position = position_loss(output.position_B3, position_B3.to(output.position_B3.dtype))
-        orientation = orientation_loss(
-            output.orientation_B4, orientation_B4.to(output.orientation_B4.dtype)
-        )
-        scene = F.nll_loss(output.scene_log_probability_BS, scene_B)
-        qka = {
-            f"qka_{branch}": gap_BLH.mean()
-            for branch, gap_BLH in output.query_key_gap.items()
-            if gap_BLH.shape[1] > 0
+        batch = _check_shapes(output, position_B3, orientation_B4, scene_B)
+        if self.needs_attention and attention is None:
+            raise ValueError("attention: the loss has terms of the encoders' attention, found none")
+        dtype = output.position_B3.dtype
+        found = {
+            "error/position": position_loss(output.position_B3, position_B3.to(dtype)),
+            "error/orientation": orientation_loss(output.orientation_B4, orientation_B4.to(dtype)),
+            "error/scene": scene_loss(output.scene_log_probability_BS, scene_B),
         }
-        entropy = self._of_attention("entropy", self.entropy_weight, entropy_share, attention)
-        diversity = self._of_attention(
-            "diversity", self.diversity_weight, diversity_loss, attention
-        )
-        raw = {
-            "position": position,
-            "orientation": orientation,
-            "scene": scene,
-            **qka,
-            **entropy,
-            **diversity,
+        for branch, gap_BLH in output.query_key_gap.items():
+            if gap_BLH.shape[1]:
+                expect_shape("query_key_gap_BLH", gap_BLH, (batch, "layers", "heads"))
+                found[f"query_key_gap/{branch}"] = query_key_alignment(gap_BLH)
+        measures: dict[str, tuple[float, Callable[[AttentionMap], Tensor]]] = {
+            "entropy": (self.entropy_weight, entropy_regulariser),
+            "diversity": (self.diversity_weight, diversity_regulariser),
         }
+        for name, (weight, measure) in measures.items():
+            if weight:
+                for branch, layers in (attention or {}).items():
+                    found[f"regulariser/{name}_{branch}"] = torch.stack(
+                        [measure(layer) for layer in layers.values()]
+                    ).mean()
+        return found
 
+    def weighted(self, unweighted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weigh what `unweighted` returned: `position`, `orientation`, `scene`, `qka`, `entropy`,
+        `diversity`, as far as they are terms of the loss.
+        """
         terms = {}
-        if self.weighting == "learned":
-            terms["position"] = position * torch.exp(-self.s_position) + self.s_position
-            terms["orientation"] = orientation * torch.exp(-self.s_orientation) + self.s_orientation
+        if self.learned:
+            for name, s in (("position", self.s_position), ("orientation", self.s_orientation)):
+                terms[name] = unweighted[f"error/{name}"] * torch.exp(-s) + s
         else:
-            if self.position_weight:
-                terms["position"] = self.position_weight * position
-            if self.orientation_weight:
-                terms["orientation"] = self.orientation_weight * orientation
+            for name, weight in self.fixed_weights.items():
+                if weight:
+                    terms[name] = weight * unweighted[f"error/{name}"]
         if self.scene_weight:
-            terms["scene"] = self.scene_weight * scene
-        if self.qka_weight and qka:
-            terms["qka"] = self.qka_weight * torch.stack(list(qka.values())).sum()
-        if entropy:
-            terms["entropy"] = self.entropy_weight * torch.stack(list(entropy.values())).mean()
-        if diversity:
-            terms["diversity"] = (
-                self.diversity_weight * torch.stack(list(diversity.values())).mean()
-            )
-        return LossTerms(terms, {name: value.detach() for name, value in raw.items()})
+            terms["scene"] = self.scene_weight * unweighted["error/scene"]
+        if self.qka_weight and (gaps := _family(unweighted, "query_key_gap/")):
+            terms["qka"] = self.qka_weight * torch.stack(gaps).sum()
+        if entropy := _family(unweighted, "regulariser/entropy_"):
+            terms["entropy"] = self.entropy_weight * torch.stack(entropy).mean()
+        if diversity := _family(unweighted, "regulariser/diversity_"):
+            terms["diversity"] = self.diversity_weight * torch.stack(diversity).mean()
+        return terms
 
-    @staticmethod
-    def _of_attention(
-        name: str,
-        weight: float,
-        measure: Callable[[AttentionMap], Tensor],
-        attention: Mapping[str, Mapping[int, AttentionMap]] | None,
-    ) -> dict[str, Tensor]:
-        """`<name>_<branch>`, means over the branch's layers; nothing where the weight is 0."""
-        if not weight:
+    def weights(self) -> dict[str, Tensor]:
+        """Return the learned weights s_x and s_q for the log; none where weights are fixed."""
+        if not self.learned:
             return {}
-        if attention is None:
-            raise ValueError(
-                f"attention: expected the encoders' attention maps, of which {name} is a term,"
-                " found none"
-            )
-        return {
-            f"{name}_{branch}": torch.stack([measure(layer) for layer in layers.values()]).mean()
-            for branch, layers in attention.items()
-        }
+        return {"s_x": self.s_position.detach(), "s_q": self.s_orientation.detach()}
 
-    def weights(self) -> dict[str, float]:
-        """The learned weights `s_x` and `s_q` as they stand, for the log; empty where weights are
-        fixed.
+
+class Objective(nn.Module):
+    """Network and loss as one module, which has every weight that can learn."""
+
+    def __init__(
+        self, network: PoseNetwork, loss: PoseLoss, precision: str, *, compile: bool
+    ) -> None:
+        """Take a network and its loss; `precision` is one of `PRECISION`, `compile` compiles the
+        network's forward pass.
         """
-        if self.weighting == "fixed":
-            return {}
-        return {"s_x": self.s_position.item(), "s_q": self.s_orientation.item()}
+        super().__init__()
+        self.network, self.loss, self.precision = network, loss, PRECISION[precision]
+        self.estimate = Compiled(network.forward) if compile else network.forward
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss and, without gradients, what the log shows of the batch by name: means
+        over its images.
+        """
+        device = batch.image_B3HW.device.type
+        seen = EncoderAttention() if self.loss.needs_attention else None
+        with torch.autocast(device, self.precision, enabled=self.precision != torch.float32):
+            output = self.estimate(batch.image_B3HW, batch.scene_B, observer=seen)
+        unweighted = self.loss.unweighted(
+            output,
+            batch.position_B3,
+            batch.orientation_B4,
+            batch.scene_B,
+            None if seen is None else seen.maps,
+        )
+        terms = self.loss.weighted(unweighted)
+        total = torch.stack(list(terms.values())).sum()
+        logs = {
+            "loss/total": total,
+            **{f"loss/{name}": term for name, term in terms.items()},
+            **unweighted,
+        }
+        return total, {name: value.detach() for name, value in logs.items()}
+
+
+def _family(values: Mapping[str, Tensor], prefix: str) -> list[Tensor]:
+    return [value for name, value in values.items() if name.startswith(prefix)]
 
 
 def _check_shapes(
     output: PoseOutput, position_B3: Tensor, orientation_B4: Tensor, scene_B: Tensor
-) -> None:
-    expect_shape("output.position_B3", output.position_B3, ("batch", 3))
+) -> int:
+    """Refuse tensors of other shapes, which could be broadcast; returns the number of images."""
     batch = output.position_B3.shape[0]
+    expect_shape("output.position_B3", output.position_B3, (batch, 3))
     expect_shape("output.orientation_B4", output.orientation_B4, (batch, 4))
     expect_shape(
         "output.scene_log_probability_BS", output.scene_log_probability_BS, (batch, "scenes")
@@ -273,3 +302,4 @@ def _check_shapes(
     expect_shape("position_B3", position_B3, (batch, 3))
     expect_shape("orientation_B4", orientation_B4, (batch, 4))
     expect_shape("scene_B", scene_B, (batch,))
+    return batch

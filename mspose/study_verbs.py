@@ -195,7 +195,7 @@ def attention() -> Verb:
 
     def run(parsed: Namespace) -> None:
         from mspose.allocator import keep_freed_memory
-        from mspose.attention.record import read_study, study_table
+        from mspose.attention.attention_json import read_study, study_table
         from mspose.studies.attention_study import check_choice, study_run
 
         keep_freed_memory()

@@ -1,8 +1,11 @@
 """The training loop: plain PyTorch, read from top to bottom.
 
 Everything random is drawn from the seed and the step, so a run that continues from its checkpoint
-goes on exactly as if it had never been interrupted. Several processes (torchrun) train as one: each
-has a part of every batch, and loss, gradients and batch norm are those of the whole batch.
+ends bit-identical to one that was never interrupted. Several processes (torchrun) train as one:
+each has a part of every batch, and loss and gradients are those of the whole batch. So are the
+statistics of batch norms on GPUs (`nn.SyncBatchNorm`); on CPUs, where PyTorch has no such layer,
+every process normalises by its own part of the batch, and the main process's running statistics
+are the model's.
 """
 
 import logging
@@ -10,14 +13,16 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
+import pandas as pd
 import torch
-from numpy.typing import NDArray
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -26,20 +31,18 @@ from mspose import distributed
 from mspose.config import Settings, config_hash, differences, read_settings, write_settings
 from mspose.data.augmentation import Augmentation
 from mspose.data.batches import Batch, Batches, holdout_rows
-from mspose.data.cache import open_split
+from mspose.data.cache import FrameCache, open_split
 from mspose.data.cards import Card, data_root, read_card
 from mspose.data.image_statistics import describe_images
 from mspose.data.preparation import render_if_virtual
 from mspose.errors import MsposeError, Preempted
 from mspose.inference import resolve_device
-from mspose.losses import PoseLoss
-from mspose.models.batch_norm import SharedStatistics
-from mspose.models.kinds import make_network
+from mspose.losses import Objective, PoseLoss
+from mspose.models.kinds import make_network, network_class
 from mspose.models.network import SMALLEST_IMAGE, PoseNetwork
 from mspose.models.stored import load_weights
-from mspose.monitoring import Monitor
-from mspose.objective import Objective, check_attention_terms
 from mspose.run import CHECKPOINT, WEIGHTS, load_checkpoint, load_model, save_checkpoint, save_model
+from mspose.tensorboard_log import TensorBoardLog
 
 log = logging.getLogger("mspose")
 LOG_EVERY = 10  # steps
@@ -48,253 +51,303 @@ LOG_EVERY = 10  # steps
 def train(settings: Settings, *, progress: bool = True) -> Path:
     """Train one run, or continue it where it stopped; returns its folder.
 
-    Raises MsposeError for missing data, a folder that holds a run with other settings, or a loss
-    that is not finite; Preempted where a signal asked it to stop.
+    Raises:
+        MsposeError: missing data, a folder that holds a run with other settings, or a loss that is
+            not finite.
+        Preempted: a signal asked it to stop.
     """
     card = read_card(settings.data.dataset)
     run = settings.run_folder(card.ground_truths[0])
     check_folder(run, settings)
+    check_attention_terms(settings)
     device = resolve_device(settings.device)
     with distributed.joined(device):
-        state = distributed.from_main(lambda: read_checkpoint(run, settings))
-        if state["epoch"] == settings.training.epochs:
-            log.info("%s is trained already (%d epochs)", run, state["epoch"])
-        else:
-            train_from(state, run, settings, card, device, progress=progress)
+        checkpoint = distributed.from_main(lambda: read_checkpoint(run, settings))
+        if checkpoint is not None and checkpoint["epoch"] == settings.training.epochs:
+            log.info("%s is trained already (%d epochs)", run, checkpoint["epoch"])
+            return run
+        frames, cache = open_frames(settings, card, device, progress=progress)
+        network = make_initial_network(settings, sorted(frames["scene"].unique()), device)
+        parts = split_into_batches(frames, cache, settings, network, device)
+        state = TrainState.create(settings, network, parts["train"])
+        if checkpoint is not None:
+            state.resume(checkpoint, run)
+        if distributed.is_main():
+            write_settings(run / "config.yaml", settings)
+        description = describe(network, settings, card, parts["train"])
+        train_epochs(state, parts, run, description, progress=progress)
     return run
 
 
-def train_from(
-    state: dict[str, Any],
+@dataclass
+class TrainState:
+    """What a training step changes, and how far the training is.
+
+    Attributes:
+        network: the network; of several processes on GPUs with synchronised batch norms.
+        learning: the part of it that learns; the rest stays in evaluation mode.
+        objective: network and loss as one module, over all processes.
+        epoch: epochs done.
+        step: steps done of the epoch that follows.
+    """
+
+    settings: Settings
+    network: PoseNetwork
+    learning: nn.Module
+    loss: PoseLoss
+    objective: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    steps_per_epoch: int
+    epoch: int = 0
+    step: int = 0
+
+    @classmethod
+    def create(cls, settings: Settings, network: PoseNetwork, batches: Batches) -> Self:
+        """Make the state in which a training of `network` on `batches` begins."""
+        options, device = settings.training, batches.device
+        learning = freeze(network, options.trains)
+        loss = PoseLoss(**vars(settings.loss)).to(device)
+        weights = [*network.parameters(), *loss.parameters()]
+        optimizer = torch.optim.Adam(
+            [weight for weight in weights if weight.requires_grad],
+            lr=options.learning_rate,
+            eps=options.adam_eps,
+            weight_decay=options.weight_decay,
+            fused=True,
+        )
+        scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16")
+        steps = batches.epoch_length(options.equalize_scenes)
+        objective = over_processes(
+            Objective(network, loss, options.precision, compile=options.compile)
+        )
+        return cls(settings, network, learning, loss, objective, optimizer, scaler, steps)
+
+    @property
+    def steps_done(self) -> int:
+        """Steps done since the training began."""
+        return self.epoch * self.steps_per_epoch + self.step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the content of `checkpoint.pt`: plain values and tensors."""
+        parts = {name: getattr(self, name).state_dict() for name in STORED}
+        progress = {"epoch": self.epoch, "step": self.step}
+        return {**progress, "config_hash": config_hash(self.settings), **parts}
+
+    def resume(self, checkpoint: Mapping[str, Any], run: Path) -> None:
+        """Go on from what `state_dict` returned. Raises MsposeError where it does not fit."""
+        try:
+            load_weights(self.network, checkpoint["network"], run)
+            for name in STORED[1:]:
+                getattr(self, name).load_state_dict(checkpoint[name])
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise MsposeError(
+                f"{run / CHECKPOINT} is not a checkpoint of this version: {error}"
+            ) from error
+        self.epoch, self.step = checkpoint["epoch"], checkpoint["step"]
+        if self.steps_done:
+            log.info("continuing %s after %s", run, self)
+
+    def __str__(self) -> str:
+        """Say how far the training is."""
+        epochs = self.settings.training.epochs
+        if self.step:
+            return f"step {self.step} of epoch {self.epoch + 1}/{epochs}"
+        return f"epoch {self.epoch}/{epochs}"
+
+
+STORED = ("network", "loss", "optimizer", "scaler")
+"""Parts of a `TrainState` whose own states are in a checkpoint."""
+
+
+def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor | float]:
+    """Learn from one batch. Returns the values to log by tag: loss terms as means over this
+    process's images, gradient norm, learning rate, learned weights of the loss.
+    """
+    options, process = state.settings.training, distributed.share()[0]
+    torch.manual_seed(step_seed(state.settings.seed, state.steps_done, process))  # dropout
+    rate = learning_rate(state.steps_done, state.steps_per_epoch, state.settings)
+    (group,) = state.optimizer.param_groups
+    group["lr"] = rate
+    loss, logs = state.objective(batch)
+    state.optimizer.zero_grad(set_to_none=True)
+    state.scaler.scale(loss * share_of_mean(batch)).backward()
+    state.scaler.unscale_(state.optimizer)
+    norm = nn.utils.clip_grad_norm_(group["params"], options.clip_gradient or math.inf)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.step += 1
+    weights = {f"loss_weight/{name}": value for name, value in state.loss.weights().items()}
+    return {**logs, **weights, "gradient_norm": norm, "learning_rate": rate}
+
+
+def train_epochs(
+    state: TrainState,
+    parts: Mapping[str, Batches],
     run: Path,
-    settings: Settings,
-    card: Card,
-    device: torch.device,
+    description: dict[str, Any],
     *,
     progress: bool,
 ) -> None:
-    """Train to the end from the state of a checkpoint, or from the beginning where it holds epoch
-    0, step 0 alone.
-    """
-    options, weighing = settings.training, settings.loss
-    check_attention_terms(
-        settings.model.kind,
-        qka_weight=weighing.qka_weight,
-        entropy_weight=weighing.entropy_weight,
-        diversity_weight=weighing.diversity_weight,
-    )
-    torch.manual_seed(settings.seed)
-    parts, network = open_data_and_network(settings, card, device, progress=progress)
-    loss_of = PoseLoss(**vars(weighing)).to(device)
-    if options.start_from is not None:
-        start_from(network, Path(options.start_from))
-    network.recompute_backbone = options.recompute_backbone
-    learning = freeze(network, options.trains)
-    network.to(device)
-    weights = [
-        weight for weight in [*network.parameters(), *loss_of.parameters()] if weight.requires_grad
-    ]
-    optimizer = torch.optim.Adam(
-        weights,
-        lr=options.learning_rate,
-        eps=options.adam_eps,
-        weight_decay=options.weight_decay,
-        fused=True,
-    )
-    scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16")
-    kept: dict[str, Any] = {
-        "network": network,
-        "loss": loss_of,
-        "optimizer": optimizer,
-        "scaler": scaler,
-    }
-    restore(state, kept, run)
-
-    process, processes = distributed.share()
-    objective: nn.Module = Objective(network, loss_of, options.precision, compile=options.compile)
-    statistics = SharedStatistics(network) if processes > 1 else None
-    if processes > 1:
-        warnings.filterwarnings(
-            "ignore", message="Grad strides"
-        )  # channels last, of convolutions: copied at no cost
-        # A static graph: the same weights get a gradient in every step; a loss weight of 0 leaves
-        # some without.
-        with warnings.catch_warnings(
-            action="ignore"
-        ):  # that a later name of broadcast_buffers is to be preferred
-            objective = DistributedDataParallel(
-                objective, broadcast_buffers=False, static_graph=True
-            )
-
-    steps_per_epoch = parts["train"].epoch_length(options.equalize_scenes)
-    total_steps = steps_per_epoch * options.epochs
-    first_epoch, first_number = state["epoch"], state["step"]
-    first_step = first_epoch * steps_per_epoch + first_number
-    if first_step:
-        log.info("continuing %s after %s", run, place(first_epoch, first_number, options.epochs))
-    if distributed.is_main():
-        write_settings(run / "config.yaml", settings)
-    description = describe(network, settings, card, parts["train"])
-    augmentation = Augmentation(settings.augmentation) if settings.augmentation.enabled else None
-    monitor = Monitor(run, first_step=first_step, frames=options.evaluate_frames)
-    unchecked = Unchecked(parts["train"])
+    """Train to the last epoch, from wherever `state` is, and keep model and checkpoint in `run`."""
+    options, batches = state.settings.training, parts["train"]
     bar = tqdm(
-        total=total_steps, initial=first_step, desc="training", unit="step", disable=not progress
+        total=state.steps_per_epoch * options.epochs,
+        initial=state.steps_done,
+        desc="training",
+        unit="step",
+        disable=not progress,
+    )
+    board = TensorBoardLog(run, first_step=state.steps_done, frames=options.evaluate_frames)
+    # in float16 a step whose gradients overflow is skipped, and the loss scaled down
+    check = FiniteCheck(batches, gradients=not state.scaler.is_enabled())
+    with distributed.Preemption() as preemption, closing(board), closing(bar):
+        for epoch in range(state.epoch, options.epochs):
+            state.learning.train()
+            speed = Speed()
+            for batch in epoch_batches(batches, state.settings, epoch, first=state.step):
+                logs = train_step(state, batch)
+                check.add(epoch, state.step, batch, logs)
+                speed.images += batch.whole
+                step = state.steps_done - 1
+                if step == board.first_step:
+                    board.images(step, batch, batches)
+                if step % LOG_EVERY == 0:
+                    check.raise_if_not_finite()
+                    mine = {name: float(value) for name, value in logs.items()}
+                    values = distributed.average(mine, share_of_mean(batch))
+                    board.scalars(step, {**values, "images_per_second": speed.read()})
+                    bar.set_postfix(loss=f"{values['loss/total']:.3f}", refresh=False)
+                bar.update()
+                if number := preemption.asked():
+                    check.raise_if_not_finite()
+                    save(state, run)
+                    raise Preempted(
+                        f"{signal.Signals(number).name}: saved in {run} after {state}; the same"
+                        " command goes on from there"
+                    )
+            check.raise_if_not_finite()
+            state.epoch, state.step = epoch + 1, 0
+            distributed.share_buffers(state.network)
+            if state.epoch % options.evaluate_every == 0 or state.epoch == options.epochs:
+                print_medians(board.evaluate(state.steps_done - 1, state.network, parts), state)
+            save(state, run, {**description, "epochs": state.epoch})
+
+
+def epoch_batches(
+    batches: Batches, settings: Settings, epoch: int, *, first: int
+) -> Iterator[Batch]:
+    """Yield this process's part of the batches of an epoch, from number `first` on."""
+    augmentation = settings.augmentation
+    return batches.epoch(
+        settings.seed,
+        epoch,
+        equalize_scenes=settings.training.equalize_scenes,
+        augmentation=Augmentation(augmentation) if augmentation.enabled else None,
+        first=first,
+        share=distributed.share(),
     )
 
-    def save(epoch: int, step: int) -> None:
-        if distributed.is_main():
-            states = {name: part.state_dict() for name, part in kept.items()}
-            save_checkpoint(
-                run, {"epoch": epoch, "step": step, "config_hash": config_hash(settings), **states}
-            )
 
-    with distributed.Preemption() as preemption, closing(monitor), closing(bar):
-        for epoch in range(first_epoch, options.epochs):
-            learning.train()
-            clock, images = time.perf_counter(), 0
-            first = first_number if epoch == first_epoch else 0
-            batches = parts["train"].epoch(
-                settings.seed,
-                epoch,
-                equalize_scenes=options.equalize_scenes,
-                augmentation=augmentation,
-                first=first,
-                share=(process, processes),
-            )
-            for number, batch in enumerate(batches, start=first):
-                step = epoch * steps_per_epoch + number
-                torch.manual_seed(step_seed(settings.seed, step, process))  # dropout
-                rate = learning_rate(step, total_steps, steps_per_epoch, settings)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                whole = batch.whole < processes  # every process has the whole batch, not a part
-                if statistics is not None:
-                    statistics.shared = not whole
-                loss, readings = objective(batch)
-                # The processes' mean, from which all learn, is then the mean over the images of the
-                # whole batch.
-                weight = 1.0 if whole else len(batch.row) * processes / batch.whole
-                optimizer.zero_grad(set_to_none=True)
-                scaler.scale(loss * weight).backward()
-                scaler.unscale_(optimizer)
-                norm = nn.utils.clip_grad_norm_(weights, options.clip_gradient or math.inf)
-                scaler.step(optimizer)
-                scaler.update()
-
-                unchecked.add(epoch, number, batch, readings, None if scaler.is_enabled() else norm)
-                images += batch.whole
-                if step % LOG_EVERY == 0:
-                    unchecked.check()
-                    images_per_second = images / (time.perf_counter() - clock)
-                    clock, images = time.perf_counter(), 0
-                    mine = {name: weight * float(value) for name, value in readings.items()}
-                    values = distributed.average(mine) | {
-                        "learning_rate": rate,
-                        "gradient_norm": float(norm),
-                        "images_per_second": images_per_second,
-                        **{
-                            f"loss_weight/{name}": value
-                            for name, value in loss_of.weights().items()
-                        },
-                    }
-                    monitor.step(step, values)
-                    bar.set_postfix(loss=f"{values['loss/total']:.3f}", refresh=False)
-                if number == first and epoch in (0, first_epoch):
-                    monitor.samples(step, batch, parts["train"])
-                bar.update()
-                if asked := preemption.asked():
-                    unchecked.check()
-                    save(epoch, number + 1)
-                    distributed.largest(0)  # a process that ended would end the one that saves
-                    raise Preempted(
-                        f"{signal.Signals(asked).name}: saved in {run} after"
-                        f" {place(epoch, number + 1, options.epochs)}; the same command goes on"
-                        " from there"
-                    )
-
-            unchecked.check()
-            done = epoch + 1
-            if done % options.evaluate_every == 0 or done == options.epochs:
-                report_look(
-                    monitor.look(done * steps_per_epoch, network, parts), done, options.epochs
-                )
-            if distributed.is_main():
-                save_model(run, network.state_dict(), {**description, "epochs": done})
-            save(done, 0)
+def save(state: TrainState, run: Path, description: dict[str, Any] | None = None) -> None:
+    """Write the checkpoint and, with its description, the model; return once that is done."""
+    if distributed.is_main():
+        if description is not None:
+            save_model(run, state.network.state_dict(), description)
+        save_checkpoint(run, state.state_dict())
+    distributed.wait_for_all()  # the first process to end takes the one that writes with it
 
 
-class Unchecked:
-    """The steps whose loss has not been looked at; a look makes a GPU wait, so that it is taken at
-    several at once.
+def print_medians(values: Mapping[str, float], state: TrainState) -> None:
+    """Write a line of median errors above the progress bar, in the process that has them."""
+    medians = [
+        f"{name.replace('_', ' ')} {values[f'median_position_m/{name}']:.3f} m / "
+        f"{values[f'median_orientation_deg/{name}']:.2f} deg"
+        for name in ("train", "held_out")
+        if f"median_position_m/{name}" in values
+    ]
+    if medians:
+        tqdm.write(f"{state}: medians: {'; '.join(medians)}")
+
+
+def share_of_mean(batch: Batch) -> float:
+    """Return the weight of this process's mean over images, by which the mean over processes is
+    the mean over the images of the whole batch.
+    """
+    processes = distributed.processes()
+    if batch.whole < processes:
+        return 1.0  # every process has the whole batch
+    return len(batch.row) * processes / batch.whole
+
+
+class Speed:
+    """Images per second since the last reading."""
+
+    def __init__(self) -> None:
+        self.images, self._since = 0, time.perf_counter()
+
+    def read(self) -> float:
+        """Return the images per second, and begin again."""
+        now = time.perf_counter()
+        speed = self.images / (now - self._since)
+        self.images, self._since = 0, now
+        return speed
+
+
+class Fault(NamedTuple):
+    """A step that was not finite; the smallest is the first, a loss before a gradient."""
+
+    order: int
+    gradient_alone: bool
+    message: str
+
+
+class FiniteCheck:
+    """Finds steps whose loss or gradient is not finite, several at once: to read one makes a GPU
+    wait.
     """
 
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
-        self.steps: list[tuple[int, int, NDArray[np.int64], Mapping[str, Tensor], Tensor]] = []
+    def __init__(self, batches: Batches, *, gradients: bool) -> None:
+        """Take the batches, to name images; with `gradients` these have to be finite too."""
+        self.batches, self.gradients = batches, gradients
+        self.steps: list[tuple[int, int, Batch, Mapping[str, Tensor | float]]] = []
 
-    def add(
-        self,
-        epoch: int,
-        number: int,
-        batch: Batch,
-        readings: Mapping[str, Tensor],
-        norm: Tensor | None,
-    ) -> None:
-        """Note a step with its loss, and the norm of its gradient if that has to be finite too."""
-        loss = readings["loss/total"]
-        self.steps.append(
-            (
-                epoch,
-                number,
-                batch.row,
-                readings,
-                torch.stack((loss, loss if norm is None else norm)),
-            )
-        )
+    def add(self, epoch: int, step: int, batch: Batch, logs: Mapping[str, Tensor | float]) -> None:
+        """Note the values of a step; `epoch` counts from 0, `step` of the epoch from 1."""
+        self.steps.append((epoch, step, batch, logs))
 
-    def check(self) -> None:
-        """Raise MsposeError, the same on all processes, where a step was not finite: the first,
+    def raise_if_not_finite(self) -> None:
+        """Raise MsposeError, the same in all processes, for the first step that was not finite,
         with its images.
         """
-        if not self.steps:
-            return
-        finite_N2 = torch.stack([noted for *_, noted in self.steps]).isfinite().tolist()
-        mine = next(
-            (place for place, finite in enumerate(finite_N2) if not all(finite)), len(self.steps)
-        )
-        if -distributed.largest(-mine) < len(self.steps):
-            # a loss that is not finite says more than a gradient, which all the processes have of
-            # it
-            gradient_alone = mine < len(self.steps) and finite_N2[mine][0]
-            raise MsposeError(
-                min(distributed.gather((mine, gradient_alone, self._fault(mine, gradient_alone))))[
-                    -1
-                ]
-            )
+        mine = next(filter(None, map(self._fault, range(len(self.steps)))), None)
         self.steps.clear()
+        if distributed.largest(int(mine is not None)):
+            raise MsposeError(min(filter(None, distributed.gather(mine))).message)
 
-    def _fault(self, place: int, gradient_alone: bool) -> str:
-        if place == len(self.steps):
-            return ""
-        epoch, number, row_B, readings, _ = self.steps[place]
+    def _fault(self, index: int) -> Fault | None:
+        epoch, step, batch, logs = self.steps[index]
+        loss, norm = float(logs["loss/total"]), float(logs["gradient_norm"])
+        # every process has the gradient of all: the one whose loss is not finite knows the images
+        gradient_alone = math.isfinite(loss)
+        if gradient_alone and (math.isfinite(norm) or not self.gradients):
+            return None
         terms = [
-            f"{name[5:]} {float(value):g}"
-            for name, value in readings.items()
+            f"{name.removeprefix('loss/')} {float(value):g}"
+            for name, value in logs.items()
             if name.startswith("loss/")
         ]
-        named = ", ".join(self.batches.frames["image"].iloc[row_B])
-        return (
+        message = (
             f"the {'gradient' if gradient_alone else 'loss'} is not finite in epoch {epoch + 1},"
-            f" step {number + 1} ({', '.join(terms)}); its images: {named}; the last checkpoint is"
+            f" step {step} ({', '.join(terms)}); its images:"
+            f" {', '.join(self.batches.frames['image'].iloc[batch.row])}; the last checkpoint is"
             " kept; try a smaller --training.learning_rate or --training.clip_gradient"
         )
+        return Fault(index, gradient_alone, message)
 
 
 def check_folder(run: Path, settings: Settings) -> None:
-    """Refuse a folder that holds a run with other settings: one that learned something, or was
-    converted.
-    """
+    """Refuse a folder that holds a trained, begun or converted run with other settings."""
     stored = run / "config.yaml"
     begun = (run / CHECKPOINT).exists() or (run / WEIGHTS).exists()
     if begun and stored.exists() and (changed := differences(read_settings(stored), settings)):
@@ -304,12 +357,49 @@ def check_folder(run: Path, settings: Settings) -> None:
         )
 
 
-def open_data_and_network(
-    settings: Settings, card: Card, device: torch.device, *, progress: bool
-) -> tuple[dict[str, Batches], PoseNetwork]:
-    """The batches of `train` and, where something is held out, of `held_out`; and a fresh network
-    for their scenes.
+def check_attention_terms(settings: Settings) -> None:
+    """Refuse loss terms of attention where the network has none.
+
+    QKA has a weight by default, so that a line in the log says that it is left out.
     """
+    kind, loss = settings.model.kind, settings.loss
+    if network_class(kind).has_attention:
+        return
+    for name in ("entropy_weight", "diversity_weight"):
+        if weight := getattr(loss, name):
+            raise MsposeError(
+                f"loss.{name} {weight:g}: a model of kind {kind} has no attention to weigh: set it"
+                " to 0"
+            )
+    if loss.qka_weight:
+        log.info(
+            "a model of kind %s has no queries and keys: loss.qka_weight %g is no term of its loss",
+            kind,
+            loss.qka_weight,
+        )
+
+
+def read_checkpoint(run: Path, settings: Settings) -> dict[str, Any] | None:
+    """Read the checkpoint of this run; None where there is none."""
+    checkpoint = load_checkpoint(run)
+    if checkpoint is None:
+        return None
+    if missing := {"epoch", "step", "config_hash", *STORED} - checkpoint.keys():
+        raise MsposeError(
+            f"{run / CHECKPOINT} is not a checkpoint of this version: it has no {min(missing)}"
+        )
+    if checkpoint["config_hash"] != config_hash(settings):
+        raise MsposeError(
+            f"{run / CHECKPOINT} was made with other settings than its config.yaml: remove one of"
+            " them"
+        )
+    return checkpoint
+
+
+def open_frames(
+    settings: Settings, card: Card, device: torch.device, *, progress: bool
+) -> tuple[pd.DataFrame, FrameCache]:
+    """Open the frames of the training split, rendered or decoded where they are not yet."""
     data = settings.data
     if data.crop < SMALLEST_IMAGE:
         raise MsposeError(
@@ -327,31 +417,51 @@ def open_data_and_network(
         )
     if data.cache_on_device:
         cache.hold_on(device)
-    scenes = sorted(frames["scene"].unique())
-    network = make_network(scenes=scenes, **vars(settings.model))
-    held = holdout_rows(frames, data.holdout)
+    return frames, cache
+
+
+def split_into_batches(
+    frames: pd.DataFrame,
+    cache: FrameCache,
+    settings: Settings,
+    network: PoseNetwork,
+    device: torch.device,
+) -> dict[str, Batches]:
+    """Make the batches of `train` and, where frames are held out, of `held_out`."""
+    held = holdout_rows(frames, settings.data.holdout)
     if held.all():
-        raise MsposeError(f"data.holdout {data.holdout:g} leaves no frame to train on")
-    parts = {
-        "train": frames[~held].reset_index(drop=True),
-        "held_out": frames[held].reset_index(drop=True),
+        raise MsposeError(f"data.holdout {settings.data.holdout:g} leaves no frame to train on")
+    return {
+        name: Batches(
+            frames[rows].reset_index(drop=True),
+            cache,
+            scenes=network.scenes,
+            crop=settings.data.crop,
+            mean=network.mean,
+            std=network.std,
+            batch_size=settings.training.batch_size,
+            device=device,
+        )
+        for name, rows in (("train", ~held), ("held_out", held))
+        if rows.any()
     }
-    common = {
-        "scenes": scenes,
-        "crop": data.crop,
-        "mean": network.mean,
-        "std": network.std,
-        "device": device,
-    }
-    batch_size = settings.training.batch_size
-    return (
-        {
-            name: Batches(part, cache, batch_size=batch_size, **common)
-            for name, part in parts.items()
-            if len(part)
-        },
-        network,
-    )
+
+
+def make_initial_network(
+    settings: Settings, scenes: list[str], device: torch.device
+) -> PoseNetwork:
+    """Make the network with which a training begins: fresh, or with the weights of another run."""
+    torch.manual_seed(settings.seed)
+    network = make_network(scenes=scenes, **vars(settings.model))
+    if settings.training.start_from is not None:
+        start_from(network, Path(settings.training.start_from))
+    network.recompute_backbone = settings.training.recompute_backbone
+    if distributed.processes() > 1:
+        if device.type == "cuda":
+            convert_sync_batchnorm(network)  # as PyTorch's, but it keeps timm's activations
+        else:
+            log.info("batch norms use each process's own part of a batch: they are on CPUs")
+    return network.to(device)
 
 
 def start_from(network: PoseNetwork, source: Path) -> None:
@@ -376,9 +486,7 @@ def start_from(network: PoseNetwork, source: Path) -> None:
 
 
 def freeze(network: PoseNetwork, trains: str) -> nn.Module:
-    """Let only part of the network learn, and return that part: what is switched to training mode
-    each epoch.
-    """
+    """Freeze what is not to learn, in evaluation mode, and return the part that learns."""
     if trains == "all":
         return network
     network.requires_grad_(False)
@@ -386,44 +494,22 @@ def freeze(network: PoseNetwork, trains: str) -> nn.Module:
     return network.position_head.requires_grad_(True)
 
 
-def read_checkpoint(run: Path, settings: Settings) -> dict[str, Any]:
-    """The state of this run's checkpoint; of a run that has none, the epoch and the step to begin
-    with.
-    """
-    state = load_checkpoint(run)
-    if state is None:
-        return {"epoch": 0, "step": 0}
-    if (
-        missing := {"epoch", "step", "config_hash", "network", "loss", "optimizer", "scaler"}
-        - state.keys()
-    ):
-        raise MsposeError(
-            f"{run}/checkpoint.pt is not a checkpoint of this version: it has no {min(missing)}"
-        )
-    if state["config_hash"] != config_hash(settings):
-        raise MsposeError(
-            f"{run}/checkpoint.pt was made with other settings than its config.yaml: remove one of"
-            " them"
-        )
-    return state
-
-
-def restore(state: Mapping[str, Any], kept: Mapping[str, Any], run: Path) -> None:
-    """Fill network, loss, optimizer and scaler from a checkpoint's state, if that has them."""
-    if "network" not in state:
-        return
-    try:
-        load_weights(kept["network"], state["network"], run)
-        for name in ("loss", "optimizer", "scaler"):
-            kept[name].load_state_dict(state[name])
-    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise MsposeError(
-            f"{run}/checkpoint.pt is not a checkpoint of this version: {error}"
-        ) from error
+def over_processes(objective: Objective) -> nn.Module:
+    """Wrap the objective so that gradients are means over all processes."""
+    if distributed.processes() == 1:
+        return objective
+    # channels last, of convolutions: copied at no cost
+    warnings.filterwarnings("ignore", message="Grad strides")
+    # A static graph: the same weights get a gradient in every step; a loss weight of 0 leaves some
+    # without. The warning is about a later name of broadcast_buffers.
+    with warnings.catch_warnings(action="ignore"):
+        return DistributedDataParallel(objective, broadcast_buffers=False, static_graph=True)
 
 
 def describe(network: PoseNetwork, settings: Settings, card: Card, batches: Batches) -> dict:
-    """What `model.json` says: how to build the network, how to feed it, and what it learned from."""
+    """Return the content of `model.json`: how to build the network, how to preprocess its images,
+    and what it was trained on.
+    """
     frames = batches.frames
     return {
         "kind": network.kind,
@@ -446,43 +532,19 @@ def describe(network: PoseNetwork, settings: Settings, card: Card, batches: Batc
 
 
 def step_seed(seed: int, step: int, process: int) -> int:
-    """A seed for torch's generator that no other (seed, step, process) shares in practice."""
+    """Return a seed for torch's generator, another for every (seed, step, process)."""
     return int(np.random.SeedSequence((seed, step, process)).generate_state(1, np.uint64)[0] >> 1)
 
 
-def learning_rate(step: int, total_steps: int, steps_per_epoch: int, settings: Settings) -> float:
-    """The rate of a step, from the step alone."""
+def learning_rate(step: int, steps_per_epoch: int, settings: Settings) -> float:
+    """Return the learning rate of a step, counted from 0 over all epochs."""
     options = settings.training
     if options.schedule == "step":
-        return options.learning_rate * options.step_factor ** (
-            step // steps_per_epoch // options.step_epochs
-        )
-    warm = round(options.warmup * total_steps)
+        epoch = step // steps_per_epoch
+        return options.learning_rate * options.step_factor ** (epoch // options.step_epochs)
+    steps = steps_per_epoch * options.epochs
+    warm = round(options.warmup * steps)
     if step < warm:
         return options.learning_rate * (step + 1) / warm
-    return (
-        options.learning_rate
-        * (1 + math.cos(math.pi * (step - warm) / max(1, total_steps - warm)))
-        / 2
-    )
-
-
-def place(epochs_done: int, steps_done: int, epochs: int) -> str:
-    """How far a run is, in words."""
-    return (
-        f"step {steps_done} of epoch {epochs_done + 1}/{epochs}"
-        if steps_done
-        else f"epoch {epochs_done}/{epochs}"
-    )
-
-
-def report_look(values: dict[str, float], epoch: int, epochs: int) -> None:
-    """One line of medians above the progress bar, from the process that has them."""
-    parts = [
-        f"{name.replace('_', ' ')} {values[f'median_position_m/{name}']:.3f} m / "
-        f"{values[f'median_orientation_deg/{name}']:.2f} deg"
-        for name in ("train", "held_out")
-        if f"median_position_m/{name}" in values
-    ]
-    if parts:
-        tqdm.write(f"epoch {epoch}/{epochs}: medians: {'; '.join(parts)}")
+    done = (step - warm) / max(1, steps - warm)
+    return options.learning_rate * (1 + math.cos(math.pi * done)) / 2

@@ -76,7 +76,7 @@ def test_outputs_and_gradients_are_those_of_the_network(changes, training):
     for side in (network, reference):
         torch.manual_seed(2)  # the backbone's stochastic depth
         output = side(image_B3HW, truth[-1])
-        PoseLoss(qka_weight=0.1)(output, *truth).total.backward()
+        sum(PoseLoss(qka_weight=0.1)(output, *truth).values()).backward()
         sides.append(
             (output, {name: parameter.grad for name, parameter in side.named_parameters()})
         )
@@ -103,7 +103,7 @@ def test_in_float32_outputs_and_gradients_are_within_rounding_of_the_reference()
         (exact, torch.float64),
     ):
         output = side(image_B3HW.to(dtype), truth[-1])
-        PoseLoss(qka_weight=0.1).to(dtype)(output, *truth).total.backward()
+        sum(PoseLoss(qka_weight=0.1).to(dtype)(output, *truth).values()).backward()
         gradients = {name: parameter.grad.double() for name, parameter in side.named_parameters()}
         sides.append(
             {"position": output.position_B3.double(), "orientation": output.orientation_B4.double()}

@@ -1,21 +1,31 @@
-"""The loss terms against formulas written out in numpy."""
+"""Loss terms against formulas written out in numpy, and a training step of network and loss."""
 
 import math
+import warnings
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from mspose.data.batches import Batch
 from mspose.errors import MsposeError
 from mspose.losses import (
     EncoderAttention,
+    Objective,
     PoseLoss,
-    diversity_loss,
-    entropy_share,
+    diversity_regulariser,
+    entropy_regulariser,
     orientation_loss,
     position_loss,
+    query_key_alignment,
+    scene_loss,
 )
-from mspose.models.attention_map import AttentionMap
+from mspose.models.attention_map import AttentionMap, query_key_gap
+from mspose.models.kinds import make_network
 from mspose.models.network import PoseOutput
 
 
@@ -41,26 +51,24 @@ LABELS = (random(3, 3, seed=6), random(3, 4, seed=7), torch.tensor([4, 0, 2]))
 
 def oracle(output, position, orientation, scene):
     """Unweighted terms in numpy."""
-    arrays = {
+    found = {
         name: output[name].detach().numpy()
         for name in ("position_B3", "orientation_B4", "scene_log_probability_BS")
     }
-    position_error = np.sqrt(((arrays["position_B3"] - position.numpy()) ** 2).sum(1)).mean()
     unit = [
         q / np.sqrt((q**2).sum(1, keepdims=True))
-        for q in (arrays["orientation_B4"], orientation.numpy())
+        for q in (found["orientation_B4"], orientation.numpy())
     ]
-    orientation_error = np.sqrt(((unit[0] - unit[1]) ** 2).sum(1)).mean()
-    nll = -np.mean(
-        [
-            arrays["scene_log_probability_BS"][image, index]
-            for image, index in enumerate(scene.tolist())
-        ]
-    )
-    gaps = {
-        f"qka_{name}": gap.detach().numpy().mean() for name, gap in output.query_key_gap.items()
+    log_probability = found["scene_log_probability_BS"][np.arange(len(scene)), scene.numpy()]
+    return {
+        "error/position": np.sqrt(((found["position_B3"] - position.numpy()) ** 2).sum(1)).mean(),
+        "error/orientation": np.sqrt(((unit[0] - unit[1]) ** 2).sum(1)).mean(),
+        "error/scene": -log_probability.mean(),
+        **{
+            f"query_key_gap/{name}": gap.detach().numpy().mean()
+            for name, gap in output.query_key_gap.items()
+        },
     }
-    return {"position": position_error, "orientation": orientation_error, "scene": nll, **gaps}
 
 
 def values(terms):
@@ -70,52 +78,24 @@ def values(terms):
 def test_learned_terms_agree_with_numpy():
     output = make_output()
     loss = PoseLoss(s_position=-0.5, s_orientation=-2.0, scene_weight=0.7, qka_weight=0.1).double()
-    found, raw = loss(output, *LABELS), oracle(output, *LABELS)
-    expected = {
-        "position": raw["position"] * math.exp(0.5) - 0.5,
-        "orientation": raw["orientation"] * math.exp(2.0) - 2.0,
-        "scene": 0.7 * raw["scene"],
-        "qka": 0.1 * (raw["qka_position"] + raw["qka_orientation"]),
-    }
-    assert values(found.terms) == pytest.approx(expected, rel=1e-12)
-    assert values(found.raw) == pytest.approx(raw, rel=1e-12)
-    assert found.total.item() == pytest.approx(sum(expected.values()), rel=1e-12)
-    assert loss.weights() == {"s_x": -0.5, "s_q": -2.0}
-
-
-def test_fixed_terms_agree_with_numpy():
-    output = make_output()
-    loss = PoseLoss(weighting="fixed", position_weight=2.0, orientation_weight=30.0, qka_weight=0.0)
-    found, raw = loss(output, *LABELS), oracle(output, *LABELS)
-    expected = {
-        "position": 2 * raw["position"],
-        "orientation": 30 * raw["orientation"],
-        "scene": raw["scene"],
-    }
-    assert values(found.terms) == pytest.approx(expected, rel=1e-12)
-    assert list(loss.parameters()) == []
-    assert loss.weights() == {}
-
-
-def test_defaults_are_those_of_7scenes():
-    loss = PoseLoss()
-    assert loss.weights() == {"s_x": 0.0, "s_q": -3.0}
-    assert (loss.scene_weight, loss.qka_weight) == (1.0, 0.1)
-
-
-def test_the_learned_weights_have_the_gradient_of_the_formula():
-    output = make_output()
-    loss = PoseLoss(s_position=0.3, s_orientation=-1.0).double()
-    loss(output, *LABELS).total.backward()
     raw = oracle(output, *LABELS)
-    assert loss.s_position.grad.item() == pytest.approx(1 - raw["position"] * math.exp(-0.3))
-    assert loss.s_orientation.grad.item() == pytest.approx(1 - raw["orientation"] * math.exp(1.0))
-
-
-def test_gradients_reach_every_output_and_the_raw_values_carry_none():
-    output = make_output()
-    found = PoseLoss().double()(output, *LABELS)
-    found.total.backward()
+    assert values(loss.unweighted(output, *LABELS)) == pytest.approx(raw, rel=1e-12)
+    terms = loss(output, *LABELS)
+    assert values(terms) == pytest.approx(
+        {
+            "position": raw["error/position"] * math.exp(0.5) - 0.5,
+            "orientation": raw["error/orientation"] * math.exp(2.0) - 2.0,
+            "scene": 0.7 * raw["error/scene"],
+            "qka": 0.1 * (raw["query_key_gap/position"] + raw["query_key_gap/orientation"]),
+        },
+        rel=1e-12,
+    )
+    assert values(loss.weights()) == {"s_x": -0.5, "s_q": -2.0}
+    sum(terms.values()).backward()
+    assert loss.s_position.grad.item() == pytest.approx(1 - raw["error/position"] * math.exp(0.5))
+    assert loss.s_orientation.grad.item() == pytest.approx(
+        1 - raw["error/orientation"] * math.exp(2.0)
+    )
     for tensor in (
         output.position_B3,
         output.orientation_B4,
@@ -123,10 +103,35 @@ def test_gradients_reach_every_output_and_the_raw_values_carry_none():
         *output.query_key_gap.values(),
     ):
         assert tensor.grad.abs().sum() > 0
-    assert not any(value.requires_grad for value in found.raw.values())
-    assert torch.autograd.gradcheck(lambda x, q: position_loss(x, LABELS[0]) + orientation_loss(q, LABELS[1]), (
-        output.position_B3, output.orientation_B4,
-    ))  # fmt: skip
+
+
+def test_fixed_terms_agree_with_numpy():
+    output = make_output()
+    loss = PoseLoss(weighting="fixed", position_weight=2.0, orientation_weight=30.0, qka_weight=0.0)
+    raw = oracle(output, *LABELS)
+    expected = {
+        "position": 2 * raw["error/position"],
+        "orientation": 30 * raw["error/orientation"],
+        "scene": raw["error/scene"],
+    }
+    assert values(loss(output, *LABELS)) == pytest.approx(expected, rel=1e-12)
+    assert list(loss.parameters()) == []
+    assert loss.weights() == {}
+    with pytest.raises(MsposeError, match="expected one above 0"):
+        PoseLoss(weighting="fixed", position_weight=0, orientation_weight=0, scene_weight=0)
+
+
+def test_query_key_alignment_is_the_mean_distance_of_mean_query_and_mean_key():
+    query, key = random(2, 3, 5, 4, seed=8), random(2, 3, 5, 4, seed=9)
+    layers = [(query, key), (key + 1, query)]
+    gap_BLH = torch.stack([query_key_gap(*layer) for layer in layers], dim=1)
+    by_hand = [
+        np.linalg.norm(q[image, head].numpy().mean(0) - k[image, head].numpy().mean(0))
+        for q, k in layers
+        for image in range(2)
+        for head in range(3)
+    ]
+    assert query_key_alignment(gap_BLH).item() == pytest.approx(np.mean(by_hand), rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -145,34 +150,29 @@ def test_gradients_reach_every_output_and_the_raw_values_carry_none():
     ],
 )
 def test_a_term_of_weight_zero_or_without_layers_is_not_there(settings, layers, names):
-    found = PoseLoss(**settings).double()(make_output(layers=layers), *LABELS)
-    assert set(found.terms) == names
-    assert {"position", "orientation", "scene"} <= set(found.raw)
-    assert ("qka_position" in found.raw) == (layers[0] > 0)
-    assert found.total.isfinite()
-
-
-def test_one_branch_without_layers_leaves_the_other():
-    output = make_output(layers=(0, 4))
-    found = PoseLoss(qka_weight=1.0).double()(output, *LABELS)
-    assert found.terms["qka"].item() == pytest.approx(
-        output.query_key_gap["orientation"].mean().item()
-    )
+    loss, output = PoseLoss(**settings).double(), make_output(layers=layers)
+    terms, unweighted = loss(output, *LABELS), loss.unweighted(output, *LABELS)
+    assert set(terms) == names
+    assert {"error/position", "error/orientation", "error/scene"} <= set(unweighted)
+    assert ("query_key_gap/position" in unweighted) == (layers[0] > 0)
 
 
 def test_a_perfect_estimate_has_zero_error_and_finite_gradients():
     output = make_output()
-    found = PoseLoss(weighting="fixed").double()(
-        output, output.position_B3.detach(), 2 * output.orientation_B4.detach(), LABELS[2]
-    )
-    assert found.raw["position"].item() == 0
-    assert found.raw["orientation"].item() == pytest.approx(0, abs=1e-15)
-    found.total.backward()
+    loss = PoseLoss(weighting="fixed").double()
+    truth = (output.position_B3.detach(), 2 * output.orientation_B4.detach(), LABELS[2])
+    unweighted = loss.unweighted(output, *truth)
+    assert unweighted["error/position"].item() == 0
+    assert unweighted["error/orientation"].item() == pytest.approx(0, abs=1e-15)
+    sum(loss.weighted(unweighted).values()).backward()
     assert output.position_B3.grad.isfinite().all()
     assert output.orientation_B4.grad.isfinite().all()
 
 
-def test_a_zero_quaternion_gives_a_finite_loss():
+def test_orientation_is_sensitive_to_sign_and_not_to_length_and_finite_at_zero():
+    truth = random(1, 4, seed=0)
+    assert orientation_loss(-truth, truth).item() == pytest.approx(2)
+    assert orientation_loss(5 * truth, 0.1 * truth).item() == pytest.approx(0, abs=1e-12)
     estimate = torch.zeros(1, 4, requires_grad=True)
     loss = orientation_loss(estimate, torch.tensor([[1.0, 0, 0, 0]]))
     assert loss.item() == pytest.approx(1)
@@ -180,73 +180,39 @@ def test_a_zero_quaternion_gives_a_finite_loss():
     assert estimate.grad.isfinite().all()
 
 
-def test_orientation_is_sensitive_to_sign_and_not_to_length():
-    truth = random(1, 4, seed=0)
-    assert orientation_loss(-truth, truth).item() == pytest.approx(2)
-    assert orientation_loss(5 * truth, 0.1 * truth).item() == pytest.approx(0, abs=1e-12)
+def test_the_terms_of_the_pose_have_exact_gradients():
+    output = make_output()
+    assert torch.autograd.gradcheck(
+        lambda x, q, p: (
+            position_loss(x, LABELS[0]) + orientation_loss(q, LABELS[1]) + scene_loss(p, LABELS[2])
+        ),
+        (output.position_B3, output.orientation_B4, output.scene_log_probability_BS),
+    )
 
 
 def test_labels_in_another_precision_are_taken():
-    output = make_output()
-    double = PoseLoss().double()(output, *LABELS).total
-    single = PoseLoss().double()(output, LABELS[0].float(), LABELS[1].float(), LABELS[2]).total
-    assert single.dtype == torch.float64
-    assert single.item() == pytest.approx(double.item(), rel=1e-5)
+    output, loss = make_output(), PoseLoss().double()
+    single = loss(output, LABELS[0].float(), LABELS[1].float(), LABELS[2])
+    assert {term.dtype for term in single.values()} == {torch.float64}
+    assert values(single) == pytest.approx(values(loss(output, *LABELS)), rel=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("place", "shape", "words"),
+    ("index", "shape", "words"),
     [
-        (0, (3, 4), r"position_B3: expected shape \(3, 3\), found \(3, 4\)"),
         (0, (1, 3), r"position_B3: expected shape \(3, 3\), found \(1, 3\)"),  # would be broadcast
         (1, (3, 3), r"orientation_B4: expected shape \(3, 4\), found \(3, 3\)"),
         (2, (3, 1), r"scene_B: expected shape \(3\), found \(3, 1\)"),
     ],
 )
-def test_refuses_labels_of_another_shape(place, shape, words):
+def test_refuses_labels_of_another_shape(index, shape, words):
     labels = list(LABELS)
-    labels[place] = torch.zeros(shape, dtype=labels[place].dtype)
+    labels[index] = torch.zeros(shape, dtype=labels[index].dtype)
     with pytest.raises(ValueError, match=words):
         PoseLoss()(make_output(), *labels)
 
 
-def test_refuses_outputs_of_another_shape():
-    output = make_output()
-    output.orientation_B4 = output.orientation_B4[:2]
-    with pytest.raises(
-        ValueError, match=r"output.orientation_B4: expected shape \(3, 4\), found \(2, 4\)"
-    ):
-        PoseLoss()(output, *LABELS)
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"weighting": "adaptive"}, "weighting: expected learned or fixed, found 'adaptive'"),
-        ({"qka_weight": -0.1}, "qka_weight: expected a weight of at least 0, found -0.1"),
-        ({"position_weight": math.nan}, "position_weight: .*found nan"),
-        (
-            {"diversity_weight": -0.1},
-            "diversity_weight: expected a weight of at least 0, found -0.1",
-        ),
-        ({"entropy_weight": -math.inf}, "entropy_weight: expected a finite weight, found -inf"),
-        (
-            {
-                "weighting": "fixed",
-                "position_weight": 0,
-                "orientation_weight": 0,
-                "scene_weight": 0,
-            },
-            "expected one above 0",
-        ),
-    ],
-)
-def test_refuses_settings_in_words(settings, words):
-    with pytest.raises(MsposeError, match=words):
-        PoseLoss(**settings)
-
-
-# of the attention
+# regularisers of the attention
 
 
 def make_attention(layers=(1, 2), tokens=(4, 6), dtype=torch.float64):
@@ -275,84 +241,62 @@ def attention_oracle(attention):
     weight = np.exp(attention.scale * np.einsum("bhqd,bhkd->bhqk", query, key))
     weight /= weight.sum(axis=-1, keepdims=True)
     entropy = -(weight * np.log(weight)).sum(axis=-1).mean() / np.log(weight.shape[-1])
-    cosines = []
-    for rows in weight.reshape(-1, *weight.shape[2:]):
-        unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-        cosines.append(
-            [unit[i] @ unit[j] for i in range(len(unit)) for j in range(len(unit)) if i != j]
-        )
-    return np.array([entropy, np.mean(cosines)])
+    unit = weight / np.linalg.norm(weight, axis=-1, keepdims=True)
+    cosine = (unit @ unit.swapaxes(-1, -2))[..., ~np.eye(weight.shape[-1], dtype=bool)]
+    return np.array([entropy, cosine.mean()])
 
 
 @pytest.mark.parametrize("weights", [(0.3, 0.7), (-0.2, 0.0), (0.0, 0.5)])
-def test_terms_of_the_attention_agree_with_numpy(weights):
-    entropy_weight, diversity_weight = weights
+def test_regularisers_agree_with_numpy(weights):
     attention = make_attention()
-    loss = PoseLoss(entropy_weight=entropy_weight, diversity_weight=diversity_weight).double()
+    loss = PoseLoss(entropy_weight=weights[0], diversity_weight=weights[1]).double()
     assert loss.needs_attention
-    found = loss(make_output(), *LABELS, attention)
-    plain = PoseLoss().double()(make_output(), *LABELS)
+    raw = values(PoseLoss().double().unweighted(make_output(), *LABELS))
+    terms = values(PoseLoss().double()(make_output(), *LABELS))
     branches = {
         branch: np.mean([attention_oracle(one) for one in layers.values()], axis=0)
         for branch, layers in attention.items()
     }
-    raw = values(plain.raw)
-    terms = values(plain.terms)
-    for place, (name, weight) in enumerate(zip(("entropy", "diversity"), weights, strict=True)):
+    for index, (name, weight) in enumerate(zip(("entropy", "diversity"), weights, strict=True)):
         if weight:
-            raw |= {f"{name}_{branch}": figures[place] for branch, figures in branches.items()}
-            terms[name] = weight * np.mean([figures[place] for figures in branches.values()])
-    assert values(found.raw) == pytest.approx(raw, rel=1e-12)
-    assert values(found.terms) == pytest.approx(terms, rel=1e-12)
-    assert found.total.item() == pytest.approx(sum(terms.values()), rel=1e-12)
+            raw |= {f"regulariser/{name}_{key}": found[index] for key, found in branches.items()}
+            terms[name] = weight * np.mean([found[index] for found in branches.values()])
+    assert values(loss.unweighted(make_output(), *LABELS, attention)) == pytest.approx(raw)
+    assert values(loss(make_output(), *LABELS, attention)) == pytest.approx(terms)
 
 
-@pytest.mark.parametrize("measure", [entropy_share, diversity_loss])
-def test_the_terms_of_the_attention_have_exact_gradients(measure):
+@pytest.mark.parametrize("measure", [entropy_regulariser, diversity_regulariser])
+def test_regularisers_have_exact_gradients(measure):
     attention = make_attention(layers=(1, 0))["position"][0]
-    for learned in (attention.query_BHQD, attention.key_BHKD):
-        learned.grad = None
     assert torch.autograd.gradcheck(
         lambda q, k: measure(attention._replace(query_BHQD=q, key_BHKD=k)), attention[:2]
     )
 
 
-def test_spread_and_different_attention_lower_their_terms():
-    """The entropy is 1 at most, of attention spread over everything; the similarity 1 where all
-    attend alike.
-    """
-    alike = AttentionMap(
+def test_regularisers_of_collapsed_uniform_and_different_attention():
+    collapsed = AttentionMap(
         torch.ones(1, 1, 6, 4), torch.arange(24.0).view(1, 1, 6, 4), 1.0
     )  # all on the last key
-    spread = alike._replace(key_BHKD=torch.ones(1, 1, 6, 4))
-    apart = AttentionMap(50 * torch.eye(6)[None, None], torch.eye(6)[None, None], 1.0)
-    entropies = [float(entropy_share(one)) for one in (alike, spread, apart)]
-    assert entropies == pytest.approx([0, 1, 0], abs=1e-5)
-    assert [float(diversity_loss(one)) for one in (alike, spread, apart)] == pytest.approx(
-        [1, 1, 0], abs=1e-6
-    )
+    uniform = collapsed._replace(key_BHKD=torch.ones(1, 1, 6, 4))
+    different = AttentionMap(50 * torch.eye(6)[None, None], torch.eye(6)[None, None], 1.0)
+    maps = (collapsed, uniform, different)
+    assert [float(entropy_regulariser(one)) for one in maps] == pytest.approx([0, 1, 0], abs=1e-5)
+    assert [float(diversity_regulariser(one)) for one in maps] == pytest.approx([1, 1, 0], abs=1e-6)
 
 
-def test_networks_without_encoders_have_no_term_of_attention():
-    found = PoseLoss(entropy_weight=0.1, diversity_weight=0.1).double()(make_output(), *LABELS, {})
-    assert set(found.terms) == {"position", "orientation", "scene", "qka"}
-    one = make_attention(layers=(0, 2))
-    found = PoseLoss(diversity_weight=1.0).double()(make_output(), *LABELS, one)
-    expected = np.mean([attention_oracle(layer)[1] for layer in one["orientation"].values()])
-    assert found.terms["diversity"].item() == pytest.approx(expected)
-
-
-def test_attention_that_is_needed_and_not_given_is_an_error():
+def test_attention_that_a_regulariser_needs():
     assert not PoseLoss().needs_attention
-    with pytest.raises(
-        ValueError,
-        match="attention: expected the encoders' attention maps, of which diversity is a",
-    ):
-        PoseLoss(diversity_weight=0.1)(make_output(), *LABELS)
+    loss = PoseLoss(diversity_weight=1.0, entropy_weight=0.1).double()
+    with pytest.raises(ValueError, match="terms of the encoders' attention, found none"):
+        loss(make_output(), *LABELS)
+    assert "diversity" not in loss(make_output(), *LABELS, {})  # a network without encoders
+    one = make_attention(layers=(0, 2))
+    expected = np.mean([attention_oracle(layer)[1] for layer in one["orientation"].values()])
+    assert loss(make_output(), *LABELS, one)["diversity"].item() == pytest.approx(expected)
 
 
-def test_a_forward_pass_that_is_begun_anew_is_seen_once():
-    """As one whose compiled form fails late is."""
+def test_a_forward_pass_that_is_begun_again_is_kept_once():
+    """A compiled forward pass that fails late is begun again without being compiled."""
     seen = EncoderAttention()
     first, again = make_attention(layers=(2, 0))["position"].values()
     for attention in (first, again):
@@ -374,9 +318,141 @@ def test_no_attention_map_is_held_for_the_backward_pass():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
-        loss(
-            make_output(),
-            *(label.float() if label.is_floating_point() else label for label in LABELS),
-            attention,
-        )
+        loss(make_output(), LABELS[0].float(), LABELS[1].float(), LABELS[2], attention)
     assert sum(held.values()) < 0.1 * 3 * 2 * 600 * 600 * 4
+
+
+# network and loss as one module
+
+TERMS = {"entropy_weight": -0.1, "diversity_weight": 0.2}
+
+
+def build(kind="ms-transformer", *, precision="float32", dropout=0.0, encoders=(1, 2), **weights):
+    torch.manual_seed(0)
+    sizes = {"dim": 16, "heads": 2, "feedforward": 16, "head_hidden": 16}
+    layers = {"position_encoder_layers": encoders[0], "orientation_encoder_layers": encoders[1]}
+    layers |= {"position_decoder_layers": 1, "orientation_decoder_layers": 1}
+    network = make_network(
+        kind,
+        scenes=["attic", "cellar"],
+        backbone="test_resnet",
+        pretrained=False,
+        dropout=dropout,
+        attention_dropout=dropout,
+        **sizes,
+        **layers,
+    )
+    return Objective(network, PoseLoss(**weights), precision, compile=False)
+
+
+def step(objective: nn.Module, size: int = 4):
+    """The logs of a batch, and the gradient of every weight."""
+    generator = torch.Generator().manual_seed(size)
+    image, position, orientation = (
+        torch.randn(shape, generator=generator)
+        for shape in ((size, 3, 64, 64), (size, 3), (size, 4))
+    )
+    batch = Batch(image, position, orientation, torch.arange(size) % 2, np.arange(size), size)
+    objective.zero_grad()
+    torch.manual_seed(5)
+    loss, logs = objective.train()(batch)
+    loss.backward()
+    assert not any(value.requires_grad for value in logs.values())
+    assert float(loss.detach()) == pytest.approx(float(logs["loss/total"]))
+    return values(logs), {
+        name: weight.grad
+        for name, weight in objective.named_parameters()
+        if weight.grad is not None
+    }
+
+
+def assert_same_gradients(found, expected):
+    """Up to the rounding of float32 sums taken in another order."""
+    assert found.keys() == expected.keys()
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * largest, msg=name)
+
+
+def test_a_step_with_regularisers_and_without(monkeypatch):
+    objective = build(dropout=0.3)
+    observers = []
+    objective.estimate = lambda *arguments, observer: (
+        observers.append(observer) or objective.network(*arguments, observer=observer)
+    )
+    plain, plain_gradients = step(objective)
+    assert observers == [None]
+    found, gradients = step(build(dropout=0.3, **TERMS))
+    branches = ("position", "orientation")
+    extra = {f"regulariser/{name}_{key}" for name in ("entropy", "diversity") for key in branches}
+    assert found.keys() - plain.keys() == extra | {"loss/entropy", "loss/diversity"}
+    for name, weight in (("entropy", -0.1), ("diversity", 0.2)):
+        raw = [found[f"regulariser/{name}_{branch}"] for branch in branches]
+        assert all(0 < value <= 1 for value in raw)
+        assert found[f"loss/{name}"] == pytest.approx(weight * np.mean(raw), rel=1e-5)
+    # dropout draws the same random numbers in both
+    added = found["loss/entropy"] + found["loss/diversity"]
+    assert found["loss/total"] == pytest.approx(plain["loss/total"] + added, rel=1e-5)
+    for branch in branches:
+        name = f"network.{branch}.encoder.layers.0.self_attention.in_proj_weight"
+        assert not torch.allclose(gradients[name], plain_gradients[name], rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["ms-transformer", "mspn"])
+def test_a_network_without_encoders_has_no_regularisers(kind):
+    logs, _ = step(build(kind, encoders=(0, 0), **TERMS))
+    names = {"loss/position", "loss/orientation", "loss/scene", "loss/total"}
+    assert {name for name in logs if name.startswith("loss/")} == names
+
+
+def test_a_step_in_bfloat16_measures_attention_in_float32():
+    exact, _ = step(build(**TERMS))
+    logs, gradients = step(build(precision="bfloat16", **TERMS))
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    for name in ("loss/entropy", "loss/diversity"):
+        assert logs[name] == pytest.approx(exact[name], rel=0.02)
+
+
+@pytest.mark.parametrize(("kind", "weights"), [("ms-transformer", TERMS), ("mspn", {})])
+def test_a_compiled_step_is_the_step_and_is_compiled_once(kind, weights, monkeypatch, caplog):
+    """Everything but the making of machine code, which takes minutes."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    plain = build(kind, encoders=(1, 1), **weights)
+    compiled = Objective(plain.network, plain.loss, "float32", compile=True)
+    for size in (4, 3):
+        (logs, gradients), (found, our_gradients) = step(plain, size), step(compiled, size)
+        assert found == pytest.approx(logs, rel=1e-4, abs=1e-5)
+        assert_same_gradients(our_gradients, gradients)
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    assert not [record.message for record in caplog.records if record.name == "mspose"]
+    torch._dynamo.reset()
+
+
+@pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="this PyTorch has no distributed package"
+)
+@pytest.mark.parametrize(
+    ("kind", "weights"), [("ms-transformer", TERMS), ("mspn", {"scene_weight": 0.0})]
+)
+def test_it_trains_under_distributed_data_parallel_with_a_static_graph(kind, weights, tmp_path):
+    plain, expected = step(build(kind, **weights))
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1
+    )
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            objective = DistributedDataParallel(
+                build(kind, **weights), broadcast_buffers=False, static_graph=True
+            )
+        for _ in range(2):  # the second step uses what the first one found out
+            logs, gradients = step(objective)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert logs["loss/position"] == pytest.approx(plain["loss/position"], rel=1e-4)
+    assert_same_gradients(
+        {name.removeprefix("module."): value for name, value in gradients.items()}, expected
+    )

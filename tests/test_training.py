@@ -1,7 +1,7 @@
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,14 @@ from mspose.data.cards import read_card
 from mspose.errors import MsposeError
 from mspose.evaluation import evaluate_run
 from mspose.run import load_checkpoint, load_model, save_checkpoint, save_model
-from mspose.training import Unchecked, learning_rate, open_data_and_network, train
+from mspose.training import (
+    FiniteCheck,
+    learning_rate,
+    make_initial_network,
+    open_frames,
+    split_into_batches,
+    train,
+)
 
 
 def vary(settings: Settings, **changes) -> Settings:
@@ -45,43 +52,14 @@ def assert_same_state(one, two):
         assert one == two
 
 
-def test_a_killed_run_goes_on_and_ends_bit_identical(small_settings, tmp_path):
-    settings = vary(small_settings, training__epochs=5)
-    whole = train(settings, progress=False)
-
-    again = vary(settings, runs=str(tmp_path / "killed"))
-    write_settings(tmp_path / "experiment.yaml", again)
-    command = [
-        sys.executable,
-        "-m",
-        "mspose",
-        "train",
-        "--config",
-        str(tmp_path / "experiment.yaml"),
-        "--quiet",
-    ]
-    killed = again.run_folder("made-up")
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.time() + 120
-    while (
-        not (killed / "checkpoint.pt").exists()
-        and process.poll() is None
-        and time.time() < deadline
-    ):
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, process.stderr.read().decode()
-    state = load_checkpoint(killed)
-    assert state is not None
-    assert 1 <= state["epoch"] < 5
-
-    finished = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "continuing" in finished.stderr
-    state = load_checkpoint(killed)
-    assert state is not None
-    assert state["epoch"] == 5
-    assert_same_state(load_checkpoint(whole), state)
-    assert_same_state(load_model(whole)[0], load_model(killed)[0])
+@pytest.fixture
+def own_run(small_run, small_settings) -> tuple[Path, Settings]:
+    """A finished run that the test may change, with its settings."""
+    settings = replace(small_settings, seed=5)
+    run = settings.run_folder("made-up")
+    shutil.copytree(small_run, run)
+    write_settings(run / "config.yaml", settings)
+    return run, settings
 
 
 INTERRUPTED = """
@@ -103,63 +81,49 @@ main(sys.argv[4:])
 """
 
 
-@pytest.mark.parametrize(
-    ("number", "at", "left"), [("SIGTERM", (1, 2), (1, 3)), ("SIGUSR1", (0, 4), (0, 5))]
-)
-def test_a_preempted_run_goes_on_from_that_very_step(small_settings, tmp_path, number, at, left):
-    settings = vary(small_settings, training__epochs=3)
+def test_a_run_that_is_preempted_and_killed_ends_bit_identical(small_settings, small_run, tmp_path):
+    settings = replace(small_settings, seed=5)
     assert settings.model.dropout > 0
     assert settings.model.attention_dropout > 0
-    whole = train(settings, progress=False)
+    write_settings(tmp_path / "experiment.yaml", settings)
+    run = settings.run_folder("made-up")
 
-    again = vary(settings, runs=str(tmp_path / "preempted"))
-    write_settings(tmp_path / "experiment.yaml", again)
-    words = ["train", "--config", str(tmp_path / "experiment.yaml"), "--quiet"]
-    interrupted = [
-        sys.executable,
-        "-c",
-        INTERRUPTED,
-        str(int(signal.Signals[number])),
-        *map(str, at),
-    ]
-    preempted = subprocess.run([*interrupted, *words], capture_output=True, text=True, check=False)
-    run = again.run_folder("made-up")
-    (line,) = preempted.stderr.splitlines()
-    place = f"step {left[1]} of epoch {left[0] + 1}/3"
-    assert (
-        line
-        == f"mspose: {number}: saved in {run} after {place}; the same command goes on from there"
-    )
-    assert preempted.returncode == 75
-    state = load_checkpoint(run)
-    assert state is not None
-    assert (state["epoch"], state["step"]) == left
+    def interrupted(number, *at):
+        words = ["train", "--config", str(tmp_path / "experiment.yaml"), "--quiet"]
+        command = [sys.executable, "-c", INTERRUPTED, str(int(number)), *map(str, at), *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        state = load_checkpoint(run)
+        return done.returncode, done.stderr.splitlines(), (state["epoch"], state["step"])
 
-    train(again, progress=False)
-    assert_same_state(load_checkpoint(whole), load_checkpoint(run))
-    assert_same_state(load_model(whole)[0], load_model(run)[0])
+    def saved(number, progress):
+        return f"mspose: {number}: saved in {run} after {progress}; the same command goes on" + (
+            " from there"
+        )
+
+    # the signal arrives while the next batch is made, and that batch is still learned from
+    end = "step 5 of epoch 1/2"
+    assert interrupted(signal.SIGUSR1, 0, 4) == (75, [saved("SIGUSR1", end)], (0, 5))
+    code, lines, at = interrupted(signal.SIGTERM, 1, 1)
+    middle = "step 2 of epoch 2/2"
+    assert lines == [f"mspose: continuing {run} after {end}", saved("SIGTERM", middle)]
+    assert (code, at) == (75, (1, 2))
+    code, lines, at = interrupted(signal.SIGKILL, 1, 3)
+    assert lines == [f"mspose: continuing {run} after {middle}"]
+    assert (code, at) == (-signal.SIGKILL, (1, 2))
+
+    train(settings, progress=False)
+    assert_same_state(load_checkpoint(small_run), load_checkpoint(run))
+    assert_same_state(load_model(small_run)[0], load_model(run)[0])
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
-    assert [event.step for event in events.Scalars("loss/total")] == [0, 10]
+    assert [event.step for event in events.Scalars("loss/total")] == [0]
+    assert [event.step for event in events.Scalars("median_position_m/train")] == [4, 9]
 
 
-KINDS = {
-    "mspn": {"model__kind": "mspn"},
-    "regularisers": {
-        "loss__entropy_weight": -0.1,
-        "loss__diversity_weight": 0.1,
-        "augmentation__cutout": 0.3,
-    },
-}
-
-
-@pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
-def test_other_networks_and_terms_go_on_bit_identical_too(
-    small_settings, tmp_path, monkeypatch, changes
-):
-    settings = vary(small_settings, **changes)
+def test_a_run_with_other_terms_goes_on_bit_identical_too(small_settings, tmp_path, monkeypatch):
+    changes = {"loss__entropy_weight": -0.1, "loss__diversity_weight": 0.1}
+    settings = vary(small_settings, augmentation__cutout=0.3, **changes)
     whole = train(settings, progress=False)
-
     again = vary(settings, runs=str(tmp_path / "stopped"))
     real = Batches.epoch
 
@@ -190,8 +154,11 @@ def test_an_mspn_run_trains_evaluates_loads_and_starts_another(small_settings, c
     weights, description = load_model(run)
     assert description["kind"] == "mspn"
     assert description["architecture"] == {
-        "scenes": ["attic", "cellar"], "backbone": "efficientnet_lite0", "head_hidden": 16, "dropout": 0.1,
-    }  # fmt: skip
+        "scenes": ["attic", "cellar"],
+        "backbone": "efficientnet_lite0",
+        "head_hidden": 16,
+        "dropout": 0.1,
+    }
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
     scalars = set(events.Tags()["scalars"])
@@ -233,7 +200,7 @@ def test_an_mspn_run_trains_evaluates_loads_and_starts_another(small_settings, c
 
 
 def test_terms_of_attention_that_a_network_cannot_have_are_one_line(small_settings, monkeypatch):
-    monkeypatch.setattr(training, "open_data_and_network", None)  # before any data is read
+    monkeypatch.setattr(training, "open_frames", None)  # before any data is read
     settings = vary(small_settings, model__kind="mspn", loss__diversity_weight=0.5)
     with pytest.raises(
         MsposeError,
@@ -265,47 +232,36 @@ def test_a_start_from_before_a_setting_had_its_default_value(small_settings, sma
         train(other, progress=False)
 
 
-def test_the_last_epoch_is_kept_and_a_finished_run_stays(small_settings, caplog, monkeypatch):
-    run = train(small_settings, progress=False)
+def test_the_last_epoch_is_kept_and_a_finished_run_stays(own_run, caplog, monkeypatch):
+    run, settings = own_run
     state = load_checkpoint(run)
     weights, description = load_model(run)
-    assert state is not None
     assert state["epoch"] == description["epochs"] == 2
     assert_same_state(weights, dict(state["network"]))
     before = (run / "checkpoint.pt").stat().st_mtime_ns
     caplog.set_level("INFO")
-    monkeypatch.setattr(training, "open_data_and_network", None)  # a finished run needs neither
-    assert train(small_settings, progress=False) == run
+    monkeypatch.setattr(training, "open_frames", None)  # a finished run needs none
+    assert train(settings, progress=False) == run
     assert "trained already" in caplog.text
     assert (run / "checkpoint.pt").stat().st_mtime_ns == before
-
-
-def test_other_settings_do_not_continue_a_run(small_settings):
-    run = train(small_settings, progress=False)
     with pytest.raises(MsposeError, match=r"training.learning_rate: 0.001 -> 0.1.*--variant"):
-        train(vary(small_settings, training__learning_rate=0.1), progress=False)
-    elsewhere = vary(small_settings, data__cache=small_settings.data.cache + "-moved")
+        train(vary(settings, training__learning_rate=0.1), progress=False)
+    elsewhere = vary(settings, data__cache=settings.data.cache + "-moved")
     assert train(elsewhere, progress=False) == run
 
 
-def test_a_broken_checkpoint_is_one_clear_line(small_settings):
-    run = train(small_settings, progress=False)
+def test_a_broken_checkpoint_is_one_clear_line(own_run):
+    run, settings = own_run
     state = load_checkpoint(run)
-    assert state is not None
-    save_checkpoint(run, {**state, "epoch": 1, "network": {"a": torch.zeros(1)}})
-    with pytest.raises(MsposeError, match="another architecture.*is missing"):
-        train(small_settings, progress=False)
-    save_checkpoint(run, {**state, "epoch": 1, "optimizer": {}})
-    with pytest.raises(MsposeError, match="not a checkpoint of this version"):
-        train(small_settings, progress=False)
-    save_checkpoint(run, {"epoch": 1})
-    with pytest.raises(
-        MsposeError, match="not a checkpoint of this version: it has no config_hash"
+    for broken, message in (
+        ({**state, "epoch": 1, "network": {"a": torch.zeros(1)}}, "another architecture.*missing"),
+        ({**state, "epoch": 1, "optimizer": {}}, "not a checkpoint of this version"),
+        ({"epoch": 1}, "not a checkpoint of this version: it has no config_hash"),
+        ({**state, "config_hash": "0"}, "made with other settings than its config.yaml"),
     ):
-        train(small_settings, progress=False)
-    save_checkpoint(run, {**state, "config_hash": "0"})
-    with pytest.raises(MsposeError, match="made with other settings than its config.yaml"):
-        train(small_settings, progress=False)
+        save_checkpoint(run, broken)
+        with pytest.raises(MsposeError, match=message):
+            train(settings, progress=False)
 
 
 def test_a_loss_that_is_not_finite_names_its_images_and_keeps_the_checkpoint(
@@ -314,62 +270,67 @@ def test_a_loss_that_is_not_finite_names_its_images_and_keeps_the_checkpoint(
     class Broken(training.PoseLoss):
         calls = 0
 
-        def forward(self, *arguments):
-            loss = super().forward(*arguments)
+        def weighted(self, unweighted):
+            terms = super().weighted(unweighted)
             Broken.calls += 1
             if Broken.calls == 7:  # second epoch, second step
-                loss.terms["position"] = loss.terms["position"] * float("nan")
-            return loss
+                terms["position"] = terms["position"] * float("nan")
+            return terms
 
     monkeypatch.setattr(training, "PoseLoss", Broken)
     message = r"epoch 2, step 2 .*position nan.*(attic|cellar)/train-01/frame-\d+\.png"
     with pytest.raises(MsposeError, match=message) as caught:
         train(small_settings, progress=False)
     assert str(caught.value).count(".png") == 4
-    state = load_checkpoint(small_settings.run_folder("made-up"))
-    assert state is not None
-    assert state["epoch"] == 1
+    assert load_checkpoint(small_settings.run_folder("made-up"))["epoch"] == 1
 
 
 def test_a_gradient_that_is_not_finite_is_never_saved(small_settings, monkeypatch):
     class Steep(training.PoseLoss):
         calls = 0
 
-        def forward(self, *arguments):
-            loss = super().forward(*arguments)
+        def weighted(self, unweighted):
+            terms = super().weighted(unweighted)
             Steep.calls += 1
             if Steep.calls == 5:  # the last step of the first epoch: no later loss would show it
-                loss.terms["position"] = loss.terms["position"] + (0 * self.s_position).sqrt()
-            return loss
+                terms["position"] = terms["position"] + (0 * self.s_position).sqrt()
+            return terms
 
     monkeypatch.setattr(training, "PoseLoss", Steep)
-    with pytest.raises(
-        MsposeError, match=r"the gradient is not finite in epoch 1, step 5 \(total \d.*its images: "
-    ):
+    message = r"the gradient is not finite in epoch 1, step 5 \(total \d.*its images: "
+    with pytest.raises(MsposeError, match=message):
         train(small_settings, progress=False)
     run = small_settings.run_folder("made-up")
     assert load_checkpoint(run) is None
     assert not (run / "model.safetensors").exists()
 
 
+def opened(settings: Settings) -> dict[str, Batches]:
+    card, device = read_card(settings.data.dataset), torch.device("cpu")
+    frames, cache = open_frames(settings, card, device, progress=False)
+    network = make_initial_network(settings, sorted(frames["scene"].unique()), device)
+    return split_into_batches(frames, cache, settings, network, device)
+
+
 def test_the_step_that_is_named_is_the_first_of_all_processes(small_settings, monkeypatch):
-    card = read_card(small_settings.data.dataset)
-    parts, _ = open_data_and_network(small_settings, card, torch.device("cpu"), progress=False)
-    unchecked = Unchecked(parts["train"])
-    batch = next(iter(parts["train"].in_order(np.array([3, 4]))))
-    for number, loss in enumerate([1.0, 2.0, np.nan]):
-        readings = {"loss/total": torch.tensor(loss), "error/scene": torch.tensor(0.0)}
-        unchecked.add(0, number, batch, readings, torch.tensor(1.0 if number < 1 else np.nan))
-    theirs = (1, False, "the loss is not finite in step 2 of process 1")
-    monkeypatch.setattr(distributed, "largest", lambda mine: max(mine, -1))
-    monkeypatch.setattr(distributed, "gather", lambda mine: [mine, theirs])
+    batches = opened(small_settings)["train"]
+    batch = next(iter(batches.in_order(np.array([3, 4]))))
+    monkeypatch.setattr(distributed, "largest", lambda mine: max(mine, 1))
+
+    def check(theirs):
+        check = FiniteCheck(batches, gradients=True)
+        for number, loss in enumerate([1.0, 2.0, np.nan]):
+            norm = 1.0 if number < 1 else np.nan
+            check.add(0, number + 1, batch, {"loss/total": loss, "gradient_norm": norm})
+        monkeypatch.setattr(distributed, "gather", lambda mine: [mine, theirs])
+        check.raise_if_not_finite()
+
     with pytest.raises(MsposeError, match="the loss is not finite in step 2 of process 1"):
-        unchecked.check()
-    monkeypatch.setattr(distributed, "gather", lambda mine: [(3, False, ""), mine])
-    with pytest.raises(
-        MsposeError, match="the gradient is not finite in epoch 1, step 2 .*total 2.; its images: "
-    ):
-        unchecked.check()
+        check(training.Fault(1, False, "the loss is not finite in step 2 of process 1"))
+    message = r"the gradient is not finite in epoch 1, step 2 \(total 2\); its images: "
+    for theirs in (None, training.Fault(2, False, "the loss is not finite in step 3")):
+        with pytest.raises(MsposeError, match=message):
+            check(theirs)
 
 
 def test_tensorboard_shows_the_run(small_run):
@@ -403,19 +364,13 @@ def test_tensorboard_shows_the_run(small_run):
 
 
 def test_held_out_frames_are_not_trained_on(small_settings):
-    card = read_card(small_settings.data.dataset)
-    parts, _ = open_data_and_network(small_settings, card, torch.device("cpu"), progress=False)
+    parts = opened(small_settings)
     train_images, held_images = (set(parts[name].frames["image"]) for name in ("train", "held_out"))
     assert (len(train_images), len(held_images)) == (18, 6)
     assert not train_images & held_images
-    whole, _ = open_data_and_network(
-        vary(small_settings, data__holdout=0.0), card, torch.device("cpu"), progress=False
-    )
-    assert set(whole) == {"train"}
+    assert set(opened(vary(small_settings, data__holdout=0.0))) == {"train"}
     with pytest.raises(MsposeError, match="leaves no frame"):
-        open_data_and_network(
-            vary(small_settings, data__holdout=1.0), card, torch.device("cpu"), progress=False
-        )
+        opened(vary(small_settings, data__holdout=1.0))
 
 
 def test_training_lowers_the_loss(small_settings):
@@ -517,9 +472,11 @@ def test_gradient_clipping_bounds_the_update(small_settings, monkeypatch):
 @pytest.mark.parametrize("name", ["step", "cosine"])
 def test_learning_rate_of_every_step(name):
     settings = Settings(
-        training=TrainingSettings(learning_rate=1.0, schedule=name, step_epochs=2, warmup=0.25)
+        training=TrainingSettings(
+            learning_rate=1.0, schedule=name, epochs=4, step_epochs=2, warmup=0.25
+        )
     )
-    rates = [learning_rate(step, 40, 10, settings) for step in range(40)]
+    rates = [learning_rate(step, 10, settings) for step in range(40)]
     if name == "step":
         assert rates == pytest.approx([1.0] * 20 + [0.1] * 20)
     else:

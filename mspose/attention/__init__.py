@@ -1,5 +1,5 @@
-"""Why self-attention collapses, and what a remedy does to it: figures of finished runs, and a probe
-for any model.
+"""Why self-attention collapses, and what a remedy does to it: measures and figures of finished
+runs, and a probe for any model.
 """
 
 from mspose.attention.probing import probe

@@ -1,9 +1,7 @@
-"""Curves over layers and over training: attention entropy and the distance between queries and
-keys.
+"""Curves of attention entropy over layers, and of the query-key gap over training.
 
-All are drawn from `attention.json` alone, of one run or of several. Runs of the same label are
-seeds of one variant: their mean is drawn as a line, from the lowest to the highest of them as a
-band.
+They are drawn from `attention.json` alone, of one run or several. Runs of the same label are seeds
+of one variant: the line is their mean, the band goes from the lowest to the highest of them.
 """
 
 import math
@@ -18,15 +16,15 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from mspose import plotting
-from mspose.attention.labelled import Studies, Study, by_label, layers_of, named
+from mspose.attention.attention_json import Studies, Study, by_label, layers_of, named
 from mspose.errors import MsposeError
 from mspose.models.network import BRANCHES
 
 
 @plotting.printed
 def entropy_figure(studies: Studies) -> Figure:
-    """Attention entropy in nats of every encoder layer, both branches side by side, with the
-    uniform limit log L.
+    """Plot the attention entropy in nats of every encoder layer, both branches side by side, with
+    the uniform limit log L.
 
     Raises MsposeError where no study has an encoder layer.
     """
@@ -53,8 +51,12 @@ def entropy_figure(studies: Studies) -> Figure:
             ]
             entries[label] = _line(axes, index, numbers, values)
             lowest = min(lowest, min(map(min, values)))
-        limits = {layer["tokens"]: layer["entropy_limit"] for seeds in measured.values() for layers in seeds
-                  for layer in layers.values()}  # fmt: skip
+        limits = {
+            layer["tokens"]: layer["entropy_limit"]
+            for seeds in measured.values()
+            for layers in seeds
+            for layer in layers.values()
+        }
         _uniform_limits(axes, limits, lowest)
         axes.set_xlabel("encoder layer")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -70,8 +72,7 @@ def entropy_figure(studies: Studies) -> Figure:
 
 @plotting.printed
 def gap_figure(studies: Studies) -> Figure:
-    """Distance between the mean query and the mean key over the steps of training, in q's and k's
-    own units.
+    """Plot the query-key gap over the steps of training, in the units of queries and keys.
 
     Above the whole training, below its first epoch enlarged; both branches side by side. A point is
     the mean over images, layers and heads that the log holds of a step.
@@ -85,10 +86,7 @@ def gap_figure(studies: Studies) -> Figure:
     }
     logged = {label: training for label, training in logged.items() if training}
     if not logged:
-        raise MsposeError(
-            "query-key distance over training: no run has it in its TensorBoard log; only training"
-            " by mspose writes it"
-        )
+        raise MsposeError("query-key gap over training: no run has it in its TensorBoard log")
     figure = plotting.empty_figure(3.7)
     entries: dict[str, Line2D] = {}
     epoch = max(training["steps_per_epoch"] for seeds in logged.values() for training in seeds)
@@ -121,7 +119,7 @@ def gap_figure(studies: Studies) -> Figure:
             axes.set_ylim(top=axes.get_ylim()[1] * 1.05)
             axes.set_xlabel("training (steps)")
             if not labelled:
-                axes.set_ylabel("query-key distance\n(units of q and k)")
+                axes.set_ylabel("query-key gap\n(units of q and k)")
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     _explain(figure, groups, entries, "no training log")
     return figure
@@ -134,8 +132,8 @@ def _logs(study: Study) -> bool:
 def _together(
     seeds: Sequence[Mapping[str, Any]], branch: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The steps that all seeds reached, and value_NR of every step and seed, interpolated where a
-    log lacks a step.
+    """Return the steps that all seeds reached, and value_NR of every step and seed, interpolated
+    where a log lacks a step.
     """
     end = min(max(training["step"]) for training in seeds)
     steps = np.unique(
@@ -148,30 +146,36 @@ def _together(
 
 
 def _line(axes: Axes, index: int, x: Any, values: Any, *, marked: int = 0) -> Line2D:
-    """Mean over seeds as a line, their range as a band; `marked` points carry the marker, all of
-    them if 0.
+    """Draw the mean over seeds as a line, their range as a band; `marked` points carry the marker,
+    all of them if 0.
     """
-    look = plotting.line(index)
+    style = plotting.line(index)
     mean = [float(np.mean(of_point)) for of_point in values]
     low, high = (
         [float(np.min(of_point)) for of_point in values],
         [float(np.max(of_point)) for of_point in values],
     )
     if any(bottom < top for bottom, top in zip(low, high, strict=True)):
-        axes.fill_between(x, low, high, color=look.color, alpha=0.2, linewidth=0)
+        axes.fill_between(x, low, high, color=style.color, alpha=0.2, linewidth=0)
     every = max(len(mean) // marked, 1) if marked else 1
     start = (
         index * every // 8
     )  # so that the markers of lines on top of each other do not hide each other
-    (drawn,) = axes.plot(x, mean, color=look.color, marker=look.marker, linestyle=look.linestyle,
-                         markevery=(start, every), markeredgecolor="white", markeredgewidth=0.4)  # fmt: skip
+    (drawn,) = axes.plot(
+        x,
+        mean,
+        color=style.color,
+        marker=style.marker,
+        linestyle=style.linestyle,
+        markevery=(start, every),
+        markeredgecolor="white",
+        markeredgewidth=0.4,
+    )
     return drawn
 
 
 def _uniform_limits(axes: Axes, limits: Mapping[int, float], lowest: float) -> None:
-    """A dashed line for the entropy of attention that is spread over all tokens, and room for its
-    words above it.
-    """
+    """Draw a dashed line for the entropy of uniform attention, with room for its text above it."""
     highest = max(limits.values())
     reach = max(highest - lowest, 1.0)
     axes.set_ylim(
@@ -180,9 +184,14 @@ def _uniform_limits(axes: Axes, limits: Mapping[int, float], lowest: float) -> N
     for tokens, limit in limits.items():
         axes.axhline(limit, color=plotting.BLACK, linewidth=0.8, linestyle=(0, (2, 2)))
         axes.annotate(
-            f"uniform: log {tokens} = {limit:.2f}", (0.02, limit), (0, 1.5), xycoords=("axes fraction", "data"),
-            textcoords="offset points", fontsize=plotting.SMALL, va="bottom",
-        )  # fmt: skip
+            f"uniform: log {tokens} = {limit:.2f}",
+            (0.02, limit),
+            (0, 1.5),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            fontsize=plotting.SMALL,
+            va="bottom",
+        )
 
 
 def _explain(
@@ -191,7 +200,7 @@ def _explain(
     entries: Mapping[str, Line2D],
     missing: str,
 ) -> None:
-    """The legend; a run that is not in the diagram is named with the reason."""
+    """Draw the legend; a run that is not in the figure is named with the reason."""
     listed = []
     for label, group in groups.items():
         if label in entries:

@@ -1,4 +1,4 @@
-"""How far apart tokens lie under a position encoding that is added to them.
+"""Distances between tokens under a position encoding that is added to them.
 
 N tokens of a map in row-major order, C channels.
 """
@@ -12,11 +12,11 @@ GRID_STEP = 0.5
 """Distances on the grid, in tokens, are rounded to whole multiples of this."""
 
 
-def token_distances(position_NC: Tensor) -> NDArray[np.float64]:
-    """(N, N): Euclidean distance of every two tokens' encodings."""
-    position_NC = position_NC.double()
+def token_distances(encoding_NC: Tensor) -> NDArray[np.float64]:
+    """Compute (N, N), the Euclidean distances of every two tokens' encodings."""
+    encoding_NC = encoding_NC.double()
     return (
-        torch.cdist(position_NC, position_NC, compute_mode="donot_use_mm_for_euclid_dist")
+        torch.cdist(encoding_NC, encoding_NC, compute_mode="donot_use_mm_for_euclid_dist")
         .cpu()
         .numpy()
     )
@@ -25,7 +25,7 @@ def token_distances(position_NC: Tensor) -> NDArray[np.float64]:
 def distance_profile(
     distance_NN: NDArray[np.float64], height: int, width: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean distance of two tokens' encodings over their distance on the map.
+    """Average the distance of two tokens' encodings over their distance on the map.
 
     Returns:
         grid_distance: rising, Euclidean, in tokens, rounded to multiples of `GRID_STEP`.
@@ -33,6 +33,6 @@ def distance_profile(
     """
     row_N, column_N = np.divmod(np.arange(height * width), width)
     grid_NN = np.hypot(row_N[:, None] - row_N, column_N[:, None] - column_N)
-    step, place_NN = np.unique((grid_NN / GRID_STEP).round(), return_inverse=True)
-    sums = np.bincount(place_NN.ravel(), weights=distance_NN.ravel())
-    return step * GRID_STEP, sums / np.bincount(place_NN.ravel())
+    step, index_NN = np.unique((grid_NN / GRID_STEP).round(), return_inverse=True)
+    sums = np.bincount(index_NN.ravel(), weights=distance_NN.ravel())
+    return step * GRID_STEP, sums / np.bincount(index_NN.ravel())

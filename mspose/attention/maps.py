@@ -1,10 +1,8 @@
-"""Attention laid over the image: what chosen encoder queries and every scene's decoder query attend
-to.
+"""Attention maps over the image, of chosen encoder queries and of every scene's decoder query.
 
 Colours show the weight of a key as a multiple of the weight 1/L that uniform attention gives to
-each of L keys, so that
-the branches, with their maps of different sizes, share one scale: 1 is uniform, on a logarithmic
-    scale.
+each of L keys, so that the branches, with maps of different sizes, share one scale: 1 is uniform,
+on a logarithmic scale.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +18,7 @@ from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
 from mspose import plotting
-from mspose.attention.labelled import Arrays
+from mspose.attention.attention_json import Arrays
 from mspose.errors import MsposeError
 from mspose.models.network import BRANCHES
 
@@ -32,7 +30,7 @@ FRAMES_ACROSS = 3
 
 
 def layer_numbers(arrays: Arrays, part: str, branch: str) -> list[int]:
-    """Numbers, from 1, of the layers of `encoder` or `decoder` of a branch that the samples hold."""
+    """Return the numbers, from 1, of the `encoder` or `decoder` layers in the samples."""
     names = (name.split("/") for name in arrays)
     return sorted(
         int(name[2]) for name in names if name[:2] == [part, branch] and name[3:] == ["attention"]
@@ -40,7 +38,7 @@ def layer_numbers(arrays: Arrays, part: str, branch: str) -> list[int]:
 
 
 def first_middle_last(layers: Sequence[int]) -> list[int]:
-    """These three of the layers, fewer where there are fewer."""
+    """Return these three of the layers, fewer where there are fewer."""
     return sorted({layers[0], layers[(len(layers) - 1) // 2], layers[-1]}) if layers else []
 
 
@@ -48,10 +46,9 @@ def first_middle_last(layers: Sequence[int]) -> list[int]:
 def encoder_maps_figure(
     arrays: Arrays, *, frame: int = 0, layers: Sequence[int] | None = None, head: int | None = None
 ) -> Figure:
-    """What a few queries of the encoders attend to in a sample frame, position and orientation side
-    by side.
+    """Plot the attention of a few encoder queries in a sample frame, both branches side by side.
 
-    A row per query, whose own place is ringed, and a column per layer.
+    A row per query, with a ring around its own token, and a column per layer.
 
     Args:
         layers: numbers from 1; the first, middle and last where none are given.
@@ -69,7 +66,7 @@ def encoder_maps_figure(
         raise MsposeError(
             "attention of encoder queries: the run has no encoder layer of those asked for"
         )
-    maps = {place: _relative(arrays, "encoder", place, frame, head) for place in chosen}
+    maps = {layer: _relative(arrays, "encoder", layer, frame, head) for layer in chosen}
     rows = max(map(len, maps.values()))
     figure, grid, norm = _sheet(rows, len(chosen), maps.values())
     image_HW3 = arrays["image_F"][frame]
@@ -80,8 +77,16 @@ def encoder_maps_figure(
             _overlay(axes, image_HW3, weight_HW, norm)
             cell = image_HW3.shape[0] / weight_HW.shape[0], image_HW3.shape[1] / weight_HW.shape[1]
             for color, width in (("white", 2.2), (plotting.ATTENDED, 1.1)):
-                axes.plot((place[1] + 0.5) * cell[1] - 0.5, (place[0] + 0.5) * cell[0] - 0.5, marker="o", markersize=5,
-                          color="none", markeredgecolor=color, markeredgewidth=width, clip_on=False)  # fmt: skip
+                axes.plot(
+                    (place[1] + 0.5) * cell[1] - 0.5,
+                    (place[0] + 0.5) * cell[0] - 0.5,
+                    marker="o",
+                    markersize=5,
+                    color="none",
+                    markeredgecolor=color,
+                    markeredgewidth=width,
+                    clip_on=False,
+                )
             if row == 0:
                 axes.set_title(f"{branch}\nlayer {layer}", fontsize=plotting.SMALL)
             if column == 0:
@@ -90,7 +95,7 @@ def encoder_maps_figure(
     _title(
         figure,
         f"{arrays['scenes'][frame]}: encoder attention, {_heads(head)}",
-        "ring: the query's own place",
+        "ring: the query's own token",
     )
     return figure
 
@@ -103,8 +108,8 @@ def decoder_maps_figure(
     layer: int | None = None,
     head: int | None = None,
 ) -> Figure:
-    """What every scene's decoder query attends to in sample frames, position and orientation side
-    by side.
+    """Plot the attention of every scene's decoder query in sample frames, both branches side by
+    side.
 
     Two columns per frame, below the frame itself, and a row per scene; each frame's true scene is
     framed.
@@ -172,10 +177,10 @@ def _heads(head: int | None) -> str:
 
 
 def _relative(
-    arrays: Arrays, part: str, place: tuple[str, int], frame: int, head: int | None
+    arrays: Arrays, part: str, layer: tuple[str, int], frame: int, head: int | None
 ) -> NDArray[np.float64]:
-    """weight_MHW of every query of a frame, as multiples of uniform attention."""
-    weight_FHMHW = arrays[f"{part}/{place[0]}/{place[1]}/attention"]
+    """Return weight_MHW of every query of a frame, as multiples of uniform attention."""
+    weight_FHMHW = arrays[f"{part}/{layer[0]}/{layer[1]}/attention"]
     frames, heads = weight_FHMHW.shape[:2]
     if not 0 <= frame < frames:
         raise MsposeError(f"frame: the samples have {frames}, counted from 0; found {frame}")
@@ -189,7 +194,7 @@ def _relative(
 def _sheet(
     rows: int, columns: int, maps: Iterable[NDArray[np.float64]]
 ) -> tuple[Figure, GridSpec, LogNorm]:
-    """A figure for so many square panels, their grid, and the one scale of all maps."""
+    """Make a figure for so many square panels, their grid, and the one scale of all maps."""
     panel = min(LARGEST_PANEL, (plotting.WIDTH - 0.5) / columns)
     figure = plotting.empty_figure(rows * (panel + 0.05) + 1.4, max(panel * columns + 0.5, 3.4))
     norm = LogNorm(LOWEST, max(10.0, *(float(weight_MHW.max()) for weight_MHW in maps)))
@@ -199,15 +204,21 @@ def _sheet(
 def _overlay(
     axes: Axes, image_HW3: NDArray[Any], weight_HW: NDArray[Any] | None = None, norm: Any = None
 ) -> None:
-    """The image, in grey below the weights where there are any."""
+    """Draw the image, in grey below the weights where there are any."""
     height, width = image_HW3.shape[:2]
     if weight_HW is None:
         axes.imshow(image_HW3)
     else:
         grey_HW = image_HW3 @ np.array([0.299, 0.587, 0.114])
         axes.imshow(grey_HW, cmap="gray", vmin=0, vmax=255)
-        axes.imshow(np.maximum(weight_HW, LOWEST), cmap=plotting.HEAT, norm=norm, alpha=OPACITY, interpolation="nearest",
-                    extent=(-0.5, width - 0.5, height - 0.5, -0.5))  # fmt: skip
+        axes.imshow(
+            np.maximum(weight_HW, LOWEST),
+            cmap=plotting.HEAT,
+            norm=norm,
+            alpha=OPACITY,
+            interpolation="nearest",
+            extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+        )
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)

@@ -1,5 +1,4 @@
-"""A probe for any PyTorch model: is an `nn.MultiheadAttention` inside healthy, uniform or
-collapsed?
+"""A probe for any PyTorch model: is an `nn.MultiheadAttention` in it healthy, uniform or collapsed?
 
     with mspose.attention.probe(module) as p:
         module(batch)
@@ -19,14 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mspose.attention.measures import LayerMeasures
 from mspose.errors import MsposeError
-from mspose.models.attention_map import (
-    AttentionMap,
-    attention_entropy,
-    attention_similarity,
-    query_key_gap,
-    verdict,
-)
+from mspose.models.attention_map import AttentionMap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,9 +29,9 @@ NOT_CALLED, NO_QUERIES, NOT_FINITE = "not called", "no queries", "not finite"
 """In place of a verdict: never called, called with hidden queries or keys alone, NaN or infinity in
 queries or keys.
 """
-STRETCH = 256  # queries whose weights exist at one time
+CHUNK = 256  # queries whose weights exist at one time, as in `AttentionMap.chunks`
 WEIGHTS_AT_ONCE = 2**23
-"""Attention weights of several images that exist at one time, where one image does not have more."""
+"""Attention weights that exist at one time, where those of one image are not more."""
 HIDDEN = -1e4
 """A value of a floating-point mask from which on downwards it hides a key: exp of it is 0 in any
 precision.
@@ -46,10 +40,10 @@ _ARGUMENTS = inspect.signature(nn.MultiheadAttention.forward)
 
 
 def probe(module: nn.Module) -> "Probe":
-    """Watch every `nn.MultiheadAttention` in `module`, itself included, while the `with` block
+    """Measure every `nn.MultiheadAttention` in `module`, itself included, while the `with` block
     runs.
 
-    Its outputs stay what they are, but for what PyTorch's fused inference path (switched off in the
+    Its outputs stay the same, but for what PyTorch's fused inference path (switched off in the
     block, for the whole process) does to rounding and to padded tokens, which that path blanks.
 
     Raises:
@@ -59,22 +53,19 @@ def probe(module: nn.Module) -> "Probe":
 
 
 class Probe:
-    """What `probe` returns: figures of every watched attention, over all its calls in the `with`
-    block.
-    """
+    """Measures of every attention of a module, over all its calls in the `with` block."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._watched = {
+        self._attentions = {
             name: part
             for name, part in module.named_modules()
             if isinstance(part, nn.MultiheadAttention)
         }
-        if not self._watched:
+        if not self._attentions:
             raise MsposeError(
-                f"{type(module).__name__} holds no torch.nn.MultiheadAttention, the kind of"
-                " attention that a probe sees"
+                f"{type(module).__name__} holds no torch.nn.MultiheadAttention to measure"
             )
-        self._seen = {name: _Sums() for name in self._watched}
+        self._measured = {name: _Calls() for name in self._attentions}
         self._undo = ExitStack()
 
     def __enter__(self) -> Self:
@@ -84,8 +75,8 @@ class Probe:
         torch.backends.mha.set_fastpath_enabled(
             False
         )  # it does not call the modules, whose hooks we are
-        for name, part in self._watched.items():
-            hook = part.register_forward_hook(self._seen[name].add, with_kwargs=True)
+        for name, part in self._attentions.items():
+            hook = part.register_forward_hook(self._measured[name].add_call, with_kwargs=True)
             self._undo.callback(hook.remove)
         return self
 
@@ -99,7 +90,7 @@ class Probe:
 
     @property
     def verdicts(self) -> dict[str, str]:
-        """Every attention's name in `module`, as of `named_modules`, and its verdict: `healthy`,
+        """Name of every attention in `module`, as of `named_modules`, and its verdict: `healthy`,
         `uniform` or `collapsed`, see `mspose.models.attention_map.verdict`; or why there is none,
         such as `not called`.
 
@@ -107,11 +98,11 @@ class Probe:
             MsposeError: none of them was called in the `with` block.
         """
         self._check_called()
-        return {name: sums.verdict() for name, sums in self._seen.items()}
+        return {name: calls.verdict_or_reason() for name, calls in self._measured.items()}
 
     def table(self) -> "pd.DataFrame":
-        """A row per attention: `entropy` and `entropy_limit` (nats), `similarity`, `gap`, `calls`
-        and `verdict`.
+        """Return a row per attention: `entropy` and `entropy_limit` (nats), `similarity`,
+        `query_key_gap`, `calls` and `verdict`.
 
         Means over images, heads and queries. The limit is the entropy of attention that is spread
         over all keys that a query sees. Under a mask, similarity is relative to that of such
@@ -119,7 +110,7 @@ class Probe:
 
         Queries that see no key are left out; so are, in self-attention (query and key are one
         tensor), queries that `key_padding_mask` names, and from the gap the keys that it hides.
-        Figures of what was not called are NaN.
+        Measures of what was not called are NaN.
 
         Raises:
             MsposeError: none of them was called in the `with` block.
@@ -128,94 +119,51 @@ class Probe:
 
         self._check_called()
         rows = [
-            {**sums.means(), "calls": sums.calls, "verdict": sums.verdict()}
-            for sums in self._seen.values()
+            {**calls.mean(), "calls": calls.calls, "verdict": calls.verdict_or_reason()}
+            for calls in self._measured.values()
         ]
-        return pd.DataFrame(rows, index=pd.Index(list(self._seen), name="module"))
+        return pd.DataFrame(rows, index=pd.Index(list(self._measured), name="module"))
 
     def _check_called(self) -> None:
-        if not any(sums.calls for sums in self._seen.values()):
+        if not any(calls.calls for calls in self._measured.values()):
             raise MsposeError(
-                f"none of the {len(self._seen)} attentions was called: run the module, not a"
+                f"none of the {len(self._measured)} attentions was called: run the module, not a"
                 " compiled one, inside the with block"
             )
 
 
-class _Sums:
-    """Sums over images of one attention's figures."""
+class _Calls(LayerMeasures):
+    """The measures of one attention over its calls."""
 
-    NAMES = ("entropy", "entropy_limit", "similarity", "gap")
-
-    def __init__(self) -> None:
-        self.calls = self.images = 0
-        self._sum_4 = torch.zeros(len(self.NAMES), dtype=torch.float64)
+    calls = 0
 
     @torch.no_grad()
-    def add(
+    def add_call(
         self, part: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any], _: object
     ) -> None:
-        """The forward hook: adds the images of one call."""
+        """Add the images of one call; a forward hook."""
         self.calls += 1
         for attention in _attention_of(part, args, kwargs):
-            self._sum_4 += _figures(attention)
-            self.images += len(attention.query_BHQD)
+            self.add(attention)
 
-    def means(self) -> dict[str, float]:
-        """The figures by name; NaN where nothing was seen."""
-        mean_4 = self._sum_4 / (self.images or math.nan)
-        return dict(zip(self.NAMES, mean_4.tolist(), strict=True))
-
-    def verdict(self) -> str:
-        """In a word."""
+    def verdict_or_reason(self) -> str:
+        """Return the verdict, or why there is none."""
         if not self.images:
             return NO_QUERIES if self.calls else NOT_CALLED
-        mean = self.means()
-        if not all(map(math.isfinite, mean.values())):
-            return NOT_FINITE
-        return verdict(mean["entropy"], mean["similarity"], math.exp(mean["entropy_limit"]))
-
-
-def _figures(attention: AttentionMap) -> Tensor:
-    """Sums over images of `_Sums.NAMES`, each a mean over queries and heads."""
-    limit, similarity_BH = (
-        math.log(attention.key_BHKD.shape[2]),
-        attention_similarity(attention, stretch=STRETCH),
-    )
-    if attention.bias is not None and (hidden := attention.bias.isneginf()).any():
-        limit = float((~hidden).sum(dim=-1).cpu().double().log().mean())
-        similarity_BH = (similarity_BH / _similarity_of_even(hidden)).clamp(max=1)
-    figures_BH = (
-        attention_entropy(attention, stretch=STRETCH),
-        torch.full_like(similarity_BH, limit, dtype=torch.float64, device="cpu"),
-        similarity_BH,
-        query_key_gap(attention.query_BHQD, attention.key_BHKD),
-    )
-    return torch.stack([figure_BH.cpu().double().mean(dim=1).sum() for figure_BH in figures_BH])
-
-
-def _similarity_of_even(hidden: Tensor) -> Tensor:
-    """similarity_BH of attention that is spread evenly over the keys that each query sees; infinite
-    where no two queries see the same key, so that nothing is like it. `hidden` broadcasts to (B, H,
-    Q, K).
-    """
-    blank = torch.zeros((), device=hidden.device)
-    query, key = (blank.expand(*hidden.shape[:2], hidden.shape[axis], 1) for axis in (2, 3))
-    bias = torch.zeros_like(hidden, dtype=torch.float32).masked_fill(hidden, -torch.inf)
-    even_BH = attention_similarity(AttentionMap(query, key, 1.0, bias), stretch=STRETCH)
-    return even_BH.masked_fill(even_BH < 1e-6, torch.inf)
+        return self.verdict if all(map(math.isfinite, self.mean().values())) else NOT_FINITE
 
 
 def _attention_of(
     part: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[AttentionMap]:
-    """The attention maps of one call, some images at a time, without queries and keys that do not
-    count.
+    """Yield the attention maps of one call, some images at a time, without queries and keys that
+    do not count.
     """
     try:
         given = _ARGUMENTS.bind(part, *args, **kwargs).arguments
     except TypeError as error:
         raise MsposeError(
-            f"{type(part).__name__} is called otherwise than a torch.nn.MultiheadAttention"
+            f"{type(part).__name__} has other arguments than a torch.nn.MultiheadAttention"
         ) from error
     query_BHQD, key_BHKD = _queries_and_keys(part, given["query"], given["key"])
     images, heads, queries, channels = query_BHQD.shape
@@ -229,7 +177,7 @@ def _attention_of(
             keys,
         )
 
-    at_once = max(1, WEIGHTS_AT_ONCE // (heads * min(queries, STRETCH) * keys))
+    at_once = max(1, WEIGHTS_AT_ONCE // (heads * min(queries, CHUNK) * keys))
     if padding is not None or (mask is not None and len(mask) > 1):
         at_once = 1  # each has its own queries and keys
     for start in range(0, images, at_once):
@@ -264,8 +212,8 @@ def _attention_of(
 def _queries_and_keys(
     part: nn.MultiheadAttention, query: Tensor, key: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """query_BHQD and key_BHKD of a call, with the keys that the module itself adds (`bias_k`,
-    `add_zero_attn`).
+    """Compute query_BHQD and key_BHKD of a call, with the keys that the module itself adds
+    (`bias_k`, `add_zero_attn`).
     """
     if query.dim() == 2:  # one image, whatever batch_first says
         query, key = query[None], key[None]
@@ -291,8 +239,8 @@ def _queries_and_keys(
 
 
 def _scores(mask: Tensor, keys: int) -> Tensor:
-    """What a mask, boolean (true: hidden) or of numbers, adds to the scores: -inf hides a key, 0
-    those that the module itself added.
+    """Turn a mask, boolean (true: hidden) or of numbers, into what it adds to the scores: -inf
+    hides a key; keys that the module itself added get 0.
     """
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill(mask, -torch.inf)

@@ -1,7 +1,7 @@
-"""How far queries and keys lie apart: the share of queries around each query.
+"""Purity of the query region: the share of queries among the neighbours of each query.
 
-B images, H heads, Q queries, K keys, D channels per head, R queries of a stretch, P = Q + K points
-of the pool.
+B images, H heads, Q queries, K keys, D channels per head, R queries of a chunk, P = Q + K points of
+the pool.
 """
 
 import torch
@@ -16,18 +16,18 @@ equal.
 
 
 def query_purity(
-    query_BHQD: Tensor, key_BHKD: Tensor, neighbours: int, *, stretch: int = 256
+    query_BHQD: Tensor, key_BHKD: Tensor, neighbours: int, *, chunk: int = 256
 ) -> Tensor:
-    """Share of queries among the nearest neighbours of each query in the pooled queries and keys of
-    its image and head.
+    """Compute the share of queries among the nearest neighbours of each query, in the pooled
+    queries and keys of its image and head.
 
-    This definition is ours: ActMST speaks of the purity of the region that queries occupy, but how
-    the paper draws the region was not at hand. Distances are Euclidean, in float64; a query is no
-    neighbour of itself; of points that are equally far, each counts in part. The memory is bounded
-    to a few times H * stretch * P numbers.
+    ActMST (Lee, Kim and Heo, NeurIPS 2024) measures the purity of the region that queries occupy;
+    how it draws the region is not published in detail, so this definition by neighbours is ours.
+    Distances are Euclidean, in float64; a query is no neighbour of itself; of points that are
+    equally far, each counts in part. The memory is bounded to a few times H * chunk * P numbers.
 
     Args:
-        neighbours: how many neighbours k of a query are looked at.
+        neighbours: how many neighbours of a query count.
 
     Returns:
         purity_BHQ: 1 in a region of queries only, 0 among keys only; where queries and keys lie
@@ -47,14 +47,14 @@ def query_purity(
         for image in range(len(query_BHQD)):
             pool_HPD = torch.cat((query_BHQD[image], key_BHKD[image]), dim=1).double()
             pool_HPD = pool_HPD - pool_HPD.mean(dim=1, keepdim=True)
-            for start in range(0, queries, stretch):
-                rows = slice(start, min(start + stretch, queries))
+            for start in range(0, queries, chunk):
+                rows = slice(start, min(start + chunk, queries))
                 purity_BHQ[image, :, rows] = _purity(pool_HPD, rows, queries, neighbours)
     return purity_BHQ
 
 
 def _purity(pool_HPD: Tensor, rows: slice, queries: int, neighbours: int) -> Tensor:
-    """purity_HR of the queries `rows`, which are the first of the pool's points."""
+    """Compute purity_HR of the queries `rows`; queries are the first of the pool's points."""
     norm_HP = pool_HPD.square().sum(dim=-1)
     square_HRP = (
         torch.baddbmm(norm_HP[:, None], pool_HPD[:, rows], pool_HPD.mT, alpha=-2)
@@ -65,7 +65,7 @@ def _purity(pool_HPD: Tensor, rows: slice, queries: int, neighbours: int) -> Ten
     tie_H11 = TIE * norm_HP.amax(dim=-1)[:, None, None]
     closer_HRP = square_HRP < farthest_HR1 - tie_H11
     tied_HRP = (square_HRP <= farthest_HR1 + tie_H11) & ~closer_HRP
-    # the seats that closer points leave are shared by those that are equally far
-    seat_HR = (neighbours - closer_HRP.sum(dim=-1)) / tied_HRP.sum(dim=-1)
-    found_HR = closer_HRP[..., :queries].sum(dim=-1) + seat_HR * tied_HRP[..., :queries].sum(dim=-1)
+    # points that are equally far share what closer ones leave of the neighbours
+    part_HR = (neighbours - closer_HRP.sum(dim=-1)) / tied_HRP.sum(dim=-1)
+    found_HR = closer_HRP[..., :queries].sum(dim=-1) + part_HR * tied_HRP[..., :queries].sum(dim=-1)
     return found_HR / neighbours

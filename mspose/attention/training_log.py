@@ -5,20 +5,19 @@ from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS, EventAccumulator
 
-from mspose.attention.record import short
+from mspose.attention.attention_json import short
 from mspose.config import TrainingSettings
 
 EVENTS = "events.out.tfevents.*"
 GAPS = "query_key_gap/"
-LOOK = "median_position_m/train"
+EVALUATION = "median_position_m/train"
 """Logged after the last step of every `training.evaluate_every` epochs."""
 
 
 def read_scalars(run: Path) -> dict[str, dict[int, float]]:
-    """tag -> step (from 0, in order) -> value, of the run's own events; empty without any.
+    """Return tag -> step (from 0, in order) -> value, of the run's own events; empty without any.
 
-    Steps that an interrupted process logged and a later one did again count once, as the later one
-    logged them.
+    Of steps that an interrupted process logged and a later one did again, the later ones count.
     """
     if not any(run.glob(EVENTS)):
         return {}
@@ -34,11 +33,11 @@ def read_scalars(run: Path) -> dict[str, dict[int, float]]:
 def gap_over_training(
     run: Path, branches: list[str], options: TrainingSettings
 ) -> dict[str, Any] | None:
-    """`step` (counted from 0), per branch `query_key_gap` at these steps, `steps_per_epoch`; None
-    without events.
+    """Return `step` (counted from 0), per branch `query_key_gap` at these steps, `steps_per_epoch`;
+    None without events.
     """
     logged = read_scalars(run)
-    if LOOK not in logged or not all(GAPS + branch in logged for branch in branches):
+    if EVALUATION not in logged or not all(GAPS + branch in logged for branch in branches):
         return None
     gap = {branch: logged[GAPS + branch] for branch in branches}
     steps = sorted(set.intersection(*(set(of_branch) for of_branch in gap.values())))
@@ -47,5 +46,6 @@ def gap_over_training(
         "query_key_gap": {
             branch: [short(gap[branch][step]) for step in steps] for branch in branches
         },
-        "steps_per_epoch": (min(logged[LOOK]) + 1) // min(options.evaluate_every, options.epochs),
+        "steps_per_epoch": (min(logged[EVALUATION]) + 1)
+        // min(options.evaluate_every, options.epochs),
     }

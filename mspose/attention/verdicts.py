@@ -1,4 +1,4 @@
-"""Histograms of purity, and the verdict on every layer at a glance."""
+"""Figures of every encoder layer: histograms of purity, and the verdict on it."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from mspose import plotting
-from mspose.attention.labelled import Studies, Study, by_label, layers_of, named
+from mspose.attention.attention_json import Studies, Study, by_label, layers_of, named
 from mspose.errors import MsposeError
 from mspose.models.attention_map import COLLAPSED, HEALTHY, UNIFORM
 from mspose.models.network import BRANCHES
@@ -26,7 +26,7 @@ HEADS_SHOWN = 2  # runs of which each head is drawn as well
 
 @plotting.printed
 def purity_figure(studies: Studies, *, head: int | None = None) -> Figure:
-    """Histograms of purity, a row per encoder layer and a column per branch, of one run or of
+    """Plot histograms of purity, a row per encoder layer and a column per branch, of one run or of
     several overlaid.
 
     Purity is the share of queries among the nearest neighbours of a query in the pooled queries and
@@ -51,26 +51,32 @@ def purity_figure(studies: Studies, *, head: int | None = None) -> Figure:
     rows = max(number for _, number in found)
     figure = plotting.empty_figure(0.55 + 0.95 * rows + (0.5 if rows == 1 else 0))
     entries: dict[str, Any] = {}
-    for branch, number in sorted(found, key=lambda place: (BRANCHES.index(place[0]), place[1])):
+    for branch, number in sorted(found, key=lambda layer: (BRANCHES.index(layer[0]), layer[1])):
         axes = figure.add_subplot(rows, 2, 2 * number - 1 + BRANCHES.index(branch))
         for index, (label, group) in enumerate(groups.items()):
             having = [study for study in group if number in layers_of(study, branch)]
             if not having:
                 continue
             edges, share_RHN = _shares(having, (branch, number), head)
-            look = plotting.line(index)
+            style = plotting.line(index)
             entries[label] = axes.stairs(
-                100 * share_RHN.mean(axis=(0, 1)), edges, edgecolor=look.color, linewidth=1.3, fill=index == 0,
-                facecolor=(look.color, 0.15), hatch=look.hatch if index == 0 else None, linestyle=look.linestyle,
-            )  # fmt: skip
+                100 * share_RHN.mean(axis=(0, 1)),
+                edges,
+                edgecolor=style.color,
+                linewidth=1.3,
+                fill=index == 0,
+                facecolor=(style.color, 0.15),
+                hatch=style.hatch if index == 0 else None,
+                linestyle=style.linestyle,
+            )
             if head is None and len(groups) <= HEADS_SHOWN:
                 for share_N in share_RHN.mean(axis=0):
                     axes.stairs(
                         100 * share_N,
                         edges,
-                        color=look.color,
+                        color=style.color,
                         linewidth=0.4,
-                        linestyle=look.linestyle,
+                        linestyle=style.linestyle,
                     )
         _purity_axes(axes, branch, number, last=(branch, number + 1) not in found)
     highest = max(axes.get_ylim()[1] for axes in figure.axes)
@@ -97,8 +103,8 @@ def purity_figure(studies: Studies, *, head: int | None = None) -> Figure:
 def _shares(
     studies: Sequence[Study], place: tuple[str, int], head: int | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Edges of bins, and share_RHN of studies, heads and bins; of one head alone where `head` is
-    given.
+    """Return the edges of bins, and share_RHN of studies, heads and bins; of one head where `head`
+    is given.
     """
     histograms = [layers_of(study, place[0])[place[1]]["purity_histogram"] for study in studies]
     edges, share_RHN = (
@@ -115,11 +121,11 @@ def _shares(
 def centred(
     edges: NDArray[np.float64], share_N: NDArray[np.float64], neighbours: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The histogram (of any leading axes) with a bin around each value that purity can have: 0,
-    1/k, 2/k ... 1.
+    """Merge the bins of a histogram (of any leading axes) into one around each value that purity
+    can have: 0, 1/k, 2/k ... 1.
 
-    Between these there is nothing but shared ties, so that finer bins would look like a comb. A
-    histogram whose bins are not finer stays as it is.
+    Between these there is nothing but shared ties: finer bins would be empty in turn. A histogram
+    whose bins are not finer stays as it is.
     """
     bins = share_N.shape[-1]
     if neighbours >= bins:
@@ -140,16 +146,25 @@ def _purity_axes(axes: Any, branch: str, number: int, *, last: bool) -> None:
     if number == 1:
         axes.set_title(f"{branch} branch", pad=12)
         for place, text, side in ((0.5, "mixed", "center"), (1.0, "queries only", "right")):
-            axes.annotate(text, (place, 1), (0, 1.5), xycoords=("data", "axes fraction"), textcoords="offset points",
-                          ha=side, va="bottom", fontsize=plotting.SMALL, color=plotting.GREY)  # fmt: skip
+            axes.annotate(
+                text,
+                (place, 1),
+                (0, 1.5),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                ha=side,
+                va="bottom",
+                fontsize=plotting.SMALL,
+                color=plotting.GREY,
+            )
     axes.tick_params(labelbottom=last)
     axes.set_ylabel(f"layer {number}\nqueries (%)")
 
 
 @plotting.printed
 def verdict_figure(studies: Studies) -> Figure:
-    """The verdict on every encoder layer of every run, in words, colours and marks, with the
-    figures behind it.
+    """Tabulate the verdict on every encoder layer of every run, in words, colours and marks, with
+    the measures behind it.
 
     Below the word: entropy as a share of its limit log L, and similarity of different queries'
     attention. Of several runs of the same label the most frequent verdict, and how many of them
@@ -165,7 +180,7 @@ def verdict_figure(studies: Studies) -> Figure:
             for branch in BRANCHES
             for number in layers_of(study, branch)
         },
-        key=lambda place: (BRANCHES.index(place[0]), place[1]),
+        key=lambda layer: (BRANCHES.index(layer[0]), layer[1]),
     )
     if not places:
         raise MsposeError(
@@ -205,8 +220,15 @@ def verdict_figure(studies: Studies) -> Figure:
 
 def _cell(axes: Any, column: int, row: int, layers: Sequence[Mapping[str, Any]]) -> None:
     if not layers:
-        axes.text(column + 0.5, row + 0.5, "no such layer", ha="center", va="center", fontsize=plotting.TINY,
-                  color=plotting.GREY)  # fmt: skip
+        axes.text(
+            column + 0.5,
+            row + 0.5,
+            "no such layer",
+            ha="center",
+            va="center",
+            fontsize=plotting.TINY,
+            color=plotting.GREY,
+        )
         return
     word, count = Counter(layer["verdict"] for layer in layers).most_common(1)[0]
     color, mark = VERDICTS[word]
@@ -230,5 +252,11 @@ def _cell(axes: Any, column: int, row: int, layers: Sequence[Mapping[str, Any]])
         ]
     )
     similarity = np.mean([layer["similarity"] for layer in layers])
-    axes.text(column + 0.5, row + 0.74, f"{share:.2f}, {similarity:.2f}", ha="center", va="center",
-              fontsize=plotting.TINY - 0.5)  # fmt: skip
+    axes.text(
+        column + 0.5,
+        row + 0.74,
+        f"{share:.2f}, {similarity:.2f}",
+        ha="center",
+        va="center",
+        fontsize=plotting.TINY - 0.5,
+    )

@@ -1,6 +1,8 @@
-"""What an attention map is made of, and what is measured on it, a stretch of queries at a time.
+"""An attention map as the queries and keys that make it, and what is measured on it.
 
-B images, H heads, Q queries, K keys, R queries of a stretch, D channels per head.
+The measures go through the map a chunk of queries at a time, so that the whole is never held.
+
+B images, H heads, Q queries, K keys, R queries of a chunk, D channels per head.
 """
 
 import math
@@ -14,11 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 HEALTHY, UNIFORM, COLLAPSED = "healthy", "uniform", "collapsed"
 SIMILAR = 0.9
-"""Mean cosine similarity of different queries' attention from which on they all attend alike."""
+"""Mean cosine similarity of different queries' attention from which on all count as the same."""
 SPREAD = 0.9
-"""Attention entropy, as a share of its limit log K, from which on attention is spread over
-everything.
-"""
+"""Attention entropy, as a share of its limit log K, from which on it counts as uniform."""
 
 
 class AttentionMap(NamedTuple):
@@ -31,7 +31,7 @@ class AttentionMap(NamedTuple):
     """Added to the scores, of a shape that broadcasts to (B, H, Q, K); -inf hides a key."""
 
     def log_weight(self) -> Tensor:
-        """log_weight_BHQK of the whole map, in at least float32."""
+        """Compute log_weight_BHQK, the logarithm of the whole map, in at least float32."""
         dtype = torch.promote_types(self.query_BHQD.dtype, torch.float32)
         with torch.autocast(self.query_BHQD.device.type, enabled=False):
             score_BHQK = self.scale * self.query_BHQD.to(dtype) @ self.key_BHKD.to(dtype).mT
@@ -39,40 +39,31 @@ class AttentionMap(NamedTuple):
                 score_BHQK if self.bias is None else score_BHQK + self.bias, dim=-1
             )
 
-    def stretches(self, stretch: int = 256) -> Iterator["AttentionMap"]:
-        """The same map of one stretch of at most `stretch` queries after the other.
+    def chunks(self, chunk: int = 256) -> Iterator["AttentionMap"]:
+        """Yield the map in chunks of at most `chunk` queries."""
+        for start in range(0, self.query_BHQD.shape[2], chunk):
+            yield self.of_queries(slice(start, start + chunk))
 
-        Raises:
-            ValueError: `stretch` is below 1.
+    def of_queries(self, chosen: slice | Tensor) -> "AttentionMap":
+        """Return the map of the chosen queries alone."""
+        bias = self.bias
+        if bias is not None and bias.shape[-2] != 1:
+            bias = bias[..., chosen, :]
+        return self._replace(query_BHQD=self.query_BHQD[:, :, chosen], bias=bias)
+
+    def log_weights(self, chunk: int = 256) -> Iterator[Tensor]:
+        """Yield log_weight_BHRK of one chunk of queries after the other: memory for a few times
+        B * H * chunk * K numbers.
         """
-        if stretch < 1:
-            raise ValueError(f"stretch: expected at least 1 query at a time, found {stretch}")
-        for start in range(0, self.query_BHQD.shape[2], stretch):
-            queries = slice(start, start + stretch)
-            bias = self.bias
-            if bias is not None and bias.shape[-2] != 1:
-                bias = bias[..., queries, :]
-            yield AttentionMap(self.query_BHQD[:, :, queries], self.key_BHKD, self.scale, bias)
-
-    def log_weights(self, stretch: int = 256) -> Iterator[Tensor]:
-        """log_weight_BHRK of one stretch of at most `stretch` queries after the other, in at least
-        float32.
-
-        The memory is bounded to a few times B * H * stretch * K numbers.
-
-        Raises:
-            ValueError: `stretch` is below 1.
-        """
-        for part in self.stretches(stretch):
+        for part in self.chunks(chunk):
             yield part.log_weight()
 
 
 def query_key_gap(query_BHQD: Tensor, key_BHKD: Tensor) -> Tensor:
-    """Distance between the mean query and the mean key of every head: the norm that the QKA loss
-    averages (ActMST).
+    """Compute the distance between the mean query and the mean key of every head, which QKA makes
+    small (Lee, Kim and Heo, NeurIPS 2024).
 
-    Computed in at least float32. Gradients reach both queries and keys; at a gap of zero they are
-    zero.
+    Computed in at least float32. Gradients reach queries and keys; at a gap of zero they are zero.
 
     Returns:
         gap_BH: L2 norm, not squared, in the units of q and k.
@@ -82,10 +73,10 @@ def query_key_gap(query_BHQD: Tensor, key_BHKD: Tensor) -> Tensor:
     return torch.linalg.vector_norm(difference_BHD, dim=-1)
 
 
-def attention_entropy(attention: AttentionMap, *, stretch: int = 256) -> Tensor:
-    """Mean over queries of -sum_j A_ij log A_ij (Zhai et al., ICML 2023).
+def attention_entropy(attention: AttentionMap, *, chunk: int = 256) -> Tensor:
+    """Compute the mean over queries of -sum_j A_ij log A_ij (Zhai et al., ICML 2023).
 
-    Between 0 (every query attends to one key) and log K (to all keys alike).
+    Between 0 (every query attends to one key) and log K (to all keys equally).
 
     Returns:
         entropy_BH: in nats.
@@ -96,20 +87,21 @@ def attention_entropy(attention: AttentionMap, *, stretch: int = 256) -> Tensor:
         # a hidden key has the weight 0, and adds nothing
         return -(weight_BHRK * log_weight_BHRK.masked_fill(weight_BHRK == 0, 0)).sum(dim=(-1, -2))
 
-    return _summed(of_queries, attention, stretch) / attention.query_BHQD.shape[2]
+    return _summed(of_queries, attention, chunk) / attention.query_BHQD.shape[2]
 
 
-def attention_similarity(attention: AttentionMap, *, stretch: int = 256) -> Tensor:
-    """Mean cosine similarity of the attention of two different queries (the patch-wise cosine of
-    Gong et al., Vision Transformers with Patch Diversification, arXiv 2104.12753, taken of the rows
-    of the attention map).
+def attention_similarity(attention: AttentionMap, *, chunk: int = 256) -> Tensor:
+    """Compute the mean cosine similarity of the attention of two different queries.
+
+    The patch-wise cosine of Gong et al. (Vision Transformers with Patch Diversification, arXiv
+    2104.12753), of the rows of the attention map.
 
     With rows a_i of unit length, sum_{i != j} a_i . a_j = |sum_i a_i|^2 - Q: the pairs are never
     formed.
 
     Returns:
-        similarity_BH: between 0 (no two queries share a key) and 1 (all attend alike). A single
-            query gives 1.
+        similarity_BH: between 0 (no two queries share a key) and 1 (all have the same attention).
+            A single query gives 1.
     """
     queries = attention.query_BHQD.shape[2]
     if queries == 1:
@@ -120,36 +112,34 @@ def attention_similarity(attention: AttentionMap, *, stretch: int = 256) -> Tens
         log_norm_BHR1 = torch.logsumexp(2 * log_weight_BHRK, dim=-1, keepdim=True) / 2
         return (log_weight_BHRK - log_norm_BHR1).exp().sum(dim=2)
 
-    total_BHK = _summed(of_queries, attention, stretch)
+    total_BHK = _summed(of_queries, attention, chunk)
     return (total_BHK.square().sum(dim=-1) - queries) / (queries * (queries - 1))
 
 
-def _summed(
-    of_queries: Callable[[Tensor], Tensor], attention: AttentionMap, stretch: int
-) -> Tensor:
-    """The sum over stretches of what `of_queries` makes of their log_weight_BHRK.
+def _summed(of_queries: Callable[[Tensor], Tensor], attention: AttentionMap, chunk: int) -> Tensor:
+    """Sum over chunks what `of_queries` makes of their log_weight_BHRK.
 
     Where gradients are asked for, the weights are forgotten and computed again in the backward pass
-    (Chen et al., arXiv 1604.06174), so that no more than one stretch of them is held at any time.
+    (Chen et al., arXiv 1604.06174), so that no more than one chunk of them is held at any time.
     """
 
-    def of_stretch(*part: Any) -> Tensor:
+    def of_chunk(*part: Any) -> Tensor:
         return of_queries(AttentionMap(*part).log_weight())
 
     learns = torch.is_grad_enabled() and any(
         isinstance(item, Tensor) and item.requires_grad for item in attention
     )
     if learns:
-        of_stretch = partial(checkpoint, of_stretch, use_reentrant=False, preserve_rng_state=False)
-    return torch.stack([of_stretch(*part) for part in attention.stretches(stretch)]).sum(dim=0)
+        of_chunk = partial(checkpoint, of_chunk, use_reentrant=False, preserve_rng_state=False)
+    return torch.stack([of_chunk(*part) for part in attention.chunks(chunk)]).sum(dim=0)
 
 
 def verdict(entropy: float, similarity: float, keys: float) -> str:
-    """What an attention map is, in a word: `healthy`, `uniform` (all queries spread over
-    everything) or `collapsed` (all queries on the same few keys).
+    """Return `healthy`, `uniform` (all queries attend to everything) or `collapsed` (all queries
+    attend to the same few keys).
 
-    Queries that attend alike (similarity of at least `SIMILAR`) do so over everything, where the
-    entropy in nats is at least `SPREAD` of its limit log `keys`, or over a few keys.
+    Attention is the same for all queries at a similarity of at least `SIMILAR`; it is uniform where
+    the entropy in nats is at least `SPREAD` of its limit log `keys`, else collapsed.
     """
     if similarity < SIMILAR:
         return HEALTHY

@@ -1,6 +1,4 @@
-"""Pictures of studies of attention: `draw` writes them as files and for TensorBoard, the others
-return figures.
-"""
+"""Figures of studies of attention, written as files and for TensorBoard."""
 
 import logging
 import zipfile
@@ -16,12 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
+from mspose.attention.attention_json import SAMPLES, Arrays, Study, layers_of, read_study
 from mspose.attention.curves import entropy_figure, gap_figure
-from mspose.attention.encodings import encoding_figure
-from mspose.attention.labelled import Arrays, Study, layers_of
+from mspose.attention.encoding_figure import encoding_figure
 from mspose.attention.maps import FRAMES_ACROSS, decoder_maps_figure, encoder_maps_figure
-from mspose.attention.record import SAMPLES, read_study
-from mspose.attention.space import Projection, space_figure
+from mspose.attention.query_key_space import Projection, space_figure
 from mspose.attention.training_log import EVENTS
 from mspose.attention.verdicts import purity_figure, verdict_figure
 from mspose.errors import MsposeError
@@ -43,8 +40,8 @@ __all__ = [
     "verdict_figure",
 ]
 
-Pictures = Mapping[str, Callable[[], Figure]]
-"""What draws a figure, by the name of its file."""
+Figures = Mapping[str, Callable[[], Figure]]
+"""Functions that draw a figure, by the name of its file."""
 
 log = logging.getLogger("mspose")
 
@@ -58,14 +55,13 @@ def draw(
     head: int | None = None,
     projection: Projection = "tsne",
 ) -> list[Path]:
-    """Draw the studies of runs: each run's own pictures into `<run>/attention/`, and for
-    TensorBoard beside them.
+    """Draw the studies of runs: each run's own figures into `<run>/attention/`, and for TensorBoard
+    beside them.
 
-    With `out`, further pictures there, for TensorBoard as well, lay the runs over each other
-    (entropy, query-key distance, purity, position encodings) or beside each other (verdicts,
-    query-key space). Runs that differ in their seed alone count as one variant. A picture that
-    there is nothing to draw in is left out, and the log says why; so are the pictures of frames
-    where a run has no `samples.npz`.
+    With `out`, further figures there, for TensorBoard as well, overlay the runs (entropy, query-key
+    gap, purity, position encodings) or put them beside each other (verdicts, query-key space). Runs
+    that differ in their seed alone count as one variant. A figure without data is left out, and the
+    log says why; so are the figures of frames where a run has no `samples.npz`.
 
     Args:
         branch: of the query-key space; both where none is given.
@@ -78,21 +74,21 @@ def draw(
         The PNG files written, at 300 dots per inch.
 
     Raises:
-        MsposeError: a run has no study, a file of it is broken, or a picture cannot be written.
+        MsposeError: a run has no study, a file of it is broken, or a figure cannot be written.
     """
     studies = [read_study(run) for run in runs]
     samples = [read_samples(run) for run in runs]
     names = labels(studies)
-    place = (branch, layer, head)
+    chosen = (branch, layer, head)
     written: list[Path] = []
     for run, name, study, arrays in zip(runs, names, studies, samples, strict=True):
-        pictures = _of_runs([(name, study)], [arrays], place, projection)
-        files = _write(run / "attention", pictures | _of_frames(arrays, layer=layer, head=head))
+        figures = _of_runs([(name, study)], [arrays], chosen, projection)
+        files = _write(run / "attention", figures | _of_frames(arrays, layer=layer, head=head))
         _show_in_tensorboard(run / "attention", files)
         written += files
     if out is not None:
         files = _write(
-            out, _of_runs(list(zip(names, studies, strict=True)), samples, place, projection)
+            out, _of_runs(list(zip(names, studies, strict=True)), samples, chosen, projection)
         )
         _show_in_tensorboard(out, files)
         written += files
@@ -100,22 +96,19 @@ def draw(
 
 
 def labels(studies: Sequence[Study]) -> list[str]:
-    """What legends call the studies: their variant, after the experiment where there are several;
-    seeds share one.
+    """Label the studies for legends by variant, after the experiment where there are several; seeds
+    of a variant share a label.
     """
     several = len({study["experiment"] for study in studies}) > 1
-    return [
-        (f"{study['experiment']}/" if several else "")
-        + study["variant"]
-        + (" (quick)" if study["quick"] else "")
-        for study in studies
-    ]
+    found = []
+    for study in studies:
+        name = f"{study['experiment']}/{study['variant']}" if several else study["variant"]
+        found.append(f"{name} (quick)" if study["quick"] else name)
+    return found
 
 
 def read_samples(run: Path) -> dict[str, NDArray[Any]] | None:
-    """The arrays of a run's `samples.npz`; None where there is none. Raises MsposeError where it is
-    broken.
-    """
+    """Read a run's `samples.npz`; None where there is none. Raises MsposeError for a broken one."""
     path = run / SAMPLES
     if not path.is_file():
         return None
@@ -134,14 +127,14 @@ def read_samples(run: Path) -> dict[str, NDArray[Any]] | None:
 def _of_runs(
     studies: Sequence[tuple[str, Study]],
     samples: Sequence[Arrays | None],
-    place: tuple[str | None, int | None, int | None],
+    chosen: tuple[str | None, int | None, int | None],
     projection: Projection,
 ) -> dict[str, Callable[[], Figure]]:
-    """The pictures that one run or several can share; `place`: branch, layer and head."""
-    branch, layer, head = place
-    pictures: dict[str, Callable[[], Figure]] = {
+    """List the figures that one run or several can share; `chosen` is branch, layer and head."""
+    branch, layer, head = chosen
+    figures: dict[str, Callable[[], Figure]] = {
         "entropy": partial(entropy_figure, studies),
-        "query-key-distance": partial(gap_figure, studies),
+        "query-key-gap": partial(gap_figure, studies),
         "purity": partial(purity_figure, studies, head=head),
         "verdicts": partial(verdict_figure, studies),
         "encoding": partial(encoding_figure, studies, samples),
@@ -156,38 +149,38 @@ def _of_runs(
         last = max((number for _, study in studies for number in layers_of(study, name)), default=0)
         if given and last:
             shown = (name, layer or last, head or 1)
-            pictures["space-{}-layer-{}-head-{}".format(*shown)] = partial(
+            figures["space-{}-layer-{}-head-{}".format(*shown)] = partial(
                 space_figure, given, *shown, projection=projection
             )
-    return pictures
+    return figures
 
 
 def _of_frames(
     arrays: Arrays | None, *, layer: int | None, head: int | None
 ) -> dict[str, Callable[[], Figure]]:
-    """Attention over the sample frames of one run."""
+    """List the figures of attention over the sample frames of one run."""
     if arrays is None:
-        log.info("no pictures of attention in frames: the run holds no %s", SAMPLES)
+        log.info("no figures of attention in frames: the run holds no %s", SAMPLES)
         return {}
     layers = None if layer is None else [layer]
     frames = range(len(arrays["image_F"]))
-    pictures: dict[str, Callable[[], Figure]] = {}
+    figures: dict[str, Callable[[], Figure]] = {}
     for frame in frames:
-        pictures[f"encoder-attention-{frame + 1}"] = partial(
+        figures[f"encoder-attention-{frame + 1}"] = partial(
             encoder_maps_figure, arrays, frame=frame, layers=layers, head=head
         )
     for sheet, first in enumerate(frames[::FRAMES_ACROSS]):
         shown = frames[first : first + FRAMES_ACROSS]
-        pictures[f"decoder-attention-{sheet + 1}"] = partial(
+        figures[f"decoder-attention-{sheet + 1}"] = partial(
             decoder_maps_figure, arrays, frames=shown, layer=layer, head=head
         )
-    return pictures
+    return figures
 
 
-def _write(folder: Path, pictures: Pictures) -> list[Path]:
-    """The pictures' files, whole; what cannot be drawn is said."""
+def _write(folder: Path, figures: Figures) -> list[Path]:
+    """Write the figures as PNG; the log says which cannot be drawn, and why."""
     files = []
-    for name, make in pictures.items():
+    for name, make in figures.items():
         try:
             figure = make()
         except MsposeError as reason:
@@ -198,8 +191,8 @@ def _write(folder: Path, pictures: Pictures) -> list[Path]:
 
 
 def _show_in_tensorboard(folder: Path, files: Sequence[Path]) -> None:
-    """The pictures as images of a TensorBoard run of their own, beside the training's; earlier ones
-    go.
+    """Write the files as images of a TensorBoard run of their own, beside the training's; earlier
+    ones are removed.
     """
     earlier = list(folder.glob(EVENTS))
     try:

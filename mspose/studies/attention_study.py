@@ -1,36 +1,37 @@
-"""Why a run's self-attention works or collapses: figures of its encoders on frames, into
-`<run>/attention/`.
+"""Why a run's self-attention works or collapses: measures of its encoders, in `<run>/attention/`.
 
 `attention.json` holds, besides where it comes from: `layers`, one object per encoder layer with its
 `branch`, `layer` (from 1), `tokens`, `entropy` (nats) and its limit log(tokens), `similarity`,
-`gap`, `purity`, the `verdict`, the same figures per head, and a histogram of purity over queries
-per head; `thresholds` of the verdict; `encoding`, per branch the mean distance of two tokens'
-encodings over their distance on the map, of encodings that are added to tokens; `training`, the
-query-key gap of every logged step, where there is a log. Figures are means over frames, queries,
+`query_key_gap`, `purity`, the `verdict`, the same measures per head, and a histogram of purity over
+queries per head; `thresholds` of the verdict; `encoding`, per branch the mean distance of two
+tokens' encodings over their distance on the map, of encodings that are added to tokens; `training`,
+the query-key gap of every logged step, where there is a log. All are means over frames, queries and
 heads.
 
-`samples.npz` holds what pictures of a few frames need, as plain arrays. F sample frames, H heads, M
+`samples.npz` holds what figures of a few frames need, as plain arrays. F sample frames, H heads, M
 chosen queries, S scenes, P chosen tokens, D channels per head, N tokens of a map of h times w,
 row-major; layers and heads from 1:
 
-    image_F                             (F, height, width, 3) uint8, the crops that the network sees
-    names, scenes                       (F,) text: each frame's image and scene
-    scene_names                         (S,) text: the model's scenes, in the order of the decoder's
-                                        queries
-    grid/<branch>                       (2,): h, w
-    encoder/<branch>/queries            (M, 2): row and column of the chosen queries; the first is
-    the centre encoder/<branch>/<layer>/attention  (F, H, M, h, w) float16: what each chosen query
-    attends to; sums to 1
-    encoder/<branch>/<layer>/received   (F, H, h, w) float32: mean attention, over all queries, that
-                                        each key receives
-    encoder/<branch>/<layer>/votes      (F, H, h, w) int16: number of queries that attend most to
-    this key decoder/<branch>/<layer>/attention  (F, H, S, h, w) float16: what each scene's query
-    attends to
-    space/<branch>/tokens               (P,): numbers of the tokens whose queries and keys follow,
-    of the first frame space/<branch>/<layer>/<head>/query (P, D) float32, and .../key, as they
-    enter the attention map
-    encoding/<branch>                   (N, N) float32: distances of tokens' encodings, where these
-                                        are added to tokens
+    image_F         (F, height, width, 3) uint8, the crops that the network gets
+    names, scenes   (F,) text: each frame's image and scene
+    scene_names     (S,) text: the model's scenes, in the order of the decoder's queries
+    grid/<branch>   (2,): h, w
+    encoder/<branch>/queries
+                    (M, 2): row and column of the chosen queries; the first is the centre
+    encoder/<branch>/<layer>/attention
+                    (F, H, M, h, w) float16: attention of each chosen query; sums to 1
+    encoder/<branch>/<layer>/received
+                    (F, H, h, w) float32: mean attention, over all queries, that each key receives
+    encoder/<branch>/<layer>/votes
+                    (F, H, h, w) int16: number of queries that attend most to this key
+    decoder/<branch>/<layer>/attention
+                    (F, H, S, h, w) float16: attention of each scene's query
+    space/<branch>/tokens
+                    (P,): numbers of the tokens whose queries and keys follow, of the first frame
+    space/<branch>/<layer>/<head>/query, .../key
+                    (P, D) float32, as they enter the attention map
+    encoding/<branch>
+                    (N, N) float32: distances of tokens' encodings, where they are added to tokens
 
 Arrays of `encoder` and `space` are there for branches with encoder layers, those of `decoder` for
 both.
@@ -38,8 +39,9 @@ both.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -48,27 +50,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from mspose.attention.attention_json import FORMAT, MEASURES, SAMPLES, short, write_study
 from mspose.attention.encoding_distance import distance_profile, token_distances
+from mspose.attention.measures import AttentionMeasures
 from mspose.attention.purity import query_purity
-from mspose.attention.record import FORMAT, SAMPLES, short, write_study
-from mspose.attention.samples import Samples
+from mspose.attention.sample_frames import SampleFrames
 from mspose.attention.training_log import gap_over_training
 from mspose.data.frames import evenly
 from mspose.errors import MsposeError
 from mspose.evaluation import open_for_run
 from mspose.files import whole_file
 from mspose.inference import load
-from mspose.models.attention_map import (
-    SIMILAR,
-    SPREAD,
-    AttentionMap,
-    attention_entropy,
-    attention_similarity,
-    query_key_gap,
-    verdict,
-)
+from mspose.models.attention_map import SIMILAR, SPREAD, AttentionMap
 from mspose.models.mstransformer import MSTransformer
-from mspose.models.network import BRANCHES, Observer, PoseNetwork
+from mspose.models.network import BRANCHES, PoseNetwork
 from mspose.models.position_encoding import ADDED_ENCODINGS
 from mspose.provenance import provenance
 from mspose.run import load_model
@@ -98,8 +93,8 @@ def study_run(
 
     Args:
         frames: how many frames of the split at most, spread evenly over the scenes and within each.
-        neighbours: how many neighbours `purity` looks at, see `mspose.attention.purity`.
-        samples: how many of the frames are kept for pictures; with 0 there is no `samples.npz`.
+        neighbours: how many neighbours of a query purity counts, see `mspose.attention.purity`.
+        samples: how many of the frames are kept for figures; with 0 there is no `samples.npz`.
         data: overrides the run's data settings, as in `mspose.evaluation.evaluate_run`.
 
     Raises:
@@ -127,20 +122,20 @@ def study_run(
     batches, settings, network = opened.batches, opened.settings, estimator.network
     parameter = next(network.parameters())
     rows = spread_over_scenes(batches.frames["scene"], frames)
-    statistics, sampled = Statistics(neighbours), Samples()
+    measures, sampled = StudyMeasures(neighbours), SampleFrames()
     with torch.inference_mode():
         with tqdm(
             total=len(rows), desc="studying attention", unit="frame", disable=not progress
         ) as bar:
             for batch in batches.in_order(rows):
-                network(batch.image_B3HW.to(parameter.dtype), observer=statistics)
+                network(batch.image_B3HW.to(parameter.dtype), observer=measures)
                 bar.update(len(batch.row))
         for batch in batches.in_order(rows[evenly(len(rows), samples)]):
             sampled.frames(batch, batches)
             network(batch.image_B3HW.to(parameter.dtype), observer=sampled)
 
-    layers = statistics.layers()
-    if not all(math.isfinite(layer[name]) for layer in layers for name in statistics.NAMES):
+    layers = measures.as_json()
+    if not all(math.isfinite(layer[name]) for layer in layers for name in MEASURES):
         raise MsposeError(
             f"the attention of the model of {run} is not finite: its weights are unusable"
         )
@@ -183,7 +178,8 @@ def study_run(
 
 
 def encoder_layers(run: Path) -> tuple[dict[str, int], int]:
-    """Number of encoder layers per branch that has any, and number of heads, of a run's model.
+    """Return the number of encoder layers per branch that has any, and the number of heads, of a
+    run's model.
 
     Raises MsposeError where the run holds no model, or one without self-attention in encoders.
     """
@@ -227,68 +223,70 @@ def check_choice(run: Path, branch: str | None, layer: int | None, head: int | N
 
 
 def spread_over_scenes(scene_N: pd.Series, most: int) -> NDArray[np.int64]:
-    """At most `most` rows in rising order: as many of each scene, where it has them, and evenly
-    spread within it.
-    """
+    """Return at most `most` rows, rising: as many of each scene, and evenly spread within it."""
     rows_of = list(scene_N.groupby(scene_N).indices.values())
     share, rest = divmod(most, len(rows_of))
-    chosen = [rows[evenly(len(rows), share + (place < rest))] for place, rows in enumerate(rows_of)]
+    chosen = [rows[evenly(len(rows), share + (index < rest))] for index, rows in enumerate(rows_of)]
     return np.sort(np.concatenate(chosen)).astype(np.int64)
 
 
-class Statistics(Observer):
-    """Means over frames of what is measured on every encoder layer and head."""
+@dataclass
+class LayerPurity:
+    """Purity of one layer's query regions: its sum over images, and counts of queries by purity."""
 
-    NAMES = ("entropy", "similarity", "gap", "purity")
+    tokens: int
+    sum_H: Tensor
+    count_HK: Tensor
+
+    @classmethod
+    def of(cls, attention: AttentionMap, neighbours: int) -> Self:
+        """Measure the images of one call."""
+        purity_BHN = query_purity(attention.query_BHQD, attention.key_BHKD, neighbours).cpu()
+        # a purity that is on an edge, but for its rounding, belongs to the bin above; 1 to the last
+        bin_HM = (BINS * purity_BHN + 1e-3).long().clamp(0, BINS - 1).transpose(0, 1).flatten(1)
+        count_HK = torch.stack([bin_M.bincount(minlength=BINS) for bin_M in bin_HM])
+        return cls(purity_BHN.shape[2], purity_BHN.double().mean(dim=2).sum(dim=0), count_HK)
+
+    def __add__(self, other: "LayerPurity") -> "LayerPurity":
+        return LayerPurity(self.tokens, self.sum_H + other.sum_H, self.count_HK + other.count_HK)
+
+
+class StudyMeasures(AttentionMeasures):
+    """Measures the encoders' self-attention, and the purity of its query regions."""
 
     def __init__(self, neighbours: int) -> None:
+        """Take the number of neighbours that purity counts."""
+        super().__init__()
         self.neighbours = neighbours
-        self._tokens: dict[tuple[str, int], int] = {}
-        self._images: dict[tuple[str, int], int] = {}
-        self._sums_4H: dict[tuple[str, int], Tensor] = {}
-        self._counts_HK: dict[tuple[str, int], Tensor] = {}
+        self.purity: dict[tuple[str, int], LayerPurity] = {}
 
     def encoder(self, branch: str, layer: int, attention: AttentionMap) -> None:
-        """Add the frames of one batch."""
-        query_BHND, key_BHND = attention.query_BHQD, attention.key_BHKD
-        purity_BHN = query_purity(query_BHND, key_BHND, self.neighbours)
-        figures_4BH = (
-            attention_entropy(attention),
-            attention_similarity(attention),
-            query_key_gap(query_BHND, key_BHND),
-            purity_BHN.mean(dim=2),
-        )
-        sums_4H = torch.stack([figure_BH.double().sum(dim=0) for figure_BH in figures_4BH]).cpu()
-        # a share that lies on an edge, but for its rounding, belongs to the bin above; 1 to the
-        # last
-        bin_HM = (BINS * purity_BHN + 1e-3).long().clamp(0, BINS - 1).transpose(0, 1).flatten(1)
-        counts_HK = torch.stack([bin_M.bincount(minlength=BINS) for bin_M in bin_HM]).cpu()
+        """Add the images of one layer in one forward pass."""
+        super().encoder(branch, layer, attention)
+        key, purity = (branch, layer + 1), LayerPurity.of(attention, self.neighbours)
+        self.purity[key] = self.purity[key] + purity if key in self.purity else purity
 
-        place = (branch, layer)
-        self._tokens[place] = query_BHND.shape[2]
-        self._images[place] = self._images.get(place, 0) + len(query_BHND)
-        self._sums_4H[place] = self._sums_4H.get(place, 0) + sums_4H
-        self._counts_HK[place] = self._counts_HK.get(place, 0) + counts_HK
+    def as_json(self) -> list[dict[str, Any]]:
+        """Return the objects of `layers` in `attention.json`."""
+        return [self._layer(*key) for key in self.layers]
 
-    def layers(self) -> list[dict[str, Any]]:
-        """The objects of `layers` in `attention.json`."""
-        return [self._layer(place) for place in self._tokens]
-
-    def _layer(self, place: tuple[str, int]) -> dict[str, Any]:
-        tokens, mean_4H = self._tokens[place], self._sums_4H[place] / self._images[place]
-        mean = dict(zip(self.NAMES, mean_4H.mean(dim=1).tolist(), strict=True))
-        share_HK = self._counts_HK[place] / (self._images[place] * tokens)
+    def _layer(self, branch: str, number: int) -> dict[str, Any]:
+        layer, purity = self.layers[branch, number], self.purity[branch, number]
+        purity_H = purity.sum_H / layer.images
+        heads = [
+            {**head, "purity": value}
+            for head, value in zip(layer.heads(), purity_H.tolist(), strict=True)
+        ]
+        mean = {**layer.mean(), "purity": float(purity_H.mean())}
+        share_HK = purity.count_HK.double() / purity.count_HK.sum(dim=1, keepdim=True)
         return {
-            "branch": place[0],
-            "layer": place[1] + 1,
-            "tokens": tokens,
-            "entropy_limit": short(math.log(tokens)),
-            **{name: short(value) for name, value in mean.items()},
-            "verdict": verdict(mean["entropy"], mean["similarity"], tokens),
-            "heads": [
-                dict(zip(self.NAMES, map(short, mean_4.tolist()), strict=True))
-                for mean_4 in mean_4H.T
-            ],
+            "branch": branch,
+            "layer": number,
+            "tokens": purity.tokens,
+            "entropy_limit": short(mean["entropy_limit"]),
+            **{name: short(mean[name]) for name in MEASURES},
+            "verdict": layer.verdict,
+            "heads": [{name: short(head[name]) for name in MEASURES} for head in heads],
             "purity_histogram": {
                 "edges": [edge / BINS for edge in range(BINS + 1)],
                 "share": [[short(share) for share in share_K] for share_K in share_HK.tolist()],
@@ -299,8 +297,8 @@ class Statistics(Observer):
 def encoding_distances(
     network: PoseNetwork, tokens_of: dict[str, int]
 ) -> dict[str, NDArray[np.float64]]:
-    """Per branch (N, N), the distances of tokens' encodings, where the encoders add these to their
-    tokens.
+    """Compute per branch (N, N), the distances of tokens' encodings, where encoders add these to
+    their tokens.
     """
     if network.architecture["position_encoding"] not in ADDED_ENCODINGS:
         return {}
@@ -309,8 +307,8 @@ def encoding_distances(
     for branch, tokens in tokens_of.items():
         side = math.isqrt(tokens)
         with torch.inference_mode():
-            position_NC = encoding(side, side, parameter.dtype, parameter.device)
-        distance_of[branch] = token_distances(position_NC)
+            encoding_NC = encoding(side, side, parameter.dtype, parameter.device)
+        distance_of[branch] = token_distances(encoding_NC)
     return distance_of
 
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from mspose.attention.record import write_study
+from mspose.attention.attention_json import write_study
 from mspose.models.attention_map import verdict
 
 EDGES = [round(0.05 * edge, 2) for edge in range(21)]

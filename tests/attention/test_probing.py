@@ -91,8 +91,8 @@ def test_what_is_not_finite_has_no_verdict():
     assert p.verdicts == {"": "not finite"}
 
 
-def test_many_queries_are_seen_in_stretches(monkeypatch):
-    monkeypatch.setattr("mspose.attention.probing.STRETCH", 5)
+def test_many_queries_are_seen_in_chunks(monkeypatch):
+    monkeypatch.setattr("mspose.attention.probing.CHUNK", 5)
     monkeypatch.setattr("mspose.attention.probing.WEIGHTS_AT_ONCE", 1)
     x = tokens(3, 13, DIM)
     check_against_own_weights(attention(), x, x, x)

@@ -25,10 +25,10 @@ def purity_by_hand(query_ND: np.ndarray, key_ND: np.ndarray, neighbours: int) ->
 
 
 @pytest.mark.parametrize("neighbours", [1, 4, 18])
-@pytest.mark.parametrize("stretch", [3, 256])
-def test_every_query_has_the_share_that_brute_force_finds(neighbours, stretch):
+@pytest.mark.parametrize("chunk", [3, 256])
+def test_every_query_has_the_share_that_brute_force_finds(neighbours, chunk):
     query, key = cloud(2, 3, 11, 4), cloud(2, 3, 8, 4, seed=1) + 0.5
-    purity = query_purity(query, key, neighbours, stretch=stretch)
+    purity = query_purity(query, key, neighbours, chunk=chunk)
     for image in range(2):
         for head in range(3):
             by_hand = purity_by_hand(

@@ -71,19 +71,19 @@ def similarity_oracle(weight):
     return cosine[..., ~np.eye(cosine.shape[-1], dtype=bool)].mean(-1)
 
 
-@pytest.mark.parametrize("stretch", [1, 3, QUERIES, 100])
+@pytest.mark.parametrize("chunk", [1, 3, QUERIES, 100])
 @pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
-def test_agrees_with_the_whole_map_in_stretches_of_any_length(stretch, bias):
+def test_agrees_with_the_whole_map_in_chunks_of_any_length(chunk, bias):
     attention = make_map(bias)
     weight = weights(attention)
-    parts = list(attention.log_weights(stretch))
-    assert [part.shape[2] for part in parts[:-1]] == [stretch] * (len(parts) - 1)
+    parts = list(attention.log_weights(chunk))
+    assert [part.shape[2] for part in parts[:-1]] == [chunk] * (len(parts) - 1)
     np.testing.assert_allclose(torch.cat(parts, dim=2).exp(), weight, rtol=1e-12)
     np.testing.assert_allclose(
-        attention_entropy(attention, stretch=stretch), entropy_oracle(weight), rtol=1e-12
+        attention_entropy(attention, chunk=chunk), entropy_oracle(weight), rtol=1e-12
     )
     np.testing.assert_allclose(
-        attention_similarity(attention, stretch=stretch), similarity_oracle(weight), rtol=1e-12
+        attention_similarity(attention, chunk=chunk), similarity_oracle(weight), rtol=1e-12
     )
 
 
@@ -109,7 +109,7 @@ def test_gradients_are_those_of_the_definition_and_finite_at_the_ends(measure, b
     query, key, _, _ = make_map()
     inputs = (query.clone().requires_grad_(), key.clone().requires_grad_())
     assert torch.autograd.gradcheck(
-        lambda query, key: measure(AttentionMap(query, key, 0.7, bias), stretch=3), inputs
+        lambda query, key: measure(AttentionMap(query, key, 0.7, bias), chunk=3), inputs
     )
     for factor in (0, 1e6):  # all keys alike; weights that underflow to zero
         gradients = torch.autograd.grad(
@@ -121,7 +121,7 @@ def test_gradients_are_those_of_the_definition_and_finite_at_the_ends(measure, b
 @pytest.mark.parametrize("measure", MEASURES)
 def test_gradients_reach_the_bias(measure):
     bias = BIASES["of every pair"].clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda bias: measure(make_map(bias), stretch=3), (bias,))
+    assert torch.autograd.gradcheck(lambda bias: measure(make_map(bias), chunk=3), (bias,))
 
 
 def test_at_the_ends():
@@ -157,9 +157,9 @@ def test_the_verdict_looks_at_likeness_first_then_at_spread(share, similarity, e
     assert verdict(share * math.log(784), similarity, 784) == expected
 
 
-def test_refuses_stretches_without_queries():
-    with pytest.raises(ValueError, match="stretch: expected at least 1 query at a time, found 0"):
-        attention_entropy(make_map(), stretch=0)
+def test_refuses_chunks_without_queries():
+    with pytest.raises(ValueError, match="chunk: expected at least 1 query at a time, found 0"):
+        attention_entropy(make_map(), chunk=0)
 
 
 def test_gap_agrees_with_numpy():

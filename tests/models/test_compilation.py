@@ -9,11 +9,10 @@ import torch._dynamo
 from torch import nn
 
 from mspose.data.batches import Batch
-from mspose.losses import PoseLoss
+from mspose.losses import Objective, PoseLoss
 from mspose.models.compilation import Compiled
 from mspose.models.mstransformer import MSTransformer
 from mspose.models.network import Observer
-from mspose.objective import Objective
 
 
 @pytest.fixture(autouse=True)

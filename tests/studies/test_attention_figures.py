@@ -344,7 +344,7 @@ def test_labels_are_variants_with_experiments_where_there_are_several():
     assert labels([{**BASE, "quick": True}]) == ["neither (quick)"]
 
 
-OF_ALL = ["encoding", "entropy", "purity", "query-key-distance", "space-orientation-layer-1-head-1",
+OF_ALL = ["encoding", "entropy", "purity", "query-key-gap", "space-orientation-layer-1-head-1",
           "space-position-layer-1-head-1", "verdicts"]  # fmt: skip
 OWN = ["decoder-attention-1", "encoder-attention-1", *OF_ALL]
 
@@ -398,7 +398,7 @@ def test_a_record_without_samples_gives_what_figures_need_and_says_what_is_left_
         written = draw([run])
     assert sorted(path.stem for path in written) == ["entropy", "purity", "verdicts"]
     assert "no pictures of attention in frames" in caplog.text
-    assert re.search(r"no .*query-key-distance\.png: .*TensorBoard log", caplog.text)
+    assert re.search(r"no .*query-key-gap\.png: .*TensorBoard log", caplog.text)
     assert re.search(r"no .*encoding\.png: ", caplog.text)
 
 

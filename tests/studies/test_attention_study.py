@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from mspose import evaluation
 from mspose.attention.encoding_distance import distance_profile, token_distances
 from mspose.attention.purity import query_purity
-from mspose.attention.record import read_study, study_table
+from mspose.attention.attention_json import read_study, study_table
 from mspose.attention.training_log import gap_over_training
 from mspose.cli import main
 from mspose.config import TrainingSettings, config_hash, read_settings, write_settings
@@ -165,7 +165,7 @@ def test_statistics_stream_over_batches_of_any_size():
         assert mine["purity_histogram"] == theirs["purity_histogram"]
 
 
-def test_no_more_than_a_stretch_of_queries_times_keys_exists_at_a_time():
+def test_no_more_than_a_chunk_of_queries_times_keys_exists_at_a_time():
     """On 28x28 maps of 8 heads whole float32 maps of four images are 79 MB, pooled float64
     distances twice 79 MB.
     """

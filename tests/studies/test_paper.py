@@ -24,7 +24,7 @@ from mspose.studies.paper.piece import Piece
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FILE, RESULTS = GOLDEN / "remedies.yaml", GOLDEN / "results"
-FIGURES = ("entropy", "query-key-distance", "purity", "encoding", "verdicts")
+FIGURES = ("entropy", "query-key-gap", "purity", "encoding", "verdicts")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -308,7 +308,7 @@ def test_pictures_of_frames_are_there_where_the_runs_samples_are(
     frames = {f"figure-{part}-attention-small-all-small" for part in ("encoder", "decoder")}
     pieces = drawn()
     assert set(pieces) == numbers | spaces | frames
-    for name in ("figure-query-key-distance-small", "figure-encoder-attention-small-all-small"):
+    for name in ("figure-query-key-gap-small", "figure-encoder-attention-small-all-small"):
         draw = pieces[name].draw
         assert draw is not None and draw().axes
     (run / "attention" / "samples.npz").unlink()

@@ -351,7 +351,7 @@ def _attention(runs: Sequence[Run]) -> dict[str, Attention]:
                 Measure(
                     tuple(float(np.mean([layer[name] for layer in layers])) for layers in studied)
                 )
-                for name in ("entropy", "gap")
+                for name in ("entropy", "query_key_gap")
             )
             verdicts = Counter(layer["verdict"] for layers in studied for layer in layers)
             found[branch] = Attention(entropy, studied[0][0]["entropy_limit"], gap, verdicts)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from mspose.files import whole_file
-from mspose.objective import PRECISION
+from mspose.losses import PRECISION
 from mspose.tools.bench.machine import copy_rate, describe_machine, matrix_rate
 from mspose.tools.bench.sides import WORKLOADS, Workload, operations_per_image
 

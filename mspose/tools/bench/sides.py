@@ -19,11 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from mspose.data.batches import Batch
 from mspose.errors import MsposeError
 from mspose.inference import SMALL_BATCH
-from mspose.losses import PoseLoss
+from mspose.losses import PRECISION, Objective, PoseLoss
 from mspose.models.compilation import Compiled
 from mspose.models.mstransformer import MSTransformer
 from mspose.models.network import PoseOutput
-from mspose.objective import PRECISION, Objective
 
 QKA_WEIGHT = 0.1
 SCENES = ("chess", "fire", "heads", "office", "pumpkin", "redkitchen", "stairs")
@@ -171,7 +170,7 @@ def reference_training_step(reference: nn.Module, batch: Batch) -> Call:
         output = reference(batch.image_B3HW, batch.scene_B)
         loss = loss_of(output, batch.position_B3, batch.orientation_B4, batch.scene_B)
         optimizer.zero_grad()
-        loss.total.backward()
+        sum(loss.values()).backward()
         optimizer.step()
 
     return Call(step, reference)

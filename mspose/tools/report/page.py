@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from mspose.attention.record import study_grid
+from mspose.attention.attention_json import study_grid
 from mspose.config import PLACES
 from mspose.errors import MsposeError
 from mspose.evaluation import summary_grid

@@ -191,7 +191,7 @@ def _colours(image: Image.Image) -> int:
 
 
 def _order(path: Path) -> tuple[int, str]:
-    shown_first = ("entropy", "query-key-distance", "verdicts", "purity", "encoding.")
+    shown_first = ("entropy", "query-key-gap", "verdicts", "purity", "encoding.")
     return (
         next(
             (i for i, name in enumerate(shown_first) if path.name.startswith(name)),

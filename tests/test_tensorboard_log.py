@@ -8,6 +8,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import mspose
+from mspose.attention.measures import LayerMeasures
 from mspose.data.batches import Batches
 from mspose.data.cache import open_cache
 from mspose.data.cards import data_root, load_frames, read_card
@@ -18,12 +19,12 @@ from mspose.metrics import compute_metrics
 from mspose.models.attention_map import COLLAPSED, HEALTHY, UNIFORM
 from mspose.models.kinds import make_network
 from mspose.models.network import Observer
-from mspose.monitoring import (
+from mspose.tensorboard_log import (
     ATTENTION_FRAMES,
-    Alarm,
-    LayerAttention,
-    Monitor,
-    attention_of_layers,
+    CollapseLog,
+    TensorBoardLog,
+    attention_scalars,
+    measure_attention,
     trajectory_figure,
 )
 
@@ -126,141 +127,110 @@ def test_a_trajectory_has_a_panel_for_every_scene(count):
 # attention
 
 
-WHAT = ("attention_entropy", "attention_similarity", "query_key_gap")
+TAGS = ("attention_entropy", "attention_similarity", "query_key_gap")
 
 
-def figures_of(network, batches) -> dict[str, float]:
-    return {
-        name: value
-        for layer in attention_of_layers(network, batches)
-        for name, value in layer.figures().items()
-    }
-
-
-def test_attention_figures_are_the_means_over_the_frames_that_are_looked_at(network, batches):
-    found = figures_of(network, batches)
+def test_attention_scalars_are_means_over_the_chosen_frames(network, batches):
+    layers = measure_attention(network, batches)
+    assert not network.training
     rows = evenly(10, ATTENTION_FRAMES)
     assert len(rows) == 8  # in batches of three, three and two: a mean of batch means would differ
     expected = {}
 
-    class Watch(Observer):
+    class Oracle(Observer):
         def encoder(self, branch, layer, attention):
             query, key = attention.query_BHQD.double().numpy(), attention.key_BHKD.double().numpy()
             score = np.einsum("bhqd,bhkd->bhqk", query, key) / np.sqrt(query.shape[-1])
             weight = np.exp(score - score.max(axis=-1, keepdims=True))
             weight /= weight.sum(axis=-1, keepdims=True)
-            expected[f"attention_entropy/{branch}_layer_{layer + 1}"] = (
-                -(weight * np.log(weight)).sum(axis=-1).mean()
-            )
             unit = weight / np.linalg.norm(weight, axis=-1, keepdims=True)
             others = ~np.eye(unit.shape[2], dtype=bool)
-            cosine = (unit @ unit.swapaxes(2, 3))[:, :, others]
-            expected[f"attention_similarity/{branch}_layer_{layer + 1}"] = cosine.mean()
-            gap = np.linalg.norm(query.mean(axis=2) - key.mean(axis=2), axis=-1)
-            expected[f"query_key_gap/{branch}_layer_{layer + 1}"] = gap.mean()
+            values = (
+                -(weight * np.log(weight)).sum(axis=-1).mean(),
+                (unit @ unit.swapaxes(2, 3))[:, :, others].mean(),
+                np.linalg.norm(query.mean(axis=2) - key.mean(axis=2), axis=-1).mean(),
+            )
+            for tag, value in zip(TAGS, values, strict=True):
+                expected[f"{tag}/{branch}_layer_{layer + 1}"] = value
 
     image = centre_crops(batches, rows)
     image = (image / 255 - np.array(network.mean)) / np.array(network.std)
     with torch.inference_mode():
-        network(torch.from_numpy(image).permute(0, 3, 1, 2).float(), observer=Watch())
-    layers = ("position_layer_1", "orientation_layer_1", "orientation_layer_2")
-    assert found.keys() == {f"{what}/{layer}" for what in WHAT for layer in layers}
-    assert found == pytest.approx(expected, rel=1e-4)
-    assert [layer.tokens for layer in attention_of_layers(network, batches)] == [9, 25, 25]
-
-
-def test_looking_at_attention_leaves_the_network_in_its_mode(network, batches):
-    network.train()
-    try:
-        attention_of_layers(network, batches)
-        assert network.training
-    finally:
-        network.eval()
+        network(torch.from_numpy(image).permute(0, 3, 1, 2).float(), observer=Oracle())
+    assert len(expected) == 9
+    # float32 against float64, and batches of three against one of eight
+    assert attention_scalars(layers) == pytest.approx(expected, rel=1e-3)
+    limits = [layer.mean()["entropy_limit"] for layer in layers.values()]
+    assert limits == pytest.approx(np.log([9, 25, 25]))
 
 
 def fresh(kind="ms-transformer"):
     """A network without an encoder in its position branch."""
-    sizes = {
-        "dim": 16,
-        "heads": 2,
-        "feedforward": 16,
-        "head_hidden": 16,
-        "backbone": "efficientnet_lite0",
-    }
+    sizes = {"dim": 16, "heads": 2, "feedforward": 16, "head_hidden": 16}
     layers = {"position_encoder_layers": 0, "position_decoder_layers": 1}
     layers |= {"orientation_encoder_layers": 1, "orientation_decoder_layers": 1}
-    return make_network(kind, scenes=["attic", "cellar"], pretrained=False, **sizes, **layers)
+    options = {"backbone": "efficientnet_lite0", "pretrained": False, **sizes, **layers}
+    return make_network(kind, scenes=["attic", "cellar"], **options)
 
 
-def test_a_branch_without_encoder_has_no_attention_to_look_at(batches):
-    assert figures_of(fresh(), batches).keys() == {f"{what}/orientation_layer_1" for what in WHAT}
+def test_networks_without_encoders_or_attention_are_evaluated_as_well(batches, tmp_path):
+    network = fresh().train()
+    layers = measure_attention(network, batches)
+    assert network.training
+    assert attention_scalars(layers).keys() == {f"{tag}/orientation_layer_1" for tag in TAGS}
+    board = TensorBoardLog(tmp_path, first_step=0, frames=4)
+    values = board.evaluate(5, fresh("mspn"), {"train": batches})
+    board.close()
+    names = ("median_position_m", "median_orientation_deg", "scene_accuracy")
+    assert values.keys() == {f"{name}/train" for name in names}
 
 
-def test_a_network_without_attention_is_looked_at_all_the_same(batches, tmp_path):
-    monitor = Monitor(tmp_path, first_step=0, frames=4)
-    values = monitor.look(6, fresh("mspn"), {"train": batches})
-    monitor.close()
-    assert values.keys() == {
-        f"{name}/train"
-        for name in ("median_position_m", "median_orientation_deg", "scene_accuracy")
-    }
+# collapse
+
+MEASURED = {HEALTHY: (2.0, 0.3), UNIFORM: (3.2, 0.99), COLLAPSED: (0.7, 0.95)}
 
 
-# the alarm
-
-ENTROPY = {HEALTHY: 2.0, UNIFORM: 3.2, COLLAPSED: 0.7}
-SIMILARITY = {HEALTHY: 0.3, UNIFORM: 0.99, COLLAPSED: 0.95}
-
-
-def hear(alarm, caplog, **verdicts):
-    """What is logged of a look at the first layers of branches, as (level, message)."""
+def logged(collapse, caplog, position, orientation=HEALTHY):
+    """Levels and messages of an evaluation in which the first layers have these verdicts."""
     caplog.clear()
     caplog.set_level("INFO", logger="mspose")
-    layers = [
-        LayerAttention(branch, 1, 25, ENTROPY[found], SIMILARITY[found], 0.5)
-        for branch, found in verdicts.items()
-    ]
-    assert [layer.verdict for layer in layers] == list(verdicts.values())
-    alarm.hear(layers)
+    layers = {}
+    for branch, verdict in (("position", position), ("orientation", orientation)):
+        entropy, similarity = MEASURED[verdict]
+        values = torch.tensor([[entropy], [np.log(25)], [similarity], [0.5]]).double()
+        layers[branch, 1] = LayerMeasures(images=2, sum_MH=2 * values)
+        assert layers[branch, 1].verdict == verdict
+    collapse.report(layers)
     return [(record.levelname, record.message) for record in caplog.records]
 
 
-def test_a_collapse_is_said_once_until_the_layer_recovered(caplog):
-    alarm = Alarm()
-    collapsed = (
-        "WARNING",
-        (
-            "attention of position encoder layer 1 is collapsed: entropy 0.70 of at most 3.22 nats,"
-            " similarity 0.95"
-        ),
+def test_a_collapse_is_logged_once_until_the_layer_recovered(caplog):
+    collapse = CollapseLog()
+    message = (
+        "attention of position encoder layer 1 is collapsed: entropy 0.70 of at most 3.22 nats,"
+        " similarity 0.95"
     )
-    assert hear(alarm, caplog, position=HEALTHY, orientation=HEALTHY) == []
-    assert hear(alarm, caplog, position=COLLAPSED, orientation=HEALTHY) == [collapsed]
-    assert hear(alarm, caplog, position=COLLAPSED, orientation=HEALTHY) == []
-    ((_, message),) = hear(alarm, caplog, position=COLLAPSED, orientation=COLLAPSED)
-    assert "orientation encoder layer 1" in message
-    assert hear(alarm, caplog, position=HEALTHY, orientation=COLLAPSED) == []
-    assert hear(alarm, caplog, position=COLLAPSED, orientation=COLLAPSED) == [collapsed]
-    assert hear(Alarm(), caplog, position=COLLAPSED) == [collapsed]  # of the very first look too
+    assert logged(collapse, caplog, HEALTHY) == []
+    assert logged(collapse, caplog, COLLAPSED) == [("WARNING", message)]
+    assert logged(collapse, caplog, COLLAPSED) == []
+    ((_, other),) = logged(collapse, caplog, COLLAPSED, COLLAPSED)
+    assert "orientation encoder layer 1" in other
+    assert logged(collapse, caplog, HEALTHY, COLLAPSED) == []
+    assert logged(collapse, caplog, COLLAPSED, COLLAPSED) == [("WARNING", message)]
+    assert logged(CollapseLog(), caplog, COLLAPSED) == [("WARNING", message)]
 
 
-def test_uniform_attention_is_information_and_expected_at_the_first_look(caplog):
-    alarm = Alarm()
-    assert hear(alarm, caplog, position=UNIFORM, orientation=HEALTHY) == []
-    ((level, message),) = hear(alarm, caplog, position=UNIFORM, orientation=HEALTHY)
+def test_uniform_attention_is_information_and_expected_at_first(caplog):
+    collapse = CollapseLog()
+    assert logged(collapse, caplog, UNIFORM) == []
+    ((level, message),) = logged(collapse, caplog, UNIFORM)
     assert level == "INFO"
-    assert message.startswith(
-        "attention of position encoder layer 1 is uniform: entropy 3.20 of at most 3.22 nats"
-    )
-    assert hear(alarm, caplog, position=UNIFORM, orientation=HEALTHY) == []
-    ((level, _),) = hear(alarm, caplog, position=COLLAPSED, orientation=HEALTHY)
-    assert level == "WARNING"
-    ((level, _),) = hear(alarm, caplog, position=UNIFORM, orientation=HEALTHY)
-    assert level == "INFO"
+    assert message.startswith("attention of position encoder layer 1 is uniform: entropy 3.20 of")
+    assert logged(collapse, caplog, UNIFORM) == []
 
 
-def test_a_look_raises_the_alarm_where_a_layer_has_collapsed(batches, tmp_path, caplog):
-    """All queries alike, and one key to which they all attend."""
+def test_an_evaluation_warns_of_a_layer_that_collapsed(batches, tmp_path, caplog):
+    """All queries are the same, and they agree with one key most."""
     torch.manual_seed(0)
     network = fresh().eval()
     attention = network.orientation.encoder.layers[0].self_attention
@@ -270,10 +240,10 @@ def test_a_look_raises_the_alarm_where_a_layer_has_collapsed(batches, tmp_path, 
         attention.in_proj_weight[16:32] = 3 * torch.randn(
             16, 16, generator=torch.Generator().manual_seed(1)
         )
-    monitor = Monitor(tmp_path, first_step=0, frames=4)
-    for step in (3, 6):
-        values = monitor.look(step, network, {"train": batches})
-    monitor.close()
+    board = TensorBoardLog(tmp_path, first_step=0, frames=4)
+    for step in (2, 5):
+        values = board.evaluate(step, network, {"train": batches})
+    board.close()
     assert values["attention_similarity/orientation_layer_1"] > 0.9
     (record,) = [record for record in caplog.records if record.name == "mspose"]
     assert record.levelname == "WARNING"
@@ -283,10 +253,10 @@ def test_a_look_raises_the_alarm_where_a_layer_has_collapsed(batches, tmp_path, 
 # what is written
 
 
-def test_samples_are_shown_without_the_normalisation(batches, tmp_path):
-    monitor = Monitor(tmp_path, first_step=0, frames=10)
-    monitor.samples(0, next(batches.in_order(np.array([4, 0, 7]))), batches)
-    monitor.close()
+def test_images_are_written_without_the_normalisation(batches, tmp_path):
+    board = TensorBoardLog(tmp_path, first_step=0, frames=10)
+    board.images(0, next(batches.in_order(np.array([4, 0, 7]))), batches)
+    board.close()
     (event,) = read_events(tmp_path).Images("inputs/after_augmentation")
     (tmp_path / "shown.png").write_bytes(event.encoded_image_string)
     shown = np.asarray(Image.open(tmp_path / "shown.png")).astype(int)
@@ -294,10 +264,10 @@ def test_samples_are_shown_without_the_normalisation(batches, tmp_path):
     np.testing.assert_allclose(shown, side_by_side, atol=1)
 
 
-def test_a_look_has_the_figures_of_the_frames_it_looks_at(network, batches, tmp_path):
-    monitor = Monitor(tmp_path, first_step=0, frames=4)
-    values = monitor.look(6, network, {"train": batches})
-    monitor.close()
+def test_an_evaluation_has_the_metrics_of_its_frames(network, batches, tmp_path):
+    board = TensorBoardLog(tmp_path, first_step=0, frames=4)
+    values = board.evaluate(5, network, {"train": batches})
+    board.close()
     average = compute_metrics(predict_frames(network, batches, evenly(10, 4)), thresholds=[])[
         "average"
     ]
@@ -305,7 +275,7 @@ def test_a_look_has_the_figures_of_the_frames_it_looks_at(network, batches, tmp_
     assert values["median_position_m/train"] == average["median_position_error_m"]
     assert values["median_orientation_deg/train"] == average["median_orientation_error_deg"]
     assert values["scene_accuracy/train"] == average["scene_accuracy"]
-    assert figures_of(network, batches).items() <= values.items()
+    assert attention_scalars(measure_attention(network, batches)).items() <= values.items()
     events = read_events(tmp_path)
     for name, value in values.items():
         (event,) = events.Scalars(name)
@@ -314,46 +284,46 @@ def test_a_look_has_the_figures_of_the_frames_it_looks_at(network, batches, tmp_
 
 
 def test_a_continued_run_replaces_what_the_interrupted_one_wrote_later(network, batches, tmp_path):
-    first = Monitor(tmp_path, first_step=0, frames=4)
+    first = TensorBoardLog(tmp_path, first_step=0, frames=4)
     for step in range(
         6
     ):  # two epochs of three steps; interrupted before the checkpoint of the second
-        first.step(step, {"loss": step})
-    kept = first.look(3, network, {"train": batches})
-    first.look(6, network, {"train": batches})
+        first.scalars(step, {"loss": step})
+    kept = first.evaluate(2, network, {"train": batches})
+    first.evaluate(5, network, {"train": batches})
     first.close()
-    second = Monitor(tmp_path, first_step=3, frames=4)
+    second = TensorBoardLog(tmp_path, first_step=3, frames=4)
     for step in range(3, 9):
-        second.step(step, {"loss": 10 + step})
+        second.scalars(step, {"loss": 10 + step})
     second.close()
     events = read_events(tmp_path)
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [
         *((step, float(step)) for step in range(3)),
         *((step, 10.0 + step) for step in range(3, 9)),
     ]
-    (look,) = events.Scalars("median_position_m/train")
-    assert look.value == pytest.approx(kept["median_position_m/train"])
+    (event,) = events.Scalars("median_position_m/train")
+    assert event.value == pytest.approx(kept["median_position_m/train"])
 
 
 def test_a_run_that_starts_again_replaces_everything(tmp_path):
     for start in (0.0, 5.0):
-        monitor = Monitor(tmp_path, first_step=0, frames=4)
+        board = TensorBoardLog(tmp_path, first_step=0, frames=4)
         for step in range(2):
-            monitor.step(step, {"loss": start + step})
-        monitor.close()
+            board.scalars(step, {"loss": start + step})
+        board.close()
     assert [event.value for event in read_events(tmp_path).Scalars("loss")] == [5.0, 6.0]
 
 
 def test_events_that_cannot_be_written_are_one_line(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(MsposeError, match="cannot write TensorBoard events to .*file"):
-        Monitor(tmp_path / "file", first_step=0, frames=4)
-    monitor = Monitor(tmp_path / "run", first_step=0, frames=4)
+        TensorBoardLog(tmp_path / "file", first_step=0, frames=4)
+    board = TensorBoardLog(tmp_path / "run", first_step=0, frames=4)
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(monitor.writer, "add_scalar", full)
+    monkeypatch.setattr(board.writer, "add_scalar", full)
     with pytest.raises(MsposeError, match="No space left on device; the last checkpoint is kept"):
-        monitor.step(0, {"loss": 1.0})
-    monitor.close()
+        board.scalars(0, {"loss": 1.0})
+    board.close()

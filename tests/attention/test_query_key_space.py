@@ -5,7 +5,7 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
 from mspose import plotting
-from mspose.attention.space import MARKED, attended_keys, project, space_figure
+from mspose.attention.query_key_space import MARKED, attended_keys, project, space_figure
 from mspose.errors import MsposeError
 
 SIDE, PIXELS = 6, 24

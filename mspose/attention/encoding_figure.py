@@ -1,6 +1,4 @@
-"""Distances between tokens under the position encoding: matrices, and a profile over the true
-distance on the grid.
-"""
+"""Figure of the distances between tokens under position encodings, of `encoding_distance`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +8,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
 from mspose import plotting
-from mspose.attention.labelled import Arrays, Studies
+from mspose.attention.attention_json import Arrays, Studies
 from mspose.errors import MsposeError
 from mspose.models.network import BRANCHES
 
@@ -19,32 +17,32 @@ ACROSS = 4  # matrices beside each other
 
 @plotting.printed
 def encoding_figure(studies: Studies, samples: Sequence[Arrays | None] | None = None) -> Figure:
-    """Distances of tokens under the position encodings that are added to them, both branches.
+    """Plot the distances of tokens under the position encodings that are added to them, both
+    branches.
 
-    At the bottom a profile: the mean distance of two encodings over the distance of their tokens on
-        the map, one line
-    per encoding. With `samples`, one per study, matrices stand above it: the distance of each token
-    to each other one, tokens in row-major order. Runs whose profiles are equal, such as those with
-    the same fixed encoding, share a line and a matrix; of several runs of the same label the first
-    one is drawn.
+    At the bottom is a profile: the mean distance of two encodings over the distance of their tokens
+    on the map, a line per encoding. With `samples`, one per study, matrices stand above it: the
+    distance of each token to each other one, tokens in row-major order. Runs whose profiles are
+    equal, such as those with the same fixed encoding, share a line and a matrix; of several runs of
+    the same label the first one is drawn.
 
     Raises MsposeError where no run adds an encoding to its tokens.
     """
-    alike: dict[str, list[tuple[str, Mapping[str, Any], Arrays | None]]] = {}
+    equal: dict[str, list[tuple[str, Mapping[str, Any], Arrays | None]]] = {}
     seen = set()
     for (label, study), arrays in zip(studies, samples or [None] * len(studies), strict=True):
         if study.get("encoding") and label not in seen:
             seen.add(label)
-            alike.setdefault(json.dumps(study["encoding"]), []).append(
+            equal.setdefault(json.dumps(study["encoding"]), []).append(
                 (label, study["encoding"], arrays)
             )
-    if not alike:
+    if not equal:
         raise MsposeError(
             "distances under the position encoding: no run adds an encoding to its tokens (learned"
             " or sine do)"
         )
     encodings, matrices = {}, []
-    for group in alike.values():
+    for group in equal.values():
         kind = next(iter(group[0][1].values()))["kind"]
         encodings[f"{kind}: {', '.join(label for label, _, _ in group)}"] = group[0][1]
         title = f"{kind} ({len(group)} runs)" if len(group) > 1 else f"{kind}: {group[0][0]}"
@@ -59,15 +57,15 @@ def encoding_figure(studies: Studies, samples: Sequence[Arrays | None] | None = 
     heights = [*[2.4 if across == 1 else 2 * min(1.7, 4.2 / across) + 1.0 for _ in bands], 2.0]
     figure = plotting.empty_figure(sum(heights))
     grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
-    for place, band in enumerate(bands):
-        _draw_matrices(figure.add_subfigure(grid[place]), band, across)
+    for index, band in enumerate(bands):
+        _draw_matrices(figure.add_subfigure(grid[index]), band, across)
     plotting.legend(figure, _draw_profiles(figure.add_subfigure(grid[-1]), encodings))
     return figure
 
 
 def _draw_matrices(part: SubFigure, matrices: Sequence[tuple[str, Arrays]], across: int) -> None:
-    """A column per encoding and a row per branch (of a single encoding a column per branch), with
-    its own colours.
+    """Draw a column per encoding and a row per branch, each with its own colours; a single encoding
+    has a column per branch.
     """
     grid = part.add_gridspec(1, 2) if across == 1 else part.add_gridspec(2, across)
     for row, branch in enumerate(BRANCHES):
@@ -106,7 +104,7 @@ def _draw_matrices(part: SubFigure, matrices: Sequence[tuple[str, Arrays]], acro
 def _draw_profiles(
     part: SubFigure, encodings: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Line2D]:
-    """A column per branch, a line per encoding."""
+    """Draw a column per branch, a line per encoding."""
     entries: dict[str, Line2D] = {}
     for column, branch in enumerate(BRANCHES):
         axes = part.add_subplot(1, 2, column + 1)
@@ -114,13 +112,18 @@ def _draw_profiles(
         for index, (label, encoding) in enumerate(encodings.items()):
             if branch not in encoding:
                 continue
-            look = plotting.line(index)
+            style = plotting.line(index)
             distance = encoding[branch]["grid_distance"]
             (entries[label],) = axes.plot(
-                distance, encoding[branch]["token_distance"], color=look.color, marker=look.marker,
-                linestyle=look.linestyle, markevery=(index, max(len(distance) // 6, 1)), markeredgecolor="white",
+                distance,
+                encoding[branch]["token_distance"],
+                color=style.color,
+                marker=style.marker,
+                linestyle=style.linestyle,
+                markevery=(index, max(len(distance) // 6, 1)),
+                markeredgecolor="white",
                 markeredgewidth=0.4,
-            )  # fmt: skip
+            )
         axes.set_xlabel("distance on the map (grid cells)")
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)

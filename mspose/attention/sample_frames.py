@@ -1,8 +1,7 @@
-"""A few frames' attention as plain arrays, for pictures; `mspose.studies.attention_study` lists
-them.
+"""The attention of a few sample frames as plain arrays, for figures.
 
-B images, H heads, N tokens, M chosen queries, P chosen points, R queries of a stretch, S scenes, D
-channels per head.
+`mspose.studies.attention_study` lists the arrays. B images, H heads, N tokens, M chosen queries, P
+chosen points, R queries of a chunk, S scenes, D channels per head.
 """
 
 import math
@@ -19,7 +18,7 @@ from mspose.data.frames import evenly
 from mspose.models.attention_map import AttentionMap
 from mspose.models.network import Observer
 
-QUERY_PLACES = ((0.5, 0.5), (0.2, 0.2), (0.2, 0.8), (0.8, 0.2), (0.8, 0.8))
+CHOSEN_QUERIES = ((0.5, 0.5), (0.2, 0.2), (0.2, 0.8), (0.8, 0.2), (0.8, 0.8))
 """Rows and columns of the chosen encoder queries, as shares of the map's sides: the centre and
 towards the corners.
 """
@@ -27,25 +26,20 @@ POINTS = 1024
 """Tokens whose queries and keys are kept at most: all of a 28 x 28 map."""
 
 
-class Samples(Observer):
-    """Gathers `arrays()` while the network looks at the sample frames. Maps are square, as the
-    network's crops are.
-    """
+class SampleFrames(Observer):
+    """Keeps the attention of sample frames. Maps are square, as the network's crops are."""
 
     def __init__(self) -> None:
         self._of_frames: dict[str, list[NDArray[Any]]] = defaultdict(list)
         self._once: dict[str, NDArray[Any]] = {}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Everything seen so far by name, see `mspose.studies.attention_study`."""
+        """Return everything kept so far by name."""
         return self._once | {name: np.concatenate(parts) for name, parts in self._of_frames.items()}
 
     def frames(self, batch: Batch, batches: Batches) -> None:
-        """Keep the images of a batch as the network sees them, with the normalisation undone, and
-        what they are.
-        """
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (batches.mean, batches.std))
-        image_B3HW = (batch.image_B3HW.float().cpu() * std + mean).clamp(0, 1)
+        """Keep the images of a batch, as the network gets them, with their names and scenes."""
+        image_B3HW = denormalized(batch, batches)
         self._add("image_F", (255 * image_B3HW).round().permute(0, 2, 3, 1), torch.uint8)
         for name, column in (("names", "image"), ("scenes", "scene")):
             self._of_frames[name].append(batches.frames[column].iloc[batch.row].to_numpy(dtype=str))
@@ -60,9 +54,8 @@ class Samples(Observer):
         self._once[f"encoder/{branch}/queries"] = np.stack(np.divmod(query_M, side), axis=1).astype(
             np.int16
         )
-        weight_BHMN = next(
-            _of_queries(attention, torch.from_numpy(query_M)).log_weights(len(query_M))
-        ).exp()
+        chosen = torch.from_numpy(query_M).to(attention.query_BHQD.device)
+        weight_BHMN = attention.of_queries(chosen).log_weight().exp()
         self._add(f"{name}/attention", weight_BHMN.unflatten(-1, (side, side)), torch.float16)
 
         received_BHN = weight_BHMN.new_zeros(*weight_BHMN.shape[:2], tokens)
@@ -87,7 +80,7 @@ class Samples(Observer):
                     self._once[f"space/{branch}/{layer + 1}/{head}/{kind}"] = points_ND[token_P]
 
     def decoder(self, branch: str, layer: int, weight_BHSN: Tensor) -> None:
-        """Keep what every scene's query attends to."""
+        """Keep the attention of every scene's query."""
         side = math.isqrt(weight_BHSN.shape[-1])
         weight_BHSHW = weight_BHSN.unflatten(-1, (side, side))
         self._add(f"decoder/{branch}/{layer + 1}/attention", weight_BHSHW, torch.float16)
@@ -96,18 +89,16 @@ class Samples(Observer):
         self._of_frames[name].append(values.to(dtype).cpu().numpy())
 
 
+def denormalized(batch: Batch, batches: Batches) -> Tensor:
+    """Return image_B3HW of a batch in RGB 0..1, on the CPU."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (batches.mean, batches.std))
+    return (batch.image_B3HW.float().cpu() * std + mean).clamp(0, 1)
+
+
 def query_tokens(side: int) -> NDArray[np.int64]:
-    """Numbers of the tokens at `QUERY_PLACES` of a map of side times side tokens, row-major; all
-    different.
+    """Return the numbers of the tokens at `CHOSEN_QUERIES` of a map of side times side tokens,
+    row-major, each once.
     """
-    places = np.minimum((np.array(QUERY_PLACES) * side).astype(np.int64), side - 1)
-    tokens = places[:, 0] * side + places[:, 1]
+    cells = np.minimum((np.array(CHOSEN_QUERIES) * side).astype(np.int64), side - 1)
+    tokens = cells[:, 0] * side + cells[:, 1]
     return tokens[np.sort(np.unique(tokens, return_index=True)[1])]
-
-
-def _of_queries(attention: AttentionMap, query_M: Tensor) -> AttentionMap:
-    """The attention map of some queries alone."""
-    bias, query_M = attention.bias, query_M.to(attention.query_BHQD.device)
-    if bias is not None and bias.shape[-2] > 1:
-        bias = bias[..., query_M, :]
-    return attention._replace(query_BHQD=attention.query_BHQD[:, :, query_M], bias=bias)

@@ -1,5 +1,7 @@
-"""Queries and keys of one head as points of a plane, and where in the image the most attended keys
-lie.
+"""Queries and keys of one head in two dimensions (t-SNE or PCA), and their keys in the image.
+
+The t-SNE picture is an illustration: it may differ between machines, whose rounding differs, and no
+measure is taken from it. Entropy, query-key gap and purity come from the full dimensions.
 """
 
 from collections.abc import Sequence
@@ -13,7 +15,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from mspose import plotting
-from mspose.attention.labelled import Arrays
+from mspose.attention.attention_json import Arrays
 from mspose.errors import MsposeError
 
 Projection = Literal["tsne", "pca"]
@@ -31,13 +33,13 @@ def space_figure(
     *,
     projection: Projection = "tsne",
 ) -> Figure:
-    """The query-key space of one head (layer and head counted from 1) on the first sample frame,
-    one run or several.
+    """Plot the query-key space of one head (layer and head counted from 1) on the first sample
+    frame, of one run or several.
 
-    Each run has a diagram of its queries and keys in two dimensions, and the frame below it (beside
-    it where it is the only run). In both the keys are marked that most queries attend to: of each
-    query the key with the largest weight counts. Every run is projected by itself, so only shapes
-    compare between runs, not places.
+    Each run has its queries and keys in two dimensions, and the frame below them (beside them where
+    it is the only run). In both the keys are marked that most queries attend to: of each query the
+    key with the largest weight counts. Every run is projected by itself, so only shapes compare
+    between runs, not coordinates.
 
     Args:
         projection: `tsne` (t-SNE, van der Maaten and Hinton, 2008) or `pca` (fast, linear).
@@ -81,20 +83,32 @@ def space_figure(
         picture.set_xlabel(
             plotting.wrapped(words, round(84 / max(across, 2))), fontsize=plotting.SMALL
         )
-    plotting.legend(figure, {
-        "queries": _mark(plotting.QUERIES, plotting.QUERY_MARK),
-        "keys": _mark(plotting.KEYS, plotting.KEY_MARK),
-        "keys that most queries attend to": Line2D([], [], linestyle="none", color="none", markersize=6,
-            marker=plotting.ATTENDED_MARK, markeredgecolor=plotting.ATTENDED, markeredgewidth=1.2),
-    }, title=f"{branch} branch, layer {layer}, head {head}")  # fmt: skip
+    plotting.legend(
+        figure,
+        {
+            "queries": _mark(plotting.QUERIES, plotting.QUERY_MARK),
+            "keys": _mark(plotting.KEYS, plotting.KEY_MARK),
+            "keys that most queries attend to": Line2D(
+                [],
+                [],
+                linestyle="none",
+                color="none",
+                markersize=6,
+                marker=plotting.ATTENDED_MARK,
+                markeredgecolor=plotting.ATTENDED,
+                markeredgewidth=1.2,
+            ),
+        },
+        title=f"{branch} branch, layer {layer}, head {head}",
+    )
     return figure
 
 
 def attended_keys(
     votes_HW: NDArray[Any], received_HW: NDArray[Any], most: int
 ) -> NDArray[np.int64]:
-    """Numbers of the tokens, row-major, whose keys get the most votes: at most `most`, only keys
-    with any.
+    """Return the numbers of the tokens, row-major, whose keys get the most votes: at most `most`,
+    and only keys with any.
 
     Args:
         votes_HW: number of queries that attend to this key more than to every other one.
@@ -107,18 +121,21 @@ def attended_keys(
 def project(
     points_PD: NDArray[Any], projection: Projection
 ) -> tuple[NDArray[np.float64], tuple[str, str]]:
-    """point_P2, the points in two dimensions, and what the dimensions are called; the same every
-    time.
+    """Project points to two dimensions; returns point_P2 and the names of the dimensions.
 
-    Raises MsposeError for another projection.
+    t-SNE (van der Maaten and Hinton, 2008; scikit-learn's) starts from PCA and a fixed seed, but
+    another machine's rounding may lead it to another picture. Raises MsposeError for another
+    projection.
     """
     points_PD = np.asarray(points_PD, dtype=np.float64)
     if projection == "pca":
         from sklearn.decomposition import PCA  # here, since it takes a second to load
 
         fitted = PCA(n_components=2, svd_solver="full").fit(points_PD)
-        first, second = (f"PC {n + 1} ({share:.0%} of variance)" for n, share in
-                         enumerate(np.nan_to_num(fitted.explained_variance_ratio_)))  # fmt: skip
+        first, second = (
+            f"PC {n + 1} ({share:.0%} of variance)"
+            for n, share in enumerate(np.nan_to_num(fitted.explained_variance_ratio_))
+        )
         return fitted.transform(points_PD), (first, second)
     if projection == "tsne":
         from sklearn.manifold import TSNE
