@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mspose.models.mspn import MSPN
     from mspose.models.mstransformer import MSTransformer
 
-HOMES = {"load": "prediction", "MSTransformer": "models.mstransformer", "MSPN": "models.mspn"}
+HOMES = {"load": "inference", "MSTransformer": "models.mstransformer", "MSPN": "models.mspn"}
 
 
 def __getattr__(name: str) -> Any:

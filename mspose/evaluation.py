@@ -69,7 +69,7 @@ def evaluate_run(
         )
         batches, settings = opened.batches, opened.settings
         table = predict_frames(
-            estimator.fused, batches, given_scene=given_scene, compile=compile, progress=progress
+            estimator.network, batches, given_scene=given_scene, compile=compile, progress=progress
         )
 
         dataset, ground_truth = opened.dataset, opened.ground_truth

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from mspose.losses import PoseLoss
 from mspose.models.batch_norm import SharedStatistics
 from mspose.models.kinds import make_network
 from mspose.models.network import SMALLEST_IMAGE, PoseNetwork
-from mspose.models.stored import load_weights
+from mspose.models.stored import load_weights, read_construction
 from mspose.monitoring import Monitor
 from mspose.objective import Objective, check_attention_terms
 from mspose.run import CHECKPOINT, WEIGHTS, load_checkpoint, load_model, save_checkpoint, save_model
@@ -333,7 +334,7 @@ def open_data_and_network(
     if data.cache_on_device:
         cache.hold_on(device)
     scenes = sorted(frames["scene"].unique())
-    network = make_network(scenes=scenes, **vars(settings.model))
+    network = make_network(scenes, settings.model)
     held = holdout_rows(frames, data.holdout)
     if held.all():
         raise MsposeError(f"data.holdout {data.holdout:g} leaves no frame to train on")
@@ -364,14 +365,15 @@ def start_from(network: PoseNetwork, source: Path) -> None:
     differ.
     """
     weights, description = load_model(source)
-    # what the architecture of an older run does not name has the default
-    old = {"kind": description.get("kind"), **network.settings(), **description["architecture"]}
-    new = {"kind": network.kind, **network.architecture}
-    shaping = [
-        name for name in new if name not in ("dropout", "attention_dropout", "query_initialisation")
-    ]
+    settings, scenes = read_construction(description, source)
+    names = ("kind", *network.shaping)
+    old = {"scenes": scenes, **{name: getattr(settings, name) for name in names}}
+    new = {
+        "scenes": list(network.scenes),
+        **{name: getattr(network.settings, name) for name in names},
+    }
     changed = [
-        f"{name} {old[name]} there, {new[name]} here" for name in shaping if old[name] != new[name]
+        f"{name} {old[name]} there, {new[name]} here" for name in new if old[name] != new[name]
     ]
     if changed:
         raise MsposeError(
@@ -431,8 +433,8 @@ def describe(network: PoseNetwork, settings: Settings, card: Card, batches: Batc
     """What `model.json` says: how to build the network, how to feed it, and what it learned from."""
     frames = batches.frames
     return {
-        "kind": network.kind,
-        "architecture": network.architecture,
+        "scenes": list(network.scenes),
+        "settings": asdict(network.settings),
         "preprocessing": {
             "resize": settings.data.resize,
             "crop": settings.data.crop,
