@@ -77,7 +77,7 @@ class EagerReference(nn.Module):
 
 
 def reference_backbone(network: MSTransformer) -> nn.Module:
-    """torchvision's own EfficientNet-B0, which is what is measured; a copy of any other backbone."""
+    """torchvision's own EfficientNet-B0, which is what is timed; a copy of any other backbone."""
     if network.settings.backbone == "efficientnet_b0":
         return ReferenceB0()
     return copy.deepcopy(network.backbone).to(memory_format=torch.contiguous_format)
@@ -142,9 +142,7 @@ class ReferenceBranch(nn.Module):
         scene_SBC = torch.zeros_like(query_SBC)
         for layer in self.decoder.layers:
             scene_SBC = layer(scene_SBC, query_SBC, memory_NBC, position_NBC)
-        gap_BLH = (
-            torch.stack(gaps_BH, dim=1) if gaps_BH else memory_NBC.new_zeros(batch, 0, 0)
-        )
+        gap_BLH = torch.stack(gaps_BH, dim=1) if gaps_BH else memory_NBC.new_zeros(batch, 0, 0)
         return self.decoder.norm(scene_SBC), gap_BLH
 
 

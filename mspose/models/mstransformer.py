@@ -98,7 +98,9 @@ class Head(nn.Sequential):
 
 
 class MSTransformer(PoseNetwork):
-    """A transformer per pose component, whose decoder has a query per scene, on a feature map each."""
+    """Two transformers, for position and orientation, each on a feature map of its own, whose
+    decoders have a query per scene.
+    """
 
     kind = "ms-transformer"
     has_attention = True

@@ -151,6 +151,7 @@ class PoseNetwork(nn.Module):
         if any(tensor.dtype == torch.float64 for tensor in weights.values()):
             network.double()  # a converted checkpoint keeps its precision
         load_weights(network, weights, source)
+        network.settings = settings
         built = ("format", "kind", "architecture", "scenes", "settings")
         network.description = {key: description[key] for key in description if key not in built}
         return network.eval()
@@ -167,12 +168,15 @@ class PoseNetwork(nn.Module):
                 ' missing): set network.description = {"preprocessing": {"resize": 256,'
                 ' "crop": 224}}, in pixels, as in its training'
             )
-        normalisation = {"mean": list(self.mean), "std": list(self.std)}
         return {
             "scenes": list(self.scenes),
             "settings": dataclasses.asdict(self.settings),
             **self.description,
-            "preprocessing": {**normalisation, **preprocessing},
+            "preprocessing": {
+                **preprocessing,
+                "mean": preprocessing.get("mean", list(self.mean)),
+                "std": preprocessing.get("std", list(self.std)),
+            },
         }
 
     def save_pretrained(self, folder: Path | str) -> None:

@@ -152,8 +152,9 @@ class RelativeBias(nn.Module):
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        self.row = nn.Parameter(torch.randn(BUCKETS, heads) * dim**-0.5)
-        self.column = nn.Parameter(torch.randn(BUCKETS, heads) * dim**-0.5)
+        with torch.random.fork_rng(devices=[]):  # other weights start as they do without these
+            self.row = nn.Parameter(torch.randn(BUCKETS, heads) * dim**-0.5)
+            self.column = nn.Parameter(torch.randn(BUCKETS, heads) * dim**-0.5)
         exact = BUCKETS // 4
         grown = (exact * (MAX_DISTANCE / exact) ** (k / exact) for k in range(1, exact))
         # smallest distance of each bucket of one side, from the second bucket on
@@ -201,9 +202,9 @@ class Encoding(NamedTuple):
     """Builds, from `dim` and `heads`, the encoders' own; None: the encoders add the same one."""
 
 
-# A scene's query lies nowhere on the map, so that it has no offset to a token, and a decoder without
-# any encoding could not tell where in the image it reads. Encodings of offsets, and none, therefore
-# concern the encoders alone: the decoders' keys then have the fixed sine encoding.
+# A scene's query lies nowhere on the map, so that it has no offset to a token, and a decoder
+# without any encoding could not tell where in the image it reads. Encodings of offsets, and none,
+# therefore concern the encoders alone: the decoders' keys then have the fixed sine encoding.
 TOKEN_POSITIONS = {
     "learned": Encoding(LearnedEncoding),
     "sine": Encoding(SineEncoding),

@@ -137,7 +137,7 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A stack of decoder layers on zeros, with one learned query per scene, and a final LayerNorm."""
+    """A stack of decoder layers on zeros, with a query per scene, and a final LayerNorm."""
 
     def __init__(self, layers: Iterable[DecoderLayer], dim: int) -> None:
         super().__init__()
