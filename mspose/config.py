@@ -118,12 +118,10 @@ class ModelSettings:
     """Encoder layers of the orientation branch; 0 removes its encoder self-attention."""
     orientation_decoder_layers: PositiveInt = 6
     """Decoder layers of the orientation branch."""
-    position_encoding: Literal[
-        "learned", "sine", "sine-normalized", "rotary", "relative-bias", "none"
-    ] = "sine"
-    """Encoding of token positions: MST's learned tables, ActMST's fixed sine, or DETR's sine
+    position_encoding: str = "sine"
+    """Encoding of token positions: `learned`, `sine`, `sine-normalized`: MST's learned tables, ActMST's fixed sine, or DETR's sine
     normalised to 2 pi; or, in the encoders alone (the decoders' keys then have the fixed sine): 2-D
-    axial rotary, T5's relative bias, or none."""
+    `rotary`, T5's `relative-bias`, or `none`."""
     query_key_weights: Literal["plain", "spectral-norm", "sigma-reparam"] = "plain"
     """Weights of the encoders' query and key projections: as they are, or under ViTGAN's improved
     spectral normalisation or sigmaReparam."""

@@ -69,7 +69,7 @@ def evaluate_run(
             progress=progress,
         )
         predictions = predict_frames(
-            estimator.fused,
+            estimator.network,
             opened.batches,
             given_scene=given_scene,
             compile=compile,

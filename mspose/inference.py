@@ -1,9 +1,7 @@
 """From a run folder to poses: `mspose.load(run)(image)`, and whole tables of predictions."""
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -26,20 +24,20 @@ from mspose.data.images import (
 from mspose.errors import MsposeError
 from mspose.metrics import PREDICTION_COLUMNS, with_errors
 from mspose.models.compilation import Compiled
+from mspose.models.kinds import build_network
 from mspose.models.network import PoseNetwork, PoseOutput
-from mspose.models.stored import build_network, model_folder
+from mspose.models.stored import model_folder
 from mspose.poses import normalize_quaternion
 from mspose.run import load_model
 
 Image = NDArray[np.uint8] | Path | str
 """RGB uint8 (H, W, 3), or the path of an image file."""
-# images; a GPU is done with them before the kernels of the next batch have been launched one by one
-SMALL_BATCH = 8
+SMALL_BATCH = 8  # images; a GPU computes them faster than the next batch's kernels are launched
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to an image before the network sees it; it travels with the model."""
+    """Preparation of an image for the network; it travels with the model."""
 
     resize: int
     """Short side in pixels after resizing."""
@@ -49,7 +47,7 @@ class Preprocessing:
     std: tuple[float, float, float]
 
     def __call__(self, image_HW3: NDArray[np.uint8]) -> torch.Tensor:
-        """RGB uint8 (H, W, 3) of any size to the network's input (1, 3, crop, crop)."""
+        """Turn RGB uint8 (H, W, 3) of any size into the network's input (1, 3, crop, crop)."""
         resized = resize_short_side(to_rgb8(image_HW3), self.resize)
         top, left = centre_crop(resized.shape[0], resized.shape[1], self.crop)
         crop_HW3 = np.ascontiguousarray(resized[top : top + self.crop, left : left + self.crop])
@@ -59,7 +57,7 @@ class Preprocessing:
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """Where one image was taken."""
+    """Pose and scene of one image."""
 
     position: NDArray[np.float64]
     """Camera centre (3,) in metres, in the frame of `scene`."""
@@ -72,7 +70,7 @@ class Estimate:
 
     @property
     def scene_probability(self) -> float:
-        """That of `scene`."""
+        """Probability of `scene`."""
         return self.scene_probabilities[self.scene]
 
 
@@ -80,7 +78,9 @@ class PoseEstimator:
     """A trained network with its preprocessing: `estimator(image) -> Estimate`.
 
     Attributes:
-        network: the network as it was trained.
+        network: in evaluation mode.
+        preprocessing: what is done to an image before `network` sees it.
+        description: `model.json` of the network.
     """
 
     def __init__(
@@ -89,11 +89,6 @@ class PoseEstimator:
         self.network = network
         self.preprocessing = preprocessing
         self.description = description
-
-    @cached_property
-    def fused(self) -> PoseNetwork:
-        """A copy of the network that is made ready for prediction alone: what estimates come from."""
-        return copy.deepcopy(self.network).eval().fuse()
 
     @property
     def scenes(self) -> tuple[str, ...]:
@@ -111,9 +106,7 @@ class PoseEstimator:
         return self.estimates([image], scene)[0]
 
     def estimates(self, images: Sequence[Image], scene: str | None = None) -> list[Estimate]:
-        """Estimates for several images of any sizes, in one pass of the network; otherwise as of a
-        single one.
-        """
+        """Estimate the poses of several images of any sizes in one pass; as for a single one."""
         if len(images) == 0:
             return []
         arrays = (
@@ -124,7 +117,7 @@ class PoseEstimator:
         )
 
     def estimates_of(self, image_B3HW: torch.Tensor, scene: str | None = None) -> list[Estimate]:
-        """Estimates for images that `preprocessing` has prepared, on any device; of none, none.
+        """Estimate the poses of images that `preprocessing` has prepared, on any device.
 
         Raises MsposeError for an unknown scene, and where an estimate is not finite.
         """
@@ -132,15 +125,13 @@ class PoseEstimator:
             self.check_scene(scene)
         if len(image_B3HW) == 0:
             return []
-        parameter = next(self.fused.parameters())
-        image_B3HW = image_B3HW.to(parameter.device, parameter.dtype)
-        index_B = (
-            None if scene is None else torch.full((len(image_B3HW),), self.scenes.index(scene))
-        )
+        parameter = next(self.network.parameters())
+        scene_B = None
+        if scene is not None:
+            index = self.scenes.index(scene)
+            scene_B = torch.full((len(image_B3HW),), index, device=parameter.device)
         with torch.inference_mode():
-            output = self.fused(
-                image_B3HW, None if index_B is None else index_B.to(parameter.device)
-            )
+            output = self.network(image_B3HW.to(parameter.device, parameter.dtype), scene_B)
         position_B3 = output.position_B3.double().cpu().numpy()
         orientation_B4 = output.orientation_B4.double().cpu().numpy()
         if not (np.isfinite(position_B3).all() and np.isfinite(orientation_B4).all()):
@@ -171,7 +162,7 @@ class PoseEstimator:
 
 
 def load(run: Path | str, device: str = "auto") -> PoseEstimator:
-    """The trained model of a run folder, or of the Hugging Face hub (`user/name`), ready to use.
+    """Load the trained model of a run folder or of the Hugging Face hub (`user/name`).
 
     Raises MsposeError where the folder holds no model, a broken one, or one of another
     architecture.
@@ -197,7 +188,7 @@ def load(run: Path | str, device: str = "auto") -> PoseEstimator:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is a GPU where there is one; each of several processes has its own.
+    """Resolve a device name; `auto` is a GPU where there is one, for each process its own.
 
     Raises MsposeError for a device that is not there.
     """
@@ -222,16 +213,16 @@ def predict_batches(
     given_scene: bool = False,
     forward: Callable[..., PoseOutput] | None = None,
 ) -> pd.DataFrame:
-    """Predictions, with the columns of a predictions file, for the rows of `frames` that `batches`
-    brings.
+    """Predict the rows of `frames` that `batches` brings; a table with the columns of a predictions
+    file.
 
     Of several processes, number p brings the batches p, p + processes, ..., and all get the whole
     table. `forward` is the network's own, compiled; by default it is not.
     """
     rows: list[NDArray[np.int64]] = []
-    answers_B9: list[
-        torch.Tensor
-    ] = []  # on the device until all are there: reading one makes a GPU wait
+    # scene, its probability, position, orientation; on the device until the end, as reading one
+    # makes a GPU wait
+    answers_B9: list[torch.Tensor] = []
     dtype = next(network.parameters()).dtype
     training = network.training
     network.eval()
@@ -262,19 +253,14 @@ def predict_batches(
         raise MsposeError(
             f"the model's estimate for {image} is not finite: its weights are unusable"
         )
-    orientation_N4 = normalize_quaternion(answer_N9[:, 5:])
-    labels = frames.iloc[row_N][
-        ["image", "scene", "tx", "ty", "tz", "qw", "qx", "qy", "qz"]
-    ].reset_index(drop=True)
-    table = labels.assign(
-        predicted_scene=np.array(network.scenes, dtype=object)[answer_N9[:, 0].astype(np.int64)],
-        scene_probability=answer_N9[:, 1],
-        **{f"{axis}_est": answer_N9[:, 2 + index] for index, axis in enumerate(("tx", "ty", "tz"))},
-        **{
-            f"{part}_est": orientation_N4[:, index]
-            for index, part in enumerate(("qw", "qx", "qy", "qz"))
-        },
-    )
+    position = [f"{name}_est" for name in ("tx", "ty", "tz")]
+    orientation = [f"{name}_est" for name in ("qw", "qx", "qy", "qz")]
+    labels = ["image", "scene", "tx", "ty", "tz", "qw", "qx", "qy", "qz"]
+    table = frames.iloc[row_N][labels].reset_index(drop=True)
+    table["predicted_scene"] = np.array(network.scenes, dtype=object)[answer_N9[:, 0].astype(int)]
+    table["scene_probability"] = answer_N9[:, 1]
+    table[position] = answer_N9[:, 2:5]
+    table[orientation] = normalize_quaternion(answer_N9[:, 5:])
     return with_errors(table)[list(PREDICTION_COLUMNS)]
 
 
@@ -287,7 +273,7 @@ def predict_frames(
     compile: bool = False,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """`predict_batches` over the centre crops of the given rows (default: all) of a frame table.
+    """Predict the centre crops of the given rows (default: all) of a frame table.
 
     Several processes share the batches out, and all get the whole table. `compile` compiles the
     network first.

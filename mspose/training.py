@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -40,7 +40,7 @@ from mspose.inference import resolve_device
 from mspose.losses import Objective, PoseLoss
 from mspose.models.kinds import make_network, network_class
 from mspose.models.network import SMALLEST_IMAGE, PoseNetwork
-from mspose.models.stored import load_weights
+from mspose.models.stored import load_weights, read_construction
 from mspose.run import CHECKPOINT, WEIGHTS, load_checkpoint, load_model, save_checkpoint, save_model
 from mspose.tensorboard_log import TensorBoardLog
 
@@ -452,7 +452,7 @@ def make_initial_network(
 ) -> PoseNetwork:
     """Make the network with which a training begins: fresh, or with the weights of another run."""
     torch.manual_seed(settings.seed)
-    network = make_network(scenes=scenes, **vars(settings.model))
+    network = make_network(scenes, settings.model)
     if settings.training.start_from is not None:
         start_from(network, Path(settings.training.start_from))
     network.recompute_backbone = settings.training.recompute_backbone
@@ -469,14 +469,15 @@ def start_from(network: PoseNetwork, source: Path) -> None:
     differ.
     """
     weights, description = load_model(source)
-    # what the architecture of an older run does not name has the default
-    old = {"kind": description.get("kind"), **network.settings(), **description["architecture"]}
-    new = {"kind": network.kind, **network.architecture}
-    shaping = [
-        name for name in new if name not in ("dropout", "attention_dropout", "query_initialisation")
-    ]
+    settings, scenes = read_construction(description, source)
+    names = ("kind", *network.shaping)
+    old = {"scenes": scenes, **{name: getattr(settings, name) for name in names}}
+    new = {
+        "scenes": list(network.scenes),
+        **{name: getattr(network.settings, name) for name in names},
+    }
     changed = [
-        f"{name} {old[name]} there, {new[name]} here" for name in shaping if old[name] != new[name]
+        f"{name} {old[name]} there, {new[name]} here" for name in new if old[name] != new[name]
     ]
     if changed:
         raise MsposeError(
@@ -512,8 +513,8 @@ def describe(network: PoseNetwork, settings: Settings, card: Card, batches: Batc
     """
     frames = batches.frames
     return {
-        "kind": network.kind,
-        "architecture": network.architecture,
+        "scenes": list(network.scenes),
+        "settings": asdict(network.settings),
         "preprocessing": {
             "resize": settings.data.resize,
             "crop": settings.data.crop,

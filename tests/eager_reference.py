@@ -30,24 +30,25 @@ class EagerReference(nn.Module):
 
     def __init__(self, network: MSTransformer):
         super().__init__()
-        settings = network.architecture
-        dim, heads, scenes = settings["dim"], settings["heads"], len(settings["scenes"])
+        settings, dim, scenes = network.settings, network.settings.dim, len(network.scenes)
         self.backbone = reference_backbone(network)
         self.position_encoding = copy.deepcopy(network.position_encoding)
         sizes = (
             dim,
-            heads,
-            settings["feedforward"],
-            settings["dropout"],
-            settings["attention_dropout"],
+            settings.heads,
+            settings.feedforward,
+            settings.dropout,
+            settings.attention_dropout,
         )
         for branch in ("position", "orientation"):
-            layers = settings[f"{branch}_encoder_layers"], settings[f"{branch}_decoder_layers"]
+            layers = [
+                getattr(settings, f"{branch}_{part}_layers") for part in ("encoder", "decoder")
+            ]
             channels = getattr(self.backbone, f"{branch}_channels")
             setattr(self, branch, ReferenceBranch(channels, scenes, layers, sizes))
         self.scene = nn.Linear(2 * dim, 1)
-        self.position_head = ReferenceHead(dim, settings["head_hidden"], 3)
-        self.orientation_head = ReferenceHead(dim, settings["head_hidden"], 4)
+        self.position_head = ReferenceHead(dim, settings.head_hidden, 3)
+        self.orientation_head = ReferenceHead(dim, settings.head_hidden, 4)
         self.to(next(network.parameters()))  # before the copy, so that it keeps every digit
         self.load_state_dict(network.state_dict())
         self.train(network.training)
@@ -76,8 +77,8 @@ class EagerReference(nn.Module):
 
 
 def reference_backbone(network: MSTransformer) -> nn.Module:
-    """torchvision's own EfficientNet-B0, which is what is measured; a copy of any other backbone."""
-    if network.architecture["backbone"] == "efficientnet_b0":
+    """torchvision's own EfficientNet-B0, which is what is timed; a copy of any other backbone."""
+    if network.settings.backbone == "efficientnet_b0":
         return ReferenceB0()
     return copy.deepcopy(network.backbone).to(memory_format=torch.contiguous_format)
 
@@ -113,7 +114,7 @@ class ReferenceHead(nn.Module):
 
 
 class ReferenceBranch(nn.Module):
-    def __init__(self, channels: int, scenes: int, layers: tuple[int, int], sizes: tuple):
+    def __init__(self, channels: int, scenes: int, layers: Sequence[int], sizes: tuple):
         super().__init__()
         dim, heads = sizes[:2]
         self.heads = heads
@@ -129,7 +130,8 @@ class ReferenceBranch(nn.Module):
     def forward(self, map_BCHW: Tensor, position_encoding: nn.Module) -> tuple[Tensor, Tensor]:
         batch, _, height, width = map_BCHW.shape
         memory_NBC = self.project(map_BCHW).flatten(2).permute(2, 0, 1)
-        position_NC = position_encoding(height, width, memory_NBC.dtype, memory_NBC.device)
+        grid = (height, width, memory_NBC.dtype, memory_NBC.device)
+        position_NC = position_encoding(*grid).added_NC
         position_NBC = position_NC[:, None].repeat(1, batch, 1)
         gaps_BH = []
         for layer in self.encoder.layers:
@@ -140,9 +142,7 @@ class ReferenceBranch(nn.Module):
         scene_SBC = torch.zeros_like(query_SBC)
         for layer in self.decoder.layers:
             scene_SBC = layer(scene_SBC, query_SBC, memory_NBC, position_NBC)
-        gap_BLH = (
-            torch.stack(gaps_BH, dim=1) if gaps_BH else memory_NBC.new_zeros(batch, 0, self.heads)
-        )
+        gap_BLH = torch.stack(gaps_BH, dim=1) if gaps_BH else memory_NBC.new_zeros(batch, 0, 0)
         return self.decoder.norm(scene_SBC), gap_BLH
 
 

@@ -90,10 +90,15 @@ def test_outputs_and_gradients_are_those_of_the_network(changes, training):
 
 
 def test_in_float32_outputs_and_gradients_are_within_rounding_of_the_reference():
-    """To 1e-5 of the largest number of each output and gradient, plus what rounding alone does to
-    the reference.
+    """To 1e-5 of the largest number of each output and gradient, plus three times the rounding
+    error of the reference.
+
+    The backbone has smooth activations. With ReLU6 (`efficientnet_lite0`) this says nothing: an
+    activation that lies within rounding of a kink falls on either side of it, and moves the first
+    convolution's gradient by 7e-4 of its largest number, in float64 too when the image changes by
+    1e-7. With SiLU rounding stays below 3e-6.
     """
-    network = build(backbone="efficientnet_lite0").float()
+    network = build().float()
     reference, exact = EagerReference(network), EagerReference(network).double()
     image_B3HW, *truth = batch()
     sides = []
@@ -111,10 +116,7 @@ def test_in_float32_outputs_and_gradients_are_within_rounding_of_the_reference()
         )
     for name, judge in sides[2].items():
         ours, theirs = (float((side[name] - judge).detach().abs().max()) for side in sides[:2])
-        limit = (
-            1e-4 if name.startswith("backbone") else 1e-5
-        )  # convolutions round otherwise with channels last
-        assert ours <= 3 * theirs + limit * float(judge.detach().abs().max()) + 1e-7, name
+        assert ours <= 3 * theirs + 1e-5 * float(judge.detach().abs().max()) + 1e-7, name
 
 
 @VARIANTS

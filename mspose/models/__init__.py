@@ -1,1 +1,1 @@
-"""The network: two backbone maps, one transformer per pose component, heads shared by all scenes."""
+"""The networks, their parts, and the weights of the released code."""

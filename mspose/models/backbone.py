@@ -20,7 +20,7 @@ from torchvision.models import EfficientNet_B0_Weights, efficientnet_b0  # type:
 from mspose.errors import MsposeError
 
 Triple = tuple[float, float, float]
-Place = tuple[nn.Module, str, nn.Module]  # a module's parent, its name there, and itself
+Child = tuple[nn.Module, str, nn.Module]  # a module's parent, its name there, and itself
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
@@ -32,20 +32,18 @@ NO_DOWNLOAD = (
 
 
 class Backbone(nn.Module):
-    """What every backbone offers.
+    """The interface of all backbones.
 
     Attributes:
         position_channels: channels of the stride-16 map.
         orientation_channels: channels of the stride-8 map.
-        mean, std: how its input image, RGB in 0..1, is to be normalised.
-        probe_size: (height, width) of an image on which it is known to run.
+        mean, std: normalisation of its input image, RGB in 0..1.
     """
 
     position_channels: int
     orientation_channels: int
     mean: Triple
     std: Triple
-    probe_size: tuple[int, int] = (64, 64)
 
     def forward(self, image_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         """Returns position_map_BCHW (stride 16) and orientation_map_BCHW (stride 8) of a normalised
@@ -55,7 +53,7 @@ class Backbone(nn.Module):
 
 
 def make_backbone(name: str, *, pretrained: bool) -> Backbone:
-    """The backbone called `name`: `efficientnet_b0` (torchvision), `efficientnet_lite0` (weights
+    """Build the backbone `name`: `efficientnet_b0` (torchvision), `efficientnet_lite0` (weights
     from an installed package) or any timm model that has feature maps of stride 8 and 16
     (`tf_efficientnet_b0`, `resnet18`, ...).
 
@@ -108,7 +106,7 @@ class TorchvisionB0(Backbone):
 
 
 class TimmBackbone(Backbone):
-    """Any timm model with feature maps of stride 8 and 16; the deepest map of each stride is taken."""
+    """Any timm model with feature maps of stride 8 and 16, the deepest of each stride."""
 
     def __init__(self, name: str, *, pretrained: bool) -> None:
         super().__init__()
@@ -167,10 +165,9 @@ def _features(name: str, **options: Any) -> Any:
 
 
 def _remove_unread(backbone: TimmBackbone, own_size: tuple[int, int]) -> None:
-    """Put the identity in the place of every module that no map reads: a backward pass tells which
-    those are.
+    """Replace every module that no map reads, as a backward pass tells, by the identity.
 
-    Where a model's own code does not bear a removal, the module stays and is frozen.
+    Where a model's own code cannot do without it, the module stays and is frozen.
 
     Raises:
         MsposeError: the model does not run on an image, or yields other channels than it says.
@@ -180,7 +177,6 @@ def _remove_unread(backbone: TimmBackbone, own_size: tuple[int, int]) -> None:
     try:
         with torch.enable_grad():
             probe_13HW, maps = _probe(backbone, own_size)
-            backbone.probe_size = (probe_13HW.shape[2], probe_13HW.shape[3])
     except Exception as error:  # whatever a model's own code raises
         raise MsposeError(
             f"--model.backbone: timm's {name} does not run as a backbone ({_first_line(error)})"
@@ -205,18 +201,18 @@ def _remove_unread(backbone: TimmBackbone, own_size: tuple[int, int]) -> None:
 
     unread = list(_unread_modules(backbone.net, read))
     if not _remove(unread, backbone, probe_13HW, maps):
-        for place in unread:
-            _remove([place], backbone, probe_13HW, maps)
+        for child in unread:
+            _remove([child], backbone, probe_13HW, maps)
     for parameter in backbone.parameters():
         parameter.requires_grad_(id(parameter) in read)
     backbone.train(training)
 
 
 def _remove(
-    places: list[Place], backbone: Backbone, probe_13HW: Tensor, maps: tuple[Tensor, Tensor]
+    children: list[Child], backbone: Backbone, probe_13HW: Tensor, maps: tuple[Tensor, Tensor]
 ) -> bool:
-    """Put identities in the places, and the modules back where that changes the maps."""
-    for parent, name, _ in places:
+    """Replace modules by identities, and put them back where that changes the maps."""
+    for parent, name, _ in children:
         setattr(parent, name, nn.Identity())
     try:
         with torch.no_grad():
@@ -228,7 +224,7 @@ def _remove(
     except Exception:  # the model's own code cannot do without these modules
         same = False
     if not same:
-        for parent, name, module in places:
+        for parent, name, module in children:
             setattr(parent, name, module)
     return same
 
@@ -236,7 +232,7 @@ def _remove(
 def _probe(
     backbone: TimmBackbone, own_size: tuple[int, int]
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """A small image, or one of the model's own size where it takes no other, and its two maps."""
+    """Return a small image, or one of the model's own size where it takes no other, and its maps."""
     sizes = [own_size] if backbone.only_size else [(64, 64), own_size]
     for height, width in sizes:
         probe_13HW = torch.linspace(-1, 1, 3 * height * width).view(1, 3, height, width)
@@ -248,8 +244,8 @@ def _probe(
     raise AssertionError("unreachable")
 
 
-def _unread_modules(module: nn.Module, read: set[int]) -> Iterator[Place]:
-    """Outermost modules that have parameters, none of them read."""
+def _unread_modules(module: nn.Module, read: set[int]) -> Iterator[Child]:
+    """Yield the outermost modules that have parameters, none of them read."""
     for name, child in module.named_children():
         parameters = list(child.parameters())
         if parameters and not any(id(parameter) in read for parameter in parameters):
@@ -260,7 +256,7 @@ def _unread_modules(module: nn.Module, read: set[int]) -> Iterator[Place]:
 
 @cache
 def _map_indices(name: str) -> tuple[int, int]:
-    """Places of the deepest stride-8 and stride-16 maps among timm's feature maps of the model."""
+    """Indices of the deepest maps of stride 8 and 16 among timm's feature maps of the model."""
     if not timm.is_model(name):
         known = ["efficientnet_b0", "efficientnet_lite0", *timm.list_models()]
         close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
@@ -271,9 +267,7 @@ def _map_indices(name: str) -> tuple[int, int]:
         )
         raise MsposeError(f"--model.backbone: there is no backbone called {name!r}{hint}")
     try:
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # remembered or not, the next weights are drawn alike
+        with torch.random.fork_rng(devices=[]):  # cached or not, the next weights are the same
             strides = [info["reduction"] for info in _features(name).feature_info.info]
     except Exception as error:  # not every timm model offers features; the errors are of many kinds
         raise MsposeError(
@@ -301,9 +295,9 @@ def _installed_lite0_weights() -> dict[str, Tensor]:
 
 
 def _efficientnet_b0_names() -> dict[str, str]:
-    """Names of all tensors of EfficientNet-B0 in the EfficientNet-PyTorch package
-    (`_blocks.3._bn1.weight`), each with timm's name of the same tensor (`blocks.2.0.bn2.weight`).
-    Lite0 has the same names, less the squeeze-excitation.
+    """Map the names of all tensors of EfficientNet-B0 in the EfficientNet-PyTorch package
+    (`_blocks.3._bn1.weight`) to timm's (`blocks.2.0.bn2.weight`). Lite0 has the same names, less
+    the squeeze-excitation.
     """
     norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     excitation = {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
@@ -329,12 +323,12 @@ def _efficientnet_b0_names() -> dict[str, str]:
         "_bn2": "bn3",
     } | excitation
     modules = dict(outside)
-    places = [
+    blocks = [
         (stage, index)
         for stage, count in enumerate((1, 2, 2, 3, 3, 4, 1))
         for index in range(count)
     ]
-    for number, (stage, index) in enumerate(places):
+    for number, (stage, index) in enumerate(blocks):
         for theirs, timms in (first_block if number == 0 else block).items():
             modules[f"_blocks.{number}.{theirs}"] = f"blocks.{stage}.{index}.{timms}"
     names = {}

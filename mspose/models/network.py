@@ -1,27 +1,27 @@
-"""What every network here shares: its input and output, who may watch, a backbone that is fused or
-recomputed.
+"""What all networks share: input and output, settings, observers, loading and saving.
 
 B images, S scenes, N tokens, L encoder layers, H heads.
 """
 
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mspose.config import ModelSettings
 from mspose.errors import MsposeError
 from mspose.models.attention import expect_shape
 from mspose.models.attention_map import AttentionMap
 from mspose.models.backbone import Backbone, Triple
-from mspose.models.fusion import fold_batch_norms
-from mspose.run import load_model
+from mspose.models.stored import load_weights, model_folder, read_construction
+from mspose.run import WEIGHTS, load_model, read_description, save_model
 
 SMALLEST_IMAGE = 32
 BRANCHES = ("position", "orientation")
@@ -29,7 +29,7 @@ BRANCHES = ("position", "orientation")
 
 
 class Observer:
-    """Sees the attention of a forward pass, layer by layer; this one does nothing with it.
+    """Receives the attention of a forward pass, layer by layer; this one ignores it.
 
     `branch` is "position" or "orientation"; `layer` counts from 0.
     """
@@ -38,12 +38,12 @@ class Observer:
         """Called with the self-attention of every encoder layer."""
 
     def decoder(self, branch: str, layer: int, weight_BHSN: Tensor) -> None:
-        """Called with what every scene's query attends to in the image, of every decoder layer."""
+        """Called with each scene query's attention to the image, of every decoder layer."""
 
 
 @dataclass(eq=False)
 class PoseOutput:
-    """What a network says of B images. `output["position_B3"]` reads like `output.position_B3`.
+    """Poses of B images. `output["position_B3"]` reads like `output.position_B3`.
 
     Attributes:
         position_B3: camera centre in metres, in the frame of scene `scene_B`.
@@ -71,14 +71,15 @@ class PoseNetwork(nn.Module):
 
     Attributes:
         kind: the network's name in settings and in `model.json`.
-        has_attention: whether there is attention in it, which observers see.
-        scenes: the scenes' names; a scene's index in the output is its place here.
-        architecture: what rebuilds this network: `type(network)(**architecture, pretrained=False)`.
+        has_attention: observers are called.
+        shaping: names of the settings that decide which weights fit the network, and what it
+            computes with them.
+        scenes: the scenes' names, in the order of their indices in the output.
+        settings: the settings that built the network.
         backbone: see `mspose.models.backbone`.
         position_head: regresses positions.
-        description: what `model.json` said of it, where it was loaded: preprocessing, what it was
-            trained on; else {}.
-        fused: whether the network is for prediction alone, see `fuse`.
+        description: what `model.json` says beside scenes and settings, where the network was
+            loaded: preprocessing, training data; else {}.
         recompute_backbone: forget the backbone's activations and compute them again in the backward
             pass (Chen et al., arXiv 1604.06174): a third of the memory of a training step for one
             more forward pass of the backbone.
@@ -86,98 +87,123 @@ class PoseNetwork(nn.Module):
 
     kind: ClassVar[str]
     has_attention: ClassVar[bool]
-    scenes: tuple[str, ...]
-    architecture: dict[str, Any]
+    shaping: ClassVar[tuple[str, ...]]
     backbone: Backbone
     position_head: nn.Module
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.description: dict[str, Any] = {}
-        self.fused = False
-        self.recompute_backbone = False
+    def __init__(
+        self, scenes: Sequence[str], settings: ModelSettings | None = None, **changes: Any
+    ) -> None:
+        """Build the network, with fresh weights but for a pretrained backbone.
 
-    @classmethod
-    def settings(cls) -> dict[str, Any]:
-        """The arguments that build such a network, with their defaults."""
-        return {
-            name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()
-        }
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: Path | str,
-        *,
-        revision: str | None = None,
-        cache_dir: Path | str | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
-    ) -> Self:
-        """A trained network, on the CPU and in eval mode: of a run folder, of a folder with
-        `model.safetensors` and `model.json`, or of the Hugging Face hub (`user/name`).
+        `MSTransformer(["attic", "barn"], dim=128)` sets some of `mspose.config.ModelSettings`,
+        which has all names, defaults and explanations; `MSTransformer(scenes, settings)` takes all
+        of them.
 
         Args:
-            source: the folder, or the name on the hub; see `mspose.models.stored.model_folder`.
-            revision: branch, tag or commit of the hub's repository.
-            cache_dir: where downloads are kept.
-            token: of the hub, for private models.
-            local_files_only: take what was downloaded before, ask nobody.
-            force_download: download anew.
+            scenes: names of the scenes, in the order of their indices.
+            settings: by default `ModelSettings()`.
+            changes: settings by name, in place of those in `settings`.
 
         Raises:
-            MsposeError: no such model, a broken one, one of another class, or one of another
-                version's architecture.
+            MsposeError: no scene, a scene named twice, settings that make no network, an unknown
+                backbone, or weights that cannot be had.
+            TypeError: there is no such setting.
         """
-        from mspose.models.kinds import KINDS
-        from mspose.models.stored import build_network, model_folder
+        super().__init__()
+        self.scenes = tuple(scenes)
+        self.settings = dataclasses.replace(
+            settings or ModelSettings(), **{"kind": self.kind, **changes}
+        )
+        self.description: dict[str, Any] = {}
+        self.recompute_backbone = False
+        _check_scenes(self.scenes)
+        _check_settings(self.settings)
 
-        options = {"revision": revision, "cache_dir": cache_dir, "token": token}
-        flags = {"local_files_only": local_files_only, "force_download": force_download}
-        weights, description = load_model(folder := model_folder(source, **options, **flags))
-        kind = KINDS.get(str(description.get("kind")), cls)
-        if not issubclass(kind, cls):
+    @classmethod
+    def from_pretrained(cls, source: Path | str, **hub_options: Any) -> Self:
+        """Load a trained network, on the CPU and in eval mode: from a run folder, a folder with
+        `model.safetensors` and `model.json`, or the Hugging Face hub (`user/name`).
+
+        `hub_options` (`revision`, `cache_dir`, `token`, `local_files_only`, `force_download`) are
+        those of `huggingface_hub.snapshot_download`. Raises MsposeError where there is no such
+        model, a broken one, one of another kind or of another version.
+        """
+        folder = model_folder(source, **hub_options)
+        weights, description = load_model(folder)
+        return cls.from_description(description, weights, folder)
+
+    @classmethod
+    def from_description(
+        cls, description: dict[str, Any], weights: dict[str, Tensor], source: Path
+    ) -> Self:
+        """Build a trained network of what `load_model(source)` returned; as `from_pretrained`."""
+        settings, scenes = read_construction(description, source)
+        if settings.kind != cls.kind:
+            raise MsposeError(f"{source} holds a network of kind {settings.kind}, not {cls.kind}")
+        try:
+            network = cls(scenes, settings, pretrained=False)
+        except (TypeError, ValueError, RuntimeError, OverflowError, MsposeError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise MsposeError(
-                f"{source} holds a network of kind {kind.kind}: load it with {kind.__name__}"
+                f"{source}/model.json does not describe a model of this version: {reason}"
+            ) from error
+        if any(tensor.dtype == torch.float64 for tensor in weights.values()):
+            network.double()  # a converted checkpoint keeps its precision
+        load_weights(network, weights, source)
+        network.settings = settings
+        built = ("format", "kind", "architecture", "scenes", "settings")
+        network.description = {key: description[key] for key in description if key not in built}
+        return network.eval()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what `model.json` says of this network: scenes and settings, and `description`.
+
+        Raises MsposeError where `description` does not say how images are prepared.
+        """
+        preprocessing = self.description.get("preprocessing") or {}
+        if missing := [name for name in ("resize", "crop") if name not in preprocessing]:
+            raise MsposeError(
+                f"the network does not know how images are prepared for it ({' and '.join(missing)}"
+                ' missing): set network.description = {"preprocessing": {"resize": 256,'
+                ' "crop": 224}}, in pixels, as in its training'
             )
-        network = build_network(description, weights, folder)
-        assert isinstance(network, cls)
-        return network
+        return {
+            "scenes": list(self.scenes),
+            "settings": dataclasses.asdict(self.settings),
+            **self.description,
+            "preprocessing": {
+                **preprocessing,
+                "mean": preprocessing.get("mean", list(self.mean)),
+                "std": preprocessing.get("std", list(self.std)),
+            },
+        }
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write `model.safetensors` and `model.json`, which `from_pretrained` and `mspose.load`
-        read.
+        read; a model that was there is replaced.
 
-        A model that was there is replaced. Raises MsposeError where `description` has no
-        preprocessing, for a fused network, and where `folder` cannot be written or holds a model of
-        another program.
+        Raises MsposeError as `describe` does, and where `folder` cannot be written or holds a model
+        of another program.
         """
-        from mspose.models.stored import save_network
-
-        save_network(self, Path(folder))
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload what `save_pretrained` writes, with a model card, to the Hugging Face hub; returns
-        the commit's URL.
-
-        `repo_id` is `user/name`; `options` (`private`, `token`, `branch`, `commit_message`,
-        `create_pr`, or `ignore_patterns="README.md"` to keep a card that is there) are those of
-        huggingface_hub's `ModelHubMixin.push_to_hub`. Raises MsposeError as `save_pretrained` does,
-        and where the hub cannot be reached or does not let us.
-        """
-        from mspose.models.stored import hub
-
-        return str(hub("push_to_hub uploads the model").push(self, repo_id, **options))
+        folder, description = Path(folder), self.describe()
+        if (folder / WEIGHTS).exists():
+            try:
+                read_description(folder)
+            except MsposeError as error:
+                raise MsposeError(
+                    f"{folder} holds a model that is not mspose's ({error}): give another folder"
+                ) from error
+        save_model(folder, self.state_dict(), description)
 
     @property
     def mean(self) -> Triple:
-        """What is taken from the input image, RGB in 0..1, before it is divided by `std`."""
+        """Subtracted from the input image, RGB in 0..1, before it is divided by `std`."""
         return self.backbone.mean
 
     @property
     def std(self) -> Triple:
-        """What the input image, RGB in 0..1 less `mean`, is divided by."""
+        """Divides the input image, RGB in 0..1 less `mean`."""
         return self.backbone.std
 
     def forward(
@@ -196,32 +222,11 @@ class PoseNetwork(nn.Module):
         """
         raise NotImplementedError
 
-    def fuse(self) -> Self:
-        """Make this network ready for prediction alone, in place: the backbone's batch norms are
-        folded into its convolutions. Its answers stay the same up to rounding.
-
-        Raises:
-            ValueError: the network is in training mode.
-        """
-        noise = torch.randn(
-            1, 3, *self.backbone.probe_size, generator=torch.Generator().manual_seed(0)
-        )
-        fold_batch_norms(self.backbone, partial(self.backbone, noise.to(next(self.parameters()))))
-        self.requires_grad_(False)
-        self.fused = True
-        return self
-
-    def train(self, mode: bool = True) -> Self:
-        """As `nn.Module.train`. Raises ValueError for a fused network."""
-        if mode and self.fused:
-            raise ValueError("a fused network cannot be trained: train the one that it was made of")
-        return super().train(mode)
-
     def _feature_maps(self, image_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         """The backbone's maps of stride 16 and 8."""
         if (
             image_B3HW.device.type == "cpu"
-        ):  # half the time of a CPU's convolutions, and tokens without a copy
+        ):  # CPU convolutions are faster so, and tokens need no copy
             image_B3HW = image_B3HW.contiguous(memory_format=torch.channels_last)
         if not (self.recompute_backbone and self.training and torch.is_grad_enabled()):
             return self.backbone(image_B3HW)
@@ -265,8 +270,8 @@ class PoseNetwork(nn.Module):
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Switches autocast off where it is on; elsewhere it does nothing, as exporters cannot all
-    write a switch down.
+    """Switch autocast off where it is on; elsewhere do nothing, as exporters cannot all write a
+    switch down.
     """
     return (
         torch.autocast(device.type, enabled=False)
@@ -275,8 +280,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     )
 
 
-def check_scenes(scenes: Sequence[str]) -> None:
-    """Raise MsposeError where there is no scene, or one is named twice."""
+def _check_scenes(scenes: Sequence[str]) -> None:
     if not scenes:
         raise MsposeError("scenes: expected at least one name, found none")
     twice = sorted({name for name in scenes if scenes.count(name) > 1})
@@ -286,21 +290,23 @@ def check_scenes(scenes: Sequence[str]) -> None:
         )
 
 
-def check_sizes(architecture: Mapping[str, Any], least: Mapping[str, int]) -> None:
-    """Raise MsposeError where a size of the architecture is below its least."""
-    for name, value in least.items():
-        if architecture[name] < value:
-            raise MsposeError(f"{name}: expected at least {value}, found {architecture[name]}")
-
-
-def check_probabilities(architecture: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Raise MsposeError where a dropout of the architecture is no probability, or 1."""
-    for name in names:
-        if not 0 <= architecture[name] < 1:
-            raise MsposeError(
-                f"{name}: expected a probability of at least 0 and below 1, found"
-                f" {architecture[name]}"
-            )
+def _check_settings(settings: ModelSettings) -> None:
+    """Raise MsposeError for a value that its field does not allow; a command line was checked
+    already, a `model.json` or a call from Python was not.
+    """
+    for field in dataclasses.fields(settings):
+        value, allowed = getattr(settings, field.name), field.type
+        if get_origin(allowed) is Literal and value not in get_args(allowed):
+            expected = ", ".join(get_args(allowed))
+            raise MsposeError(f"{field.name}: expected one of {expected}, found {value!r}")
+        if hasattr(allowed, "_restrictions"):  # one of jsonargparse's restricted number types
+            try:
+                allowed(value)
+            except (TypeError, ValueError) as error:
+                raise MsposeError(f"{field.name}: {error}") from error
+    for name in ("dropout", "attention_dropout"):
+        if getattr(settings, name) == 1:
+            raise MsposeError(f"{name}: expected a probability below 1, found 1")
 
 
 @contextmanager

@@ -1,49 +1,38 @@
-"""Query and key projections under a bound on how far they stretch: what entropy collapse is held
-off with elsewhere.
+"""Query and key projections with a bounded largest singular value, as other work holds off the
+collapse of attention entropy.
 
-Each of M matrices W, of queries or of keys, is used as W_hat = (norm / sigma(W)) W, whose largest
-singular value is
-`norm`: sigma(W), that of W, is followed by power iteration.
+Each of M matrices W, of queries or of keys, is used as W_hat = (norm / sigma(W)) W, where sigma(W)
+is the largest singular value of W, followed by power iteration, and `norm` that of W_hat.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-QUERY_KEY_WEIGHTS = ("plain", "spectral-norm", "sigma-reparam")
-
 
 def make_query_key_weights(name: str, weight_MCC: Tensor) -> "NormalizedWeights | None":
-    """The parametrisation called `name` of matrices that start as `weight_MCC`; None for `plain`.
+    """Parametrisation `name` of matrices that start as `weight_MCC`; None for `plain`.
 
     `sigma-reparam` (Zhai et al., Stabilizing Transformer Training by Preventing Attention Entropy
     Collapse, ICML 2023): W_hat = (gamma / sigma(W)) W with a learned gamma that starts at 1.
     `spectral-norm` (improved spectral normalisation; Lee et al., ViTGAN, ICLR 2022): W_hat =
-    sigma(W_init) W / sigma(W), so that a matrix keeps the largest singular value that it started
-    with.
-
-    Raises:
-        ValueError: unknown name.
+    sigma(W_init) W / sigma(W), so that a matrix keeps the largest singular value of its start.
     """
     if name == "plain":
         return None
-    if name == "sigma-reparam":
-        return NormalizedWeights(weight_MCC, learns_norm=True)
-    if name == "spectral-norm":
-        return NormalizedWeights(weight_MCC, learns_norm=False)
-    raise ValueError(
-        f"query_key_weights: expected one of {', '.join(QUERY_KEY_WEIGHTS)}, found {name!r}"
+    return NormalizedWeights(
+        weight_MCC, learns_norm={"sigma-reparam": True, "spectral-norm": False}[name]
     )
 
 
 class NormalizedWeights(nn.Module):
-    """Matrices scaled to a largest singular value of `norm_M`, learned from 1 on or fixed at that
-    of the start.
+    """Matrices scaled to a largest singular value of `norm_M`, which is learned from 1 on, or stays
+    at that of the start.
 
     Attributes:
-        u_MC, v_MC: left and right singular vectors of the largest singular value, the exact ones at
-            the start; every forward pass in training takes them one power iteration further,
-            constants to the gradient.
+        u_MC, v_MC: left and right singular vectors of the largest singular value, exact at the
+            start; a forward pass in training takes them one power iteration further. Gradients
+            treat them as constants.
     """
 
     u_MC: Tensor
@@ -61,13 +50,11 @@ class NormalizedWeights(nn.Module):
             self.register_buffer("norm_M", sigma_MC[:, 0].clone())
 
     def forward(self, weight_MCC: Tensor) -> Tensor:
-        """The matrices as they are used, of the shape of `weight_MCC`; in its precision under
-        autocast too.
-        """
+        """Matrices as they are used, in the precision of `weight_MCC` also under autocast."""
         with torch.autocast(weight_MCC.device.type, enabled=False):
             if self.training:
                 self._iterate(weight_MCC.detach())
-            # copies, for the next pass moves the vectors before this one's gradient is taken
+            # copies, as the next pass changes the vectors before this one's gradient is taken
             u_M1C, v_MC1 = self.u_MC.clone()[:, None], self.v_MC.clone()[..., None]
             sigma_M11 = u_M1C @ weight_MCC @ v_MC1
             return weight_MCC * (self.norm_M[:, None, None] / sigma_M11)

@@ -1,116 +1,131 @@
-"""A network from what `model.json` and `model.safetensors` say of it, and back."""
+"""Reading stored models: where they lie, what built them, their weights."""
 
-import importlib
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from mspose.config import ModelSettings
 from mspose.errors import MsposeError
-from mspose.models.kinds import network_class
-from mspose.models.network import PoseNetwork
-from mspose.run import WEIGHTS, read_description, save_model
+from mspose.run import MODEL, WEIGHTS
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 """`user/name`."""
+HUB_TIMEOUT = 10.0
+"""Seconds that the hub has to say whether there is a model."""
+log = logging.getLogger("mspose")
 
 
-def model_folder(source: Path | str, **options: Any) -> Path:
-    """The folder of a model: `source` itself, or where the model `user/name` of the Hugging Face
-    hub was downloaded to.
+def model_folder(source: Path | str, **hub_options: Any) -> Path:
+    """Return the folder of a model: `source` itself, or where the model `user/name` of the Hugging
+    Face hub was downloaded to (see `download`).
 
     The hub is asked for what looks like `user/name`, is no folder here, and does not begin with
-    one, as a mistyped `runs/name` does; `options` are those of `mspose.tools.hub.download`. Raises
-    MsposeError where the hub has no such model, does not answer, or cannot be asked.
+    one, as a mistyped `runs/name` does.
     """
     folder, name = Path(source), str(source)
     if folder.exists() or HUB_NAME.fullmatch(name) is None or folder.parent.exists():
         return folder
-    return hub(f"{name} holds no model: there is no such folder here").download(name, **options)
+    return download(name, **hub_options)
 
 
-def hub(otherwise: str) -> ModuleType:
-    """`mspose.tools.hub`. Raises MsposeError, `otherwise` and what to install, without
-    huggingface_hub.
+def download(
+    name: str,
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+    **options: Any,
+) -> Path:
+    """Fetch the two files of the model `user/name`, both of one commit, into the hub's cache.
+
+    All options are those of `huggingface_hub.snapshot_download`. Where the hub does not answer
+    within HUB_TIMEOUT seconds, a model that was downloaded before is taken from the cache.
+
+    Raises:
+        MsposeError: huggingface_hub is not installed, there is no such model, or neither an answer
+            nor a copy in the cache.
     """
+    nowhere = f"{name} holds no model: there is no such folder here"
     try:
-        return importlib.import_module("mspose.tools.hub")
+        from huggingface_hub import HfApi, snapshot_download  # an optional dependency
+        from huggingface_hub.errors import HFValidationError
     except ImportError as error:
         raise MsposeError(
-            f"{otherwise}, and the Hugging Face hub needs huggingface_hub: pip install"
+            f"{nowhere}, and the Hugging Face hub needs huggingface_hub: pip install"
             f" huggingface_hub ({error})"
         ) from error
-
-
-def describe_network(network: PoseNetwork) -> dict[str, Any]:
-    """What `model.json` says of a network. Raises MsposeError for one that cannot be used by that,
-    or was fused.
-    """
-    if network.fused:
-        raise MsposeError("a fused network cannot be saved: save the one that it was made of")
-    known = network.description
-    preprocessing = known.get("preprocessing") or {}
-    if missing := [name for name in ("resize", "crop") if name not in preprocessing]:
-        raise MsposeError(
-            f"the network does not know how images are prepared for it ({' and '.join(missing)}"
-            ' missing): set network.description = {"preprocessing": {"resize": 256,'
-            ' "crop": 224}}, in pixels, as in its training'
-        )
-    own = {"kind": network.kind, "architecture": network.architecture}
-    normalisation = {
-        name: list(getattr(network, name)) for name in ("mean", "std") if name not in preprocessing
-    }
-    return own | known | {"preprocessing": {**preprocessing, **normalisation}}
-
-
-def save_network(network: PoseNetwork, folder: Path) -> None:
-    """Write a network's `model.safetensors` and `model.json`; see `PoseNetwork.save_pretrained`."""
-    description = describe_network(network)
-    if (folder / WEIGHTS).exists():
-        try:
-            read_description(folder)
-        except MsposeError as error:
+    no_answer = ""
+    if not local_files_only:
+        try:  # downloads themselves wait long for a network that is not there
+            HfApi(token=token).model_info(name, revision=revision, timeout=HUB_TIMEOUT)
+        except Exception as error:  # of the hub, its HTTP client or the network: of many kinds
+            if (status := http_status(error)) in (400, 401, 403, 404) or isinstance(
+                error, HFValidationError
+            ):
+                what = f"such model with a revision {revision}" if revision else "such model"
+                private = (
+                    ""
+                    if status is None
+                    else " that may be read (a private one: after `hf auth login`)"
+                )
+                raise MsposeError(
+                    f"{nowhere}, and the Hugging Face hub has no {what}{private}"
+                ) from error
+            no_answer = reason(error)
+    here_only = local_files_only or bool(no_answer)
+    where = {"revision": revision, "token": token, "local_files_only": here_only, **options}
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=[WEIGHTS, MODEL], **where))
+    except Exception as error:
+        if not here_only:
             raise MsposeError(
-                f"{folder} holds a model that is not mspose's ({error}): give another folder"
+                f"cannot download {name} from the Hugging Face hub: {reason(error)}"
             ) from error
-    save_model(folder, network.state_dict(), description)
+        asked = f"; the Hugging Face hub does not answer ({no_answer})" if no_answer else ""
+        raise MsposeError(
+            f"{nowhere}, and it was not downloaded from the Hugging Face hub before{asked}"
+        ) from error
+    log.info("%s: from the Hugging Face hub, commit %s", name, folder.name[:12])
+    return folder
 
 
-def build_network(
-    description: Mapping[str, Any], weights: Mapping[str, Tensor], source: Path
-) -> PoseNetwork:
-    """The network that a model's description and weights make, in eval mode, in the precision of
-    its weights.
+def http_status(error: Exception) -> int | None:
+    """Status of the answer that an HTTP client raised; None where there was no answer."""
+    return getattr(getattr(error, "response", None), "status_code", None)
 
-    Raises MsposeError, naming `source`, for a description of no network of this version, and for
-    weights of another.
+
+def reason(error: Exception) -> str:
+    """First line of an error's text, at most 200 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].removesuffix(".")[:200] if lines else type(error).__name__
+
+
+def read_construction(
+    description: Mapping[str, Any], source: Path | str
+) -> tuple[ModelSettings, list[str]]:
+    """Return the settings that built a model, and its scenes, as its `model.json` says.
+
+    Models of earlier versions, which have `kind` and `architecture` in place of `settings` and
+    `scenes`, are read too: a setting that such a file does not name has its default.
+
+    Raises:
+        MsposeError: there are none, naming `source`.
     """
     try:
-        network = network_class(description["kind"])(
-            **description["architecture"], pretrained=False
-        )
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        RuntimeError,
-        OverflowError,
-        MsposeError,
-    ) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        if "architecture" in description:
+            named = {"kind": description["kind"], **description["architecture"]}
+            scenes = named.pop("scenes")
+        else:
+            named, scenes = description["settings"], description["scenes"]
+        return ModelSettings(**named), list(scenes)
+    except (KeyError, TypeError, ValueError) as error:
         raise MsposeError(
-            f"{source}/model.json does not describe a model of this version: {reason}"
+            f"{source}/model.json does not describe a model of this version: {error}"
         ) from error
-    if any(tensor.dtype == torch.float64 for tensor in weights.values()):
-        network.double()  # a converted checkpoint keeps its precision
-    load_weights(network, weights, source)
-    network.description = dict(description)
-    return network.eval()
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:

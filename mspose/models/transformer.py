@@ -1,24 +1,23 @@
 """Pre-norm transformer encoder and decoder, batch first.
 
-Positions reach queries and keys after the pre-norm, never values.
-B images, N image tokens, S scenes, C channels, L layers, H heads, D channels per head.
+Encodings of token positions reach queries and keys after the pre-norm, never values.
+B images, N image tokens, S scenes, C channels, L layers, H heads.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mspose.models.attention import CrossAttention, SelfAttention
+from mspose.models.attention import Attention, xavier_linear
 from mspose.models.attention_map import AttentionMap, query_key_gap
-from mspose.models.kernels import Dropout, Linear
-from mspose.models.relative_position import TokenPositions
+from mspose.models.token_positions import TokenPositions
 
 EncoderObserver = Callable[[int, AttentionMap], None]
 """Called with the layer and the self-attention of every encoder layer."""
 DecoderObserver = Callable[[int, Tensor], None]
-"""Called with the layer and weight_BHSN, what every scene's query attends to in the image, of every
+"""Called with the layer and weight_BHSN, each scene query's attention to the image, of every
 decoder layer.
 """
 
@@ -28,9 +27,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden: int, *, dropout: float) -> None:
         super().__init__()
-        self.linear1 = Linear(dim, hidden)
-        self.linear2 = Linear(hidden, dim)
-        self.dropout = Dropout(dropout)
+        self.linear1 = xavier_linear(dim, hidden)
+        self.linear2 = xavier_linear(hidden, dim)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens_BNC: Tensor) -> Tensor:
         return self.linear2(self.dropout(F.gelu(self.linear1(tokens_BNC))))
@@ -48,58 +47,38 @@ class EncoderLayer(nn.Module):
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         attention_scale: str = "head-dim",
+        query_key_weights: str = "plain",
     ) -> None:
         super().__init__()
-        self.self_attention = SelfAttention(
-            dim, heads, dropout=attention_dropout, attention_scale=attention_scale
+        self.self_attention = Attention(
+            dim,
+            heads,
+            dropout=attention_dropout,
+            scale=attention_scale,
+            query_key_weights=query_key_weights,
         )
         self.feedforward = FeedForward(dim, feedforward, dropout=dropout)
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens_BNC: Tensor, positions: TokenPositions) -> tuple[Tensor, AttentionMap]:
-        """Returns tokens_BNC, and what the self-attention was."""
-        attended_BNC, attention = self.self_attention(self.norm1(tokens_BNC), positions)
+        """Returns tokens_BNC and the map of the self-attention."""
+        value_BNC = query_BNC = self.norm1(tokens_BNC)
+        if positions.added_NC is not None:
+            query_BNC = value_BNC + positions.added_NC
+        attended_BNC, attention = self.self_attention(query_BNC, query_BNC, value_BNC, positions)
         tokens_BNC = tokens_BNC + self.dropout(attended_BNC)
-        tokens_BNC = tokens_BNC + self.dropout(self.feedforward(self.norm2(tokens_BNC)))
-        return tokens_BNC, attention
+        return tokens_BNC + self.dropout(self.feedforward(self.norm2(tokens_BNC))), attention
 
 
 class Encoder(nn.Module):
     """A stack of encoder layers and a final LayerNorm; with no layers, the LayerNorm alone."""
 
-    def __init__(
-        self,
-        layers: int,
-        dim: int,
-        heads: int,
-        feedforward: int,
-        *,
-        dropout: float = 0.0,
-        attention_dropout: float = 0.0,
-        attention_scale: str = "head-dim",
-    ) -> None:
+    def __init__(self, layers: Iterable[EncoderLayer], dim: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.layers = nn.ModuleList(
-            EncoderLayer(
-                dim,
-                heads,
-                feedforward,
-                dropout=dropout,
-                attention_dropout=attention_dropout,
-                attention_scale=attention_scale,
-            )
-            for _ in range(layers)
-        )
+        self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(dim)
-
-    def normalize_query_key_weights(self, name: str) -> None:
-        """As `SelfAttention.normalize_query_key_weights`, in every layer."""
-        for module in self.modules():
-            if isinstance(module, SelfAttention):
-                module.normalize_query_key_weights(name)
 
     def forward(
         self,
@@ -108,25 +87,19 @@ class Encoder(nn.Module):
         *,
         observer: EncoderObserver | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Returns tokens_BNC and query_key_gap_BLH: per layer and head, the distance from mean
-        query to mean key.
-        """
+        """Returns tokens_BNC and query_key_gap_BLH, empty where there are no layers."""
         gaps_BH = []
         for index, layer in enumerate(self.layers):
             tokens_BNC, attention = layer(tokens_BNC, positions)
             gaps_BH.append(query_key_gap(attention.query_BHQD, attention.key_BHKD))
             if observer is not None:
                 observer(index, attention)
-        gap_BLH = (
-            torch.stack(gaps_BH, dim=1)
-            if gaps_BH
-            else tokens_BNC.new_zeros(tokens_BNC.shape[0], 0, self.heads)
-        )
-        return self.norm(tokens_BNC), gap_BLH
+        none_B00 = tokens_BNC.new_zeros(len(tokens_BNC), 0, 0)
+        return self.norm(tokens_BNC), torch.stack(gaps_BH, dim=1) if gaps_BH else none_B00
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention among the scene tokens, cross-attention to the image tokens, feed-forward."""
+    """Self-attention among the scenes, cross-attention to the image tokens, feed-forward."""
 
     def __init__(
         self,
@@ -138,74 +111,52 @@ class DecoderLayer(nn.Module):
         attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.self_attention = SelfAttention(dim, heads, dropout=attention_dropout)
-        self.cross_attention = CrossAttention(dim, heads, dropout=attention_dropout)
+        self.self_attention = Attention(dim, heads, dropout=attention_dropout)
+        self.cross_attention = Attention(dim, heads, dropout=attention_dropout)
         self.feedforward = FeedForward(dim, feedforward, dropout=dropout)
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim)
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(
         self, scene_BSC: Tensor, query_SC: Tensor, memory_BNC: Tensor, memory_key_BNC: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Returns scene_BSC, and weight_BHSN of the cross-attention.
+    ) -> tuple[Tensor, AttentionMap]:
+        """Returns scene_BSC and the map of the cross-attention.
 
-        `memory_key_BNC` is the memory with its positions added.
+        `memory_key_BNC` is the memory with the encoding of its positions added.
         """
-        scene_BSC = scene_BSC + self.dropout(
-            self.self_attention(self.norm1(scene_BSC), TokenPositions(query_SC))[0]
-        )
-        query_BSC = self.norm2(scene_BSC) + query_SC
-        attended_BSC, weight_BHSN = self.cross_attention(query_BSC, memory_key_BNC, memory_BNC)
+        value_BSC = self.norm1(scene_BSC)
+        query_BSC = value_BSC + query_SC
+        attended_BSC, _ = self.self_attention(query_BSC, query_BSC, value_BSC)
         scene_BSC = scene_BSC + self.dropout(attended_BSC)
-        return scene_BSC + self.dropout(self.feedforward(self.norm3(scene_BSC))), weight_BHSN
+        query_BSC = self.norm2(scene_BSC) + query_SC
+        attended_BSC, attention = self.cross_attention(query_BSC, memory_key_BNC, memory_BNC)
+        scene_BSC = scene_BSC + self.dropout(attended_BSC)
+        return scene_BSC + self.dropout(self.feedforward(self.norm3(scene_BSC))), attention
 
 
 class Decoder(nn.Module):
-    """A stack of decoder layers on zeros, with one learned query per scene, and a final LayerNorm."""
+    """A stack of decoder layers on zeros, with a query per scene, and a final LayerNorm."""
 
-    def __init__(
-        self,
-        layers: int,
-        dim: int,
-        heads: int,
-        feedforward: int,
-        *,
-        dropout: float = 0.0,
-        attention_dropout: float = 0.0,
-    ) -> None:
+    def __init__(self, layers: Iterable[DecoderLayer], dim: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            DecoderLayer(
-                dim, heads, feedforward, dropout=dropout, attention_dropout=attention_dropout
-            )
-            for _ in range(layers)
-        )
+        self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(dim)
 
     def forward(
         self,
         query_SC: Tensor,
         memory_BNC: Tensor,
-        position_NC: Tensor,
+        added_NC: Tensor,
         *,
         observer: DecoderObserver | None = None,
     ) -> Tensor:
-        """Returns scene_BSC: one vector per image and scene."""
-        memory_key_BNC = memory_BNC + position_NC
-        scene_BSC = torch.zeros_like(query_SC).expand(memory_BNC.shape[0], -1, -1)
+        """Returns scene_BSC, one vector per image and scene; `added_NC` is added to the keys."""
+        memory_key_BNC = memory_BNC + added_NC
+        scene_BSC = torch.zeros_like(query_SC).expand(len(memory_BNC), -1, -1)
         for index, layer in enumerate(self.layers):
-            scene_BSC, weight_BHSN = layer(scene_BSC, query_SC, memory_BNC, memory_key_BNC)
+            scene_BSC, attention = layer(scene_BSC, query_SC, memory_BNC, memory_key_BNC)
             if observer is not None:
-                observer(index, weight_BHSN)
+                observer(index, attention.log_weight().exp())
         return self.norm(scene_BSC)
-
-
-def initialize_matrices(module: nn.Module) -> None:
-    """Xavier-uniform for every matrix of `module`, biases and norms left as they are
-    (MS-Transformer).
-    """
-    for parameter in module.parameters():
-        if parameter.dim() > 1:
-            nn.init.xavier_uniform_(parameter)

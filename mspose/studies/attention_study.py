@@ -64,7 +64,8 @@ from mspose.inference import load
 from mspose.models.attention_map import SIMILAR, SPREAD, AttentionMap
 from mspose.models.mstransformer import MSTransformer
 from mspose.models.network import BRANCHES, PoseNetwork
-from mspose.models.position_encoding import ADDED_ENCODINGS
+from mspose.models.stored import read_construction
+from mspose.models.token_positions import TOKEN_POSITIONS
 from mspose.provenance import provenance
 from mspose.run import load_model
 
@@ -157,7 +158,7 @@ def study_run(
         "thresholds": {"similar": SIMILAR, "spread": SPREAD},
         "layers": layers,
         "encoding": {
-            branch: {"kind": network.architecture["position_encoding"], **_profile(distance_NN)}
+            branch: {"kind": network.settings.position_encoding, **_profile(distance_NN)}
             for branch, distance_NN in distance_of.items()
         },
         "training": gap_over_training(run, list(layers_of), settings.training),
@@ -183,25 +184,18 @@ def encoder_layers(run: Path) -> tuple[dict[str, int], int]:
 
     Raises MsposeError where the run holds no model, or one without self-attention in encoders.
     """
-    description = load_model(run)[1]
-    if description.get("kind") != MSTransformer.kind:
+    settings, _ = read_construction(load_model(run)[1], run)
+    if settings.kind != MSTransformer.kind:
         raise MsposeError(
-            f"{run}: a model of kind {description.get('kind')} has no queries and keys whose"
+            f"{run}: a model of kind {settings.kind} has no queries and keys whose"
             " attention could be studied: give a run of an MS-Transformer"
         )
-    try:
-        architecture = description["architecture"]
-        layers = {branch: int(architecture[f"{branch}_encoder_layers"]) for branch in BRANCHES}
-        heads = int(architecture["heads"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise MsposeError(
-            f"{run}/model.json does not describe a model of this version: {error}"
-        ) from error
+    layers = {branch: getattr(settings, f"{branch}_encoder_layers") for branch in BRANCHES}
     if not any(layers.values()):
         raise MsposeError(
             f"{run}: its model has no encoder layers, so there is no self-attention to study"
         )
-    return {branch: count for branch, count in layers.items() if count}, heads
+    return {branch: count for branch, count in layers.items() if count}, settings.heads
 
 
 def check_choice(run: Path, branch: str | None, layer: int | None, head: int | None) -> None:
@@ -300,15 +294,15 @@ def encoding_distances(
     """Compute per branch (N, N), the distances of tokens' encodings, where encoders add these to
     their tokens.
     """
-    if network.architecture["position_encoding"] not in ADDED_ENCODINGS:
+    if TOKEN_POSITIONS[network.settings.position_encoding].encoder is not None:
         return {}
     distance_of, encoding = {}, network.get_submodule("position_encoding")
     parameter = next(network.parameters())
     for branch, tokens in tokens_of.items():
         side = math.isqrt(tokens)
         with torch.inference_mode():
-            encoding_NC = encoding(side, side, parameter.dtype, parameter.device)
-        distance_of[branch] = token_distances(encoding_NC)
+            added_NC = encoding(side, side, parameter.dtype, parameter.device).added_NC
+        distance_of[branch] = token_distances(added_NC)
     return distance_of
 
 

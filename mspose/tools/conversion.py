@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from mspose.config import (
     DataSettings,
     LossSettings,
-    ModelSettings,
     Settings,
     config_hash,
     write_settings,
@@ -32,35 +32,26 @@ def convert_checkpoint(
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise MsposeError(f"{out} is not an empty folder: convert into a new one")
     converted = convert_released(read_released(checkpoint), scenes=scenes)
-    architecture = converted.architecture
-    card = read_card(dataset or _data_set_of(architecture["scenes"]))
-    if strange := sorted(
-        set(architecture["scenes"]) - set(card.known_scenes or architecture["scenes"])
-    ):
+    scenes, model = converted.scenes, converted.settings
+    card = read_card(dataset or _data_set_of(scenes))
+    if strange := sorted(set(scenes) - set(card.known_scenes or scenes)):
         raise MsposeError(
             f"{card.name} has no scene {strange[0]!r}; its scenes: {', '.join(card.known_scenes)}"
         )
-    network = MSTransformer(**architecture, pretrained=False)
+    network = MSTransformer(scenes, model, pretrained=False)
     network.load_state_dict(converted.state_dict)
-    model = {
-        name: architecture[name]
-        for name in ModelSettings.__dataclass_fields__
-        if name in architecture
-    }
     experiment, variant, seed = _names(out.resolve())
     settings = Settings(
         experiment=experiment,
         variant=variant,
         seed=seed,
         data=DataSettings(dataset=dataset or card.name),
-        model=ModelSettings(**model),
-        loss=LossSettings(
-            qka_weight=0.0 if architecture["position_encoding"] == "learned" else 0.1
-        ),
+        model=model,
+        loss=LossSettings(qka_weight=0.0 if model.position_encoding == "learned" else 0.1),
     )
     description = {
-        "kind": network.kind,
-        "architecture": architecture,
+        "scenes": scenes,
+        "settings": asdict(model),
         "preprocessing": {
             "resize": PAPER_RESIZE,
             "crop": PAPER_CROP,
@@ -83,16 +74,16 @@ def convert_checkpoint(
         raise
     dropped = converted.dropped
     shown = ", ".join(dropped[:8]) + (", ..." if len(dropped) > 8 else "")
-    layers = {name: architecture[name] for name in architecture if name.endswith("_layers")}
+    layers = {name: count for name, count in asdict(model).items() if name.endswith("_layers")}
     return "\n".join(
         [
             (
                 f"{len(converted.state_dict)} tensors kept, {len(dropped)} that nothing reads"
                 f" dropped: {shown}"
             ),
-            f"position encoding: {architecture['position_encoding']}; "
+            f"position encoding: {model.position_encoding}; "
             + ", ".join(f"{name} {count}" for name, count in layers.items()),
-            f"scenes: {', '.join(architecture['scenes'])} ({card.name})",
+            f"scenes: {', '.join(scenes)} ({card.name})",
             str(out),
         ]
     )

@@ -3,22 +3,17 @@
 Imported where it is needed: huggingface_hub is an extra.
 """
 
-import logging
 from pathlib import Path
 from typing import Any, Self
 
-from huggingface_hub import HfApi, ModelCard, ModelHubMixin, snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import ModelCard, ModelHubMixin
 
 from mspose.data.cards import read_card
 from mspose.errors import MsposeError
 from mspose.models.network import PoseNetwork
-from mspose.models.stored import describe_network, save_network
+from mspose.models.stored import http_status as _status
+from mspose.models.stored import reason as _reason
 from mspose.run import MODEL, WEIGHTS
-
-ANSWER = 10.0
-"""Seconds that the hub has to say whether there is a model."""
-log = logging.getLogger("mspose")
 
 
 class HubModel(ModelHubMixin):
@@ -40,68 +35,22 @@ class HubModel(ModelHubMixin):
         return model
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        save_network(self.network, save_directory)
+        self.network.save_pretrained(save_directory)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:  # noqa: ARG002
         """The README.md beside the model."""
         return ModelCard(card_text(self.network, self.name))
 
 
-def download(
-    name: str,
-    *,
-    revision: str | None = None,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
-    **options: Any,
-) -> Path:
-    """The folder, in the hub's cache, with the two files of the model `user/name`.
-
-    All options are those of `huggingface_hub.snapshot_download`. Where the hub does not answer
-    within ANSWER seconds, a model that was downloaded before is taken from the cache. Raises
-    MsposeError where there is no such model, or neither an answer nor a copy in the cache.
-    """
-    nowhere = f"{name} holds no model: there is no such folder here"
-    no_answer = ""
-    if not local_files_only:
-        try:  # downloads themselves wait long for a network that is not there
-            HfApi(token=token).model_info(name, revision=revision, timeout=ANSWER)
-        except (
-            Exception
-        ) as error:  # of the hub, its HTTP client (which differs between versions) or the network
-            if (status := _status(error)) in (400, 401, 403, 404) or isinstance(
-                error, HFValidationError
-            ):
-                what = f"such model with a revision {revision}" if revision else "such model"
-                private = (
-                    ""
-                    if status is None
-                    else " that may be read (a private one: after `hf auth login`)"
-                )
-                raise MsposeError(
-                    f"{nowhere}, and the Hugging Face hub has no {what}{private}"
-                ) from error
-            no_answer = _reason(error)
-    here_only = local_files_only or bool(no_answer)
-    where = {"revision": revision, "token": token, "local_files_only": here_only, **options}
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=[WEIGHTS, MODEL], **where))
-    except Exception as error:
-        if not here_only:
-            raise MsposeError(
-                f"cannot download {name} from the Hugging Face hub: {_reason(error)}"
-            ) from error
-        asked = f"; the Hugging Face hub does not answer ({no_answer})" if no_answer else ""
-        raise MsposeError(
-            f"{nowhere}, and it was not downloaded from the Hugging Face hub before{asked}"
-        ) from error
-    log.info("%s: from the Hugging Face hub, commit %s", name, folder.name[:12])
-    return folder
-
-
 def push(network: PoseNetwork, repo_id: str, **options: Any) -> str:
-    """Upload a network and its model card; see `PoseNetwork.push_to_hub`."""
-    describe_network(network)  # says what is missing before anything is made on the hub
+    """Upload a network and a model card to the Hugging Face hub; returns the commit's URL.
+
+    `repo_id` is `user/name`; `options` (`private`, `token`, `branch`, `commit_message`,
+    `create_pr`, or `ignore_patterns="README.md"` to keep a card that is there) are those of
+    `ModelHubMixin.push_to_hub`. Raises MsposeError as `save_pretrained` does, and where the hub
+    cannot be reached or refuses.
+    """
+    network.describe()  # says what is missing before anything is made on the hub
     try:
         return str(HubModel.of(network, repo_id).push_to_hub(repo_id, **options))
     except (MsposeError, TypeError):
@@ -115,23 +64,12 @@ def push(network: PoseNetwork, repo_id: str, **options: Any) -> str:
         ) from error
 
 
-def _status(error: Exception) -> int | None:
-    """Of an answer that was an error; None where there was no answer."""
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def _reason(error: Exception) -> str:
-    """The first line that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].removesuffix(".")[:200] if lines else type(error).__name__
-
-
 def card_text(network: PoseNetwork, name: str) -> str:
     """The model card: metadata for the hub, scenes, units, conventions, licence, how to load it."""
-    description = describe_network(network)
+    description = network.describe()
     learned = description.get("trained_on") or {}
     dataset, preprocessing = learned.get("dataset"), description["preprocessing"]
-    backbone, crop = network.architecture["backbone"], preprocessing["crop"]
+    backbone, crop = network.settings.backbone, preprocessing["crop"]
     trained = f"Trained on the data set {dataset}" if dataset else "Training data not recorded"
     if frames := learned.get("frames"):
         trained += f", {frames} frames"

@@ -1,4 +1,4 @@
-"""Backbones: their two maps, nothing in them that nobody reads, their weights and their refusals."""
+"""Backbones: their two maps, parameters that are all trained, weights, refusals."""
 
 import sys
 from types import SimpleNamespace

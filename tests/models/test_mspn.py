@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from mspose.errors import MsposeError
 from mspose.models.mspn import MSPN
-from mspose.models.network import Observer, PoseOutput
+from mspose.models.network import PoseOutput
 
 SCENES = ("attic", "barn", "cellar")
 
@@ -105,70 +103,3 @@ def test_dropout_is_that_of_the_hidden_layer():
     kept = dropped != 0
     torch.testing.assert_close(dropped[kept], 2 * plain[kept])
     assert 0.2 < float((plain[~kept] > 0).sum() / (plain > 0).sum()) < 0.8
-
-
-def test_the_observer_has_nothing_to_see():
-    class Alert(Observer):
-        def encoder(self, *_):
-            raise AssertionError
-
-        decoder = encoder
-
-    model = build().eval()
-    torch.testing.assert_close(
-        model(image(), observer=Alert()).position_B3, model(image()).position_B3
-    )
-
-
-def test_architecture_rebuilds_the_network():
-    model = build(dropout=0.2).eval()
-    again = MSPN(**model.architecture, pretrained=False).eval()
-    assert again.architecture == model.architecture
-    again.load_state_dict(model.state_dict())
-    assert torch.equal(again(image()).position_B3, model(image()).position_B3)
-    assert (model.mean, model.std) == (model.backbone.mean, model.backbone.std)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_keeps_poses_and_probabilities_in_float32(dtype):
-    model = build(dropout=0).train()
-    exact = model(image(), torch.tensor([0, 2, 1, 1]))
-    with torch.autocast("cpu", dtype=dtype):
-        output = model(image(), torch.tensor([0, 2, 1, 1]))
-    for name in ("position_B3", "orientation_B4", "scene_log_probability_BS"):
-        assert output[name].dtype == torch.float32
-        torch.testing.assert_close(output[name], exact[name], rtol=0.1, atol=0.1)
-
-
-def test_a_fused_network_says_the_same_and_is_not_trained():
-    model = build().eval()
-    before = model(image())
-    after = model.fuse()(image())
-    torch.testing.assert_close(after.position_B3, before.position_B3, rtol=1e-4, atol=1e-4)
-    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())
-    with pytest.raises(ValueError, match="a fused network cannot be trained"):
-        model.train()
-
-
-def test_compiles_without_graph_breaks():
-    torch._dynamo.reset()
-    model = build(dropout=0).train()
-    scene = torch.tensor([0, 2, 1, 1])
-    output = torch.compile(model, fullgraph=True, backend="eager")(image(), scene)
-    torch.testing.assert_close(output.position_B3, model(image(), scene).position_B3)
-    torch._dynamo.reset()
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"scenes": []}, "scenes: expected at least one"),
-        ({"scenes": ["a", "b", "a"]}, "scenes: expected each name once, found a"),
-        ({"head_hidden": 0}, "head_hidden: expected at least 1, found 0"),
-        ({"dropout": 1.0}, "dropout: expected a probability"),
-        ({"backbone": "efficientnet_lite"}, "there is no backbone called"),
-    ],
-)
-def test_refuses_settings_that_make_no_network(changes, words):
-    with pytest.raises(MsposeError, match=words):
-        build(**changes)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from mspose.models.query_key_weights import QUERY_KEY_WEIGHTS, make_query_key_weights
+from mspose.models.query_key_weights import make_query_key_weights
 
-NAMES = QUERY_KEY_WEIGHTS[1:]
+NAMES = ("spectral-norm", "sigma-reparam")
 
 
 def matrices(seed=0, size=12):
@@ -132,11 +132,3 @@ def test_computes_in_the_precision_of_the_weights_under_autocast(name):
         found = module(start)
     assert found.dtype == torch.float32
     assert torch.equal(found, expected)
-
-
-def test_plain_weights_go_through_nothing():
-    assert make_query_key_weights("plain", matrices()) is None
-    with pytest.raises(
-        ValueError, match="plain, spectral-norm, sigma-reparam, found 'weight-norm'"
-    ):
-        make_query_key_weights("weight-norm", matrices())

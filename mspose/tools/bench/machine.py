@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from mspose.models.kernels import linear
 from mspose.provenance import provenance
 from mspose.tools.bench.timing import interleaved
 
@@ -85,7 +84,6 @@ def _products(
     return {
         "torch.matmul": run(torch.matmul, left, right),
         "F.linear": run(F.linear, left, right),
-        "mspose's linear": run(linear, left, right),
         "1x1 convolution": run(F.conv2d, map_1CHW, kernel),
     }
 

@@ -142,7 +142,7 @@ def measure_prediction(results: Results, allocator: str, *, compile: bool) -> No
     """Time of a forward pass as evaluation does it, and how far the two sides' poses are apart."""
     log.info("measuring prediction %s", allocator)
     ours, reference = make_sides(results.workload, results.device)
-    ours.eval().fuse()
+    ours.eval()
     reference.eval()
     for count in PREDICTED:
         batch = random_batch(results.workload, count, results.device)

@@ -39,7 +39,7 @@ ABOUT = {
         " turn; *_kept_memory: both with memory kept, in turn; all in one process, those with the"
         " defaults first"
     ),
-    "predict": "ours fused (MSTransformer.fuse)",
+    "predict": "ours",
     "load": (
         "reference: PNG, PIL decode, resize, crop, normalise; ours: warm frame cache, crop,"
         " normalise; one core; *_jitter: with random crop and colour jitter on both sides; *_held:"
