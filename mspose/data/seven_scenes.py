@@ -49,9 +49,11 @@ def read_seven_scenes(
     ground_truth: str = "original",
     focal_px: float = math.nan,
     on_bad_frame: str = "stop",
+    sequences: Sequence[str] = (),
 ) -> pd.DataFrame:
     """The frame table of one split of `scenes`, by scene, sequence and frame number.
 
+    All frames of the folders `sequences`, where given, in place of those of the split's file.
     A scene's `camera-intrinsics.txt`, where it has one, goes before `focal_px`. With
     `on_bad_frame="skip"` a frame without image or with a bad pose file is left out (see
     `frame_table`).
@@ -60,7 +62,7 @@ def read_seven_scenes(
     there, a sequence without frames, and bad frames.
     """
     scene_names: list[str] = []
-    sequences: list[str] = []
+    sequence_names: list[str] = []
     images: list[str] = []
     pose_files: list[str] = []
     focals: list[float] = []
@@ -68,7 +70,8 @@ def read_seven_scenes(
     faults: dict[int, str] = {}
     for scene in scenes:
         focal = _read_focal(root / scene / INTRINSICS, focal_px)
-        for folder in split_sequences(root / scene, split):
+        folders = [root / scene / name for name in sequences]
+        for folder in folders or split_sequences(root / scene, split):
             sequence, place = folder.name, f"{folder}{os.sep}"
             for pose_name, image_name in _list_frames(folder):
                 matrix, fault = _read_matrix(place + pose_name)
@@ -79,7 +82,7 @@ def read_seven_scenes(
                 values.append(matrix)
                 pose_files.append(place + pose_name)
                 scene_names.append(scene)
-                sequences.append(sequence)
+                sequence_names.append(sequence)
                 images.append(f"{scene}/{sequence}/{image_name or pose_name}")
                 focals.append(focal)
     pose_B44 = np.array(values, dtype=np.float64).reshape(-1, 4, 4)
@@ -90,7 +93,7 @@ def read_seven_scenes(
         ground_truth=ground_truth,
         split=split,
         scene=scene_names,
-        sequence=sequences,
+        sequence=sequence_names,
         image=images,
         position_B3=pose_B44[:, :3, 3],
         orientation=pose_B44[:, :3, :3],

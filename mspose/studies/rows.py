@@ -15,10 +15,11 @@ import numpy as np
 
 from mspose.errors import MsposeError
 from mspose.metrics import csv_number, csv_rows, read_metrics
+from mspose.resources import bundled_file
 
 log = logging.getLogger("mspose")
 METRICS = "metrics.json"
-PUBLISHED_CSV = Path(__file__).resolve().parents[2] / "experiments" / "published.csv"
+PUBLISHED_CSV = bundled_file("experiments/published.csv")
 ERRORS = ("median_position_error_m", "median_orientation_error_deg")
 PUBLISHED_COLUMNS = (
     "method",

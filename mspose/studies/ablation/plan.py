@@ -14,21 +14,23 @@ A cell is one variant under one seed: a run of its own, `runs/<file>-<base>/<lab
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from mspose.config import Settings, changed_settings, differences, flatten, read_settings
-from mspose.data.cards import REPOSITORY
+from mspose.config import (
+    Settings,
+    changed_settings,
+    differences,
+    flatten,
+    read_dataclass,
+    read_settings,
+    read_yaml,
+)
 from mspose.errors import MsposeError
+from mspose.resources import ABLATIONS, EXPERIMENTS, experiment_file, find_file
 
-EXPERIMENTS = "experiments"
-ABLATIONS = "experiments/ablations"
-REQUIRED = ("title", "base", "reference", "seeds", "variants")
-KEYS = (*REQUIRED, "settings")
 OURS = ("experiment", "variant", "seed", "runs", "quick")
 """Settings that say which cell it is: no file changes them."""
 
@@ -63,18 +65,35 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """Of its run."""
-        return (
-            Path(self.settings.runs) / self.settings.experiment / self.label / f"seed-{self.seed}"
-        )
+        """The folder of its run."""
+        name = f"seed-{self.seed}"
+        return Path(self.settings.runs) / self.settings.experiment / self.label / name
 
     def __str__(self) -> str:
         return f"{self.label}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
+class AblationFile:
+    """The keys of an ablation file."""
+
+    title: str
+    """Heading of its table."""
+    base: str
+    """An experiment: its name in `experiments/`, or a path relative to the file."""
+    reference: str
+    """Label of the row without further changes, with which the others are compared."""
+    seeds: list[int]
+    """Seeds of every variant."""
+    variants: dict[str, dict[str, Any]]
+    """Label: the settings that it changes, nested or by dotted name."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Changes to the base that all rows share."""
+
+
+@dataclass(frozen=True)
 class Ablation:
-    """What an ablation file says."""
+    """A base experiment, and variants of it that each change a few settings."""
 
     path: Path
     title: str
@@ -94,7 +113,7 @@ class Ablation:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Of all rows, the reference first."""
+        """Labels of all rows, the reference first."""
         return (self.reference, *self.variants)
 
     def rows(
@@ -107,7 +126,7 @@ class Ablation:
         """The settings of every row by label, the reference first.
 
         Args:
-            dataset: another base experiment: its name in `experiments/`, or a path.
+            dataset: another base experiment: its name, or its path.
             quick: at toy size, `QUICK`, but for what a variant states.
             overrides: further changes that all rows share, by dotted name.
 
@@ -152,7 +171,7 @@ class Ablation:
         variants: Sequence[str] = (),
     ) -> list[Cell]:
         """All cells, or those of some `variants` (labels), seed by seed, so that every row soon has
-        a first figure.
+        a first result.
 
         Raises MsposeError as `rows` does, for seeds that cannot be, and for a label that is not
         there.
@@ -167,131 +186,52 @@ class Ablation:
         }
         return [
             Cell(label, seed, replace(settings, seed=seed, runs=runs))
-            for seed in (self.seeds if seeds is None else _seeds("--seeds", list(seeds)))
+            for seed in (self.seeds if seeds is None else _seeds("--seeds", seeds))
             for label, settings in chosen.items()
         ]
 
 
 def read_ablation(path_or_name: str | Path) -> Ablation:
-    """An ablation file, or that of this name in `experiments/ablations/`, here or in the
-    repository.
+    """An ablation file, or that of this name in `experiments/ablations/`, here or in the package.
 
-    Raises MsposeError, with the file and the place in it, for a file that is missing or not what is
+    Raises MsposeError, with the file and the key in it, for a file that is missing or not what is
     expected.
     """
-    path = _find(path_or_name, ABLATIONS, "ablation", beside=Path())
-    values = _read_yaml(path)
-    if not isinstance(values, dict):
+    path = find_file(ABLATIONS, path_or_name, "ablation")
+    file = read_dataclass(AblationFile, read_yaml(path), path)
+    if not file.variants:
+        raise MsposeError(f"{path}: variants is empty: expected a label and its settings for each")
+    if file.reference in file.variants:
         raise MsposeError(
-            f"{path}: expected {', '.join(REQUIRED)} at the top, found {values!r:.60}"
-        )
-    if unknown := [key for key in values if key not in KEYS]:
-        raise MsposeError(f"{path}: unknown key {unknown[0]!r}; there are: {', '.join(KEYS)}")
-    if missing := [key for key in REQUIRED if key not in values]:
-        raise MsposeError(f"{path}: {missing[0]} is missing; expected: {', '.join(REQUIRED)}")
-    for key in ("title", "base", "reference"):
-        if not isinstance(values[key], str) or not values[key].strip():
-            raise MsposeError(
-                f"{path}: {key} is {values[key]!r}, expected text (in quotes where YAML reads it"
-                " otherwise)"
-            )
-    variants = values["variants"]
-    if not isinstance(variants, dict) or not variants:
-        raise MsposeError(
-            f"{path}: variants is {variants!r:.60}, expected a label and its settings for each"
-        )
-    for label in variants:
-        if not isinstance(label, str):
-            raise MsposeError(f"{path}: the label {label!r} is no text: put it in quotes")
-    if values["reference"] in variants:
-        raise MsposeError(
-            f"{path}: {values['reference']} is the reference, which changes nothing, and a variant:"
+            f"{path}: {file.reference} is the reference, which changes nothing, and a variant:"
             " rename one"
         )
+    try:
+        base = find_file(EXPERIMENTS, file.base, "experiment", beside=path.parent)
+    except MsposeError as error:
+        raise MsposeError(f"{path}: base: {error}") from error
     return Ablation(
         path=path,
-        title=values["title"],
-        base=_find(values["base"], EXPERIMENTS, f"{path}: base", beside=path.parent),
-        settings=_changes(path, "settings", values.get("settings", {})),
-        reference=values["reference"],
-        seeds=_seeds(f"{path}: seeds", values["seeds"]),
+        title=file.title,
+        base=base,
+        settings=_changes(f"{path}: settings", file.settings),
+        reference=file.reference,
+        seeds=_seeds(f"{path}: seeds", file.seeds),
         variants={
-            label: _changes(path, f"variants.{label}", changes)
-            for label, changes in variants.items()
+            label: _changes(f"{path}: variants.{label}", changes)
+            for label, changes in file.variants.items()
         },
     )
 
 
-def experiment_file(name_or_path: str) -> Path:
-    """The file of an experiment: of that name in `experiments/`, here or in the repository, or that
-    path.
-    """
-    return _find(name_or_path, EXPERIMENTS, "experiment", beside=Path())
-
-
-def _find(name_or_path: str | Path, folder: str, what: str, *, beside: Path) -> Path:
-    text = str(name_or_path)
-    if text.endswith((".yaml", ".yml")) or "/" in text:
-        path = beside / Path(text).expanduser()
-        if not path.is_file():
-            raise MsposeError(
-                f"{what} {text}: there is no such file"
-                + (f" ({path})" if str(path) != text else "")
-            )
-        return path
-    folders = list(dict.fromkeys((Path.cwd() / folder, REPOSITORY / folder)))
-    for place in folders:
-        if (place / f"{text}.yaml").is_file():
-            return place / f"{text}.yaml"
-    there = sorted({path.stem for place in folders for path in place.glob("*.yaml")})
-    raise MsposeError(
-        f"{what} {text!r} is not in {folders[0]}; there are: {', '.join(there) or 'none'}; or give"
-        " a path"
-    )
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which YAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if (name := key.value) in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{name!r} is there twice", key.start_mark
-                )
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except OSError as error:
-        raise MsposeError(f"cannot read {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
-        raise MsposeError(
-            f"{path} is not YAML that can be read: {' '.join(str(error).split())}"
-        ) from error
-
-
-def _changes(path: Path, place: str, values: Any) -> dict[str, Any]:
+def _changes(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by dotted name, written so or nested."""
-    if not isinstance(values, dict):
-        raise MsposeError(
-            f"{path}: {place} is {values!r:.60}, expected settings by name, {{loss.qka_weight:"
-            " 0.1}"
-        )
     try:
         changes = flatten(values)
     except TypeError as error:
-        raise MsposeError(
-            f"{path}: {place}: every name is a text such as loss.qka_weight"
-        ) from error
+        raise MsposeError(f"{where}: every name is a text such as loss.qka_weight") from error
     if ours := [name for name in changes if name in OURS]:
-        raise MsposeError(
-            f"{path}: {place}.{ours[0]} is not for the file to say: it is set for every cell"
-        )
+        raise MsposeError(f"{where}.{ours[0]} is not for the file to say: it is set for every cell")
     return changes
 
 
@@ -302,12 +242,9 @@ def _changed(settings: Settings, changes: Mapping[str, Any], place: str) -> Sett
         raise MsposeError(f"{place}: {error}") from error
 
 
-def _seeds(place: str, values: Any) -> tuple[int, ...]:
-    if not isinstance(values, list) or not values:
-        raise MsposeError(f"{place} is {values!r:.60}, expected whole numbers, [0, 1, 2]")
-    for seed in values:
-        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-            raise MsposeError(f"{place} has {seed!r}, expected whole numbers from 0 on")
-    if twice := [seed for seed in values if values.count(seed) > 1]:
-        raise MsposeError(f"{place} has {twice[0]} twice")
-    return tuple(int(seed) for seed in values)
+def _seeds(where: str, values: Sequence[int]) -> tuple[int, ...]:
+    if not values or not all(0 <= seed < 2**63 for seed in values):
+        raise MsposeError(f"{where}: {list(values)}: expected whole numbers from 0 on, [0, 1, 2]")
+    if len(set(values)) < len(values):
+        raise MsposeError(f"{where}: {list(values)} has one twice")
+    return tuple(values)
