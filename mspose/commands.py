@@ -23,7 +23,8 @@ from mspose.config import Settings, SlurmSettings
 from mspose.errors import MsposeError
 
 if TYPE_CHECKING:
-    AtLeastTwo = Port = int
+    AtLeastTwo = int
+    Port = int
 else:
     AtLeastTwo = restricted_number_type("AtLeastTwo", int, (">=", 2))
     Port = restricted_number_type("Port", int, [(">=", 0), ("<=", 65535)])
@@ -206,7 +207,7 @@ def cache_data(
     from mspose.resources import experiment_file
 
     base = read_settings(experiment_file(config)) if config else Settings()
-    changes = {
+    changes: dict[str, Any] = {
         "dataset": dataset or (None if config else "7scenes"),
         "scenes": scenes,
         "root": root,
@@ -374,7 +375,7 @@ def table(
         digits: decimals of metres.
         out: file to write, in place of printing.
     """
-    filters = {"ground_truth": ground_truth, "split": split}
+    filters: dict[str, Any] = {"ground_truth": ground_truth, "split": split}
     if ablation:
         of_runs = {"kind": kind != "median", "published": not published, "digits": digits != 2}
         _refuse({**of_runs, **filters}, "without effect beside --ablation, leave it out")

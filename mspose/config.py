@@ -18,8 +18,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
+import jsonargparse
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from jsonargparse.typing import (
     ClosedUnitInterval,
     NonNegativeFloat,
@@ -393,14 +394,14 @@ def nearest_names(unknown: str, names: Iterable[str]) -> list[str]:
     return sorted(close, key=lambda name: likeness[name], reverse=True)[:3]
 
 
-class _ExperimentFile(ActionConfigFile):
+class _ExperimentFile(jsonargparse.ActionConfigFile):  # type: ignore[name-defined]
     """`--config`: the path of an experiment file, or its name."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
         super().__call__(parser, cfg, str(experiment_file(values)), option_string)
 
 
-def settings_parser(**options: Any) -> ArgumentParser:
+def settings_parser(**options: Any) -> Parser:
     """A parser of `Settings` with `--config FILE`; the caller adds its own arguments."""
     parser = Parser(**options)
     parser.add_argument(
@@ -541,7 +542,7 @@ def read_dataclass(kind: type[T], values: Mapping[str, Any], path: Path) -> T:
 
     Raises MsposeError with the file, the key and what is expected.
     """
-    parser = _parser_of(kind)
+    parser = _parser_of(kind)  # type: ignore[arg-type]
     try:
         return _instantiate(parser, parser.parse_object(dict(values)), kind)
     except MsposeError as error:

@@ -123,7 +123,7 @@ class Card:
     """Label files that belong to the card (format `label-csv`)."""
     how_to_get: str = ""
     """Advice where the data is missing, in place of the usual one."""
-    render: dict[str, int | float | str] = field(default_factory=dict)
+    render: dict[str, Any] = field(default_factory=dict)
     """Settings of the renderer (format `virtual`)."""
 
     @property
@@ -160,7 +160,10 @@ def read_card(name_or_path: str | Path) -> Card:
     folder = data_folder(path)
     name = card.name or path.stem
     root = values.get("root", "." if card.format == "label-csv" else name)
-    texts = ("pose_convention", "licence", "source", "citation", "how_to_get")
+    texts: dict[str, Any] = {
+        text: " ".join(getattr(card, text).split())
+        for text in ("pose_convention", "licence", "source", "citation", "how_to_get")
+    }
     return dataclasses.replace(
         card,
         path=path,
@@ -172,7 +175,7 @@ def read_card(name_or_path: str | Path) -> Card:
         ground_truths=card.ground_truths or GROUND_TRUTHS[card.format],
         label_convention=card.label_convention or LABEL_CONVENTIONS[card.format],
         labels=[_joined(path.parent, label) for label in card.labels],
-        **{text: " ".join(getattr(card, text).split()) for text in texts},
+        **texts,
     )
 
 

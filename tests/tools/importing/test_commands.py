@@ -1,17 +1,11 @@
 """`mspose data import` as a user types it, and the other commands on what it made."""
 
-import re
-import shlex
-from pathlib import Path
 
 import pandas as pd
 import pytest
 from tools.importing.builders import write_colmap, write_nerfstudio
 
 from mspose.config import write_settings
-from mspose.data_verbs import ACTIONS
-
-ROOT = Path(__file__).parents[3]
 
 
 def test_every_other_command_takes_an_imported_data_set(call, room, small_settings, tmp_path):
@@ -125,18 +119,3 @@ def test_dashes_do_for_underscores(call, room, tmp_path):
     }
     assert set(labels["focal_px"]) == {41}
     assert "split: by sequence; for testing: walk 2" in out
-
-
-def test_the_documented_commands_are_accepted():
-    text = "".join(
-        (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/own-data.md")
-    )
-    commands = re.findall(r"^mspose data import ([^#\n]*)", text, re.MULTILINE)
-    assert {command.split()[0] for command in commands} == {
-        "colmap",
-        "nerfstudio",
-        "tum",
-        "kapture",
-    }
-    for command in commands:
-        ACTIONS["import"]()[0].parse_args(shlex.split(command))

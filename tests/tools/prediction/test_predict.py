@@ -4,7 +4,6 @@ import io
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -17,7 +16,6 @@ import pytest
 from PIL import Image
 
 import mspose
-from mspose import result_verbs
 from mspose.data.cards import data_root, read_card
 from mspose.data.images import read_image
 from mspose.errors import MsposeError
@@ -297,19 +295,6 @@ def test_progress_is_shown_beside_the_rows(predict, images):
     assert len(csv(out)) == 5
     assert "predicting: 100%" in lines[-1]
     assert "5/5" in lines[-1]
-
-
-def test_the_documented_commands_are_accepted():
-    root = Path(__file__).parents[3]
-    text = "".join(
-        (root / name).read_text(encoding="utf-8")
-        for name in ("README.md", "docs/trained-models.md")
-    )
-    commands = re.findall(r"^mspose predict (.*)$", text, re.M)
-    assert len(commands) > 2
-    for command in commands:
-        words = shlex.split(command.partition(">")[0], comments=True)
-        assert result_verbs.predict()[0].parse_args(words).images
 
 
 def test_bad_input_is_one_line(refused, images, tmp_path):
