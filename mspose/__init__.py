@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from mspose.models.mspn import MSPN
     from mspose.models.mstransformer import MSTransformer
 
-HOMES = {"load": "inference", "MSTransformer": "models.mstransformer", "MSPN": "models.mspn"}
+MODULES = {"load": "inference", "MSTransformer": "models.mstransformer", "MSPN": "models.mspn"}
 
 
 def __getattr__(name: str) -> Any:
-    """What `HOMES` names and submodules such as `mspose.poses` load when first used: `mspose
-    --help` stays quick.
+    """Import `load`, the networks and submodules such as `mspose.poses` when they are first used,
+    which keeps `mspose --help` quick.
     """
-    if name in HOMES:
-        return getattr(importlib.import_module(f"mspose.{HOMES[name]}"), name)
+    if name in MODULES:
+        return getattr(importlib.import_module(f"mspose.{MODULES[name]}"), name)
     try:
         return importlib.import_module(f"mspose.{name}")
     except ModuleNotFoundError as error:

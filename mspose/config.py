@@ -2,8 +2,8 @@
 checked and stored.
 
 An experiment file (`--config experiments/7scenes.yaml`) sets some fields, the command line
-overrides it, the run folder keeps the resolved whole in `config.yaml`. Constructors elsewhere take
-plain values, never these objects.
+overrides it, and the run's folder keeps the resolved whole in `config.yaml`. Constructors elsewhere
+take plain values, never these objects.
 """
 
 import dataclasses
@@ -12,12 +12,13 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
+import jsonargparse
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from jsonargparse.typing import (
@@ -31,7 +32,9 @@ from jsonargparse.typing import (
 
 from mspose.errors import MsposeError
 from mspose.files import whole_file
+from mspose.resources import experiment_file
 
+T = TypeVar("T")
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 if TYPE_CHECKING:
     HalfTurn = float
@@ -55,28 +58,23 @@ class DataSettings:
     """Frames of each scene and split to use, evenly spread; 0: all."""
     ground_truth: str | None = None
     """Which poses, where a data set has several (7Scenes: `original` or `sfm`); by default the
-    card's first.
-    """
+    card's first."""
     labels: list[str] = field(default_factory=list)
     """Label files to read in place of the data set's own (MST/ActMST label CSVs, or 7Scenes' sfm
-    text files).
-    """
+    text files)."""
     holdout: ClosedUnitInterval = 0.0
     """Share of each training sequence, in one contiguous block, kept from training to watch
-    held-out errors.
-    """
+    held-out errors."""
     resize: PositiveInt = 256
     """Length in pixels that the short side of an image is resized to."""
     crop: PositiveInt = 224
     """Side in pixels of the square crop that the network sees: random in augmented training, else
-    the centre.
-    """
+    the centre."""
     cache: str = "datasets/.cache"
     """Folder for the decoded, resized frames (one byte per value, read through a memory map)."""
     cache_on_device: bool = False
     """Hold all training frames in the memory of the training device (7Scenes at 256 pixels: 6.8
-    GB).
-    """
+    GB)."""
 
     def source(self) -> dict[str, Any]:
         """Where frames and labels come from, as the arguments of `mspose.data.cache.open_split`."""
@@ -129,7 +127,7 @@ class ModelSettings:
     """Scores of the encoders' self-attention are divided by the root of a head's channels, or of
     the number of tokens."""
     query_initialisation: Literal["normal", "orthogonal"] = "normal"
-    """Start of the decoders' scene queries."""
+    """Initial values of the decoders' scene queries."""
     head_hidden: PositiveInt = 1024
     """Hidden width of the two regressor heads; in `mspn`, of the layer before all heads."""
 
@@ -142,8 +140,7 @@ class LossSettings:
 
     weighting: Literal["learned", "fixed"] = "learned"
     """`learned`: L exp(-s) + s with learned s (Kendall and Cipolla 2017); `fixed`: the two weights
-    below.
-    """
+    below."""
     s_position: float = 0.0
     """Start of the learned s of the position term."""
     s_orientation: float = -3.0
@@ -171,12 +168,12 @@ class AugmentationSettings:
     enabled: bool = True
     """Random crop and colour jitter; off: the centre crop alone, as in evaluation."""
     crop_reach: ClosedUnitInterval = 1.0
-    """Share of the crop's places, around the centre, that random crops are drawn from: 1 in the
+    """Share of all possible crops, around the centre, that random crops are drawn from: 1 in the
     papers, 0 the centre alone."""
     crop_label: Literal["kept", "turned"] = "kept"
-    """Orientation label of a random crop: `kept` as in the papers, though a crop away from the
-    centre looks elsewhere, or `turned` with it, to that of a camera which looks at the crop's
-    centre (needs the focal length)."""
+    """Orientation label of a random crop: `kept` as in the papers, though a crop off the
+    centre has another direction of view, or `turned` with it, to that of a camera aimed at the
+    crop's centre (needs the focal length)."""
     brightness: ClosedUnitInterval = 0.5
     """Brightness factor drawn from 1 - b to 1 + b."""
     contrast: ClosedUnitInterval = 0.5
@@ -210,8 +207,7 @@ class TrainingSettings:
     """Adam's L2 weight decay."""
     schedule: Literal["step", "cosine"] = "step"
     """`step`: times `step_factor` every `step_epochs` epochs; `cosine`: linear warm-up, then half a
-    cosine to zero.
-    """
+    cosine to zero."""
     step_epochs: PositiveInt = 10
     """Epochs between two steps of the `step` schedule."""
     step_factor: PositiveFloat = 0.1
@@ -223,8 +219,8 @@ class TrainingSettings:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of the network's forward pass (autocast)."""
     compile: bool = False
-    """Compile the network's forward pass (`torch.compile`), for GPUs: on a CPU that is slower than
-    what is here without it. Where it does not work, a message says so."""
+    """Compile the network's forward pass (`torch.compile`), for GPUs; where that does not work, a
+    message says so."""
     recompute_backbone: bool = False
     """Forget the backbone's activations and compute them again in the backward pass: a third less
     memory, for the time of one more forward pass of the backbone."""
@@ -235,13 +231,11 @@ class TrainingSettings:
     start_from: str | None = None
     """Run folder whose model is the start, in place of fresh weights (two-stage training)."""
     evaluate_every: PositiveInt = 1
-    """Epochs between two looks at medians, attention entropy and query-key gap; the last epoch
-    always has one.
-    """
+    """Epochs between two evaluations of medians, attention entropy and query-key gap; the last
+    epoch always has one."""
     evaluate_frames: PositiveInt = 200
-    """Frames, evenly spread, of the training part and of the held-out part that such a look uses at
-    most.
-    """
+    """Largest number of frames, evenly spread, that such an evaluation takes of the training part
+    and of the held-out part."""
 
 
 @dataclass(frozen=True)
@@ -252,8 +246,7 @@ class Settings:
     """Name of the experiment: the first folder under `runs`."""
     variant: str | None = None
     """Name of the variant: the second folder; by default `all`, or the scenes and the ground truth
-    where chosen.
-    """
+    where chosen."""
     seed: NonNegativeInt = 0
     """Seed of weights, order, augmentation and dropout."""
     runs: str = "runs"
@@ -262,12 +255,10 @@ class Settings:
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, ..."""
     quick: bool = False
     """Marks a try at toy size, whose results share no table with real ones (set by `mspose ablate
-    --quick`).
-    """
+    --quick`)."""
     on_bad_frame: Literal["stop", "skip"] = "stop"
     """A missing or broken image or pose file: stop and name it, or leave it out and report how
-    many.
-    """
+    many."""
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     loss: LossSettings = field(default_factory=LossSettings)
@@ -284,7 +275,24 @@ class Settings:
         return Path(self.runs) / self.experiment / variant / f"seed-{self.seed}"
 
 
-# What may differ between two starts of the same run: places and devices, not mathematics.
+@dataclass(frozen=True)
+class SlurmSettings:
+    """Resources that one cell of an ablation asks a Slurm cluster for (`--launcher slurm`)."""
+
+    cluster: Literal["slurm", "local"] = "slurm"
+    """`local`: submitit's own processes on this machine in place of a cluster, to try."""
+    partition: str | None = None
+    """Partition of the cluster; by default the cluster's own choice."""
+    minutes: PositiveInt = 1440
+    """Time limit of a job; one that reaches it saves and is queued again."""
+    gpus: NonNegativeInt = 1
+    """GPUs of a job."""
+    cpus: PositiveInt = 8
+    """CPU cores of a job."""
+    memory_gb: PositiveInt = 32
+    """Memory of a job in GB."""
+
+
 PLACES = (
     "runs",
     "device",
@@ -294,6 +302,7 @@ PLACES = (
     "training.compile",
     "training.recompute_backbone",
 )
+"""Settings that may differ between two starts of one run: paths and devices, not mathematics."""
 ADDED_LATER = (("augmentation.blur", 0.0), ("augmentation.jpeg", 0.0))
 """Settings that `config_hash` leaves out at these defaults, so that models made before the settings
 existed keep their hash."""
@@ -340,14 +349,11 @@ def write_settings(path: Path, settings: Settings) -> None:
 
 
 class Parser(ArgumentParser):
-    """A parser that raises MsposeError in one line, with the names that exist, where jsonargparse
-    would exit.
+    """A parser of jsonargparse that raises MsposeError, in one line and with the nearest names that
+    exist, where jsonargparse would exit.
     """
 
     def parse_args(self, *arguments: Any, **options: Any) -> Any:
-        """As jsonargparse's; what its readers let through (binary files, endless numbers) ends in
-        one line too.
-        """
         try:
             return super().parse_args(*arguments, **options)
         except (UnicodeDecodeError, TypeError, OverflowError, RecursionError) as error:
@@ -355,42 +361,62 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: ARG002
         message = re.sub(r"<class '(\w+)'>|typing\.(\w+)", r"\1\2", " ".join(message.split()))
-        raise MsposeError(message + self._names_that_exist(message))
+        raise MsposeError(message.removeprefix("Parser ") + self._names_that_exist(message))
 
     def _names_that_exist(self, message: str) -> str:
-        patterns = (
-            r"nrecognized arguments: -*(?P<name>[\w.\-]+)",
-            r"Group '(?P<group>[^']+)' does not accept option '(?P<name>[^']+)'",
-            r"Option '(?P<name>[^']+)' is not accepted",
+        found = re.search(
+            r"nrecognized arguments: -*(?P<name>[\w.\-]+)"
+            r"|(?:Group '(?P<group>[^']+)' does not accept o|O)ption '(?P<option>[^']+)'",
+            message,
         )
-        found = next(
-            (match for pattern in patterns if (match := re.search(pattern, message))), None
-        )
-        if found is None:
+        if found is None or message.startswith("Parser key"):  # of a group's own parser: it is said
             return ""
-        unknown = ".".join(
-            part for part in (found.groupdict().get("group"), found["name"]) if part
-        ).replace("-", "_")
+        parts = found["group"], found["name"] or found["option"]
+        unknown = ".".join(filter(None, parts)).replace("-", "_")
         hidden = {"help", "print_config", "print_shtab", "==SUPPRESS=="}
         names = {action.dest for action in self._actions} - hidden
-        leaves = sorted(
-            name for name in names if not any(other.startswith(name + ".") for other in names)
-        )
-        group = unknown.rpartition(".")[0] + "."
-        siblings = [name for name in leaves if name.startswith(group)]
-        siblings = siblings or sorted(
-            {name.partition(".")[0] + (".*" if "." in name else "") for name in leaves}
-        )
-        close = difflib.get_close_matches(unknown, leaves, n=3, cutoff=0.6)
+        leaves = [name for name in names if not any(n.startswith(f"{name}.") for n in names)]
+        group = unknown.rpartition(".")[0]
+        listed = {name for name in leaves if group and name.startswith(f"{group}.")} or {
+            re.sub(r"\..*", ".*", name) for name in leaves
+        }
+        close = nearest_names(unknown, leaves)
         meant = f"did you mean {' or '.join(close)}? " if close else ""
-        return f"; {meant}names that exist: {', '.join(siblings)}"
+        return f"; {meant}names that exist: {', '.join(sorted(listed))}"
 
 
-def settings_parser(**options: Any) -> ArgumentParser:
-    """A jsonargparse parser of `Settings` with `--config FILE`; the caller adds its own arguments."""
+def nearest_names(unknown: str, names: Iterable[str]) -> list[str]:
+    """The names, three at most, that a misspelt one is most like: as a whole, or in their last
+    components, in whatever group, so that `model.qka` is near to `loss.qka_weight`.
+    """
+    last = unknown.rpartition(".")[2]
+    likeness = {}
+    for name in names:
+        other = name.rpartition(".")[2]
+        as_whole = difflib.SequenceMatcher(None, unknown, name).ratio()
+        by_last = difflib.SequenceMatcher(None, last, other).ratio()
+        if last in other.split("_"):
+            by_last = max(by_last, 0.9)
+        likeness[name] = (max(as_whole, by_last), as_whole)
+    best = max(likeness.values(), default=(0.0, 0.0))[0]
+    close = [name for name, (like, _) in likeness.items() if like >= max(0.7, best - 0.05)]
+    return sorted(close, key=lambda name: likeness[name], reverse=True)[:3]
+
+
+class _ExperimentFile(jsonargparse.ActionConfigFile):  # type: ignore[name-defined]
+    """`--config`: the path of an experiment file, or its name."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
+        super().__call__(parser, cfg, str(experiment_file(values)), option_string)
+
+
+def settings_parser(**options: Any) -> Parser:
+    """A parser of `Settings` with `--config FILE`; the caller adds its own arguments."""
     parser = Parser(**options)
     parser.add_argument(
-        "--config", action="config", help="experiment file (YAML); what follows overrides it"
+        "--config",
+        action=_ExperimentFile,
+        help="experiment: a YAML file, or its name in experiments/; what follows overrides it",
     )
     parser.add_class_arguments(Settings, None, fail_untyped=True)
     return parser
@@ -399,28 +425,18 @@ def settings_parser(**options: Any) -> ArgumentParser:
 def to_settings(parsed: Namespace, parser: ArgumentParser) -> Settings:
     """The frozen dataclasses of what was parsed, with plain Python numbers.
 
-    Raises MsposeError for a group that is not a mapping, a number without end, or a name that is a
-    path.
+    Raises MsposeError for a group that is not a mapping, a number that is not finite, or a name
+    that cannot be a folder's.
     """
     for item in dataclasses.fields(Settings):
-        value = parsed.get(item.name)
-        if dataclasses.is_dataclass(getattr(Settings(), item.name)) and not isinstance(
-            value, Namespace
-        ):
+        is_group = dataclasses.is_dataclass(getattr(Settings(), item.name))
+        if is_group and not isinstance(parsed.get(item.name), Namespace):
             raise MsposeError(
-                f"{item.name} is {value!r}, expected settings by name, as `mspose train --help`"
-                " lists them"
+                f"{item.name} is {parsed.get(item.name)!r}, expected settings by name, as"
+                " `mspose train --help` lists them"
             )
-    try:
-        objects = parser.instantiate_classes(parsed)
-        settings = _plain(
-            Settings(**{item.name: objects[item.name] for item in dataclasses.fields(Settings)})
-        )
-        flat = flatten(settings)
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise MsposeError(
-            f"the settings do not fit together: {' '.join(str(error).split())}"
-        ) from error
+    settings = _instantiate(parser, parsed, Settings)
+    flat = flatten(settings)
     for name, value in flat.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise MsposeError(f"{name} {value} is not a finite number")
@@ -434,24 +450,36 @@ def to_settings(parsed: Namespace, parser: ArgumentParser) -> Settings:
     return settings
 
 
+def _instantiate(parser: ArgumentParser, parsed: Namespace, kind: type[T]) -> T:
+    try:
+        objects = parser.instantiate_classes(parsed)
+        names = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]
+        return _plain(kind(**{name: objects[name] for name in names}))
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise MsposeError(
+            f"the settings do not fit together: {' '.join(str(error).split())}"
+        ) from error
+
+
 def _plain(value: Any) -> Any:
-    """The same value without jsonargparse's restricted number classes, which YAML would not write."""
+    """The value without jsonargparse's restricted number classes, which YAML does not write."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return type(value)(
-            **{item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
-        )
-    if isinstance(value, bool | str) or value is None:
-        return value
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return float(value) if isinstance(value, float) else int(value)
+        names = [item.name for item in dataclasses.fields(value)]
+        return type(value)(**{name: _plain(getattr(value, name)) for name in names})
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(item) for item in value)
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, float):
+        return float(value)
+    return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def read_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
     """Settings from a YAML file, then command-line style overrides such as `--seed=1`.
 
-    Raises MsposeError for a missing file, a misspelt key (with the names that exist) or a value of
-    the wrong kind.
+    Raises MsposeError for a missing file, a misspelt key (with the nearest that exist) or a value
+    of the wrong kind.
     """
     if not Path(path).is_file():
         raise MsposeError(f"no such settings file: {path}")
@@ -467,8 +495,8 @@ def _parser_of_changes() -> ArgumentParser:
 def changed_settings(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     """Settings with some changed, by dotted name as `flatten` gives them.
 
-    Raises MsposeError for a name that does not exist (with those that do) or a value of the wrong
-    kind.
+    Raises MsposeError for a name that does not exist (with the nearest that do) or a value of the
+    wrong kind.
     """
     parser = _parser_of_changes()
     tree, known = asdict(settings), flatten(settings)
@@ -478,3 +506,53 @@ def changed_settings(settings: Settings, changes: Mapping[str, Any]) -> Settings
         group, _, leaf = name.rpartition(".")
         (tree[group] if group else tree)[leaf] = value
     return to_settings(parser.parse_object(tree), parser)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if (name := key.value) in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{name!r} is there twice", key.start_mark
+                )
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file, without those that are left empty.
+
+    Raises MsposeError where it cannot be read, is not a mapping or has a key twice.
+    """
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8-sig"), _UniqueKeys)
+    except OSError as error:
+        raise MsposeError(f"cannot read {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise MsposeError(f"{path} is not YAML that can be read: {reason}") from error
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise MsposeError(f"{path}: expected `name: value` lines, found {values!r:.60}")
+    return {name: value for name, value in values.items() if value is not None}
+
+
+@cache
+def _parser_of(kind: type[Any]) -> ArgumentParser:
+    parser = Parser(prog="mspose")
+    parser.add_class_arguments(kind, None, fail_untyped=True)
+    return parser
+
+
+def read_dataclass(kind: type[T], values: Mapping[str, Any], path: Path) -> T:
+    """The dataclass `kind` of the values of the file `path`, checked against its fields' types.
+
+    Raises MsposeError with the file, the key and what is expected.
+    """
+    parser = _parser_of(kind)  # type: ignore[arg-type]
+    try:
+        return _instantiate(parser, parser.parse_object(dict(values)), kind)
+    except MsposeError as error:
+        raise MsposeError(f"{path}: {error}") from error

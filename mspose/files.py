@@ -10,9 +10,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-from safetensors.torch import load_file
-
 from mspose.errors import MsposeError
 
 
@@ -99,6 +96,9 @@ def read_tensors(path: Path) -> Any:
 
     Raises MsposeError where the file is missing, damaged, or would need unpickling code.
     """
+    import torch  # here: the command line's --help reads no tensors
+    from safetensors.torch import load_file
+
     if not path.is_file():
         raise MsposeError(f"{path}: there is no such checkpoint file")
     try:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mspose import cli, distributed
+from mspose import cli, commands, distributed
 from mspose.config import Settings, write_settings
 from mspose.errors import MsposeError
 from mspose.evaluation import evaluate_run
@@ -222,7 +222,7 @@ def test_a_process_that_is_not_the_main_one_says_errors_alone_and_late(capsys, m
     assert (stopped.value.code, slept) == (2, [2])
     assert capsys.readouterr().err.startswith("mspose: error: ")
     cli.log.info("not for everyone")
-    cli._print("nor this")
+    commands._print("nor this")
     assert capsys.readouterr() == ("", "")
 
 

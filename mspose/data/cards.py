@@ -1,26 +1,28 @@
 """Data-set cards: what a data set is, where it lies, and how its frames are read.
 
-A card is a YAML file, `datasets/<name>.yaml`, or one of your own anywhere. Paths in it are relative
-to the card.
+A card is a YAML file, `datasets/<name>.yaml` or one of your own anywhere, whose keys are the fields
+of `Card`. Paths in it are relative to it.
 """
 
+import dataclasses
 import math
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
-import yaml
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, restricted_number_type
 
+from mspose.config import read_dataclass, read_yaml
 from mspose.data import cambridge, seven_scenes
 from mspose.data.frames import CAMERA_TO_WORLD, POSE_CONVENTIONS, WORLD_TO_CAMERA_POSITION
 from mspose.data.label_csv import read_label_csv
 from mspose.errors import MsposeError
+from mspose.resources import CARDS, data_folder, find_file
 
-FORMATS = ("7scenes", "cambridge", "label-csv", "virtual")
 GROUND_TRUTHS = {
     "7scenes": ["original", "sfm"],
     "cambridge": ["sfm"],
@@ -31,10 +33,16 @@ LABEL_CONVENTIONS = {
     "7scenes": CAMERA_TO_WORLD,
     "virtual": CAMERA_TO_WORLD,
     "cambridge": WORLD_TO_CAMERA_POSITION,
+    "label-csv": "",
 }
 INDOOR_THRESHOLDS = ((0.05, 5.0), (0.1, 5.0), (0.25, 5.0), (0.5, 10.0))
-"""Pairs metres, degrees of a recall."""
-REPOSITORY = Path(__file__).resolve().parents[2]
+"""Default recall thresholds: pairs of metres and degrees."""
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+"""Names of data sets, scenes and ground truths, which become names of files and columns."""
+if TYPE_CHECKING:
+    AtLeastTwo = int
+else:
+    AtLeastTwo = restricted_number_type("AtLeastTwo", int, (">=", 2))
 
 
 @dataclass(frozen=True)
@@ -45,77 +53,168 @@ class SceneFacts:
     """Address of its zip archive."""
     sha256: str | None = None
     """Checksum of the archive, where known."""
-    frames: Mapping[str, int] = field(default_factory=dict)
+    frames: dict[str, int] = field(default_factory=dict)
     """Published number of frames per split."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Test frames of sequences that have no split of their own: whole blocks, or the end."""
+
+    blocks: NonNegativeInt = 0
+    """Frames per block; 0: no blocks."""
+    every: AtLeastTwo = 5
+    """Which blocks are for testing: each `every`-th."""
+    last: NonNegativeInt = 0
+    """Frames at the end of each sequence that are for testing."""
+
+    def is_test(self, number_N: pd.Series, count_N: pd.Series) -> pd.Series:
+        """True for test frames, by their numbers from 0 in sequences of `count_N` frames."""
+        if self.last:
+            return number_N >= count_N - self.last
+        return number_N // self.blocks % self.every == self.every - 1
 
 
 @dataclass(frozen=True)
 class Card:
     """A data set. `read_card` makes one from a file."""
 
-    name: str
-    format: str
-    """One of `FORMATS`: how the files are laid out."""
-    path: Path
-    """The card's own file."""
-    root: Path
-    """Default folder of the scenes."""
-    title: str
-    scenes: tuple[str, ...]
-    """Scenes used by default, sorted; for `label-csv` they may be left to the files."""
-    extra_scenes: tuple[str, ...]
+    format: Literal["7scenes", "cambridge", "label-csv", "virtual"]
+    """How the files are laid out."""
+    name: str = ""
+    """Name of the data set; by default the file's."""
+    title: str = ""
+    """Name in tables; by default `name`."""
+    path: Path = Path()
+    """The card's own file (set by `read_card`)."""
+    root: Path = Path()
+    """Default folder of the scenes; if the card leaves it out, the one named like the data set
+    beside it, and of format `label-csv` the card's own folder."""
+    scenes: dict[str, SceneFacts] = field(default_factory=dict)
+    """Scenes used by default, sorted; a list of names in short. For `label-csv` they may be left to
+    the files."""
+    extra_scenes: dict[str, SceneFacts] = field(default_factory=dict)
     """Further scenes, used when asked for."""
-    scene_facts: Mapping[str, SceneFacts]
-    ground_truths: tuple[str, ...]
-    """The default one first."""
-    label_convention: str
+    sequences: list[str] = field(default_factory=list)
+    """Folders of the sequences to use of every scene, in place of the scenes' split files (format
+    `7scenes`)."""
+    split: HeldOut = field(default_factory=HeldOut)
+    """With `sequences`: which of their frames are for testing."""
+    ground_truths: list[str] = field(default_factory=list)
+    """Names of the ground truths, the default one first."""
+    label_convention: str = ""
     """How poses in label CSVs are to be read: one of `mspose.data.frames.POSE_CONVENTIONS`."""
-    focal_px: float
-    """Focal length in pixels of the original images; NaN where unknown or different from image to
-    image.
-    """
-    thresholds: tuple[tuple[float, float], ...]
+    focal_px: float = math.nan
+    """Focal length in pixels of the original images; left out where it is unknown or differs from
+    image to image."""
+    thresholds: list[tuple[PositiveFloat, PositiveFloat]] = field(
+        default_factory=lambda: list(INDOOR_THRESHOLDS)
+    )
     """Recall thresholds: pairs of metres and degrees."""
-    pose_convention: str
-    licence: str
-    source: str
-    citation: str
-    labels: tuple[Path, ...]
+    pose_convention: str = ""
+    """Pose convention of the published files, for people."""
+    licence: str = ""
+    """Licence of the data."""
+    source: str = ""
+    """Where the data comes from."""
+    citation: str = ""
+    """Publication to cite."""
+    labels: list[Path] = field(default_factory=list)
     """Label files that belong to the card (format `label-csv`)."""
-    how_to_get: str
-    """What to do where the data is missing, in place of the usual advice."""
-    render: Mapping[str, Any]
+    how_to_get: str = ""
+    """Advice where the data is missing, in place of the usual one."""
+    render: dict[str, Any] = field(default_factory=dict)
     """Settings of the renderer (format `virtual`)."""
 
     @property
     def known_scenes(self) -> tuple[str, ...]:
         """All scenes that may be asked for, sorted."""
-        return tuple(sorted({*self.scenes, *self.extra_scenes}))
+        return tuple(sorted(self.scene_facts))
+
+    @property
+    def scene_facts(self) -> dict[str, SceneFacts]:
+        """Facts of all scenes that may be asked for."""
+        return {**self.extra_scenes, **self.scenes}
 
 
 def read_card(name_or_path: str | Path) -> Card:
-    """The card of that name in `datasets/` (of the current directory, then of the repository), or
-    of a YAML file.
+    """The card of that name in `datasets/` (of the current folder, then of the package), or of a
+    YAML file.
 
     Raises MsposeError for a name without card (listing those that exist), and for a card that is
     not right.
     """
-    text = str(name_or_path)
-    if text.endswith((".yaml", ".yml")) or "/" in text or os.sep in text:
-        path = Path(text).expanduser()
-        if not path.is_file():
-            raise MsposeError(f"no such card: {path.absolute()}")
-        return _parse_card(path)
-    folders = list(dict.fromkeys((Path.cwd() / "datasets", REPOSITORY / "datasets")))
-    for folder in folders:
-        path = folder / f"{text}.yaml"
-        if path.is_file():
-            return _parse_card(path)
-    there = sorted({card.stem for folder in folders for card in folder.glob("*.yaml")})
-    raise MsposeError(
-        f"there is no data set {text!r}; there are: {', '.join(there) or 'none'} (cards in"
-        f" {folders[0]}), or give the path of a card of your own"
+    path = find_file(CARDS, name_or_path, "data set").absolute()
+    values = read_yaml(path)
+    for key in ("scenes", "extra_scenes"):
+        if isinstance(values.get(key), list):
+            values[key] = {name: {} for name in values[key]}
+        elif isinstance(values.get(key), dict):
+            values[key] = {name: facts or {} for name, facts in values[key].items()}
+    for key in ("labels", "ground_truths", "sequences"):
+        if isinstance(values.get(key), str):
+            values[key] = [values[key]]
+    card = read_dataclass(Card, values, path)
+    if fault := _fault(card, values):
+        raise MsposeError(f"{path}: {fault}")
+    folder = data_folder(path)
+    name = card.name or path.stem
+    root = values.get("root", "." if card.format == "label-csv" else name)
+    texts: dict[str, Any] = {
+        text: " ".join(getattr(card, text).split())
+        for text in ("pose_convention", "licence", "source", "citation", "how_to_get")
+    }
+    return dataclasses.replace(
+        card,
+        path=path,
+        name=name,
+        title=card.title or name,
+        root=_joined(folder, root),
+        scenes=dict(sorted(card.scenes.items())),
+        extra_scenes=dict(sorted(card.extra_scenes.items())),
+        ground_truths=card.ground_truths or GROUND_TRUTHS[card.format],
+        label_convention=card.label_convention or LABEL_CONVENTIONS[card.format],
+        labels=[_joined(path.parent, label) for label in card.labels],
+        **texts,
     )
+
+
+def _fault(card: Card, values: Mapping[str, Any]) -> str:
+    """What the types of a card's fields do not tell, in a line; empty where all is well."""
+    names = {"name": [card.name] if card.name else [], "ground_truths": card.ground_truths}
+    for key, texts in {**names, "scenes": card.known_scenes, "sequences": card.sequences}.items():
+        for text in texts:
+            if not isinstance(text, str) or PLAIN_NAME.fullmatch(text) is None:
+                return f"{key}: {text!r} is not a plain name (letters, digits, - _ .)"
+    if not card.scenes and card.format != "label-csv":
+        return "scenes is missing or empty"
+    if card.format == "label-csv" and not card.labels:
+        return "labels is missing: a card of format label-csv names its label files"
+    if "ground_truths" in values and not card.ground_truths:
+        return "ground_truths is empty"
+    if card.format == "label-csv" and len(card.ground_truths) > 1:
+        return "ground_truths names one ground truth: label CSVs hold one"
+    if card.label_convention not in ("", *POSE_CONVENTIONS) or (
+        card.format == "label-csv" and not card.label_convention
+    ):
+        return (
+            f"label_convention is one of {', '.join(POSE_CONVENTIONS)}, not"
+            f" {card.label_convention!r}"
+        )
+    if card.focal_px <= 0:
+        return f"focal_px is a positive number of pixels, not {card.focal_px}"
+    if bool(card.sequences) != bool(card.split.blocks or card.split.last):
+        return "sequences and split belong together: split: {blocks: 50, every: 5} or {last: 200}"
+    if card.sequences and card.format != "7scenes":
+        return "sequences are of format 7scenes"
+    for scene, facts in card.scene_facts.items():
+        if facts.sha256 and re.fullmatch(r"[0-9a-fA-F]{64}", facts.sha256) is None:
+            return f"scenes.{scene}.sha256 is 64 hexadecimal digits, not {facts.sha256!r}"
+    return ""
+
+
+def _joined(folder: Path, path: str | Path) -> Path:
+    return Path(os.path.normpath(folder / Path(path).expanduser()))
 
 
 def data_root(card: Card, root: str | Path | None = None) -> Path:
@@ -194,18 +293,34 @@ def load_frames(
             focal_px=card.focal_px,
             **options,
         )
-    loader, split_files = (
-        (cambridge.read_cambridge, cambridge.SPLIT_FILES)
-        if card.format == "cambridge"
-        else (seven_scenes.read_seven_scenes, seven_scenes.SPLIT_FILES)
-    )
+    is_cambridge = card.format == "cambridge"
+    split_files = cambridge.SPLIT_FILES if is_cambridge else seven_scenes.SPLIT_FILES
     if split not in split_files:
         raise MsposeError(f"there is no split {split!r}; there are: {', '.join(split_files)}")
-    missing = {scene: folder / scene / split_files[split] for scene in wanted}
-    missing = {scene: path for scene, path in missing.items() if not path.is_file()}
+    needed = card.sequences or [split_files[split]]
+    paths = {scene: [folder / scene / name for name in needed] for scene in wanted}
+    missing = {
+        scene: path for scene in wanted for path in reversed(paths[scene]) if not path.exists()
+    }
     if missing:
         raise MsposeError(missing_data(card, missing))
-    return loader(folder, wanted, split, focal_px=card.focal_px, **options)
+    if is_cambridge:
+        return cambridge.read_cambridge(folder, wanted, split, focal_px=card.focal_px, **options)
+    frames = seven_scenes.read_seven_scenes(
+        folder, wanted, split, sequences=card.sequences, focal_px=card.focal_px, **options
+    )
+    return _held_out(frames, card.split, split) if card.sequences else frames
+
+
+def _held_out(frames: pd.DataFrame, rule: HeldOut, split: str) -> pd.DataFrame:
+    """The frames of one split out of whole sequences."""
+    # by the number in the name, so that a frame that is left out moves no other to another split
+    number_N = frames["image"].str.extract(r"frame-(\d+)", expand=False).astype(int)
+    count_N = number_N.groupby([frames["scene"], frames["sequence"]]).transform("max") + 1
+    chosen = frames[rule.is_test(number_N, count_N) == (split == "test")].reset_index(drop=True)
+    if chosen.empty:
+        raise MsposeError(f"the card's split leaves no {split} frames: its sequences are too short")
+    return chosen
 
 
 def missing_data(card: Card, looked_for: Mapping[str, Path]) -> str:
@@ -303,163 +418,3 @@ def _csv_files(
             f"{card.name}: no label files in {', '.join(str(label) for label in labels)}"
         )
     return files
-
-
-_KEYS = {
-    "name", "title", "format", "root", "scenes", "extra_scenes", "ground_truths", "label_convention", "focal_px",
-    "thresholds", "pose_convention", "licence", "source", "citation", "labels", "how_to_get", "render",
-}  # fmt: skip
-_SCENE_KEYS = {"url", "sha256", "frames"}
-PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-"""Names of data sets, scenes and ground truths, which become names of files and columns."""
-
-
-def _parse_card(path: Path) -> Card:
-    path = path.absolute()
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise MsposeError(f"cannot read the card {path}: {error}") from error
-    except yaml.YAMLError as error:
-        raise MsposeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise MsposeError(f"{path} is not a card: expected keys such as name, format, root, scenes")
-    _refuse_unknown(path, values, _KEYS, "")
-    style = values.get("format")
-    if style not in FORMATS:
-        raise MsposeError(f"{path}: format is one of {', '.join(FORMATS)}, not {style!r}")
-    name = _text(path, values, "name", path.stem)
-    convention = _text(path, values, "label_convention", LABEL_CONVENTIONS.get(style, ""))
-    if convention not in POSE_CONVENTIONS:
-        raise MsposeError(
-            f"{path}: label_convention is one of {', '.join(POSE_CONVENTIONS)}, not {convention!r}"
-        )
-    scenes = _scenes(path, values, "scenes")
-    extra = _scenes(path, values, "extra_scenes")
-    if not scenes and style != "label-csv":
-        raise MsposeError(f"{path}: scenes is missing or empty")
-    labels = _texts(path, values, "labels", [])
-    if style == "label-csv" and not labels:
-        raise MsposeError(
-            f"{path}: labels is missing: a card of format label-csv names its label files"
-        )
-    truths = _texts(path, values, "ground_truths", GROUND_TRUTHS[style])
-    if not truths or (style == "label-csv" and len(truths) != 1):
-        raise MsposeError(
-            f"{path}: ground_truths names one ground truth (one card per ground truth of label"
-            " CSVs)"
-        )
-    for key, names in (("name", [name]), ("scenes", [*scenes, *extra]), ("ground_truths", truths)):
-        for text in names:
-            if PLAIN_NAME.fullmatch(text) is None:
-                raise MsposeError(
-                    f"{path}: {key}: {text!r} is not a plain name (letters, digits, - _ .)"
-                )
-    focal = values.get("focal_px")
-    if focal is not None and not (_is_number(focal) and focal > 0):
-        raise MsposeError(f"{path}: focal_px is a positive number of pixels, not {focal!r}")
-    render = values.get("render") or {}
-    if not isinstance(render, dict):
-        raise MsposeError(f"{path}: render is a mapping of settings, not {render!r}")
-    return Card(
-        name=name,
-        format=style,
-        path=path,
-        root=_beside(path, _text(path, values, "root", "." if style == "label-csv" else name)),
-        title=_text(path, values, "title", name),
-        scenes=tuple(sorted(scenes)),
-        extra_scenes=tuple(sorted(extra)),
-        scene_facts={**extra, **scenes},
-        ground_truths=tuple(truths),
-        label_convention=convention,
-        focal_px=math.nan if focal is None else float(focal),
-        thresholds=_thresholds(path, values.get("thresholds")),
-        pose_convention=_text(path, values, "pose_convention", ""),
-        licence=_text(path, values, "licence", ""),
-        source=_text(path, values, "source", ""),
-        citation=_text(path, values, "citation", ""),
-        labels=tuple(_beside(path, label) for label in labels),
-        how_to_get=_text(path, values, "how_to_get", ""),
-        render=render,
-    )
-
-
-def _refuse_unknown(path: Path, values: Mapping[Any, Any], known: set[str], place: str) -> None:
-    for key in values:
-        if key not in known:
-            raise MsposeError(
-                f"{path}: unknown key {place}{key!r}; there are: {', '.join(sorted(known))}"
-            )
-
-
-def _beside(card: Path, relative: str) -> Path:
-    return Path(os.path.normpath(card.parent / Path(relative).expanduser()))
-
-
-def _text(path: Path, values: Mapping[str, Any], key: str, default: str) -> str:
-    value = values.get(key)
-    if value is None:
-        return default
-    if not isinstance(value, str):
-        raise MsposeError(f"{path}: {key} is a text, not {value!r}")
-    return " ".join(value.split())
-
-
-def _texts(path: Path, values: Mapping[str, Any], key: str, default: list[str]) -> list[str]:
-    value = values.get(key)
-    if value is None:
-        return default
-    value = [value] if isinstance(value, str) else value
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise MsposeError(f"{path}: {key} is a list of texts, not {value!r}")
-    return value
-
-
-def _scenes(path: Path, values: Mapping[str, Any], key: str) -> dict[str, SceneFacts]:
-    """Scenes given as a list of names, or as a mapping of names to what is known about them."""
-    value = values.get(key) or {}
-    if not isinstance(value, dict):
-        return {name: SceneFacts() for name in _texts(path, values, key, [])}
-    scenes = {}
-    for name, facts in value.items():
-        facts = facts or {}
-        if not isinstance(name, str) or not isinstance(facts, dict):
-            raise MsposeError(
-                f"{path}: {key}: {name!r} is a name with its facts"
-                f" ({', '.join(sorted(_SCENE_KEYS))})"
-            )
-        _refuse_unknown(path, facts, _SCENE_KEYS, f"{key}.{name}.")
-        frames = facts.get("frames") or {}
-        if not isinstance(frames, dict) or not all(
-            isinstance(count, int) for count in frames.values()
-        ):
-            raise MsposeError(
-                f"{path}: {key}.{name}.frames is a number of frames per split, not {frames!r}"
-            )
-        checksum = _text(path, facts, "sha256", "").lower()
-        if checksum and re.fullmatch(r"[0-9a-f]{64}", checksum) is None:
-            raise MsposeError(
-                f"{path}: {key}.{name}.sha256 is 64 hexadecimal digits, not {checksum!r}"
-            )
-        scenes[name] = SceneFacts(
-            _text(path, facts, "url", "") or None, checksum or None, dict(frames)
-        )
-    return scenes
-
-
-def _thresholds(path: Path, value: Any) -> tuple[tuple[float, float], ...]:
-    if value is None:
-        return INDOOR_THRESHOLDS
-    good = isinstance(value, list) and all(
-        isinstance(pair, list)
-        and len(pair) == 2
-        and all(_is_number(number) and number > 0 for number in pair)
-        for pair in value
-    )
-    if not good:
-        raise MsposeError(f"{path}: thresholds is a list of pairs [metres, degrees], not {value!r}")
-    return tuple((float(metres), float(degrees)) for metres, degrees in value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -6,13 +6,13 @@ The modules that do it are loaded where they are called: a training run that nee
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 
 from mspose.data.cache import open_split
-from mspose.data.cards import REPOSITORY, Card, data_root, read_card
+from mspose.data.cards import Card, data_root, read_card
 from mspose.errors import MsposeError
+from mspose.resources import CARDS, named_files
 
 RENDER_SETTINGS = ("frames_per_sequence", "width", "height", "focal_px", "seed", "image_format")
 """What `render` of a card of format `virtual` may set: arguments of `render_virtual`."""
@@ -120,18 +120,15 @@ def cache_data(
 
 
 def list_data() -> str:
-    """A Markdown table of the data sets with a card: their scenes, and which of them are on disk."""
-    folders = dict.fromkeys((Path.cwd() / "datasets", REPOSITORY / "datasets"))
+    """A Markdown table of the data sets with a card, and of their scenes that are on disk."""
     rows = []
-    # of two cards of one name the first folder's counts, as in read_card
-    for path in {
-        path.stem: path for folder in reversed(folders) for path in sorted(folder.glob("*.yaml"))
-    }.values():
+    for path in named_files(CARDS).values():
         card = read_card(path)
         there = [scene for scene in card.known_scenes if (data_root(card) / scene).is_dir()]
         rows.append(
             {
                 "data set": card.name,
+                "title": card.title,
                 "scenes": " ".join(card.known_scenes),
                 "on disk": " ".join(there) or "-",
                 "ground truth": " | ".join(card.ground_truths),

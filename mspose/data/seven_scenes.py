@@ -49,9 +49,11 @@ def read_seven_scenes(
     ground_truth: str = "original",
     focal_px: float = math.nan,
     on_bad_frame: str = "stop",
+    sequences: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Read the frame table of one split of `scenes`, by scene, sequence and frame number.
 
+    All frames of the folders `sequences`, where given, in place of those of the split's file.
     A scene's `camera-intrinsics.txt`, where it has one, goes before `focal_px`. With
     `on_bad_frame="skip"` a frame without image or with a bad pose file is left out (see
     `frame_table`).
@@ -65,7 +67,8 @@ def read_seven_scenes(
     faults: dict[int, str] = {}
     for scene in scenes:
         focal = _read_focal(root / scene / INTRINSICS, focal_px)
-        for folder in split_sequences(root / scene, split):
+        folders = [root / scene / name for name in sequences]
+        for folder in folders or split_sequences(root / scene, split):
             for pose_name, image_name in _list_frames(folder):
                 pose_files.append(f"{folder}{os.sep}{pose_name}")
                 matrix, fault = _read_matrix(pose_files[-1])

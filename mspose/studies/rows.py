@@ -14,10 +14,11 @@ import numpy as np
 
 from mspose.errors import MsposeError
 from mspose.metrics import csv_number, csv_rows
+from mspose.resources import bundled_file
 from mspose.run import Run, find_runs
 
 log = logging.getLogger("mspose")
-PUBLISHED_CSV = Path(__file__).resolve().parents[2] / "experiments" / "published.csv"
+PUBLISHED_CSV = bundled_file("experiments/published.csv")
 MEDIANS = ("median_position_error_m", "median_orientation_error_deg")
 PUBLISHED_COLUMNS = (
     *("method", "dataset", "ground_truth", "split", "scene"),

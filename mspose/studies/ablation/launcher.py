@@ -5,37 +5,17 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
-from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from mspose.config import Settings, write_settings
+from mspose.config import Settings, SlurmSettings, write_settings
 from mspose.errors import MsposeError
 from mspose.studies.ablation.single_run import notes
 
 SAVES_WITHIN = 60
 """Seconds that a process has to save when it is asked to stop."""
-
-
-@dataclass(frozen=True)
-class SlurmSettings:
-    """Resources of a cluster job per run (`--launcher slurm`)."""
-
-    cluster: Literal["slurm", "local"] = "slurm"
-    """`local`: submitit's own processes on this machine in place of a cluster, to try."""
-    partition: str | None = None
-    """Partition of the cluster; by default the cluster's own choice."""
-    minutes: PositiveInt = 1440
-    """Time limit of a job; one that reaches it saves and is queued again."""
-    gpus: NonNegativeInt = 1
-    """GPUs of a job."""
-    cpus: PositiveInt = 8
-    """CPU cores of a job."""
-    memory_gb: PositiveInt = 32
-    """Memory of a job in GB."""
 
 
 class Job(Protocol):

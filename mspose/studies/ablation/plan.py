@@ -14,20 +14,23 @@ Every variant under every seed is a run, `runs/<file>-<base>/<label>/seed-<n>`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonargparse.typing import NonNegativeInt
-
-from mspose.config import Parser, Settings, changed_settings, differences, flatten, read_settings
-from mspose.data.cards import REPOSITORY
+from mspose.config import (
+    Settings,
+    changed_settings,
+    differences,
+    flatten,
+    read_dataclass,
+    read_settings,
+    read_yaml,
+)
 from mspose.errors import MsposeError
+from mspose.resources import ABLATIONS, EXPERIMENTS, experiment_file, find_file
 
-EXPERIMENTS = "experiments"
-ABLATIONS = "experiments/ablations"
 OURS = ("experiment", "variant", "seed", "runs", "quick")
 """Settings that say which run it is: no file changes them."""
 
@@ -50,6 +53,24 @@ QUICK: Mapping[str, Any] = {
     "training.start_from": None,
 }
 """Toy size of `--quick`, except for what a variant states."""
+
+
+@dataclass(frozen=True)
+class AblationFile:
+    """The keys of an ablation file."""
+
+    title: str
+    """Heading of its table."""
+    base: str
+    """An experiment: its name in `experiments/`, or a path relative to the file."""
+    reference: str
+    """Label of the row without further changes, with which the others are compared."""
+    seeds: list[int]
+    """Seeds of every variant."""
+    variants: dict[str, dict[str, Any]]
+    """Label: the settings that it changes, nested or by dotted name."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Changes to the base that all rows share."""
 
 
 @dataclass(frozen=True)
@@ -144,105 +165,43 @@ class Ablation:
         ]
 
 
-@dataclass(frozen=True)
-class _File:
-    """Keys of an ablation file."""
-
-    title: str
-    base: str
-    reference: str
-    seeds: list[NonNegativeInt]
-    variants: dict[str, dict[str, Any]]
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
 def read_ablation(path_or_name: str | Path) -> Ablation:
-    """Read an ablation file, or that of this name in `experiments/ablations/`.
+    """Read an ablation file, or that of this name in `experiments/ablations/`, here or packaged.
 
-    The folder is looked for in the current folder, then in the repository. Raises MsposeError, with
-    the file and the key, for a file that is missing or not as expected.
+    Raises MsposeError, with the file and the key, for a file that is missing or not as expected.
     """
-    path = _find(path_or_name, ABLATIONS, "ablation", beside=Path())
-    values = _read_yaml(path)
-    keys = ", ".join(item.name for item in fields(_File))
-    if not isinstance(values, dict):
-        raise MsposeError(f"{path}: expected {keys} at the top, found {values!r:.60}")
-    try:
-        parser = Parser(prog="mspose")
-        parser.add_class_arguments(_File, None)
-        file = parser.instantiate_classes(parser.parse_object(values))
-        variants = {label: _changes(label, changes) for label, changes in file.variants.items()}
-        if not variants or file.reference in variants:
-            raise MsposeError("variants: expected some, and none with the label of the reference")
-        return Ablation(
-            path=path,
-            title=file.title,
-            base=_find(file.base, EXPERIMENTS, "base", beside=path.parent),
-            settings=_changes("settings", file.settings),
-            reference=file.reference,
-            seeds=_seeds("seeds", file.seeds),
-            variants=variants,
+    path = find_file(ABLATIONS, path_or_name, "ablation")
+    file = read_dataclass(AblationFile, read_yaml(path), path)
+    if not file.variants or file.reference in file.variants:
+        raise MsposeError(
+            f"{path}: variants: expected some, and none with the label of the reference"
         )
+    try:
+        base = find_file(EXPERIMENTS, file.base, "experiment", beside=path.parent)
     except MsposeError as error:
-        raise MsposeError(f"{path}: {error}") from error
-
-
-def experiment_file(name_or_path: str) -> Path:
-    """Find the file of an experiment: of that name in `experiments/`, or that path."""
-    return _find(name_or_path, EXPERIMENTS, "experiment", beside=Path())
-
-
-def _find(name_or_path: str | Path, folder: str, what: str, *, beside: Path) -> Path:
-    text = str(name_or_path)
-    if text.endswith((".yaml", ".yml")) or "/" in text:
-        path = beside / Path(text).expanduser()
-        if not path.is_file():
-            raise MsposeError(
-                f"{what} {text}: there is no such file"
-                + (f" ({path})" if str(path) != text else "")
-            )
-        return path
-    folders = list(dict.fromkeys((Path.cwd() / folder, REPOSITORY / folder)))
-    for place in folders:
-        if (place / f"{text}.yaml").is_file():
-            return place / f"{text}.yaml"
-    there = sorted({path.stem for place in folders for path in place.glob("*.yaml")})
-    raise MsposeError(
-        f"{what} {text!r} is not in {folders[0]}; there are: {', '.join(there) or 'none'}; or give"
-        " a path"
+        raise MsposeError(f"{path}: base: {error}") from error
+    return Ablation(
+        path=path,
+        title=file.title,
+        base=base,
+        settings=_changes(f"{path}: settings", file.settings),
+        reference=file.reference,
+        seeds=_seeds(f"{path}: seeds", file.seeds),
+        variants={
+            label: _changes(f"{path}: variants.{label}", changes)
+            for label, changes in file.variants.items()
+        },
     )
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Loader that refuses a key that is there twice, of which YAML silently keeps the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if (name := key.value) in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{name!r} is there twice", key.start_mark
-                )
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except OSError as error:
-        raise MsposeError(f"cannot read {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
-        raise MsposeError(
-            f"{path} is not YAML that can be read: {' '.join(str(error).split())}"
-        ) from error
-
-
-def _changes(place: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _changes(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Read settings by dotted name, written so or nested."""
-    changes = flatten(values)
+    try:
+        changes = flatten(values)
+    except TypeError as error:
+        raise MsposeError(f"{where}: every name is a text such as loss.qka_weight") from error
     if ours := [name for name in changes if name in OURS]:
-        raise MsposeError(f"{place}: {ours[0]} is not for the file to say: it is set for every run")
+        raise MsposeError(f"{where}.{ours[0]} is not for the file to say: it is set for every run")
     return changes
 
 

@@ -12,18 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mspose.config import Settings
+from mspose.config import Settings, SlurmSettings
 from mspose.data.cards import data_root, read_card
 from mspose.data.preparation import render_if_virtual
 from mspose.distributed import Preemption
 from mspose.errors import MsposeError, Preempted
-from mspose.studies.ablation.launcher import (
-    Job,
-    Launcher,
-    LocalLauncher,
-    SlurmLauncher,
-    SlurmSettings,
-)
+from mspose.studies.ablation.launcher import Job, Launcher, LocalLauncher, SlurmLauncher
 from mspose.studies.ablation.plan import read_ablation
 from mspose.studies.ablation.progress import DONE, FAILED, RUNNING, SKIPPED, Progress
 from mspose.studies.ablation.record import record_runs

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mspose.data.cards import REPOSITORY
 from mspose.errors import MsposeError
 from mspose.files import whole_file
 from mspose.plotting import save_figure
 from mspose.provenance import provenance
+from mspose.resources import ABLATIONS, named_files
 from mspose.studies.ablation.finished import ROOTS
-from mspose.studies.ablation.plan import ABLATIONS, read_ablation
+from mspose.studies.ablation.plan import read_ablation
 from mspose.studies.pages import data_uri, environment
 from mspose.studies.paper.contents import contents
 from mspose.studies.paper.piece import Missing, Piece
@@ -85,7 +85,7 @@ def summary(pieces: Sequence[Piece]) -> str:
 def _known_ablations() -> list[Path]:
     """List the ablation files of the current folder, else of the repository."""
     here = sorted((Path.cwd() / ABLATIONS).glob("*.yaml"))
-    return here or sorted((REPOSITORY / ABLATIONS).glob("*.yaml"))
+    return here or list(named_files(ABLATIONS).values())
 
 
 def _remove(file: Path) -> None:

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from mspose.data.cards import REPOSITORY, Card, data_root
+from mspose.data.cards import Card, data_root
 from mspose.errors import MsposeError
 from mspose.files import whole_file
+from mspose.resources import CARDS, data_folder, named_files
 from mspose.tools.checking import conventions, trajectories
 from mspose.tools.checking.findings import Finding, findings_text, summary
 from mspose.tools.checking.image_files import focal_text, image_findings, read_images, size_counts
@@ -114,10 +115,9 @@ def _plot(ordered: pd.DataFrame, path: Path) -> None:
 def _folder(card: Card, out: str | None) -> Path:
     if out is not None:
         return Path(out).expanduser()
-    cards = card.path.parent
-    if cards in (Path.cwd() / "datasets", REPOSITORY / "datasets"):
-        return cards / ".check" / card.name
-    return cards / "check"
+    if named_files(CARDS).get(card.path.stem) == card.path:
+        return data_folder(card.path) / ".check" / card.name
+    return card.path.parent / "check"
 
 
 def _refuse_folder(folder: Path) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mspose.data.cards import PLAIN_NAME, REPOSITORY
+from mspose.data.cards import PLAIN_NAME
 from mspose.data.frames import frame_table, natural_order
 from mspose.errors import MsposeError
+from mspose.resources import CARDS, named_files
 from mspose.tools.importing.colmap import read_colmap
 from mspose.tools.importing.data_set_folder import LEFT_OUT, free_folder, write_data_set
 from mspose.tools.importing.image_paths import (
@@ -335,9 +336,10 @@ def _refuse_known_name(folder: Path) -> None:
             f"--out: the folder's name is the data set's, and {folder.name!r} is not plain"
             " (letters, digits, - _ .)"
         )
-    for cards in (Path.cwd() / "datasets", REPOSITORY / "datasets"):
-        if (cards / f"{folder.name}.yaml").is_file():
-            raise MsposeError(f"--out: there is a data set {folder.name} already: name another")
+    if folder.name in named_files(CARDS):
+        raise MsposeError(
+            f"--out: there is a data set {folder.name} already: call the folder otherwise"
+        )
 
 
 def _refuse_bad_scenes(names: Sequence[str], paths: Sequence[str], given: bool) -> None:
