@@ -1,4 +1,9 @@
 """The command line: one verb each, no logic."""
+# ruff: noqa: E402
+
+from mspose.openmp import limit_spinning
+
+limit_spinning()  # before torch is imported
 
 import dataclasses
 import logging
@@ -182,9 +187,8 @@ def _train() -> Verb:
         from mspose.training import train
 
         settings = _settings(parsed, parser)
-        keep_freed_memory(
-            not settings.training.recompute_backbone
-        )  # which says that memory is short
+        if not settings.training.recompute_backbone:  # which says that memory is short
+            keep_freed_memory()
         folder = train(settings, progress=_shown(parsed))
         _print(f"{folder}\nevaluate it with: mspose evaluate {folder}")
 
@@ -387,9 +391,7 @@ def _convert() -> Verb:
 
 def _bench() -> Verb:
     parser = Parser(
-        description=(
-            "Measure speed and memory against the plain reference in tests/, and print a table."
-        )
+        description="Measure speed and memory against a plain reference, and print a table."
     )
     parser.add_argument(
         "part",
@@ -403,7 +405,7 @@ def _bench() -> Verb:
         "--repeat",
         type=PositiveInt,
         default=7,
-        help="samples of each figure, whose median is taken",
+        help="samples of each measurement, whose median is taken",
     )
     parser.add_argument(
         "--compile", action="store_true", help="measure our side through torch.compile as well"
@@ -412,16 +414,16 @@ def _bench() -> Verb:
         "--quick", action="store_true", help="toy sizes, to see that everything runs"
     )
     parser.add_argument(
-        "--json", type=str, help="file for all figures: experiments/results/bench-<machine>.json"
+        "--json",
+        type=str,
+        help="file for all measurements: experiments/results/bench-<machine>.json",
     )
     parser.add_argument("--markdown", type=str, help="file for the table, beside printing it")
 
     def run(parsed: Namespace) -> None:
-        from mspose.tools.bench.measure import benchmark
-        from mspose.tools.bench.report import write
+        from mspose.tools.bench import bench
 
-        names = ("device", "repeat", "compile", "quick")
-        results = benchmark(parsed.part, **{name: parsed[name] for name in names})
-        write(results, parsed.json, parsed.markdown)
+        names = ("device", "repeat", "compile", "quick", "json", "markdown")
+        bench(parsed.part, **{name: parsed[name] for name in names})
 
     return parser, run

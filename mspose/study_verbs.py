@@ -126,7 +126,8 @@ def cell() -> Verb:
         from mspose.studies.ablation.cell import run_cell
 
         settings = read_settings(Path(parsed.file))
-        keep_freed_memory(not settings.training.recompute_backbone)
+        if not settings.training.recompute_backbone:  # which says that memory is short
+            keep_freed_memory()
         print(run_cell(settings, progress=parsed.progress))
 
     return parser, run
