@@ -1,34 +1,24 @@
-"""How glibc hands out and takes back memory: settings of the whole process, so only the command
-line makes them.
+"""Settings of the C library's memory allocator. They hold for the whole process, so that only the
+command line makes them.
 """
 
 import ctypes
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # malloc.h
-MIB = 2**20
-KEEP = {M_TRIM_THRESHOLD: 2**31 - 1, M_MMAP_MAX: 0}
-RETURN = {M_TRIM_THRESHOLD: 64 * MIB, M_MMAP_THRESHOLD: 32 * MIB, M_MMAP_MAX: 65536}
+# malloc.h: free memory at which the heap shrinks; number of blocks that are mapped by themselves
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
-def keep_freed_memory(keep: bool = True) -> bool:
-    """Let the process keep the memory that it frees, for its next tensors, rather than give it back
-    to the kernel.
+def keep_freed_memory() -> bool:
+    """Let the process keep the memory that it frees for its next tensors until it ends.
 
-    A training step frees and asks for the same large tensors again and again; given back, each of
-    their pages costs a
-    page fault when it is next touched. The price: the kernel gets memory back at the end of the
-    process only. `keep=False` gives back what is free and sets the thresholds at which glibc itself
-    arrives after a few large tensors.
+    A training step frees and asks for the same large tensors again and again; given back to the
+    kernel, each of their pages costs a page fault when it is next touched.
 
     Returns:
         whether the settings were taken: False on a C library without glibc's `mallopt`.
     """
     try:
-        libc = ctypes.CDLL(None)
-        mallopt, malloc_trim = libc.mallopt, libc.malloc_trim
+        mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
-    taken = all(mallopt(name, value) for name, value in (KEEP if keep else RETURN).items())
-    if not keep:
-        malloc_trim(0)
-    return taken
+    return bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1) and mallopt(M_MMAP_MAX, 0))

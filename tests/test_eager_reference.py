@@ -5,12 +5,12 @@ cache's pixels.
 import numpy as np
 import pytest
 import torch
-from eager_reference import EagerReference, reference_batches, reference_transform
 from PIL import Image
 
 from mspose.data.images import centre_crop, normalize, read_image, resize_short_side
 from mspose.losses import PoseLoss
 from mspose.models.mstransformer import MSTransformer
+from mspose.tools.eager_reference import EagerReference, reference_batches, reference_transform
 
 SMALL = {
     "scenes": ("attic", "barn", "cellar"),

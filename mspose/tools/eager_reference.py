@@ -1,12 +1,10 @@
-"""The reference that speed is measured against: the same network and loader as the field's released
-code runs them.
+"""The reference that `mspose bench` compares with: the network and loader of the released code.
 
 Plain eager PyTorch: memory laid out N C H W, transformers sequence first as DETR's, attention
 weights written out and kept for the backward pass, dropout by `nn.Dropout`, keys and values of the
 decoder's cross-attention projected for every token, images opened one at a time with PIL. No line
-of `mspose`'s attention, transformer or loader runs here, so that outputs and gradients can be
-compared as well as times. B images, N tokens, S scenes, C channels, H heads, D channels per head, L
-layers.
+of `mspose`'s attention, transformer or loader runs here; outputs and gradients are tested to be
+equal. B images, N tokens, S scenes, C channels, H heads, D channels per head, L layers.
 """
 
 import copy
@@ -18,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torchvision import transforms
-from torchvision.models import efficientnet_b0
+from torchvision import transforms  # type: ignore[import-untyped]
+from torchvision.models import efficientnet_b0  # type: ignore[import-untyped]
 
 from mspose.models.mstransformer import MSTransformer
 from mspose.models.network import PoseOutput
@@ -27,6 +25,9 @@ from mspose.models.network import PoseOutput
 
 class EagerReference(nn.Module):
     """The network of `network`, with independent copies of its weights under the same names."""
+
+    position: "ReferenceBranch"
+    orientation: "ReferenceBranch"
 
     def __init__(self, network: MSTransformer):
         super().__init__()
@@ -54,7 +55,7 @@ class EagerReference(nn.Module):
         self.train(network.training)
 
     def forward(self, image_B3HW: Tensor, scene_B: Tensor | None = None) -> PoseOutput:
-        """As `MSTransformer.forward`."""
+        """Compute what `MSTransformer.forward` computes, of the same shapes."""
         position_map, orientation_map = self.backbone(image_B3HW)
         position_SBC, position_gap = self.position(position_map, self.position_encoding)
         orientation_SBC, orientation_gap = self.orientation(orientation_map, self.position_encoding)
@@ -77,7 +78,7 @@ class EagerReference(nn.Module):
 
 
 def reference_backbone(network: MSTransformer) -> nn.Module:
-    """torchvision's own EfficientNet-B0, which is what is timed; a copy of any other backbone."""
+    """Make torchvision's EfficientNet-B0, which is what is measured, or copy another backbone."""
     if network.settings.backbone == "efficientnet_b0":
         return ReferenceB0()
     return copy.deepcopy(network.backbone).to(memory_format=torch.contiguous_format)
@@ -86,7 +87,7 @@ def reference_backbone(network: MSTransformer) -> nn.Module:
 class ReferenceB0(nn.Module):
     position_channels, orientation_channels = 112, 40
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         features = efficientnet_b0(weights=None).features
         self.to_stride8, self.to_stride16 = features[:4], features[4:6]
@@ -169,9 +170,7 @@ class ReferenceAttention(nn.Module):
     def forward(
         self, query_QBC: Tensor, key_KBC: Tensor, value_KBC: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Returns tokens_QBC and gap_BH, the norm of the mean query minus the mean key of every
-        head.
-        """
+        """Compute tokens_QBC, and gap_BH: the norm of each head's mean query minus its mean key."""
         count, batch, dim = query_QBC.shape
         heads, size = self.heads, dim // self.heads
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
@@ -252,8 +251,8 @@ def reference_transform(
     random_crop: bool,
     jitter: bool,
 ) -> transforms.Compose:
-    """The released code's preprocessing of one PIL image: in training with a random crop and
-    jitter, else without.
+    """Make the released code's preprocessing of one PIL image; training has a random crop and
+    colour jitter.
     """
     steps = [
         transforms.Resize(resize),
@@ -267,7 +266,7 @@ def reference_transform(
 def reference_batches(
     paths: Sequence[Path], transform: transforms.Compose, batch_size: int
 ) -> Iterator[Tensor]:
-    """image_B3HW of the files in their order, each decoded and transformed by itself."""
+    """Yield image_B3HW of the files in their order, each decoded and transformed by itself."""
     for start in range(0, len(paths), batch_size):
         images = []
         for path in paths[start : start + batch_size]:
