@@ -111,7 +111,7 @@ TOY = Workload(
     resize=72,
     matrix=256,
     memory_per_image=3 * 10**7,
-    frames=(8, 1),
+    frames=(2, 1),
 )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -127,8 +128,16 @@ def test_loading_is_measured_per_image_on_one_core(monkeypatch):
 def test_memory_is_that_of_a_process_of_its_own():
     (peak,) = bench.run_alone("ours", TOY, CPU, True, (2,))
     assert 10**8 < peak < 10**10
-    with pytest.raises(MsposeError, match="step of ours at batch -1 failed"):
-        bench.run_alone("ours", TOY, CPU, True, (-1,))
+
+
+def test_a_step_that_fails_in_its_process_is_an_error_of_one_line(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("not enough memory: you tried to allocate 7 bytes\nat ...")
+
+    monkeypatch.setattr(bench, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+    monkeypatch.setattr(bench, "training_memory", fail)
+    with pytest.raises(MsposeError, match="step of ours at batch 32 failed.* 7 bytes$"):
+        bench.run_alone("ours", TOY, CPU, True, (4, 32))
 
 
 def test_memory_is_extrapolated_where_it_does_not_fit(monkeypatch):
@@ -189,11 +198,23 @@ def test_everything_that_is_printed_and_written_follows_from_the_samples(
         assert f"| {name} | " in table
 
 
-def test_one_part_alone(monkeypatch, capsys):
-    for name in ("measure_memory", "measure_training", "measure_prediction", "keep_freed_memory"):
-        monkeypatch.setattr(bench, name, lambda *_: None)
-    bench.bench("load", device="cpu", repeat=1, quick=True)
-    assert "| load_640x480 | " in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        ("load", ["keep", "loading", "loading"]),
+        ("predict", ["keep", "prediction"]),
+        # memory in processes that this one starts while it is small
+        ("all", ["memory", "keep", "loading", "loading", "training", "prediction"]),
+    ],
+)
+def test_parts_are_measured_alone_or_all_in_turn(part, expected, monkeypatch, capsys):
+    done = []
+    for name in ("memory", "loading", "training", "prediction"):
+        monkeypatch.setattr(bench, f"measure_{name}", lambda *_, name=name: done.append(name))
+    monkeypatch.setattr(bench, "keep_freed_memory", lambda: done.append("keep"))
+    bench.bench(part, device="cpu", repeat=1, quick=True)
+    assert done == expected
+    assert "| ratio |" in capsys.readouterr().out
 
 
 def test_a_wrong_name_ends_in_one_line(capsys):
