@@ -26,6 +26,7 @@ from mspose.config import (
     to_settings,
 )
 from mspose.errors import MsposeError, Preempted
+from mspose.openmp import limit_spinning
 
 Command = Callable[..., None]
 COMMANDS: dict[str, dict[str, Command]] = {
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Bad input ends in one line on stderr and exit status 2; Ctrl-C in 130; a run that was asked to
     stop, and can go on, in 75.
     """
+    limit_spinning()  # before torch is imported
     set_up_messages()
     words = [with_underscores(word) for word in (sys.argv[1:] if argv is None else argv)]
     try:

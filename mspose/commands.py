@@ -248,8 +248,8 @@ def train(settings: Settings, *, scenes: list[str] | None = None, quiet: bool = 
     from mspose.training import train
 
     settings = _with_scenes(settings, scenes)
-    # recomputing says that memory is short
-    keep_freed_memory(not settings.training.recompute_backbone)
+    if not settings.training.recompute_backbone:  # which says that memory is short
+        keep_freed_memory()
     folder = train(settings, progress=is_main() and not quiet)
     _print(f"{folder}\nevaluate it with: mspose evaluate {folder}")
 
@@ -527,7 +527,7 @@ def attention(
             "without effect on the numbers of an earlier call, leave out --numbers false",
         )
     from mspose.allocator import keep_freed_memory
-    from mspose.attention.record import read_study, study_table
+    from mspose.attention.attention_json import read_study, study_table
     from mspose.studies.attention_study import check_choice, study_run
 
     keep_freed_memory()
@@ -628,11 +628,12 @@ def cell(file: Path, *, progress: bool = False) -> None:
     """
     from mspose.allocator import keep_freed_memory
     from mspose.config import read_settings
-    from mspose.studies.ablation.cell import run_cell
+    from mspose.studies.ablation.single_run import complete
 
     settings = read_settings(file)
-    keep_freed_memory(not settings.training.recompute_backbone)
-    print(run_cell(settings, progress=progress))
+    if not settings.training.recompute_backbone:
+        keep_freed_memory()
+    print(complete(settings, progress=progress))
 
 
 def paper(
@@ -696,7 +697,7 @@ def predict(
         quiet: no progress bar.
     """
     from mspose.allocator import keep_freed_memory
-    from mspose.tools.prediction.localisation import predict_poses
+    from mspose.tools.prediction.predict import predict_poses
 
     keep_freed_memory()
     predict_poses(
@@ -734,7 +735,7 @@ def export(
         out: file to write (default: model.onnx or model.pt2 in the run's folder).
         scene: the scene of all images (default: the file predicts it).
     """
-    from mspose.tools.exporting.writing import export_run
+    from mspose.tools.exporting.export import export_run
 
     print(export_run(run, format, out, scene))
 
@@ -779,11 +780,17 @@ def bench(
         json: file for all measurements, experiments/results/bench-<machine>.json.
         markdown: file for the table, beside printing it.
     """
-    from mspose.tools.bench.measure import benchmark
-    from mspose.tools.bench.report import write
+    from mspose.tools.bench import bench
 
-    results = benchmark(part, device=device, repeat=repeat, compile=compile, quick=quick)
-    write(results, json, markdown)
+    bench(
+        part,
+        device=device,
+        repeat=repeat,
+        compile=compile,
+        quick=quick,
+        json=json,
+        markdown=markdown,
+    )
 
 
 def is_main() -> bool:

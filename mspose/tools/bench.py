@@ -52,19 +52,19 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mspose.allocator import keep_freed_memory
-from mspose.data.augmentation import Jitter
+from mspose.config import AugmentationSettings
+from mspose.data.augmentation import Augmentation
 from mspose.data.batches import Batch, Batches
 from mspose.data.cache import open_cache
 from mspose.data.frames import CAMERA_TO_WORLD, frame_table
 from mspose.errors import MsposeError
 from mspose.files import whole_file
 from mspose.inference import SMALL_BATCH, resolve_device
-from mspose.losses import PoseLoss
+from mspose.losses import PRECISION, Objective, PoseLoss
 from mspose.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from mspose.models.compilation import Compiled
 from mspose.models.mstransformer import MSTransformer
 from mspose.models.network import BRANCHES, PoseOutput
-from mspose.objective import PRECISION, Objective
 from mspose.provenance import provenance
 from mspose.tools.eager_reference import EagerReference, reference_batches, reference_transform
 
@@ -283,7 +283,7 @@ def reference_training_step(reference: nn.Module, batch: Batch) -> Call:
         output = reference(batch.image_B3HW, batch.scene_B)
         loss = loss_of(output, batch.position_B3, batch.orientation_B4, batch.scene_B)
         optimizer.zero_grad()
-        loss.total.backward()
+        torch.stack(list(loss.values())).sum().backward()
         optimizer.step()
 
     return Call(step, reference)
@@ -327,7 +327,7 @@ def measure_prediction(results: Results, compile: bool) -> None:
     """Time a forward pass of either side."""
     log.info("measuring prediction")
     ours, reference = make_sides(results.workload, results.device)
-    ours.eval().fuse()
+    ours.eval()
     reference.eval()
     for count in PREDICTED:
         batch = random_batch(results.workload, count, results.device)
@@ -442,7 +442,11 @@ def measure_loading(results: Results, width: int, height: int) -> None:
             name = f"load_{width}x{height}" + ("_jitter" if jitter else "")
             reference = f"reference_{name}"
             drawn = partial(
-                batches.epoch, 0, 0, equalize_scenes=False, jitter=Jitter() if jitter else None
+                batches.epoch,
+                0,
+                0,
+                equalize_scenes=False,
+                augmentation=Augmentation(AugmentationSettings()) if jitter else None,
             )
             read = partial(reference_batches, files, transform, count)
             calls = {
