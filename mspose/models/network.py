@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mspose.errors import MsposeError
 from mspose.models.attention import expect_shape
-from mspose.models.attention_map import AttentionMap
+from mspose.models.attention_map import Observer as Observer
 from mspose.models.backbone import Backbone, Triple
 from mspose.models.fusion import fold_batch_norms
 from mspose.run import load_model
@@ -26,19 +26,6 @@ from mspose.run import load_model
 SMALLEST_IMAGE = 32
 BRANCHES = ("position", "orientation")
 """Of a network with attention, as observers are told them."""
-
-
-class Observer:
-    """Sees the attention of a forward pass, layer by layer; this one does nothing with it.
-
-    `branch` is "position" or "orientation"; `layer` counts from 0.
-    """
-
-    def encoder(self, branch: str, layer: int, attention: AttentionMap) -> None:
-        """Called with the self-attention of every encoder layer."""
-
-    def decoder(self, branch: str, layer: int, weight_BHSN: Tensor) -> None:
-        """Called with what every scene's query attends to in the image, of every decoder layer."""
 
 
 @dataclass(eq=False)

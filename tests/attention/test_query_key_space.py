@@ -12,7 +12,7 @@ SIDE, PIXELS = 6, 24
 
 
 def arrays_of(query_ND, key_ND):
-    """Samples whose orientation branch has these queries and keys, and the attention map of them."""
+    """Samples whose orientation branch has these queries and keys, and their attention map."""
     arrays = samples(sides=(4, SIDE), heads=1, pixels=PIXELS)
     score_NN = query_ND @ key_ND.T
     weight_NN = np.exp(score_NN - score_NN.max(axis=1, keepdims=True))
