@@ -159,17 +159,6 @@ def test_histograms_count_the_queries_by_their_purity(studied, whole):
             assert sum(shares) == pytest.approx(1, abs=1e-4)
 
 
-def test_statistics_stream_over_batches_of_any_size():
-    query, key = torch.randn(2, 5, 2, 7, 3, generator=torch.Generator().manual_seed(1)).unbind()
-    one, other = StudyMeasures(3), StudyMeasures(3)
-    one.encoder("position", 0, AttentionMap(query, key, 1.0))
-    for part in ([0], [1, 2, 3], [4]):
-        other.encoder("position", 0, AttentionMap(query[part], key[part], 1.0))
-    for mine, theirs in zip(one.as_json(), other.as_json(), strict=True):
-        assert mine["heads"][1] == pytest.approx(theirs["heads"][1])
-        assert mine["purity_histogram"] == theirs["purity_histogram"]
-
-
 def test_no_more_than_a_chunk_of_queries_times_keys_exists_at_a_time():
     """On 28x28 maps of 8 heads whole float32 maps of four images are 79 MB, pooled float64
     distances twice 79 MB.
