@@ -81,7 +81,7 @@ def train(settings: Settings, *, progress: bool = True) -> Path:
 
 @dataclass
 class TrainState:
-    """What a training step changes, and how far the training is.
+    """Everything that a training step changes, and how far the training is.
 
     Attributes:
         network: the network; of several processes on GPUs with synchronised batch norms.

@@ -72,14 +72,14 @@ def encoder_maps_figure(
     image_HW3 = arrays["image_F"][frame]
     for column, (branch, layer) in enumerate(chosen):
         queries = arrays[f"encoder/{branch}/queries"]
-        for row, (weight_HW, place) in enumerate(zip(maps[branch, layer], queries, strict=True)):
+        for row, (weight_HW, token) in enumerate(zip(maps[branch, layer], queries, strict=True)):
             axes = figure.add_subplot(grid[row, column])
             _overlay(axes, image_HW3, weight_HW, norm)
             cell = image_HW3.shape[0] / weight_HW.shape[0], image_HW3.shape[1] / weight_HW.shape[1]
             for color, width in (("white", 2.2), (plotting.ATTENDED, 1.1)):
                 axes.plot(
-                    (place[1] + 0.5) * cell[1] - 0.5,
-                    (place[0] + 0.5) * cell[0] - 0.5,
+                    (token[1] + 0.5) * cell[1] - 0.5,
+                    (token[0] + 0.5) * cell[0] - 0.5,
                     marker="o",
                     markersize=5,
                     color="none",
@@ -138,9 +138,9 @@ def decoder_maps_figure(
             " asked for"
         )
     maps = {
-        (frame, place): _relative(arrays, "decoder", place, frame, head)
+        (frame, shown): _relative(arrays, "decoder", shown, frame, head)
         for frame in frames
-        for place in chosen
+        for shown in chosen
     }
     names = [str(name) for name in arrays["scene_names"]]
     figure, grid, norm = _sheet(1 + len(names), len(maps), maps.values())

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from mspose.models.attention_map import (
     AttentionMap,
+    Observer,
     attention_entropy,
     attention_similarity,
     query_key_gap,
     verdict,
 )
-from mspose.models.network import Observer
 
 MEASURES = ("entropy", "entropy_limit", "similarity", "query_key_gap")
 """Entropy and its limit in nats; mean cosine of different queries' attention, 0..1; distance of

@@ -199,7 +199,7 @@ def _picture(
             corner = (
                 (column + 0.1) * width - 0.5,
                 (row + 0.1) * height - 0.5,
-            )  # neighbours keep apart
+            )  # a gap to the neighbours
             axes.add_patch(
                 Rectangle(
                     corner,

@@ -101,12 +101,12 @@ def purity_figure(studies: Studies, *, head: int | None = None) -> Figure:
 
 
 def _shares(
-    studies: Sequence[Study], place: tuple[str, int], head: int | None
+    studies: Sequence[Study], layer: tuple[str, int], head: int | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the edges of bins, and share_RHN of studies, heads and bins; of one head where `head`
     is given.
     """
-    histograms = [layers_of(study, place[0])[place[1]]["purity_histogram"] for study in studies]
+    histograms = [layers_of(study, layer[0])[layer[1]]["purity_histogram"] for study in studies]
     edges, share_RHN = (
         np.asarray(histograms[0]["edges"]),
         np.asarray([of["share"] for of in histograms], dtype=float),
@@ -141,14 +141,14 @@ def centred(
 
 def _purity_axes(axes: Any, branch: str, number: int, *, last: bool) -> None:
     axes.set_xlim(-0.06, 1.06)
-    for place in (0.5, 1.0):
-        axes.axvline(place, color=plotting.GREY, linewidth=0.7, linestyle=(0, (2, 2)), zorder=0)
+    for purity in (0.5, 1.0):
+        axes.axvline(purity, color=plotting.GREY, linewidth=0.7, linestyle=(0, (2, 2)), zorder=0)
     if number == 1:
         axes.set_title(f"{branch} branch", pad=12)
-        for place, text, side in ((0.5, "mixed", "center"), (1.0, "queries only", "right")):
+        for purity, text, side in ((0.5, "mixed", "center"), (1.0, "queries only", "right")):
             axes.annotate(
                 text,
-                (place, 1),
+                (purity, 1),
                 (0, 1.5),
                 xycoords=("data", "axes fraction"),
                 textcoords="offset points",
@@ -173,7 +173,7 @@ def verdict_figure(studies: Studies) -> Figure:
     Raises MsposeError where no study has an encoder layer.
     """
     groups = by_label(studies)
-    places = sorted(
+    rows_shown = sorted(
         {
             (branch, number)
             for _, study in studies
@@ -182,7 +182,7 @@ def verdict_figure(studies: Studies) -> Figure:
         },
         key=lambda layer: (BRANCHES.index(layer[0]), layer[1]),
     )
-    if not places:
+    if not rows_shown:
         raise MsposeError(
             "verdicts: no run has an encoder layer, so there is no self-attention to judge"
         )
@@ -190,10 +190,10 @@ def verdict_figure(studies: Studies) -> Figure:
     letters = round((width - 1.3) / len(groups) * 72 / (0.62 * plotting.SMALL))
     names = [plotting.wrapped(named(label, len(group)), letters) for label, group in groups.items()]
     figure = plotting.empty_figure(
-        0.55 + 0.13 * max(name.count("\n") + 1 for name in names) + 0.3 * len(places), width
+        0.55 + 0.13 * max(name.count("\n") + 1 for name in names) + 0.3 * len(rows_shown), width
     )
     axes = figure.add_subplot()
-    for row, (branch, number) in enumerate(places):
+    for row, (branch, number) in enumerate(rows_shown):
         for column, group in enumerate(groups.values()):
             layers = [
                 layers_of(study, branch)[number]
@@ -202,10 +202,11 @@ def verdict_figure(studies: Studies) -> Figure:
             ]
             _cell(axes, column, row, layers)
     axes.set_xlim(0, len(groups))
-    axes.set_ylim(len(places), 0)
+    axes.set_ylim(len(rows_shown), 0)
     axes.set_xticks(np.arange(len(groups)) + 0.5, names, fontsize=plotting.SMALL)
     axes.set_yticks(
-        np.arange(len(places)) + 0.5, [f"{branch}, layer {number}" for branch, number in places]
+        np.arange(len(rows_shown)) + 0.5,
+        [f"{branch}, layer {number}" for branch, number in rows_shown],
     )
     axes.xaxis.tick_top()
     axes.tick_params(length=0)

@@ -59,6 +59,19 @@ class AttentionMap(NamedTuple):
             yield part.log_weight()
 
 
+class Observer:
+    """Gets the attention of a forward pass, layer by layer; this one does nothing with it.
+
+    `branch` is "position" or "orientation"; `layer` counts from 0.
+    """
+
+    def encoder(self, branch: str, layer: int, attention: AttentionMap) -> None:
+        """Called with the self-attention of every encoder layer."""
+
+    def decoder(self, branch: str, layer: int, weight_BHSN: Tensor) -> None:
+        """Called with the attention of every scene's query to the image, of every decoder layer."""
+
+
 def query_key_gap(query_BHQD: Tensor, key_BHKD: Tensor) -> Tensor:
     """Compute the distance between the mean query and the mean key of every head, which QKA makes
     small (Lee, Kim and Heo, NeurIPS 2024).

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from mspose.config import ModelSettings
 from mspose.errors import MsposeError
 from mspose.models.attention import expect_shape
-from mspose.models.attention_map import AttentionMap
+from mspose.models.attention_map import Observer as Observer
 from mspose.models.backbone import Backbone, Triple
 from mspose.models.stored import load_weights, model_folder, read_construction
 from mspose.run import WEIGHTS, load_model, read_description, save_model
@@ -26,19 +26,6 @@ from mspose.run import WEIGHTS, load_model, read_description, save_model
 SMALLEST_IMAGE = 32
 BRANCHES = ("position", "orientation")
 """Of a network with attention, as observers are told them."""
-
-
-class Observer:
-    """Receives the attention of a forward pass, layer by layer; this one ignores it.
-
-    `branch` is "position" or "orientation"; `layer` counts from 0.
-    """
-
-    def encoder(self, branch: str, layer: int, attention: AttentionMap) -> None:
-        """Called with the self-attention of every encoder layer."""
-
-    def decoder(self, branch: str, layer: int, weight_BHSN: Tensor) -> None:
-        """Called with each scene query's attention to the image, of every decoder layer."""
 
 
 @dataclass(eq=False)

@@ -18,7 +18,8 @@ def layer(branch, number, tokens, *, entropy, similarity, purity, heads=4, gap=3
     for _ in range(heads):
         counts, _ = np.histogram(rng.beta(8 * purity, 8 * (1.0001 - purity), 400), EDGES)
         share.append((counts / counts.sum()).tolist())
-    head = {"entropy": entropy * limit, "similarity": similarity, "gap": gap, "purity": purity}
+    head = {"entropy": entropy * limit, "similarity": similarity, "purity": purity}
+    head["query_key_gap"] = gap
     return {
         "branch": branch,
         "layer": number,
@@ -26,7 +27,7 @@ def layer(branch, number, tokens, *, entropy, similarity, purity, heads=4, gap=3
         "entropy": entropy * limit,
         "entropy_limit": limit,
         "similarity": similarity,
-        "gap": gap,
+        "query_key_gap": gap,
         "purity": purity,
         "verdict": verdict(entropy * limit, similarity, tokens),
         "heads": [head] * heads,
@@ -80,7 +81,7 @@ def study(
         },
     }
     return {
-        "format": 1,
+        "format": 2,
         "experiment": "made-up",
         "variant": variant,
         "seed": seed,

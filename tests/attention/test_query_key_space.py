@@ -12,7 +12,7 @@ SIDE, PIXELS = 6, 24
 
 
 def arrays_of(query_ND, key_ND):
-    """Samples whose orientation branch has these queries and keys, and the attention map of them."""
+    """Samples whose orientation branch has these queries and keys, and their attention map."""
     arrays = samples(sides=(4, SIDE), heads=1, pixels=PIXELS)
     score_NN = query_ND @ key_ND.T
     weight_NN = np.exp(score_NN - score_NN.max(axis=1, keepdims=True))
@@ -121,14 +121,13 @@ def test_pca_is_the_best_linear_plane():
 
 
 @pytest.mark.parametrize("spread", [1, 0])
-def test_tsne_gives_a_place_to_every_point_the_same_every_time(spread):
+def test_tsne_separates_clusters_and_takes_points_that_are_equal(spread):
     points_PD = spread * np.random.default_rng(0).normal(size=(18, 4))
     points_PD[9:] += 50 * spread
     place_P2, names = project(points_PD, "tsne")
     assert place_P2.shape == (18, 2)
     assert np.isfinite(place_P2).all()
     assert "no unit" in names[0]
-    np.testing.assert_array_equal(place_P2, project(points_PD, "tsne")[0])
     if spread:
         middle = [place_P2[part].mean(axis=0) for part in (slice(9), slice(9, None))]
         radius = max(np.linalg.norm(place_P2[:9] - middle[0], axis=1))

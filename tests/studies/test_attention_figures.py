@@ -8,7 +8,6 @@ import pytest
 from attention.builders import EDGES, samples, study, write_run
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
-from matplotlib.lines import Line2D
 from matplotlib.patches import StepPatch
 from matplotlib.text import Text
 from PIL import Image
@@ -183,13 +182,6 @@ def test_a_histogram_has_a_bin_around_each_value_that_purity_can_have(neighbours
     np.testing.assert_allclose(merged, np.bincount(found) / len(found))
 
 
-def test_a_histogram_no_finer_than_purity_stays_as_it_is():
-    share = np.full(20, 0.05)
-    edges, same = centred(np.array(EDGES), share, 20)
-    assert same is share
-    np.testing.assert_array_equal(edges, EDGES)
-
-
 def test_verdicts_in_words_colours_and_marks():
     collapsed = study(entropy=0.4, similarity=0.95)
     figure = verdict_figure(
@@ -312,17 +304,9 @@ def test_lines_differ_in_colour_marker_and_style_of_the_safe_palette(name):
     assert len({handle.get_marker() for handle in handles}) == len(handles)
 
 
-def test_all_colours_of_lines_are_of_the_palette():
-    for name in ("entropy", "purity-seeds", "verdicts-eight", "space-one", "encoder"):
-        for line in figure_of(name).findobj(Line2D):
-            for color in (line.get_color(), line.get_markeredgecolor()):
-                if color != "none" and line.axes is not None and line in line.axes.lines:
-                    assert to_hex(color) in OKABE_ITO | GREYS, (name, color)
-
-
-def test_a_picture_is_the_same_every_time_and_of_print_resolution(tmp_path):
+def test_a_file_is_the_same_every_time_and_of_print_resolution(tmp_path):
     for name in ("one", "two"):
-        figure = space_figure([("neither", samples())], "position", 1, 1)
+        figure = space_figure([("neither", samples())], "position", 1, 1, projection="pca")
         save_figure(figure, tmp_path / f"{name}.png")
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     with Image.open(tmp_path / "one.png") as picture:
@@ -397,7 +381,7 @@ def test_a_record_without_samples_gives_what_figures_need_and_says_what_is_left_
     with caplog.at_level("INFO", logger="mspose"):
         written = draw([run])
     assert sorted(path.stem for path in written) == ["entropy", "purity", "verdicts"]
-    assert "no pictures of attention in frames" in caplog.text
+    assert "no figures of attention in frames" in caplog.text
     assert re.search(r"no .*query-key-gap\.png: .*TensorBoard log", caplog.text)
     assert re.search(r"no .*encoding\.png: ", caplog.text)
 

@@ -13,9 +13,9 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from mspose import evaluation
+from mspose.attention.attention_json import read_study, study_table
 from mspose.attention.encoding_distance import distance_profile, token_distances
 from mspose.attention.purity import query_purity
-from mspose.attention.attention_json import read_study, study_table
 from mspose.attention.training_log import gap_over_training
 from mspose.cli import main
 from mspose.config import TrainingSettings, config_hash, read_settings, write_settings
@@ -26,7 +26,12 @@ from mspose.models.mstransformer import MSTransformer
 from mspose.models.network import Observer
 from mspose.run import load_model, save_model
 from mspose.studies import attention_figures
-from mspose.studies.attention_study import Statistics, check_choice, spread_over_scenes, study_run
+from mspose.studies.attention_study import (
+    StudyMeasures,
+    check_choice,
+    spread_over_scenes,
+    study_run,
+)
 
 TOKENS = {"position": 9, "orientation": 25}  # of crops of 40 pixels
 DEPTH = {"position": 1, "orientation": 2}
@@ -124,13 +129,13 @@ def test_layers_hold_what_whole_maps_in_float64_give(studied, whole):
         assert layer["entropy_limit"] == pytest.approx(math.log(tokens), rel=1e-5)
         unit = torch.nn.functional.normalize(weight, dim=-1)
         pairs = ~torch.eye(tokens, dtype=torch.bool)
-        figures_H = {
+        measured_H = {
             "entropy": -(weight * weight.log()).sum(dim=-1).mean(dim=(0, 2)),
             "similarity": (unit @ unit.mT)[:, :, pairs].mean(dim=(0, 2)),
-            "gap": (query.mean(dim=2) - key.mean(dim=2)).norm(dim=-1).mean(dim=0),
+            "query_key_gap": (query.mean(dim=2) - key.mean(dim=2)).norm(dim=-1).mean(dim=0),
             "purity": query_purity(query, key, 5).mean(dim=(0, 2)),
         }
-        for name, values in figures_H.items():
+        for name, values in measured_H.items():
             assert [head[name] for head in layer["heads"]] == pytest.approx(
                 values.tolist(), rel=2e-5
             ), name
@@ -154,17 +159,6 @@ def test_histograms_count_the_queries_by_their_purity(studied, whole):
             assert sum(shares) == pytest.approx(1, abs=1e-4)
 
 
-def test_statistics_stream_over_batches_of_any_size():
-    query, key = torch.randn(2, 5, 2, 7, 3, generator=torch.Generator().manual_seed(1)).unbind()
-    one, other = Statistics(3), Statistics(3)
-    one.encoder("position", 0, AttentionMap(query, key, 1.0))
-    for part in ([0], [1, 2, 3], [4]):
-        other.encoder("position", 0, AttentionMap(query[part], key[part], 1.0))
-    for mine, theirs in zip(one.layers(), other.layers(), strict=True):
-        assert mine["heads"][1] == pytest.approx(theirs["heads"][1])
-        assert mine["purity_histogram"] == theirs["purity_histogram"]
-
-
 def test_no_more_than_a_chunk_of_queries_times_keys_exists_at_a_time():
     """On 28x28 maps of 8 heads whole float32 maps of four images are 79 MB, pooled float64
     distances twice 79 MB.
@@ -181,7 +175,7 @@ def test_no_more_than_a_chunk_of_queries_times_keys_exists_at_a_time():
 
     query, key = torch.randn(2, 1, 8, 784, 4).unbind()
     with Largest():
-        Statistics(10).encoder("orientation", 0, AttentionMap(query, key, 1.0))
+        StudyMeasures(10).encoder("orientation", 0, AttentionMap(query, key, 1.0))
     assert 0 < biggest <= 8 * 256 * 2 * 784
 
 
@@ -189,7 +183,7 @@ def test_the_study_says_what_it_is_of(studied):
     found = read_study(studied)
     settings = read_settings(studied / "config.yaml")
     about = {
-        "format": 1,
+        "format": 2,
         "experiment": "small",
         "variant": "all",
         "seed": 5,
@@ -433,33 +427,48 @@ def test_layers_and_heads_that_are_not_there_are_refused(studied, choice, messag
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change",
     [
-        ([], "expected an object"),
-        ({"format": 2}, "format is 2, expected 1"),
-        ({"split": None}, "split is None, expected text"),
-        ({"seed": "0"}, "seed is '0', expected a whole number"),
-        ({"quick": 1}, "quick is 1, expected true or false"),
-        ({"layers": []}, "layers is missing or empty"),
-        ({"layers": [{"branch": "up"}]}, "layers, number 1: branch is 'up'"),
-        ({"layers": [{"gap": "1"}]}, "layers, number 1: gap is '1', expected a finite number"),
-        ({"layers": [{"heads": [{}]}]}, "layers, number 1: entropy is 'missing'"),
-        ({"layers": [{"purity_histogram": {}}]}, "layers, number 1: purity_histogram: expected"),
-        ({"encoding": {"position": {"grid_distance": [1.0]}}}, "encoding, position: expected"),
-        ({"training": {"step": [1], "query_key_gap": {"position": []}}}, "training: expected step"),
+        {"format": 3},
+        {"split": None},
+        {"seed": "0"},
+        {"quick": 1},
+        {"layers": []},
+        {"layers": [{"branch": "up"}]},
+        {"layers": [{"query_key_gap": "1"}]},
+        {"layers": [{"heads": [{}]}]},
+        {"layers": [{"purity_histogram": {}}]},
+        {"encoding": {"position": {"grid_distance": [1.0]}}},
+        {"training": {"steps_per_epoch": 1, "step": [1], "query_key_gap": {"position": []}}},
     ],
 )
-def test_files_that_are_no_study_are_refused_with_the_remedy(studied, tmp_path, change, message):
+def test_files_that_are_no_study_are_refused_with_the_remedy(studied, tmp_path, change):
     found = read_study(studied)
-    if isinstance(change, dict) and isinstance(change.get("layers"), list):
+    if change.get("layers"):
         change = {"layers": [found["layers"][0] | layer for layer in change["layers"]]}
     path = tmp_path / "attention" / "attention.json"
     path.parent.mkdir()
-    path.write_text(json.dumps(found | change if isinstance(change, dict) else change))
-    with pytest.raises(
-        MsposeError, match=rf"{re.escape(message)}.*run `mspose attention .*` again"
-    ):
-        read_study(tmp_path)
+    for content in (json.dumps(found | change), "[]"):
+        path.write_text(content)
+        with pytest.raises(
+            MsposeError, match=r"is not a study of attention .*; run `mspose attention .*` again"
+        ):
+            read_study(tmp_path)
+
+
+def test_studies_of_the_first_format_are_read(studied, tmp_path):
+    """It called the query-key gap `gap`; committed records have it."""
+    found = read_study(studied)
+    older = json.loads(json.dumps(found).replace('"query_key_gap": ', '"gap": ')) | {
+        "format": 1,
+        "training": found["training"],
+    }
+    (tmp_path / "attention").mkdir()
+    (tmp_path / "attention" / "attention.json").write_text(json.dumps(older))
+    assert read_study(tmp_path) == found
+    records = list(Path("experiments/results").glob("*/*/seed-0"))
+    studies = [read_study(run) for run in records if (run / "attention").is_dir()]
+    assert all(study["layers"][0]["query_key_gap"] > 0 for study in studies)
 
 
 def test_files_that_are_missing_or_broken_are_refused_with_the_remedy(tmp_path):
@@ -539,7 +548,6 @@ def test_the_verb_can_draw_anew_from_numbers_alone_and_leave_pictures_out(
         (["--frames=0"], "frames"),
         (["--layer=3"], "layer: expected 1 to 2"),
         (["--head=3"], "head: expected 1 to 2"),
-        (["--neighbours=18"], "neighbours: expected 1 to 17"),
         (["--split=vali"], "split 'vali'"),
         (["--numbers=false", "--frames=3"], "--frames, --device, --cache: without effect"),
     ],
