@@ -159,7 +159,7 @@ class _File:
 def read_ablation(path_or_name: str | Path) -> Ablation:
     """Read an ablation file, or that of this name in `experiments/ablations/`.
 
-    The folder is looked for in the current folder, then in the repository. Raises MsposeError, with
+    The current folder comes before the repository. Raises MsposeError, with
     the file and the key, for a file that is missing or not as expected.
     """
     path = _find(path_or_name, ABLATIONS, "ablation", beside=Path())
@@ -203,10 +203,10 @@ def _find(name_or_path: str | Path, folder: str, what: str, *, beside: Path) -> 
             )
         return path
     folders = list(dict.fromkeys((Path.cwd() / folder, REPOSITORY / folder)))
-    for place in folders:
-        if (place / f"{text}.yaml").is_file():
-            return place / f"{text}.yaml"
-    there = sorted({path.stem for place in folders for path in place.glob("*.yaml")})
+    for candidate in folders:
+        if (candidate / f"{text}.yaml").is_file():
+            return candidate / f"{text}.yaml"
+    there = sorted({path.stem for candidate in folders for path in candidate.glob("*.yaml")})
     raise MsposeError(
         f"{what} {text!r} is not in {folders[0]}; there are: {', '.join(there) or 'none'}; or give"
         " a path"
@@ -238,26 +238,26 @@ def _read_yaml(path: Path) -> Any:
         ) from error
 
 
-def _changes(place: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _changes(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Read settings by dotted name, written so or nested."""
     changes = flatten(values)
     if ours := [name for name in changes if name in OURS]:
-        raise MsposeError(f"{place}: {ours[0]} is not for the file to say: it is set for every run")
+        raise MsposeError(f"{where}: {ours[0]} is not for the file to say: it is set for every run")
     return changes
 
 
-def _changed(settings: Settings, changes: Mapping[str, Any], place: str) -> Settings:
+def _changed(settings: Settings, changes: Mapping[str, Any], where: str) -> Settings:
     try:
         return changed_settings(settings, changes)
     except MsposeError as error:
-        raise MsposeError(f"{place}: {error}") from error
+        raise MsposeError(f"{where}: {error}") from error
 
 
-def _seeds(place: str, values: Sequence[int]) -> tuple[int, ...]:
+def _seeds(where: str, values: Sequence[int]) -> tuple[int, ...]:
     if (
         not values
         or len(set(values)) < len(values)
         or not all(0 <= seed < 2**63 for seed in values)
     ):
-        raise MsposeError(f"{place}: expected different whole numbers from 0 on, found {values}")
+        raise MsposeError(f"{where}: expected different whole numbers from 0 on, found {values}")
     return tuple(int(seed) for seed in values)
