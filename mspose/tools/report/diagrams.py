@@ -54,7 +54,7 @@ def scene_choices(runs: Sequence[Run]) -> list[str]:
 def error_diagrams(
     runs: Sequence[Run], thresholds: Sequence[Sequence[float]]
 ) -> list[dict[str, Any]]:
-    """Compute recall curves, histograms and the recall map of every run, per entry of `scene_choices`.
+    """Compute recall curves, histograms and the recall map of every run, by `scene_choices`.
 
     Shares are in percent. The mean over scenes is unweighted, as in tables. A run without the scene
     has None.

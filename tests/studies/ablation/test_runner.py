@@ -198,6 +198,7 @@ def test_on_a_cluster(planned, tmp_path, monkeypatch):
     settings = SlurmSettings(cluster="local", partition="a", gpus=0)
     launcher = SlurmLauncher(tmp_path / "submitit", settings, 2)
     launcher.poll_every = 0.1
+    notes(planned[0], "").parent.mkdir(parents=True)
     command = "mspose.studies.ablation.launcher._command"
     monkeypatch.setattr(command, lambda _: ["sh", "-c", "echo mspose: error: no; exit 2"])
     assert run_all(planned[1:], launcher, progress=False) == ["learned, seed 0"]
