@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and files of tensors that are read without running code."""
+"""Files that appear whole or not at all; files of tensors, read without running code."""
 
 import os
 import re
@@ -15,10 +15,10 @@ from mspose.errors import MsposeError
 
 @contextmanager
 def whole_file(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
-    """A file to write that replaces `path` only when the block ends well; else `path` stays as it
-    was.
+    """Open a file to write that replaces `path` when the block ends without an error.
 
-    Raises MsposeError where the disk is full or the folder cannot be written.
+    Otherwise `path` stays as it was. Raises MsposeError where the disk is full or the folder cannot
+    be written.
     """
     path = Path(path)
     temporary: Path | None = None
@@ -47,10 +47,10 @@ def whole_file(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
 
 @contextmanager
 def whole_folder(path: Path | str) -> Iterator[Path]:
-    """A new folder to fill that gets its name when the block ends well; else nothing is left of it.
+    """Make a folder to fill that gets its name when the block ends without an error.
 
-    Raises MsposeError where the disk is full, the folder cannot be made, or another one that holds
-    files is there.
+    Otherwise nothing is left of it. Raises MsposeError where the disk is full, the folder cannot be
+    made, or another one that holds files is there.
     """
     path = Path(path)
     temporary: Path | None = None
@@ -73,12 +73,12 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
 
 
 def _new_folders(folder: Path) -> list[Path]:
-    """Of a folder and those that it is in, the ones that are not there yet, innermost first."""
+    """List those of a folder and its parents that do not exist yet, innermost first."""
     return [missing for missing in (folder, *folder.parents) if not os.path.lexists(missing)]
 
 
 def _remove_empty(folders: list[Path]) -> None:
-    """Remove those of the folders, innermost first, that nothing was put into."""
+    """Remove the folders, innermost first, as long as they are empty."""
     with suppress(OSError):
         for folder in folders:
             folder.rmdir()
@@ -91,10 +91,9 @@ def _umask() -> int:
 
 
 def read_tensors(path: Path) -> Any:
-    """A file of tensors and plain values: torch.save's, or `.safetensors`. One that holds code is
-    refused, never run.
+    """Read tensors and plain values from a file of torch.save, or `.safetensors`.
 
-    Raises MsposeError where the file is missing, damaged, or would need unpickling code.
+    Raises MsposeError where the file is missing, damaged, or would run code when it is unpickled.
     """
     import torch  # here: the command line's --help reads no tensors
     from safetensors.torch import load_file
@@ -104,13 +103,9 @@ def read_tensors(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with warnings.catch_warnings(
-            action="ignore"
-        ):  # about pickle protocols; what matters is an error
+        with warnings.catch_warnings(action="ignore"):  # about pickle protocols
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # a damaged file fails in many ways: zip, pickle, end of file, safetensors' header
+    except Exception as error:  # a damaged file fails in many ways: zip, pickle, end of file
         message = str(error)
         named = re.search(r"GLOBAL ([\w.]*\w)", message)
         if named or any(

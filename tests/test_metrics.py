@@ -341,8 +341,8 @@ def test_an_average_counts_scenes_alike_and_an_even_count_takes_the_middle_two()
         "recall": [0.75], "scene_accuracy": 1.0,
     }  # fmt: skip
     assert computed["average"] == {
-        "frames": 5, "median_position_error_m": (8.0 + 0.75) / 2, "median_orientation_error_deg": 0.0,
-        "recall": [0.375], "scene_accuracy": 0.5,
+        "frames": 5, "median_position_error_m": (8.0 + 0.75) / 2,
+        "median_orientation_error_deg": 0.0, "recall": [0.375], "scene_accuracy": 0.5,
     }  # fmt: skip
 
 

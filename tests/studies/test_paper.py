@@ -53,8 +53,8 @@ def section(index: str, title: str) -> str:
 
 
 def write_trained(root: Path, dataset: str, **changes: Any) -> Path:
-    """Made-up figures of a trained run."""
-    figures = {
+    """Made-up metrics of a trained run."""
+    chess = {
         "frames": 9,
         "median_position_error_m": 0.2,
         "median_orientation_error_deg": 6.0,
@@ -66,8 +66,6 @@ def write_trained(root: Path, dataset: str, **changes: Any) -> Path:
         "split": "test",
         "scene_selection": "predicted",
         "thresholds": [[0.25, 5]],
-    }
-    about |= {
         "experiment": dataset,
         "variant": "all",
         "seed": 0,
@@ -76,10 +74,8 @@ def write_trained(root: Path, dataset: str, **changes: Any) -> Path:
         **changes,
     }
     run = root / about["experiment"] / about["variant"] / "seed-0"
-    scenes = {"chess": figures}
-    write_metrics(
-        run / "metrics.json", {**about, "scenes": scenes, "average": average_over_scenes(scenes)}
-    )
+    metrics = {**about, "scenes": {"chess": chess}, "average": average_over_scenes({"a": chess})}
+    write_metrics(run / "metrics.json", metrics)
     return run
 
 
@@ -173,16 +169,17 @@ def test_published_rows_stand_beside_runs_on_their_own_data_alone(tmp_path: Path
     assert not [piece for piece in pieces if piece.draw]
 
 
-def test_ground_truths_have_a_table_each(tmp_path: Path) -> None:
+def test_quick_tries_are_in_no_table_and_ground_truths_have_one_each(tmp_path: Path) -> None:
     write_trained(tmp_path / "runs", "7scenes")
     write_trained(tmp_path / "runs", "7scenes", variant="all-sfm", ground_truth="sfm")
+    write_trained(tmp_path / "runs", "7scenes", variant="toy", quick=True)
     make_paper([tmp_path / "runs"], tmp_path / "paper", ablations=[FILE])
-    original, sfm = (
-        (tmp_path / f"paper/tables/table-median-7scenes-{name}-test.md")
-        for name in ("original", "sfm")
-    )
-    assert "MS-Transformer" in original.read_text() and "all-sfm" not in original.read_text()
-    assert "MS-Transformer" not in sfm.read_text() and "all-sfm" in sfm.read_text()
+    tables = tmp_path / "paper" / "tables"
+    original = (tables / "table-median-7scenes-original-test.md").read_text()
+    sfm = (tables / "table-median-7scenes-sfm-test.md").read_text()
+    assert "MS-Transformer" in original and "all-sfm" not in original
+    assert "MS-Transformer" not in sfm and "all-sfm" in sfm
+    assert "toy" not in original + sfm + (tmp_path / "paper" / "index.md").read_text()
 
 
 def test_attention_is_asked_for_of_networks_that_have_some(tmp_path: Path) -> None:
@@ -196,14 +193,6 @@ def test_attention_is_asked_for_of_networks_that_have_some(tmp_path: Path) -> No
     pieces = {piece.name: piece for piece in contents([tmp_path / "runs"], [], "mspose paper")}
     (missing,) = pieces["figures-virtual"].missing
     assert missing.command == "mspose attention runs/virtual/transformer/seed-0"
-
-
-def test_quick_tries_are_in_no_table(tmp_path: Path) -> None:
-    write_trained(tmp_path / "runs", "virtual")
-    write_trained(tmp_path / "runs", "virtual", variant="toy", quick=True)
-    make_paper([tmp_path / "runs"], tmp_path / "paper", ablations=[FILE])
-    for file in ("tables/table-median-virtual.md", "tables/table-recall-virtual.md", "index.md"):
-        assert "toy" not in (tmp_path / "paper" / file).read_text()
 
 
 def test_a_run_and_its_record_count_once(tmp_path: Path) -> None:
@@ -268,17 +257,7 @@ def test_where_no_run_is_finished_one_line_says_so_and_nothing_is_touched(
     assert (out / "index.md").read_text() == "earlier"
 
 
-def test_what_keeps_a_table_from_being_made_stands_in_the_index(tmp_path: Path) -> None:
-    results = Path(shutil.copytree(RESULTS, tmp_path / "results"))
-    path = results / "remedies-small" / "none" / "seed-0" / "predictions" / "test.csv"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    pieces = make_paper([results], tmp_path / "paper", ablations=[FILE])
-    (piece,) = [piece for piece in pieces if piece.name == "table-remedies-small"]
-    assert not piece.files and "was tested on other frames" in piece.missing[0].what
-    assert "table-recall-rooms.md" in (tmp_path / "paper" / "index.md").read_text()
-
-
-def test_the_command_that_fills_gaps_has_the_settings_that_all_cells_share(
+def test_the_index_has_why_a_table_is_missing_and_the_command_that_fills_gaps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mspose.studies.paper.contents.figures", lambda *_, **__: [])
@@ -286,10 +265,15 @@ def test_the_command_that_fills_gaps_has_the_settings_that_all_cells_share(
     for path in results.rglob("config.yaml"):
         path.write_text(path.read_text() + "training:\n  epochs: 3\n")
     make_paper([results], tmp_path / "paper", ablations=[FILE])
+    index = (tmp_path / "paper" / "index.md").read_text()
     command = f"mspose ablate {FILE} --training.epochs 3`"
-    assert command in section(
-        (tmp_path / "paper" / "index.md").read_text(), "Made-up remedies, on small"
-    )
+    assert command in section(index, "Made-up remedies, on small")
+    path = results / "remedies-small" / "none" / "seed-0" / "predictions" / "test.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    pieces = make_paper([results], tmp_path / "paper", ablations=[FILE])
+    (piece,) = [piece for piece in pieces if piece.name == "table-remedies-small"]
+    assert not piece.files and "was tested on other frames" in piece.missing[0].what
+    assert "table-recall-rooms.md" in (tmp_path / "paper" / "index.md").read_text()
 
 
 def test_pictures_of_frames_are_there_where_the_runs_samples_are(

@@ -205,18 +205,18 @@ def _changes(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return changes
 
 
-def _changed(settings: Settings, changes: Mapping[str, Any], place: str) -> Settings:
+def _changed(settings: Settings, changes: Mapping[str, Any], where: str) -> Settings:
     try:
         return changed_settings(settings, changes)
     except MsposeError as error:
-        raise MsposeError(f"{place}: {error}") from error
+        raise MsposeError(f"{where}: {error}") from error
 
 
-def _seeds(place: str, values: Sequence[int]) -> tuple[int, ...]:
+def _seeds(where: str, values: Sequence[int]) -> tuple[int, ...]:
     if (
         not values
         or len(set(values)) < len(values)
         or not all(0 <= seed < 2**63 for seed in values)
     ):
-        raise MsposeError(f"{place}: expected different whole numbers from 0 on, found {values}")
+        raise MsposeError(f"{where}: expected different whole numbers from 0 on, found {values}")
     return tuple(int(seed) for seed in values)

@@ -45,7 +45,7 @@ def rounded(values: Any, digits: int = 5) -> list[float]:
     ]
 
 
-def places_of(runs: Sequence[Run]) -> list[str]:
+def scene_choices(runs: Sequence[Run]) -> list[str]:
     """List the scenes by name; with several, the mean over scenes last."""
     scenes = sorted({scene for run in runs for scene in run.metrics["scenes"]})
     return [*scenes, ALL_SCENES] if len(scenes) > 1 else scenes
@@ -54,7 +54,7 @@ def places_of(runs: Sequence[Run]) -> list[str]:
 def error_diagrams(
     runs: Sequence[Run], thresholds: Sequence[Sequence[float]]
 ) -> list[dict[str, Any]]:
-    """Compute recall curves, histograms and the recall map of every run, per entry of `places_of`.
+    """Compute recall curves, histograms and the recall map of every run, by `scene_choices`.
 
     Shares are in percent. The mean over scenes is unweighted, as in tables. A run without the scene
     has None.
@@ -67,9 +67,9 @@ def error_diagrams(
         for run in runs
     ]
     diagrams = []
-    for place in places_of(runs):
+    for choice in scene_choices(runs):
         inside = [
-            [part for scene, part in scenes.items() if place in (scene, ALL_SCENES)]
+            [part for scene, part in scenes.items() if choice in (scene, ALL_SCENES)]
             for scenes in errors
         ]
         pooled = [part for parts in inside for part in parts]

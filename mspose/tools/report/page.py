@@ -24,7 +24,7 @@ from mspose.tools.report.diagrams import (
     LOGGED_POINTS,
     TRAJECTORY_BYTES,
     error_diagrams,
-    places_of,
+    scene_choices,
     training_curves,
     trajectories,
 )
@@ -178,7 +178,7 @@ def _group(
         "palette": PALETTE,
         "summary": summary_grid(runs[0].metrics) if len(runs) == 1 else None,
         "headline": runs[0].metrics["average"] if len(runs) == 1 else None,
-        "places": places_of(runs),
+        "places": scene_choices(runs),
         "scenes": sorted({scene for run in runs for scene in run.metrics["scenes"]}),
         "moving": [names[number] for number in moving],
         "records": in_short(name for name, run in named if not run.has_poses),

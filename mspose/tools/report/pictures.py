@@ -28,8 +28,6 @@ SHRUNK = 2 / 3
 """Scale of plots of attention, which have 300 dots per inch: one for all, so that their letters
 have one size.
 """
-FEW_COLOURS = 2000
-"""Below it a picture is a diagram, sharper and smaller as PNG; above, it has a photograph in it."""
 PICTURE_BYTES = 4_000_000
 """Limit of all pictures of a page; the rest is left out, and the page says so."""
 
@@ -172,22 +170,16 @@ def attention_pictures(run: Run, budget: Budget) -> list[Picture]:
         scale = min(SHRUNK, PICTURE[0] / image.width, PICTURE[1] / image.height)
         size = (max(round(scale * image.width), 1), max(round(scale * image.height), 1))
         image.thumbnail(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
-        drawing = _encoded(image, PICTURE, "JPEG", quality=80, optimize=True)
-        kind, small = "jpeg", drawing
-        if _colours(image) < FEW_COLOURS:
-            flat = _encoded(
-                image.quantize(128, dither=Image.Dither.NONE), PICTURE, "PNG", optimize=True
-            )
-            kind, small = ("png", flat) if len(flat) <= len(drawing) else (kind, small)
+        # a plot is sharper and smaller as PNG, a photograph smaller as JPEG
+        few_colours = image.quantize(128, dither=Image.Dither.NONE)
+        kind, small = min(
+            ("png", _encoded(few_colours, PICTURE, "PNG", optimize=True)),
+            ("jpeg", _encoded(image, PICTURE, "JPEG", quality=80, optimize=True)),
+            key=lambda encoded: len(encoded[1]),
+        )
         uri = budget.take(data_uri(small, kind))
         pictures.append(Picture(path.stem.replace("-", " "), uri, max(image.width // 2, 1)))
     return pictures
-
-
-def _colours(image: Image.Image) -> int:
-    """Count the colours, with five bits a channel."""
-    coarse_HW3 = np.asarray(image).astype(np.int32) >> 3
-    return len(np.unique(coarse_HW3 @ np.array([1, 32, 1024])))
 
 
 def _order(path: Path) -> tuple[int, str]:

@@ -72,9 +72,21 @@ def planned(file, tmp_path) -> list[Settings]:
     return read_ablation(file).runs(folder=str(tmp_path / "runs"))
 
 
-def start(file: Path, *words: str, **options) -> subprocess.Popen:
-    command = [sys.executable, "-m", "mspose", "ablate", str(file)]
-    return subprocess.Popen([*command, "--runs", str(file.parent / "runs"), *words], **options)
+@pytest.fixture
+def start(file, tmp_path):
+    """`start(*words)`: the command of the ablation; what still runs at the end is killed."""
+    processes = []
+
+    def popen(*words: str, **options) -> subprocess.Popen:
+        command = [sys.executable, "-m", "mspose", "ablate", str(file)]
+        command += ["--runs", str(tmp_path / "runs"), *words]
+        processes.append(subprocess.Popen(command, process_group=0, **options))
+        return processes[-1]
+
+    yield popen
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def wait_for(condition) -> None:
@@ -130,15 +142,15 @@ class PlayedJob:
 # from beginning to end
 
 
-def test_after_a_kill_it_goes_on_where_it_was_and_failures_are_named_at_the_end(change, tmp_path):
+def test_after_a_kill_it_goes_on_where_it_was_and_failures_are_named(change, start, tmp_path):
     variants = {
         "broken": {"training.start_from": "/nowhere/at/all"},
         "long": {"training.epochs": 15},
     }
-    file = change({"epochs": 1, "evaluate_every": 50}, variants=variants)
+    change({"epochs": 1, "evaluate_every": 50}, variants=variants)
     runs = tmp_path / "runs" / "tiny-small"
     silent = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-    process = start(file, process_group=0, **silent)
+    process = start(**silent)
     long = runs / "long" / "seed-0"
     wait_for(lambda: process.poll() is not None or epochs_of(long) >= 2)
     os.killpg(process.pid, signal.SIGKILL)  # its runs' processes with it
@@ -148,7 +160,7 @@ def test_after_a_kill_it_goes_on_where_it_was_and_failures_are_named_at_the_end(
     before = stamps(finished)
     assert {"metrics.json", "attention.json"} <= {path.name for path in before}
 
-    process = start(file, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = start(stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     out, errors = process.communicate()
     assert process.returncode == 2, errors
     lines = errors.splitlines()
@@ -169,9 +181,9 @@ def test_after_a_kill_it_goes_on_where_it_was_and_failures_are_named_at_the_end(
     assert "| sine" in out and "| long" in out and "Small" in out
 
 
-def test_at_sigterm_the_runs_save_and_the_same_command_goes_on(change, tmp_path):
-    file = change({"epochs": 4000, "evaluate_every": 4000})
-    process = start(file, "--quiet", stderr=subprocess.PIPE, text=True)
+def test_at_sigterm_the_runs_save_and_the_same_command_goes_on(change, start, tmp_path):
+    change({"epochs": 4000, "evaluate_every": 4000})
+    process = start("--quiet", stderr=subprocess.PIPE, text=True)
     runs = tmp_path / "runs" / "tiny-small"
     wait_for(lambda: process.poll() is not None or epochs_of(runs / "sine" / "seed-0") >= 1)
     process.send_signal(signal.SIGTERM)
@@ -186,6 +198,7 @@ def test_on_a_cluster(planned, tmp_path, monkeypatch):
     settings = SlurmSettings(cluster="local", partition="a", gpus=0)
     launcher = SlurmLauncher(tmp_path / "submitit", settings, 2)
     launcher.poll_every = 0.1
+    notes(planned[0], "").parent.mkdir(parents=True)
     command = "mspose.studies.ablation.launcher._command"
     monkeypatch.setattr(command, lambda _: ["sh", "-c", "echo mspose: error: no; exit 2"])
     assert run_all(planned[1:], launcher, progress=False) == ["learned, seed 0"]

@@ -62,17 +62,27 @@ def rows(text: str, label: str) -> list[list[str]]:
 # the whole text
 
 
+NUMBER = re.compile(r"\d+\.(\d+)")
+
+
 @pytest.mark.parametrize(("format", "ending"), [("markdown", "md"), ("latex", "tex")])
 def test_the_text_is_that_of_the_committed_files(format: Any, ending: str) -> None:
-    """Where a change is meant: mspose table tests/golden/results --ablation
-    tests/golden/remedies.yaml --format ...
+    """To the last digit but one, which is not rounded alike on every machine.
+
+    Where a change is meant: mspose table tests/golden/results --ablation tests/golden/remedies.yaml
+    --format ...
     """
     expected = (GOLDEN / f"remedies.{ending}").read_text(encoding="utf-8")
-    assert ablation_table(FILE, [RESULTS], format=format) == expected
+    text = ablation_table(FILE, [RESULTS], format=format)
+    assert NUMBER.sub("#", text) == NUMBER.sub("#", expected)
+    for found, wanted in zip(NUMBER.finditer(text), NUMBER.finditer(expected), strict=True):
+        digits = len(wanted[1])
+        assert len(found[1]) == digits
+        assert float(found[0]) == pytest.approx(float(wanted[0]), abs=1.1 * 10**-digits)
 
 
 def test_the_csv_is_that_of_the_committed_file() -> None:
-    """To nine digits: sums and medians are not rounded alike on every machine."""
+    """To nine digits, for the same reason."""
     text = ablation_table(FILE, [RESULTS], format="csv")
     found, expected = (
         pd.read_csv(io.StringIO(part)) for part in (text, (GOLDEN / "remedies.csv").read_text())
@@ -274,9 +284,8 @@ def test_the_table_verb_prints_it(capsys: pytest.CaptureFixture[str], tmp_path: 
     main(["table", str(RESULTS), "--ablation", str(FILE), "--format", "latex", "--seeds", "0", "1"])
     assert capsys.readouterr().out == ablation_table(FILE, [RESULTS], seeds=[0, 1], format="latex")
     main(["table", str(RESULTS), "--ablation", str(FILE), "--out", str(tmp_path / "table.md")])
-    assert (tmp_path / "table.md").read_text(encoding="utf-8") == (
-        GOLDEN / "remedies.md"
-    ).read_text(encoding="utf-8")
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert text == ablation_table(FILE, [RESULTS])
 
 
 @pytest.mark.parametrize(

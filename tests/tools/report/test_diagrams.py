@@ -12,7 +12,7 @@ from mspose.metrics import ESTIMATED_POSITION, TRUE_POSITION, with_errors
 from mspose.tools.report.diagrams import (
     ALL_SCENES,
     error_diagrams,
-    places_of,
+    scene_choices,
     training_curves,
     trajectories,
 )
@@ -33,7 +33,7 @@ def results(tmp_path):
 
 
 def test_recall_agrees_with_the_errors_and_the_last_place_is_the_mean_over_scenes(results):
-    assert places_of(results) == ["attic", "cellar", ALL_SCENES]
+    assert scene_choices(results) == ["attic", "cellar", ALL_SCENES]
     diagrams = error_diagrams(results, THRESHOLDS)
     frames = results[0].frames
     for which, column in enumerate(("position_error_m", "orientation_error_deg")):
