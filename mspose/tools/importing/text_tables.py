@@ -51,7 +51,8 @@ def read_rows(
 
 
 def header(path: Path) -> list[str]:
-    """Names of the columns: the words of the last line before the first row of numbers.
+    """Names of the columns: a first line that is neither a number nor a comment, or else the words
+    of the last comment before the numbers.
 
     Units in brackets are left out. No names where no line stands before the numbers.
     """
@@ -60,6 +61,8 @@ def header(path: Path) -> list[str]:
         if re.match(NUMBER, line):
             break
         above = line or above
+        if line and not line.startswith("#"):
+            break
     words = re.sub(r"\[[^]]*\]", "", above.lstrip("#").strip())
     names = words.split(",") if "," in words else words.split()
     return ["_".join(name.split()) for name in names]

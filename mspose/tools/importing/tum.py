@@ -50,7 +50,7 @@ def read_tum(
     columns = columns_by_name(names, [*POSITION, *QUATERNION])
     expected = ",".join(names) if columns else COLUMNS
     poses = list(read_rows(poses_file, expected, EITHER, has_header=columns is not None))
-    with_header = header(list_file)[0] == "timestamp"
+    with_header = header(list_file)[:1] == ["timestamp"]
     listed = list(read_rows(list_file, "timestamp file", EITHER, rest=True, has_header=with_header))
     image_time_B, pose_time_P = _times(list_file, listed), _times(poses_file, poses)
     pose_of_image = associate(image_time_B, pose_time_P, round(tolerance * 1e9))
