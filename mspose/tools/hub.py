@@ -116,12 +116,12 @@ def push(network: PoseNetwork, repo_id: str, **options: Any) -> str:
 
 
 def _status(error: Exception) -> int | None:
-    """Of an answer that was an error; None where there was no answer."""
+    """HTTP status of the answer in an error; None where there was no answer."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _reason(error: Exception) -> str:
-    """The first line that says something."""
+    """The first line of an error that is not empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].removesuffix(".")[:200] if lines else type(error).__name__
 
