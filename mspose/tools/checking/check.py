@@ -37,7 +37,7 @@ class Checked(NamedTuple):
 
     @property
     def has_errors(self) -> bool:
-        """Whether a finding makes training fail or mean nothing."""
+        """True where a finding makes training fail or mean nothing."""
         return any(finding.level == "error" for finding in self.findings)
 
 

@@ -74,12 +74,12 @@ class Verdict(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether the images confirm the labels."""
+        """True where the images confirm the labels."""
         return self.pairs >= FEWEST_PAIRS and self.rest < FITS
 
     @property
     def contradicts(self) -> bool:
-        """Whether the images agree with another reading, and not with the labelled one."""
+        """True where the images agree with another reading, and not with the labelled one."""
         return (
             self.pairs >= FEWEST_PAIRS
             and self.best != AS_LABELLED

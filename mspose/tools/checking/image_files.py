@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from mspose.data.images import find_image, read_image
 from mspose.errors import MsposeError
-from mspose.tools.checking.findings import Finding, equal_images, share
+from mspose.tools.checking.findings import Finding, Level, equal_images, share
 from mspose.tools.exif import read_exif
 
 # share of the test frames that may be training images too, as a film that stood still makes them
@@ -101,9 +101,9 @@ def image_findings(frames: pd.DataFrame, facts: pd.DataFrame) -> list[Finding]:
 
 def size_counts(facts: pd.DataFrame) -> list[tuple[int, int, int]]:
     """(width, height, images) of each size, the most frequent first."""
-    counts = facts[facts["fault"] == ""].groupby(["width", "height"]).size()
-    counts = counts.sort_values(ascending=False, kind="stable")
-    return [(int(width), int(height), int(count)) for (width, height), count in counts.items()]
+    counts = facts[facts["fault"] == ""].groupby(["width", "height"]).size().reset_index(name="n")
+    counts = counts.sort_values("n", ascending=False, kind="stable")
+    return [(int(width), int(height), int(n)) for width, height, n in counts.to_numpy()]
 
 
 def _size_findings(facts: pd.DataFrame) -> list[Finding]:
@@ -160,7 +160,7 @@ def _repeated_images(frames: pd.DataFrame, facts: pd.DataFrame) -> list[Finding]
     if across:
         tests = int((frames["split"] == "test").sum())
         text = f"test images that are training images, pixel for pixel: {share(known, tests)}"
-        level = "error" if known > MOST_KNOWN * tests else "warning"
+        level: Level = "error" if known > MOST_KNOWN * tests else "warning"
         findings.append(Finding(level, "picture-in-both-splits", text, tuple(across)))
     if within:
         text = f"the same image under several names: {superfluous} superfluous images"

@@ -24,7 +24,7 @@ class Deviation:
     position: float
     """In metres; that of far positions is scaled to a distance of `FAR`."""
     orientation: float
-    """Of a component of the quaternion."""
+    """In a component of the quaternion."""
     probability: float
 
     def __str__(self) -> str:
@@ -35,7 +35,7 @@ class Deviation:
 
     @property
     def tolerable(self) -> bool:
-        """Whether all are within `TOLERANCE`."""
+        """True where all are within `TOLERANCE`."""
         return max(self.position, self.orientation, self.probability) <= TOLERANCE
 
 
@@ -43,7 +43,7 @@ def deviation(answer: Answer, estimator: PoseEstimator, scene: str | None = None
     """Compare both on noise and smooth images of several sizes, one and several at a time.
 
     The model gets each image alone, through its own preprocessing, with the scene that the file
-    chose, whose probability must be the largest: of equally probable ones, either is right. Of a
+    chose, whose probability must be the largest: of equally probable ones, either is right. For a
     turn by 180 degrees both signs of the quaternion are right.
     """
     worst = np.zeros(3)

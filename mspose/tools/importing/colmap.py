@@ -20,7 +20,7 @@ from mspose.tools.importing.rigid_motion import RigidMotion, difference, parse_m
 from mspose.tools.importing.text_tables import BLANKS, read_rows
 from mspose.tools.importing.views import Capture, View, listed, plain_name, sequence_of
 
-SAME_UNITS, SAME_DEGREES = 1e-3, 0.05  # between two statements of one pose, apart by rounding
+SAME_UNITS, SAME_DEGREES = 1e-3, 0.05  # between two statements of one pose, as rounding makes it
 
 
 class _Camera(NamedTuple):

@@ -33,7 +33,7 @@ from mspose.tools.importing.views import Capture, View, listed, stacked
 CONVENTIONS = {
     "colmap": "world-to-camera, quaternion w first",
     "nerfstudio": "camera-to-world matrices in OpenGL's camera axes (y up, z back)",
-    "tum": "camera-to-world, quaternion w last unless the header says otherwise",
+    "tum": "camera-to-world",
     "kapture": "world-to-sensor, quaternion w first",
 }
 """Format -> how it states poses."""

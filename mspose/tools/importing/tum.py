@@ -48,8 +48,10 @@ def read_tum(
             )
     names = header(poses_file)
     columns = columns_by_name(names, [*POSITION, *QUATERNION])
-    poses = list(read_rows(poses_file, ",".join(names) if columns else COLUMNS, EITHER))
-    listed = list(read_rows(list_file, "timestamp file", EITHER, rest=True))
+    expected = ",".join(names) if columns else COLUMNS
+    poses = list(read_rows(poses_file, expected, EITHER, has_header=columns is not None))
+    with_header = header(list_file)[:1] == ["timestamp"]
+    listed = list(read_rows(list_file, "timestamp file", EITHER, rest=True, has_header=with_header))
     image_time_B, pose_time_P = _times(list_file, listed), _times(poses_file, poses)
     pose_of_image = associate(image_time_B, pose_time_P, round(tolerance * 1e9))
     if (pose_of_image < 0).all():

@@ -46,15 +46,9 @@ def test_the_same_answers_agree(estimator):
     assert found.images == 14
 
 
-@pytest.mark.parametrize(
-    ("name", "measure"),
-    [
-        ("position", "position"),
-        ("orientation", "orientation"),
-        ("scene_probabilities", "probability"),
-    ],
-)
-def test_a_difference_is_measured(estimator, name, measure):
+@pytest.mark.parametrize("name", ["position", "orientation", "scene_probabilities"])
+def test_a_difference_is_measured(estimator, name):
+    measure = {"scene_probabilities": "probability"}.get(name, name)
     for amount, tolerable in ((0.5 * TOLERANCE, True), (2 * TOLERANCE, False)):
         found = deviation(answers_of(estimator, add(name, amount)), estimator)
         assert getattr(found, measure) == pytest.approx(amount, abs=1e-5)
@@ -86,14 +80,8 @@ def test_positions_far_from_the_origin_have_no_more_digits(small_run):
         )
 
 
-def test_the_figures_are_in_words(estimator):
-    found = replace(
-        deviation(answers_of(estimator), estimator),
-        position=1e-6,
-        orientation=2e-6,
-        probability=3e-6,
-    )
-    assert (
-        str(found)
-        == "position 1.0e-06 m, quaternion 2.0e-06, scene probability 3.0e-06 over 14 images"
-    )
+def test_the_deviation_as_text(estimator):
+    sizes = {"position": 1e-6, "orientation": 2e-6, "probability": 3e-6}
+    found = replace(deviation(answers_of(estimator), estimator), **sizes)
+    expected = "position 1.0e-06 m, quaternion 2.0e-06, scene probability 3.0e-06 over 14 images"
+    assert str(found) == expected

@@ -123,11 +123,8 @@ def test_the_files_say_what_they_are(exported, small_run):
     } == told
     assert set(in_onnx) == set(told)
     (image,) = session.get_inputs()
-    assert (image.name, image.type, image.shape) == (
-        "image",
-        "tensor(uint8)",
-        ["batch", "height", "width", 3],
-    )
+    assert (image.name, image.type) == ("image", "tensor(uint8)")
+    assert image.shape == ["batch", "height", "width", 3]
     assert {output.name: output.shape for output in session.get_outputs()} == {
         "position": ["batch", 3],
         "orientation": ["batch", 4],
@@ -144,23 +141,13 @@ def test_the_documented_lines_run_without_mspose(exported, tmp_path):
     for file in FILES.values():
         shutil.copy(exported[0] / file, tmp_path)
     Image.fromarray(np.full((60, 80, 3), 90, np.uint8)).save(tmp_path / "image.jpg")
-    code += (
-        "import sys\nassert 'mspose' not in sys.modules\nprint(position[0],"
-        " poses['position'][0].tolist())\n"
-    )
-    finished = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    code += "import sys\nassert 'mspose' not in sys.modules\n"
+    code += "print(position[0], poses['position'][0].tolist())\n"
+    words, options = [sys.executable, "-c", code], {"capture_output": True, "text": True}
+    finished = subprocess.run(words, cwd=tmp_path, check=False, timeout=120, **options)
     assert finished.returncode == 0, finished.stderr
-    numbers = [
-        float(number)
-        for number in re.findall(r"-?\d+\.\d*(?:e-?\d+)?", finished.stdout.splitlines()[-1])
-    ]
+    found = re.findall(r"-?\d+\.\d*(?:e-?\d+)?", finished.stdout.splitlines()[-1])
+    numbers = [float(number) for number in found]
     np.testing.assert_allclose(numbers[:3], numbers[3:], atol=1e-4)
 
 
@@ -174,9 +161,8 @@ def test_a_file_that_answers_otherwise_is_not_kept(exported, tmp_path, monkeypat
 
     monkeypatch.setattr(export, "trace", another)
     (tmp_path / "model.pt2").write_bytes(b"what was there before")
-    with pytest.raises(
-        MsposeError, match=r"not kept: largest deviation position 3\.0e-04 m, .*; at most 0\.0001"
-    ):
+    message = r"not kept: largest deviation position 3\.0e-04 m, .*; at most 0\.0001"
+    with pytest.raises(MsposeError, match=message):
         export_run(exported[0], "torch-export", tmp_path / "model.pt2")
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
     assert (tmp_path / "model.pt2").read_bytes() == b"what was there before"
@@ -205,10 +191,7 @@ def test_what_exporters_and_readers_do_not_take_is_one_line(
     ("words", "pattern"),
     [
         ("{folder} --format onnx", "holds no model"),
-        (
-            "{run} --format onnx --scene garage",
-            "scene garage is unknown to the model, which knows: attic, cellar",
-        ),
+        ("{run} --format onnx --scene garage", "scene garage is unknown .*: attic, cellar"),
         ("{run} --format onnx --out {folder}", "cannot write .*: it is a folder"),
         ("{run} --format torch-export --out {folder}/model.onnx", "--out .* ends in .pt2"),
         ("{run} --format onnx --out {run}/model.json/model.onnx", "cannot write .*model.onnx: "),
@@ -230,10 +213,8 @@ def test_what_cannot_be_exported_is_said_in_one_line(exported, tmp_path, capsys,
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_without_the_extra_it_is_named(small_run, tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(
-        MsposeError,
-        match=rf"--format onnx needs {package}: pip install onnx onnxscript onnxruntime",
-    ):
+    message = rf"--format onnx needs {package}: pip install onnx onnxscript onnxruntime"
+    with pytest.raises(MsposeError, match=message):
         export_run(small_run, "onnx", tmp_path / "model.onnx")
 
 

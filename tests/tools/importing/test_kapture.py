@@ -108,7 +108,7 @@ def test_cameras_of_any_model(hall):
     ("file", "line", "message"),
     [
         ("sensors.txt", "c9", "line 5: expected sensor_id, name, type"),
-        ("sensors.txt", "c9, , camera, PINHOLE, 48, 36", "line 5: PINHOLE has 4 parameters, not 0"),
+        ("sensors.txt", "c9, , camera, PINHOLE, 48, 36", "line 5: camera model PINHOLE has 4"),
         ("sensors.txt", "c9, , camera, EXOTIC, 48, 36", "line 5: expected camera model"),
         ("sensors.txt", "c9, , camera, PINHOLE, 48, 36, f, 2, 3, 4", "line 5: 'f' is not a number"),
         ("records_camera.txt", "1, c0", "line 32: expected timestamp, device_id"),

@@ -85,15 +85,14 @@ def test_full_paths_that_lead_elsewhere(tmp_path, studio, room, imported):
     """The root is common to the images, not to the images and transforms.json."""
     room.copy_images(tmp_path / "disk" / "walks")
     rewrite(studio, f"{tmp_path}/disk/walks/{{}}".format)
-    file = studio.rename(tmp_path / "cameras.json")
-    _, frames, card = imported("nerfstudio", file, scenes=["hall"], split=ALL)
+    (tmp_path / "cameras").mkdir()
+    file = studio.rename(tmp_path / "cameras" / "transforms.json")
+    _, frames, card = imported("nerfstudio", file, split=ALL)
     assert card.root == tmp_path / "disk" / "walks"
     assert set(frames.index) == set(room.names)
-    _, frames, card = imported(
-        "nerfstudio", file, scenes=["hall"], split=ALL, copy=True, out="copied"
-    )
+    _, frames, card = imported("nerfstudio", file, split=ALL, copy=True, out="copied")
     assert card.root == tmp_path / "copied" / "images"
-    assert set(frames.index) == {f"hall/{name}" for name in room.names}
+    assert set(frames.index) == {f"cameras/{name}" for name in room.names}
 
 
 def test_an_ending_is_not_mistaken_for_part_of_a_name(tmp_path, room):

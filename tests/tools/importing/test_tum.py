@@ -141,6 +141,8 @@ def test_columns_are_read_by_the_names_in_the_header(
         time = 1305031102.175 + number / 30
         lines.append(f"{time:.6f} " + numbers(*(values[column] for column in order)))
     (desk / "groundtruth.txt").write_text("\n".join(lines))
+    if not header.startswith("#"):  # nor is that of the image list a comment
+        (desk / "rgb.txt").write_text("timestamp,file\n" + (desk / "rgb.txt").read_text())
     text, frames, _ = imported("tum", desk, split=ALL)
     np.testing.assert_allclose(matrices(frames.loc[room.names]), room.pose_B44, atol=1e-9)
     assert f"quaternion order: {order_said}" in text

@@ -9,7 +9,7 @@ import pytest
 from mspose.errors import MsposeError
 from mspose.inference import Estimate
 from mspose.poses import normalize_quaternion, pose_matrix
-from mspose.tools.prediction.inputs import ImageFile, Video, Query
+from mspose.tools.prediction.inputs import ImageFile, Query, Video
 from mspose.tools.prediction.pose_files import (
     ColmapFile,
     CsvFile,

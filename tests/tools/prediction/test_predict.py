@@ -57,7 +57,7 @@ def refused(predict):
 
 @pytest.fixture(scope="module")
 def evaluated_frames(small_data, small_run, tmp_path_factory) -> tuple[pd.DataFrame, Path]:
-    """(what `mspose evaluate --given-scene` says of the test frames, the folder of their images)."""
+    """(predictions of `mspose evaluate --given-scene`, folder of the images)."""
     run = Path(shutil.copytree(small_run, tmp_path_factory.mktemp("evaluated") / "run"))
     evaluate_run(run, given_scene=True, device="cpu", progress=False)
     return read_predictions(run / "predictions" / "test.csv"), data_root(read_card(small_data))

@@ -65,14 +65,8 @@ def test_what_a_model_says_is_read_back(tmp_path):
     assert training_images({**found, "focal_per_short_side": None}) == TrainingImages(
         ((80, 60),), None
     )
-    for broken in (
-        {},
-        {"image_sizes": 3},
-        {"image_sizes": []},
-        {"image_sizes": [[1, 2]]},
-        {"image_sizes": [[0, 5, 1]]},
-    ):
-        assert training_images({"focal_px": 70.0, **broken}) is None
+    for broken in (None, 3, [], [[1, 2]], [[0, 5, 1]]):
+        assert training_images({"focal_px": 70.0, "image_sizes": broken}) is None
     assert training_images({**found, "focal_per_short_side": [2, 1, 3]}).focal is None
 
 
@@ -84,34 +78,18 @@ def test_an_image_as_in_training_is_no_news():
 
 
 @pytest.mark.parametrize(
-    ("view", "focal_px", "pattern"),
+    ("query", "focal_px", "expected"),
     [
-        (
-            Query("a", 1280, 960),
-            None,
-            "a is 1280x960, training images are 640x480, 480x640: it is resized",
-        ),
+        (Query("a", 1280, 960), None, "a is 1280x960, training images are 640x480, 480x640"),
         (Query("a", 640, 360), None, "a is 640x360, another shape than all training images"),
-        (
-            Query("a", 640, 480, focal_px=800),
-            None,
-            r"800 px at 640x480, is 1.28 times that of training \(624 px",
-        ),
-        (
-            Query("a", 640, 480, focal_px=600),
-            400,
-            r"400 px at 640x480, is 0.69 times that of training \(576 px",
-        ),
-        (
-            Query("a", 640, 480, turn_tag=6),
-            None,
-            "EXIF orientation 6; its pixels are taken as they are stored",
-        ),
+        (Query("a", 640, 480, focal_px=800), None, "640x480, is 1.28 times that of training (624"),
+        (Query("a", 640, 480, focal_px=600), 400, "640x480, is 0.69 times that of training (576"),
+        (Query("a", 640, 480, turn_tag=6), None, "EXIF orientation 6; its pixels are taken as"),
     ],
 )
-def test_each_difference_is_told(view, focal_px, pattern):
-    (words,) = check(view, focal_px=focal_px)
-    assert pattern.replace("\\", "") in words
+def test_each_difference_is_warned_of(query, focal_px, expected):
+    (warning,) = check(query, focal_px=focal_px)
+    assert expected in warning
 
 
 def test_whether_the_field_of_view_is_another_is_left_to_the_reader_where_nothing_says_it():
@@ -126,10 +104,8 @@ def test_a_difference_is_told_once_and_counted():
     assert [len(words) for words in said] == [2, 0, 0]
     assert len(looks.warnings(Query("turned", 640, 480, turn_tag=3))) == 1
     looks.warnings(Query("fine", 640, 480))
-    assert (
-        looks.summary()
-        == "of 5 images: 3 of another size; 3 of another focal length; 1 with an EXIF tag to turn it"
-    )
+    counts = "3 of another size; 3 of another focal length; 1 with an EXIF tag to turn it"
+    assert looks.summary() == f"of 5 images: {counts}"
     assert QueryCheck(TRAINING).summary() is None
 
 
@@ -145,9 +121,8 @@ def test_a_model_that_does_not_say_is_told_once():
     assert looks.warnings(Query("b", 640, 480)) == []
     sizes_alone = TrainingImages(((640, 480),), None)
     assert check(Query("a", 640, 480), sizes_alone) == []
-    assert (
-        "does not say what focal length" in check(Query("a", 640, 480, focal_px=600), sizes_alone)[0]
-    )
+    (warning,) = check(Query("a", 640, 480, focal_px=600), sizes_alone)
+    assert "does not say what focal length" in warning
 
 
 def test_the_focal_length_of_a_camera_is_the_best_that_is_known():
