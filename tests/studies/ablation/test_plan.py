@@ -103,14 +103,10 @@ def test_another_base_some_seeds_and_some_variants(write, tmp_path):
     ablation = read_ablation(write())
     with pytest.raises(MsposeError, match=r"no variant 'sin'; there are: neither, qka, sine"):
         ablation.cells(variants=["sin"])
-    with pytest.raises(
-        MsposeError, match=r"experiment 'hall' is not in .*; there are: .*7scenes.*virtual"
-    ):
+    with pytest.raises(MsposeError, match=r"no experiment 'hall'; there are: .*7scenes.*virtual"):
         ablation.cells("hall")
-    for seeds, pattern in (([], "expected whole"), ([1, 1], "has 1 twice"), ([-1], "has -1")):
-        with pytest.raises(
-            MsposeError, match="--seeds " + (pattern if seeds else r"is \[\], " + pattern)
-        ):
+    for seeds, pattern in (([], "expected whole"), ([1, 1], "twice"), ([-1], "expected whole")):
+        with pytest.raises(MsposeError, match=f"--seeds: .*{pattern}"):
             ablation.cells(seeds=seeds)
 
 
@@ -145,27 +141,21 @@ def test_toy_size_leaves_alone_what_a_variant_states(write):
 @pytest.mark.parametrize(
     ("changes", "pattern"),
     [
-        ({"variant": {}}, r"unknown key 'variant'; there are: title, base, .*settings"),
-        ({"title": None}, r"title is missing; expected: title, base"),
-        ({"reference": 3}, r"reference is 3, expected text"),
+        ({"variant": {"a": 1}}, r"'variant' is not accepted; did you mean variants"),
+        ({"title": None}, r"required: title"),
+        ({"reference": 3}, r"reference.*str.* 3"),
         ({"reference": "qka"}, r"qka is the reference, .* and a variant"),
         ({"reference": "a/b"}, r"variants.a/b: variant 'a/b' is not a plain name"),
-        ({"base": "nowhere.yaml"}, r"base nowhere.yaml: there is no such file"),
-        ({"base": "nowhere"}, r"base 'nowhere' is not in .*; there are: .*virtual"),
-        ({"seeds": []}, r"seeds is \[\], expected whole numbers"),
-        ({"seeds": 3}, r"seeds is 3, expected whole numbers"),
-        ({"seeds": [0, 1, 0]}, r"seeds has 0 twice"),
-        ({"seeds": [0, -1]}, r"seeds has -1, expected whole numbers from 0"),
-        ({"seeds": [True]}, r"seeds has True"),
-        ({"seeds": [2**63]}, r"seeds has 9223372036854775808"),
-        ({"variants": {}}, r"variants is \{\}, expected a label"),
-        ({"variants": ["qka"]}, r"variants is \['qka'\], expected a label"),
-        ({"variants": {"qka": None}}, r"variants.qka is None, expected settings by name"),
+        ({"base": "nowhere.yaml"}, r"base: no such experiment: .*nowhere.yaml"),
+        ({"base": "nowhere"}, r"base: there is no experiment 'nowhere'; there are: .*virtual"),
+        ({"seeds": []}, r"seeds: \[\]: expected whole numbers"),
+        ({"seeds": [0, 1, 0]}, r"seeds: .*has one twice"),
+        ({"seeds": [0, -1]}, r"seeds: .*expected whole numbers from 0"),
+        ({"seeds": [True]}, r"seeds.*int.*True"),
+        ({"seeds": [2**63]}, r"seeds: .*9223372036854775808"),
+        ({"variants": {}}, r"variants is empty"),
+        ({"variants": ["qka"]}, r"variants.*dict.*qka"),
         ({"variants": {"qka": {}}}, r"variants.qka changes nothing of neither"),
-        (
-            {"variants": {"qka": {"loss.qka_weight": 0.0}}},
-            r"variants.qka changes nothing of neither",
-        ),
         (
             {"variants": {"fast": {"training.compile": True}}},
             r"variants.fast changes nothing of neither",
@@ -174,26 +164,18 @@ def test_toy_size_leaves_alone_what_a_variant_states(write):
             {"variants": {"a": {"loss.qka_weight": 0.1}, "b": {"loss": {"qka_weight": 0.1}}}},
             r"variants.b is the same as a",
         ),
-        (
-            {"variants": {"a b": {"loss.qka_weight": 0.1}}},
-            r"variants.a b: variant 'a b' is not a plain name",
-        ),
-        ({"variants": {1: {"loss.qka_weight": 0.1}}}, r"the label 1 is no text: put it in quotes"),
         ({"variants": {"a": {3: 0.1}}}, r"variants.a: every name is a text"),
         (
-            {"variants": {"a": {"loss.qka_wait": 0.1}}},
-            r"variants.a: .*qka_wait.*did you mean loss.qka_weight",
+            {"variants": {"a": {"model.qka": 0.1}}},
+            r"variants.a: .*model.qka.*did you mean loss.qka_weight",
         ),
-        ({"variants": {"a": {"model.kind.x": 1}}}, r"variants.a: .*model.kind.x.*names that exist"),
         ({"variants": {"a": {"model.dim": "wide"}}}, r"variants.a: .*model.dim.*PositiveInt"),
         ({"variants": {"a": {"model": 3}}}, r"variants.a: .*'model'.* is not accepted"),
         ({"variants": {"a": {"seed": 4}}}, r"variants.a.seed is not for the file to say"),
         ({"settings": {"experiment": "x"}}, r"settings.experiment is not for the file to say"),
-        ({"settings": {"loss.qka": 1}}, r"settings: .*loss.qka.*names that exist"),
-        ({"settings": [1]}, r"settings is \[1\], expected settings by name"),
     ],
 )
-def test_what_a_file_cannot_say(refused, changes, pattern):
+def test_a_bad_ablation_file_is_refused_in_one_line(refused, changes, pattern):
     refused(pattern, **changes)
 
 
@@ -201,30 +183,23 @@ def test_what_a_file_cannot_say(refused, changes, pattern):
     ("text", "pattern"),
     [
         ("title: a\ntitle: b\n", r"is not YAML that can be read: 'title' is there twice .*line 2"),
-        ("variants:\n  a: {x: 1}\n  a: {y: 1}\n", r"'a' is there twice"),
         ("variants: {a: {x: 1, x: 2}}\n", r"'x' is there twice"),
         ("title: [\n", "is not YAML that can be read"),
-        ("? [a]\n: 1\n", "is not YAML that can be read|unknown key"),
-        ("just words\n", "expected title, base, .* found 'just words'"),
-        ("", "expected title, base, .* found None"),
+        ("just words\n", "expected `name: value` lines, found 'just words'"),
         ("!!python/object/apply:os.system [ls]\n", "is not YAML that can be read"),
+        (b"\xff\xfe\x00", "is not YAML that can be read"),
     ],
 )
 def test_what_is_no_ablation_file(tmp_path, text, pattern):
     path = tmp_path / "bad.yaml"
-    path.write_text(text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(MsposeError, match=pattern) as caught:
         read_ablation(path)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
-def test_a_file_that_is_missing_or_no_text(tmp_path):
-    with pytest.raises(
-        MsposeError, match=r"ablation 'qka' is not in .*; there are: .*qka-and-encoding"
-    ):
+def test_a_missing_ablation_file_is_answered_with_those_there_are(tmp_path):
+    with pytest.raises(MsposeError, match=r"no ablation 'qka'; there are: .*qka-and-encoding"):
         read_ablation("qka")
-    with pytest.raises(MsposeError, match=r"ablation .*none.yaml: there is no such file"):
+    with pytest.raises(MsposeError, match=r"no such ablation: .*none.yaml"):
         read_ablation(tmp_path / "none.yaml")
-    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(MsposeError, match=r"bytes.yaml is not YAML"):
-        read_ablation(tmp_path / "bytes.yaml")
