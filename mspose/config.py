@@ -399,7 +399,7 @@ def nearest_names(unknown: str, names: Iterable[str]) -> list[str]:
             by_last = max(by_last, 0.9)
         likeness[name] = (max(as_whole, by_last), as_whole)
     best = max(likeness.values(), default=(0.0, 0.0))[0]
-    close = [name for name, (like, _) in likeness.items() if like >= max(0.7, best - 0.05)]
+    close = [name for name, (like, _) in likeness.items() if like >= max(0.65, best - 0.05)]
     return sorted(close, key=lambda name: likeness[name], reverse=True)[:3]
 
 

@@ -7,6 +7,7 @@ from mspose.config import (
     config_hash,
     differences,
     flatten,
+    nearest_names,
     read_settings,
     settings_parser,
     to_settings,
@@ -42,7 +43,9 @@ def test_every_setting_has_a_help_text():
     [
         ("--model.position_encodng=sine", "did you mean model.position_encoding.*model.dim"),
         ("--model.position_encoding=rotten", "'learned', 'sine', 'sine-normalized'.*rotten"),
-        ("--traning.epochs=3", "did you mean training.epochs"),
+        ("--traning.epochs=3", "did you mean training.epochs\\?"),
+        ("--model.qka=3", "did you mean loss.qka_weight\\?.*model.dim"),
+        ("--data.learning_rate=3", "did you mean training.learning_rate\\?"),
         ("--seed=lucky", "seed.*lucky"),
         ("--training.epochs=0", "training.epochs.*0 does not conform"),
         ("--data.holdout=1.5", "data.holdout.*1.5"),
@@ -51,7 +54,8 @@ def test_every_setting_has_a_help_text():
         ("--variant=../../elsewhere", "variant '../../elsewhere' is not a plain name"),
         ("--seed=99999999999999999999", "seed .* too large|seed.*9999"),
         ("--frobnicate=1", "names that exist: .*data.*, device.*training"),
-        ("--config=missing.yaml", "missing.yaml"),
+        ("--config=missing.yaml", "no such experiment: .*missing.yaml"),
+        ("--config=virtul", "no experiment 'virtul'; there are: 7scenes, .*virtual"),
     ],
 )
 def test_bad_settings_are_refused_in_one_line(argument, message):
@@ -67,6 +71,7 @@ def test_bad_settings_are_refused_in_one_line(argument, message):
             "model:\n  posicion_encoding: sine\n",
             "posicion_encoding.*did you mean model.position_encoding",
         ),
+        ("model:\n  qka: 3\n", "did you mean loss.qka_weight"),
         ("modle:\n  dim: 3\n", "modle.*names that exist"),
         ("model: [\n", "parsing"),
         ("model:\n  dim: wide\n", "model.dim.*wide"),
@@ -80,6 +85,26 @@ def test_bad_files_are_refused_in_one_line(tmp_path, text, message):
     with pytest.raises(MsposeError, match=message) as caught:
         parse(f"--config={file}")
     assert "\n" not in str(caught.value)
+
+
+def test_a_name_is_found_in_whatever_group_it_is():
+    names = flatten(Settings())
+    assert nearest_names("loss.qka", names) == ["loss.qka_weight"]
+    assert nearest_names("epoch", names) == ["training.epochs"]
+    assert nearest_names("model.cutout", names) == ["augmentation.cutout"]
+    assert nearest_names("zebra", names) == []
+
+
+def test_a_bare_name_is_an_experiment_here_or_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parse("--config=redkitchen").experiment == "redkitchen"
+    assert parse("--config=experiments/redkitchen.yaml").experiment == "redkitchen"
+    (tmp_path / "redkitchen.yaml").write_text("experiment: beside\n")
+    assert parse("--config=redkitchen").experiment == "beside"
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "redkitchen.yaml").write_text("experiment: here\n")
+    assert parse("--config=redkitchen").experiment == "here"
+    assert parse("--config=redkitchen.yaml").experiment == "beside"
 
 
 def test_resolved_settings_come_back(tmp_path):

@@ -2,12 +2,14 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from mspose.data.cards import REPOSITORY, SceneFacts, data_root, load_frames, read_card
+from mspose.data.cards import SceneFacts, data_root, load_frames, read_card
 from mspose.data.frames import COLUMNS
 from mspose.errors import MsposeError
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
 CARDS = sorted(path.stem for path in (REPOSITORY / "datasets").glob("*.yaml"))
@@ -41,45 +43,27 @@ def test_every_card_of_the_repository_is_right(name):
     assert card.name == name
     assert card.path == REPOSITORY / "datasets" / f"{name}.yaml"
     assert card.root.is_absolute()
-    assert card.title
-    assert card.licence
-    assert card.source
-    assert card.pose_convention
+    assert all((card.title, card.licence, card.source, card.pose_convention, card.thresholds))
     assert list(card.scenes) == sorted(card.scenes)
-    assert card.thresholds
-    assert set(card.scene_facts) == set(card.known_scenes)
 
 
-def test_seven_scenes():
+def test_the_published_data_sets():
     card = read_card("7scenes")
-    assert card.scenes == ("chess", "fire", "heads", "office", "pumpkin", "redkitchen", "stairs")
-    assert card.known_scenes == card.scenes
-    assert card.ground_truths == ("original", "sfm")
+    assert len(card.known_scenes) == 7
+    assert card.ground_truths == ["original", "sfm"]
     assert card.root == REPOSITORY / "datasets/7scenes"
     assert card.focal_px == 585
-    assert card.thresholds == ((0.05, 5), (0.1, 5), (0.25, 5), (0.5, 10))
-    assert sum(facts.frames["train"] for facts in card.scene_facts.values()) == 26_000
-    assert sum(facts.frames["test"] for facts in card.scene_facts.values()) == 17_000
+    assert card.thresholds == [(0.05, 5), (0.1, 5), (0.25, 5), (0.5, 10)]
+    for split, count in (("train", 26_000), ("test", 17_000)):
+        assert sum(facts.frames[split] for facts in card.scene_facts.values()) == count
     for scene, facts in card.scene_facts.items():
         assert facts.url.endswith(f"/28564B23-0828-408F-8631-23B1EFF1DAC8/{scene}.zip")
-
-
-def test_cambridge():
     card = read_card("cambridge")
-    assert card.scenes == ("KingsCollege", "OldHospital", "ShopFacade", "StMarysChurch")
-    assert card.extra_scenes == ("GreatCourt", "Street")
-    assert card.ground_truths == ("sfm",)
+    assert list(card.scenes) == ["KingsCollege", "OldHospital", "ShopFacade", "StMarysChurch"]
+    assert list(card.extra_scenes) == ["GreatCourt", "Street"]
     assert card.label_convention == "world-to-camera-position"
     assert math.isnan(card.focal_px)
-    assert card.thresholds == ((0.25, 2), (0.5, 5), (2, 5), (5, 10))
-    ids = {name: facts.url.split("/")[-2] for name, facts in card.scene_facts.items() if facts.url}
-    assert ids == {
-        "KingsCollege": "251342",
-        "OldHospital": "251340",
-        "ShopFacade": "251336",
-        "StMarysChurch": "251294",
-        "GreatCourt": "251291",
-    }
+    assert card.scene_facts["KingsCollege"].url.split("/")[-2] == "251342"
 
 
 def test_a_card_is_found_here_first_then_in_the_repository(write, tmp_path, monkeypatch):
@@ -95,10 +79,10 @@ def test_a_card_is_found_here_first_then_in_the_repository(write, tmp_path, monk
     write("format: 7scenes\nscenes: [attic]\n", "datasets/rooms.yaml")
     with pytest.raises(
         MsposeError,
-        match=r"no data set 'roms'; there are: 7scenes, cambridge, .*rooms.*card of your own",
+        match=r"no data set 'roms'; there are: 7scenes, cambridge, .*rooms.*file of your own",
     ):
         read_card("roms")
-    with pytest.raises(MsposeError, match=r"no such card: /.*/roms.yaml"):
+    with pytest.raises(MsposeError, match=r"no such data set: /.*/roms.yaml"):
         read_card("roms.yaml")
 
 
@@ -108,78 +92,59 @@ def test_defaults_of_a_short_card(write):
     )
     assert card.name == "mine"
     assert card.title == "mine"
-    assert card.scenes == ("Chapel", "Tower")
-    assert card.scene_facts == {"Chapel": SceneFacts("http://x/y.zip"), "Tower": SceneFacts()}
-    assert card.ground_truths == ("sfm",)
+    assert card.scenes == {"Chapel": SceneFacts("http://x/y.zip"), "Tower": SceneFacts()}
+    assert card.ground_truths == ["sfm"]
     assert card.label_convention == "world-to-camera-position"
     assert card.root == card.path.parent / "mine"
     virtual = read_card(write("format: virtual\nscenes: [a]\nrender: {seed: 3}\n"))
-    assert virtual.ground_truths == ("rendered",)
+    assert virtual.ground_truths == ["rendered"]
     assert virtual.render == {"seed": 3}
 
 
-BAD_CARDS = {
-    "unknown key": (
-        "format: 7scenes\nscenes: [a]\nrooot: x\n",
-        "unknown key 'rooot'; there are: citation, .* root, ",
-    ),
-    "unknown key of a scene": (
-        "format: 7scenes\nscenes: {a: {uri: x}}\n",
-        "unknown key scenes.a.'uri'; there are: fr",
-    ),
-    "no format": (
-        "scenes: [a]\n",
-        "format is one of 7scenes, cambridge, label-csv, virtual, not None",
-    ),
-    "other format": ("format: colmap\nscenes: [a]\n", "not 'colmap'"),
-    "no scenes": ("format: 7scenes\n", "scenes is missing or empty"),
-    "scene with a path": (
-        "format: 7scenes\nscenes: [../a]\n",
-        "scenes: '../a' is not a plain name",
-    ),
-    "number as a scene": ("format: 7scenes\nscenes: [1]\n", "scenes is a list of texts"),
-    "number as a name": ("name: 7\nformat: 7scenes\nscenes: [a]\n", "name is a text, not 7"),
-    "not YAML": ("format: [\n", "is not YAML"),
-    "a list": ("- a\n", "is not a card"),
-    "empty": ("", "is not a card"),
-    "labels without convention": (
-        "format: label-csv\nlabels: a.csv\n",
-        "label_convention is one of camera-to-world, ",
-    ),
-    "no labels": ("format: label-csv\nlabel_convention: camera-to-world\n", "labels is missing"),
-    "convention": (
-        "format: 7scenes\nscenes: [a]\nlabel_convention: c2w\n",
-        "label_convention is one of .*not 'c2w'",
-    ),
-    "focal length": (
-        "format: 7scenes\nscenes: [a]\nfocal_px: -1\n",
-        "focal_px is a positive number",
-    ),
-    "thresholds": (
-        "format: 7scenes\nscenes: [a]\nthresholds: [0.05, 5]\n",
-        "thresholds is a list of pairs",
-    ),
-    "checksum": (
-        "format: 7scenes\nscenes: {a: {sha256: abc}}\n",
-        "scenes.a.sha256 is 64 hexadecimal digits",
-    ),
-    "frames": (
-        "format: 7scenes\nscenes: {a: {frames: {train: many}}}\n",
-        "scenes.a.frames is a number of frames",
-    ),
-    "ground truths": ("format: 7scenes\nscenes: [a]\nground_truths: []\n", "ground_truths names"),
-    "python": ("format: !!python/object/apply:os.system ['true']\n", "is not YAML"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_CARDS)
-def test_a_bad_card_is_named(write, name):
-    text, message = BAD_CARDS[name]
-    path = write(text)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("scenes: [a]\nrooot: x", "'rooot' is not accepted; did you mean root"),
+        ("scenes: {a: {uri: x}}", "'uri' is not accepted; did you mean url.*frames, sha256, url"),
+        ("scenes: [a]\nformat: colmap", "'format' is there twice"),
+        ("title: x", "scenes is missing or empty"),
+        ("scenes: [../a]", "scenes: '../a' is not a plain name"),
+        ("scenes: [1]", "scenes: 1 is not a plain name"),
+        ("name: 7\nscenes: [a]", "name.*str.* 7"),
+        ("scenes: [a]\nlabel_convention: c2w", "label_convention is one of .*not 'c2w'"),
+        ("scenes: [a]\nfocal_px: -1", "focal_px is a positive number"),
+        ("scenes: [a]\nthresholds: [0.05, 5]", "thresholds.*tuple"),
+        ("scenes: {a: {sha256: abc}}", "scenes.a.sha256 is 64 hexadecimal digits"),
+        ("scenes: {a: {frames: {train: many}}}", "frames.*int.*many"),
+        ("scenes: [a]\nground_truths: []", "ground_truths is empty"),
+        ("scenes: [a]\nsequences: [seq-01]", "sequences and split belong together"),
+        ("scenes: [a]\nsequences: [seq-01]\nsplit: {block: 5}", "split.*block.*blocks"),
+        ("scenes: [a]\nrender: !!python/object/apply:os.system ['true']", "is not YAML"),
+    ],
+)
+def test_a_bad_card_is_named(write, text, message):
+    path = write(f"format: 7scenes\n{text}\n")
     with pytest.raises(MsposeError, match=message) as caught:
         read_card(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("scenes: [a]\n", "required: format"),
+        ("format: colmap\nscenes: [a]\n", "format.*7scenes.*colmap"),
+        ("format: [\n", "is not YAML"),
+        ("- a\n", "expected `name: value` lines"),
+        ("", "expected `name: value` lines"),
+        ("format: label-csv\nlabels: a.csv\n", "label_convention is one of camera-to-world, "),
+        ("format: label-csv\nlabel_convention: camera-to-world\n", "labels is missing"),
+    ],
+)
+def test_what_is_no_card_is_named(write, text, message):
+    with pytest.raises(MsposeError, match=f"mine.yaml.*{message}"):
+        read_card(write(text))
 
 
 def test_frames_of_the_default_root_another_root_and_a_choice_of_scenes(write, tmp_path):
@@ -404,24 +369,56 @@ def test_the_second_ground_truth(write, tmp_path):
         load_frames(card, split="train", labels=[places["given"] / "cellar_train.txt"])
 
 
-@needs_shared
-@pytest.mark.parametrize("name", ["redkitchen-blocks", "redkitchen-tail"])
-def test_real_frames(name):
-    card = read_card(name)
-    train, test = (load_frames(card, split=split) for split in ("train", "test"))
-    assert (len(train), len(test)) == (800, 200)
-    assert set(train["dataset"]) == {name}
-    assert set(train["ground_truth"]) == {"original"}
-    assert all((data_root(card) / image).is_file() for image in [*train["image"], *test["image"]])
-
-
-def test_real_frames_that_are_missing_are_explained(write):
-    text = (REPOSITORY / "datasets/redkitchen-blocks.yaml").read_text()
-    with pytest.raises(
-        MsposeError,
-        match=r"redkitchen_blocks.csv; it needs the folder ../shared/data .*non-commercial",
+def test_single_sequences_are_split_by_blocks_or_at_their_end(write, tmp_path):
+    for ending in ("png", "jpg"):
+        write_scene(tmp_path / ending, "attic", frames=20)
+        for path in (tmp_path / ending / "attic/seq-01").glob("*.png"):
+            path.rename(path.with_suffix(f".{ending}"))
+        (tmp_path / ending / "attic/TrainSplit.txt").unlink()
+    card = "format: 7scenes\nscenes: [attic]\nsequences: seq-01\nsplit: "
+    for rule, test in (
+        ("{blocks: 4, every: 2}", [4, 5, 6, 7, 12, 13, 14, 15]),
+        ("{last: 2}", [18, 19]),
     ):
-        load_frames(read_card(write(text, "deep.yaml")), split="train")
+        read = read_card(write(card + rule + "\n"))
+        for ending in ("png", "jpg"):
+            frames = {
+                split: load_frames(read, root=tmp_path / ending, split=split)
+                for split in ("train", "test")
+            }
+            assert frames["test"]["image"].tolist() == [
+                f"attic/seq-01/frame-{number:06d}.color.{ending}" for number in test
+            ]
+            assert set(frames["test"]["split"]) == {"test"}
+            assert sorted({*frames["train"]["tx"], *test}) == list(range(20))
+    (tmp_path / "png/attic/seq-01/frame-000000.color.png").unlink()
+    skipped = load_frames(read, root=tmp_path / "png", split="test", on_bad_frame="skip")
+    assert skipped["tx"].tolist() == [18, 19]
+    with pytest.raises(MsposeError, match=r"no data of scene attic \(looked for .*seq-01\)"):
+        load_frames(read, split="train")
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["blocks", "tail"])
+def test_the_parts_of_redkitchen_are_those_of_their_label_files(name):
+    card = read_card(f"redkitchen-{name}")
+    rows = pd.read_csv(SHARED / f"redkitchen_{name}.csv")
+    root = SHARED / "7scenes"
+    for split, count in (("train", 800), ("test", 200)):
+        frames = load_frames(card, root=root, split=split)
+        wanted = rows[rows["split"] == split]
+        assert len(frames) == count == card.scene_facts["redkitchen"].frames[split]
+        assert frames["image"].tolist() == wanted["img_path"].tolist()
+        np.testing.assert_allclose(
+            frames[["tx", "ty", "tz"]], wanted[["t1", "t2", "t3"]], atol=1e-6
+        )
+        quaternions = frames[["qw", "qx", "qy", "qz"]], wanted[["q1", "q2", "q3", "q4"]]
+        np.testing.assert_allclose(*quaternions, atol=1e-4)
+
+
+def test_a_missing_part_of_redkitchen_says_what_to_download(tmp_path):
+    with pytest.raises(MsposeError, match=r"make data SCENE=redkitchen.*--data.root"):
+        load_frames(read_card("redkitchen-blocks"), root=tmp_path, split="train")
 
 
 @needs_shared

@@ -140,7 +140,7 @@ def test_toy_size_leaves_out_what_a_variant_states(write):
         ({"settings": [1]}, r"\"settings\": Expected a dict"),
     ],
 )
-def test_what_a_file_cannot_say(refused, changes, pattern):
+def test_a_bad_ablation_file_is_refused_in_one_line(refused, changes, pattern):
     refused(pattern, **changes)
 
 
