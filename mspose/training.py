@@ -430,7 +430,7 @@ def restore(state: Mapping[str, Any], kept: Mapping[str, Any], run: Path) -> Non
 
 
 def describe(network: PoseNetwork, settings: Settings, card: Card, batches: Batches) -> dict:
-    """What `model.json` says: how to build the network, how to feed it, and what it learned from."""
+    """Return the content of `model.json`: settings, preprocessing, training data."""
     frames = batches.frames
     return {
         "scenes": list(network.scenes),
