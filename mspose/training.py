@@ -508,9 +508,7 @@ def over_processes(objective: Objective) -> nn.Module:
 
 
 def describe(network: PoseNetwork, settings: Settings, card: Card, batches: Batches) -> dict:
-    """Return the content of `model.json`: how to build the network, how to preprocess its images,
-    and what it was trained on.
-    """
+    """Return the content of `model.json`: settings, preprocessing, training data."""
     frames = batches.frames
     return {
         "scenes": list(network.scenes),

@@ -232,7 +232,7 @@ def _remove(
 def _probe(
     backbone: TimmBackbone, own_size: tuple[int, int]
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Return a small image, or one of the model's own size where it takes no other, and its maps."""
+    """Return an image, small or of the only size that the model takes, and its two maps."""
     sizes = [own_size] if backbone.only_size else [(64, 64), own_size]
     for height, width in sizes:
         probe_13HW = torch.linspace(-1, 1, 3 * height * width).view(1, 3, height, width)
