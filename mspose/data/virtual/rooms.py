@@ -1,21 +1,20 @@
 """The seven virtual scenes: how each room or courtyard is laid out and furnished.
 
-A scene is built from its own generator, seeded by the data set's seed and the scene's name, so that it does not depend
-on which other scenes are rendered. None of the names is one of 7Scenes'.
+Everything in a scene is drawn from the data set's seed and the scene's name, so that a scene does not depend on which
+other scenes are rendered. None of the names is one of 7Scenes'.
 """
 
-import zlib
 from collections.abc import Callable
 
 import numpy as np
 
-from mspose.data import virtual_furniture as furniture
-from mspose.data import virtual_textures as paint
-from mspose.data.virtual_furniture import wood
-from mspose.data.virtual_render import Scene
-from mspose.data.virtual_scene import WALL_YAW, Place, SceneBuilder
-from mspose.data.virtual_space import BENCH, CRATES, PLANT, PLANTER, TABLE, Piece, Space
-from mspose.data.virtual_textures import Colour, Painter
+from mspose.data.virtual import furniture
+from mspose.data.virtual import textures as paint
+from mspose.data.virtual.exact import uniform
+from mspose.data.virtual.furniture import wood
+from mspose.data.virtual.scene import WALL_YAW, Place, Scene, SceneBuilder
+from mspose.data.virtual.space import BENCH, CRATES, PLANT, PLANTER, TABLE, Piece, Space
+from mspose.data.virtual.textures import Colour, Painter
 from mspose.errors import MsposeError
 
 
@@ -60,12 +59,13 @@ def _atelier(b: SceneBuilder) -> Scene:
 
 def _easel(b: SceneBuilder, place: Place) -> None:
     b.stand(place, 0.7, 0.6)
-    size = float(b.rng.uniform(0.6, 0.95))
+    rng = b.generator()
+    size = uniform(rng, 0.6, 0.95)
     canvas, edge = paint.picture((225, 220, 205)), paint.plaster((210, 200, 180))
     b.box(place.moved(up=0.65), size, 0.04, 1.1 * size, edge, front=canvas, bottom=True)
-    b.box(place.moved(back=-0.02, up=0.6), 0.8 * size, 0.12, 0.05, wood(b.rng), bottom=True)
+    b.box(place.moved(back=-0.02, up=0.6), 0.8 * size, 0.12, 0.05, wood(rng), bottom=True)
     for right, back in ((-0.3 * size, 0.06), (0.3 * size, 0.06), (0.0, 0.35)):
-        b.box(place.moved(right, back), 0.05, 0.05, 1.7, wood(b.rng))
+        b.box(place.moved(right, back), 0.05, 0.05, 1.7, wood(rng))
 
 
 def _library(b: SceneBuilder) -> Scene:
@@ -155,12 +155,13 @@ def _gallery(b: SceneBuilder) -> Scene:
     )
     room.ceiling(paint.tiles([(235, 235, 235), (215, 215, 220)], 100, (170, 170, 175)))
     for x, y, height in ((-1.4, 1.3, 1.0), (0.5, 2.0, 1.1), (1.9, 1.0, 0.9), (-2.4, 2.2, 1.0), (0.3, 1.25, 0.7)):
-        place = b.stand(Place(x, y, 0.0, float(b.rng.uniform(-0.6, 0.6))), 0.5, 0.5)
-        plinth = paint.plaster(paint.bright_colour(b.rng, 110, 230), 0.12)
+        rng = b.generator()
+        place = b.stand(Place(x, y, 0.0, uniform(rng, -0.6, 0.6)), 0.5, 0.5)
+        plinth = paint.plaster(paint.bright_colour(rng, 110, 230), 0.12)
         b.box(place, 0.45, 0.45, height, plinth, front=paint.poster())
-        r = float(b.rng.uniform(0.12, 0.2))
-        profile = [(float(b.rng.uniform(0.3, 1.0)) * r, z) for z in np.linspace(4 * r, 0.0, 6).tolist()]
-        sculpture = paint.plaster(paint.bright_colour(b.rng), 0.3, 30)
+        r = uniform(rng, 0.12, 0.2)
+        profile = [(uniform(rng, 0.3, 1.0) * r, z) for z in np.linspace(4 * r, 0.0, 6).tolist()]
+        sculpture = paint.plaster(paint.bright_colour(rng), 0.3, 30)
         b.turned_surface(place.moved(up=height), [(0.0, 4 * r), *profile], sculpture, 12)
     furniture.column(b, Place(-1.9, 0.9), 3.4, paint.plaster((190, 170, 150), 0.3))
     furniture.column(b, Place(2.3, 2.0), 3.4, paint.tiles([(60, 90, 90), (190, 170, 110)], 22), 0.2)
@@ -250,9 +251,10 @@ def _courtyard(b: SceneBuilder) -> Scene:
     for side, alongs in (("north", (-2.4, 1.6)), ("east", (-1.8, 1.4)), ("west", (-1.5, 1.6)), ("south", (-1.8, 1.8))):
         for along in alongs:
             for bottom, height in ((1.0, 1.1), (2.5, 0.85)):
-                pane = paint.window((120, 140, 170), paint.bright_colour(b.rng))
+                rng = b.generator()
+                pane = paint.window((120, 140, 170), paint.bright_colour(rng))
                 yard.opening(side, along, bottom, 1.0, height, pane)
-                if b.rng.random() < 0.6:
+                if rng.random() < 0.6:
                     furniture.planter(b, yard.at_wall(side, along, 0.2).moved(up=bottom - 0.45), 0.9, 0.3)
     yard.line_up("east", [PLANTER, CRATES, BENCH])
     yard.line_up("west", [BENCH, (0.5, 0.5, 1.6, lambda b, p: furniture.plant(b, p, 1.6)), PLANTER])
@@ -298,7 +300,8 @@ def _arcade(b: SceneBuilder) -> Scene:
         yard.opening("north", along, 0.0, 1.1, 2.1, paint.door(colour))
     for side, alongs in (("east", (-1.6, 0.6)), ("west", (-1.4, 1.2)), ("south", (-1.5, 1.5))):
         for along in alongs:
-            yard.opening(side, along, 2.1, 0.9, 0.95, paint.window((140, 160, 190), paint.bright_colour(b.rng)))
+            frame = paint.bright_colour(b.generator())
+            yard.opening(side, along, 2.1, 0.9, 0.95, paint.window((140, 160, 190), frame))
     furniture.stall(b, yard.at_wall("east", -0.2, 0.7), 1.7, 0.9)
     furniture.stall(b, yard.at_wall("west", 0.9, 0.7), 1.7, 0.9)
     yard.line_up("south", [BENCH, PLANTER])
@@ -325,13 +328,8 @@ _BUILDERS: dict[str, Callable[[SceneBuilder], Scene]] = {
 SCENE_NAMES = tuple(_BUILDERS)
 
 
-def scene_key(name: str) -> int:
-    """A number for a scene's name, the same on every machine, to seed generators with."""
-    return zlib.crc32(name.encode())
-
-
 def build_scene(name: str, seed: int = 0) -> Scene:
-    """The scene of that name; the same for the same seed. Raises MsposeError for a name that does not exist."""
+    """Build the scene of that name, the same for the same seed. Raises MsposeError for a name that does not exist."""
     if name not in _BUILDERS:
         raise MsposeError(f"there is no virtual scene {name!r}; there are: {', '.join(SCENE_NAMES)}")
-    return _BUILDERS[name](SceneBuilder(name, np.random.default_rng([seed, scene_key(name)])))
+    return _BUILDERS[name](SceneBuilder(name, seed))

@@ -25,9 +25,9 @@ from typing import Any
 from tqdm import tqdm
 
 from mspose.checkpoint import whole_file
-from mspose.data.virtual_render import Camera
-from mspose.data.virtual_rooms import SCENE_NAMES
-from mspose.data.virtual_sequences import (
+from mspose.data.virtual.rendering import Camera
+from mspose.data.virtual.rooms import SCENE_NAMES
+from mspose.data.virtual.sequences import (
     ENCODINGS,
     Sequence,
     file_names,
