@@ -26,7 +26,8 @@ FAR_M = 200.0
 BRIGHTEST = 4.0  # most light that a surface shows
 MEDIAN_LIGHT = 0.82  # of the corners that do not glow
 SHARPNESS = 0.5743491774985175  # 2 ** -0.8: a texture is halved from 2 ** 0.6 texels per pixel on
-TEXEL_PARTS = 32  # of a texel, that OpenCV's remap tells apart
+TEXEL_BITS = 5  # of places between texels: what OpenCV's remap tells apart
+TEXEL_PARTS = 2**TEXEL_BITS
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ class Renderer:
         self.ray_y_H1 = ((np.arange(camera.height) - (camera.height - 1) / 2) / camera.focal_px)[:, None]
         x, y = np.linspace(-1.0, 1.0, camera.width), np.linspace(-1.0, 1.0, camera.height)[:, None]
         fall_off_HW = 1.0 - lighting.vignette * (x * x + y * y) / 2.0
-        self.gain_HW3 = fall_off_HW[..., None] * (lighting.gain * np.asarray(lighting.colour))
+        self.gain_HW3 = (fall_off_HW[..., None] * (lighting.gain * np.asarray(lighting.colour))).astype(np.float32)
+        self.work_6HW = np.empty((6, camera.height, camera.width))  # new memory for every image would cost time
         self.settings = cv2.TriangleRasterizeSettings()
         self.settings.setShadingType(cv2.RASTERIZE_SHADING_FLAT).setCullingMode(cv2.RASTERIZE_CULLING_NONE)
 
@@ -123,19 +125,23 @@ class Renderer:
         corners_N33, values_N33 = self._triangles_in_view(np.asarray(pose_44, np.float64))
         shown_HW = self._rasterise(corners_N33)
         values_3HW, depth_HW = self._interpolate(corners_N33, values_N33, shown_HW)
-        hit_HW = shown_HW >= 0
-        if not hit_HW.all():
-            _close_pinholes(values_3HW, depth_HW, hit_HW)
-        x_HW, y_HW = np.rint((values_3HW[:2] - 0.5) * TEXEL_PARTS).astype(np.int32)
-        part_HW = (y_HW % TEXEL_PARTS * TEXEL_PARTS + x_HW % TEXEL_PARTS).astype(np.uint16)
-        texel_HW2 = np.stack([x_HW // TEXEL_PARTS, y_HW // TEXEL_PARTS], axis=-1).astype(np.int16)
+        if (shown_HW < 0).any():
+            _close_pinholes(values_3HW, depth_HW, shown_HW >= 0)
+        return self._paint(values_3HW), depth_HW
+
+    def _paint(self, values_3HW: NDArray[np.float64]) -> Image:
+        """Paint the image from x and y in the atlas, in parts of a texel, and light."""
+        x_HW, y_HW = np.rint(values_3HW[:2]).astype(np.int32)
+        texel_HW2 = np.empty((*x_HW.shape, 2), np.int16)
+        texel_HW2[..., 0], texel_HW2[..., 1] = x_HW >> TEXEL_BITS, y_HW >> TEXEL_BITS
+        part_HW = ((y_HW & TEXEL_PARTS - 1) << TEXEL_BITS | x_HW & TEXEL_PARTS - 1).astype(np.uint16)
         painted_HW3 = cv2.remap(self.scene.atlas, texel_HW2, part_HW, cv2.INTER_LINEAR)
-        light_HW3 = (self.gain_HW3 * values_3HW[2][..., None]).astype(np.float32)
-        return cv2.multiply(painted_HW3, light_HW3, dtype=cv2.CV_8U).astype(np.uint8, copy=False), depth_HW
+        light_HW3 = self.gain_HW3 * values_3HW[2].astype(np.float32)[..., None]
+        return cv2.multiply(painted_HW3, light_HW3, dtype=cv2.CV_8U).astype(np.uint8, copy=False)
 
     def _triangles_in_view(self, pose_44: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Triangles that face the camera and are not out of view: corners in camera axes (N, 3, 3), metres, and at
-        every corner texel x, texel y and light (N, 3, 3).
+        every corner x and y in the atlas, in parts of a texel, and light (N, 3, 3).
         """
         scene, camera = self.scene, self.camera
         kept = np.flatnonzero(dot(pose_44[:3, 3] - self.centres_Q3, scene.normals_Q3) > 0)
@@ -150,8 +156,8 @@ class Renderer:
         texture_K, level_K = scene.texture_Q[kept], self._mip_level(corners_K43, kept)
         origin_K12 = scene.atlas_origin_TM2[texture_K, level_K][:, None]
         size_K12 = scene.atlas_size_TM2[texture_K, level_K][:, None]
-        texel_K42 = origin_K12 + scene.texture_xy_Q42[kept] * size_K12
-        values_K43 = np.concatenate([texel_K42, self.light_Q4[kept][..., None]], axis=-1)
+        part_K42 = (origin_K12 + scene.texture_xy_Q42[kept] * size_K12 - 0.5) * TEXEL_PARTS
+        values_K43 = np.concatenate([part_K42, self.light_Q4[kept][..., None]], axis=-1)
         halves = np.array([[0, 1, 2], [0, 2, 3]])
         return corners_K43[:, halves].reshape(-1, 3, 3), values_K43[:, halves].reshape(-1, 3, 3)
 
@@ -210,22 +216,28 @@ class Renderer:
         """
         a_N3, b_N3, c_N3 = np.moveaxis(corners_N33, 1, 0)
         bc_N3, ca_N3, ab_N3 = np.cross(b_N3, c_N3), np.cross(c_N3, a_N3), np.cross(a_N3, b_N3)
-        weight_N3 = bc_N3 + ca_N3 + ab_N3
-        planes = [weight_N3]
+        planes_N3 = [bc_N3 + ca_N3 + ab_N3]
         for k in range(3):
             value_N31 = values_N33[..., k, None]
-            planes.append(value_N31[:, 0] * bc_N3 + value_N31[:, 1] * ca_N3 + value_N31[:, 2] * ab_N3)
-        nothing = [(0.0, 0.0, 1.0), *[(0.0, 0.0, 0.0)] * 3]  # last, where -1 points to
-        planes = [np.concatenate([plane_N3, [none_3]]) for plane_N3, none_3 in zip(planes, nothing, strict=True)]
-
-        def along_rays(plane_N3: NDArray[np.float64]) -> NDArray[np.float64]:
-            x_HW, y_HW, z_HW = (plane_N3[:, axis].take(shown_HW) for axis in range(3))
-            return x_HW * self.ray_x_W + y_HW * self.ray_y_H1 + z_HW
-
-        weight_HW = along_rays(planes[0])
-        values_3HW = np.stack([along_rays(plane_N3) / weight_HW for plane_N3 in planes[1:]])
+            planes_N3.append(value_N31[:, 0] * bc_N3 + value_N31[:, 1] * ca_N3 + value_N31[:, 2] * ab_N3)
+        # what -1 points to, the last, is nothing
         volume_N = np.append(dot(a_N3, bc_N3), np.inf)
-        return values_3HW, volume_N.take(shown_HW) / weight_HW
+        planes_43N = np.zeros((4, 3, len(volume_N)))
+        planes_43N[..., :-1] = np.stack(planes_N3).transpose(0, 2, 1)
+        planes_43N[0, 2, -1] = 1.0
+
+        result_5HW, spare_HW = self.work_6HW[:5], self.work_6HW[5]
+        for (x_N, y_N, z_N), result_HW in zip(planes_43N, result_5HW, strict=False):
+            x_N.take(shown_HW, out=result_HW, mode="wrap")
+            result_HW *= self.ray_x_W
+            y_N.take(shown_HW, out=spare_HW, mode="wrap")
+            spare_HW *= self.ray_y_H1
+            result_HW += spare_HW
+            z_N.take(shown_HW, out=spare_HW, mode="wrap")
+            result_HW += spare_HW
+        volume_N.take(shown_HW, out=result_5HW[4], mode="wrap")
+        result_5HW[1:] /= result_5HW[0]
+        return result_5HW[1:4], result_5HW[4].copy()
 
 
 def clip_near(triangles_N33: NDArray[np.float64], near: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

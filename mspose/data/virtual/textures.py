@@ -37,16 +37,17 @@ def fractal_noise(
     `stretch` lengthens the cells along (y, x): (1, 12) gives the grain of a board.
     """
     total = np.zeros((height, width), np.float32)
-    weight, power, cell = 1.0, 0.0, coarsest
-    while cell >= 2.0:
+    weight, offset, power, cell = 1.0, 0.0, 0.0, coarsest
+    while cell >= 2.0 and weight >= 0.01:
         rows = max(2, math.ceil(height / (cell * stretch[0])) + 1)
         columns = max(2, math.ceil(width / (cell * stretch[1])) + 1)
         grid = rng.integers(256, size=(rows, columns), dtype=np.uint8)
         smooth = cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR_EXACT)
-        total += np.float32(weight / 127.5) * smooth - np.float32(weight)
+        total += np.float32(weight / 127.5) * smooth
+        offset += weight
         power += weight * weight
         weight, cell = weight * persistence, cell / 2.0
-    return total / np.float32(0.9 * math.sqrt(power))
+    return (total - np.float32(offset)) / np.float32(0.9 * math.sqrt(power))
 
 
 def _finish(image: NDArray[np.floating]) -> Image:
@@ -190,16 +191,16 @@ def paving(colour: Colour, stone: int = 50) -> Painter:
 
     def paint(rng: np.random.Generator, height: int, width: int) -> Image:
         rows, columns = height // stone + 3, width // stone + 3  # one more square on each side
-        seed_y, seed_x = rng.integers(stone, size=(2, rows, columns))
-        y, x = np.mgrid[0:height, 0:width]
+        seed_y, seed_x = rng.integers(stone, size=(2, rows * columns)).astype(np.int32)
+        y, x = np.mgrid[0:height, 0:width].astype(np.int32)
         square_y, square_x = y // stone + 1, x // stone + 1
-        nearest = np.full((height, width), 2**31)
-        label = np.zeros((height, width), np.int64)
+        nearest = np.full((height, width), 2**31 - 1, np.int32)
+        label = np.zeros((height, width), np.int32)
         for row in (-1, 0, 1):
             for column in (-1, 0, 1):
                 number = (square_y + row) * columns + square_x + column
-                down = (square_y + row - 1) * stone + seed_y.ravel()[number] - y
-                right = (square_x + column - 1) * stone + seed_x.ravel()[number] - x
+                down = (square_y + row - 1) * stone + seed_y[number] - y
+                right = (square_x + column - 1) * stone + seed_x[number] - x
                 squared = down * down + right * right
                 label = np.where(squared < nearest, number, label)
                 nearest = np.minimum(squared, nearest)
@@ -212,7 +213,7 @@ def paving(colour: Colour, stone: int = 50) -> Painter:
         joint[:, :-1] |= joint[:, 1:]
         image[joint] *= 0.55
         image *= (1.0 + 0.2 * fractal_noise(rng, height, width))[..., None]
-        return _finish(image - 0.15 * np.sqrt(nearest)[..., None])
+        return _finish(image - 0.15 * np.sqrt(nearest.astype(np.float64))[..., None])
 
     return paint
 
@@ -364,10 +365,11 @@ def leaves(colour: Colour = (70, 120, 50)) -> Painter:
     def paint(rng: np.random.Generator, height: int, width: int) -> Image:
         image = _finish(np.broadcast_to(np.asarray(colour) * 0.35, (height, width, 3)))
         count = height * width // 40
-        for brightness in np.linspace(0.45, 1.3, count):
-            tone = np.clip(np.asarray(colour) * brightness * uniform(rng, 0.75, 1.25, 3), 0, 255).tolist()
-            centre = (int(uniform(rng, 0, width)), int(uniform(rng, 0, height)))
-            cv2.ellipse(image, centre, (int(rng.integers(2, 6)), 2), int(rng.integers(180)), 0, 360, tone, -1)
+        brightness = np.linspace(0.45, 1.3, count)[:, None]
+        tones = np.clip(np.asarray(colour) * brightness * uniform(rng, 0.75, 1.25, (count, 3)), 0, 255).tolist()
+        places = rng.integers((0, 0, 2, 0), (width, height, 6, 180), size=(count, 4)).tolist()
+        for tone, (x, y, length, degrees) in zip(tones, places, strict=True):
+            cv2.ellipse(image, (x, y), (length, 2), degrees, 0, 360, tone, -1)
         return image
 
     return paint
