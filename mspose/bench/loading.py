@@ -20,8 +20,8 @@ from mspose.data.augmentation import Jitter
 from mspose.data.batches import Batches
 from mspose.data.cache import open_cache
 from mspose.data.frames import CAMERA_TO_WORLD, frame_table
-from mspose.data.virtual_render import Camera
-from mspose.data.virtual_sequences import Sequence
+from mspose.data.virtual.rendering import Camera
+from mspose.data.virtual.sequences import Sequence
 from mspose.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 
 BATCH = {"cpu": 8, "cuda": 64}

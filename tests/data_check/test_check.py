@@ -10,7 +10,7 @@ from data_check.builders import change_labels, motion, render, room, write_set
 from PIL import Image
 
 from mspose.cli import main
-from mspose.data.virtual_sequences import trajectory
+from mspose.data.virtual.trajectory import trajectory
 from mspose.data_check import check
 from mspose.data_check.check import check_data
 from mspose.data_check.image_files import _repeated_pictures

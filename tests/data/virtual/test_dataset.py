@@ -16,13 +16,15 @@ import cv2
 import numpy as np
 import pytest
 
-from mspose.data import virtual, virtual_rooms
+from mspose.data.cache import open_cache
 from mspose.data.cards import read_card
 from mspose.data.seven_scenes import read_seven_scenes
-from mspose.data.virtual import render_virtual
-from mspose.data.virtual_render import Camera, Lighting, render_frame
-from mspose.data.virtual_rooms import SCENE_NAMES, scene_key
-from mspose.data.virtual_sequences import SPLITS, plan_sequences, trajectory
+from mspose.data.virtual import RECORD, VERSION, dataset, render_virtual, rooms
+from mspose.data.virtual.rendering import Camera, Lighting, render_frame
+from mspose.data.virtual.rooms import SCENE_NAMES
+from mspose.data.virtual.scene import scene_key
+from mspose.data.virtual.sequences import SPLITS, plan_sequences
+from mspose.data.virtual.trajectory import trajectory
 from mspose.errors import MsposeError
 from mspose.poses import orientation_error, position_error, rotation_to_quaternion
 
@@ -31,7 +33,7 @@ LIBRARY = {"library": (6, 6)}
 ATELIER = {"atelier": (12, 7)}
 FRAMES = {**ATELIER, **LIBRARY}
 
-build_scene = functools.lru_cache(virtual_rooms.build_scene)  # as many tests look at the same scenes
+build_scene = functools.lru_cache(rooms.build_scene)  # as many tests look at the same scenes
 
 
 @pytest.fixture(scope="module")
@@ -221,15 +223,15 @@ def test_complete_scenes_are_left_alone_and_missing_ones_added(rendered, tmp_pat
 
 def test_a_killed_rendering_is_continued_by_the_next(rendered, tmp_path):
     code = (
-        "import sys, time; from mspose.data import virtual, virtual_sequences\n"
-        "plain = virtual_sequences.Sequence.render\n"
+        "import sys, time; from mspose.data.virtual import dataset, sequences\n"
+        "plain = sequences.Sequence.render\n"
         "def slow(self):\n"
         "    for frame in plain(self):\n"
         "        time.sleep(0.1); yield frame\n"
-        "virtual_sequences.Sequence.render = slow\n"
-        f"virtual.render_virtual(sys.argv[1], frames={ATELIER!r}, **{TINY!r})"
+        "sequences.Sequence.render = slow\n"
+        f"dataset.render_virtual(sys.argv[1], frames={ATELIER!r}, **{TINY!r})"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[2])
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[3])
     partial = tmp_path / "atelier/.seq-02.partial"
     deadline = time.monotonic() + 60
     while not (partial.is_dir() and len(list(partial.iterdir())) >= 3):
@@ -259,9 +261,9 @@ def test_a_full_disk_is_one_line_and_nothing_passes_for_complete(tmp_path, monke
         monkeypatch.setattr(Path, "write_bytes", full)
     else:  # a process of its own does not see the patch: a file where a folder should be fails as well
         (tmp_path / "atelier").mkdir()
-        record = {"version": 1, "seed": 0, "width": 96, "height": 72, "focal_px": 87.75, "image_format": "jpg",
+        record = {"version": VERSION, "seed": 0, "width": 96, "height": 72, "focal_px": 87.75, "image_format": "jpg",
                   "frames_per_sequence": 6, "scene": "atelier", "train_frames": 12, "test_frames": 7}  # fmt: skip
-        (tmp_path / "atelier" / virtual.RECORD).write_text(json.dumps(record))
+        (tmp_path / "atelier" / RECORD).write_text(json.dumps(record))
         (tmp_path / "atelier/.seq-02.partial").write_text("in the way")
     with pytest.raises(MsposeError, match="cannot render into") as caught:
         render_virtual(tmp_path, frames={"atelier": (12, 7)}, **{**TINY, "workers": workers})
@@ -305,7 +307,7 @@ def test_complete_data_needs_no_permission_to_write(rendered, tmp_path, monkeypa
     def refuse(*args, **kwargs):
         raise AssertionError("wrote into complete data")
 
-    monkeypatch.setattr(virtual, "_alone", refuse)
+    monkeypatch.setattr(dataset, "_alone", refuse)
     render_virtual(rendered, frames=FRAMES, **TINY)
 
 
@@ -313,16 +315,16 @@ def test_two_processes_do_not_render_the_same_sequence(rendered, tmp_path):
     call = f"render_virtual(sys.argv[1], frames={LIBRARY!r}, **{TINY!r})"
     code = f"import sys; from mspose.data.virtual import render_virtual; {call}"
     command = [sys.executable, "-c", code, str(tmp_path)]
-    processes = [subprocess.Popen(command, cwd=Path(__file__).parents[2]) for _ in range(2)]
+    processes = [subprocess.Popen(command, cwd=Path(__file__).parents[3]) for _ in range(2)]
     assert [process.wait(60) for process in processes] == [0, 0]
     assert contents(tmp_path / "library") == contents(rendered / "library")
 
 
 def test_who_comes_while_another_process_begins_waits_for_it(tmp_path, monkeypatch):
     waits, begun = threading.Event(), tmp_path / "library" / ".virtual.json.part"
-    monkeypatch.setattr(virtual.tqdm, "write", lambda _: waits.set())
+    monkeypatch.setattr(dataset.tqdm, "write", lambda _: waits.set())
     with ThreadPoolExecutor(1) as thread:
-        with virtual._alone(tmp_path, False):
+        with dataset._alone(tmp_path, False):
             begun.parent.mkdir()
             begun.touch()
             coming = thread.submit(render_virtual, tmp_path, frames={"library": (2, 1)}, **TINY | {"progress": True})
@@ -330,7 +332,7 @@ def test_who_comes_while_another_process_begins_waits_for_it(tmp_path, monkeypat
                 assert not coming.done(), coming.exception()
             begun.unlink()
         coming.result(60)
-    assert (tmp_path / "library" / virtual.RECORD).is_file()
+    assert (tmp_path / "library" / RECORD).is_file()
 
 
 def test_foreign_files_in_a_scene_and_lost_frames_are_named(tmp_path):
@@ -382,7 +384,7 @@ def test_a_root_that_is_a_file_is_refused(tmp_path):
 
 def test_an_unreadable_record_is_named(tmp_path):
     (tmp_path / "atelier").mkdir()
-    (tmp_path / "atelier" / virtual.RECORD).write_text("{")
+    (tmp_path / "atelier" / RECORD).write_text("{")
     with pytest.raises(MsposeError, match=r"virtual\.json cannot be read"):
         render_virtual(tmp_path, frames=FRAMES, **TINY)
 
