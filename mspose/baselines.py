@@ -19,6 +19,7 @@ from mspose.config import Settings, config_hash, write_settings
 from mspose.data.batches import Batches
 from mspose.data.cache import open_split
 from mspose.data.cards import read_card
+from mspose.data.versions import with_version
 from mspose.evaluation import evaluate_predictions, store_predictions
 from mspose.metrics import PREDICTION_COLUMNS, device_name, with_errors
 from mspose.models.backbone import make_backbone
@@ -71,6 +72,7 @@ def evaluate_baselines(settings: Settings, *, progress: bool = True) -> dict[str
     of another ground truth than the card's first, carry that variant's name too.
     """
     card = read_card(settings.data.dataset)
+    settings = replace(settings, data=with_version(settings.data))
     device = resolve_device(settings.device)
     backbone = make_backbone(settings.model.backbone, pretrained=settings.model.pretrained).to(device).eval()
     own_variant = settings.run_folder(card.ground_truths[0]).parent.name
@@ -112,6 +114,7 @@ def evaluate_baselines(settings: Settings, *, progress: bool = True) -> dict[str
             table,
             dataset=card.name,
             ground_truth=str(tables["test"]["ground_truth"].iloc[0]),
+            data_version=settings.data.version,
             split="test",
             scene_selection="given" if baseline == "baseline-mean-pose" else "predicted",
             experiment=settings.experiment,

@@ -45,6 +45,8 @@ class DataSettings:
     """Name of a card in `datasets/`, or the path of a card of your own."""
     root: str | None = None
     """Folder that holds the scenes; by default the one that the card names."""
+    version: PositiveInt | None = None
+    """Version of a rendered data set (format `virtual`): noted by training, which renders no other than its own."""
     scenes: list[str] = field(default_factory=list)
     """Scenes to use; empty: all of the data set."""
     frames_per_scene: NonNegativeInt = 0
@@ -274,6 +276,8 @@ def differences(old: Settings, new: Settings) -> list[str]:
 def config_hash(settings: Settings) -> str:
     """Twelve hexadecimal digits that stand for everything but places and devices."""
     kept = {name: value for name, value in flatten(settings).items() if name not in PLACES}
+    if kept["data.version"] is None:  # as it was before there were versions, for runs of then and all real data
+        del kept["data.version"]
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 

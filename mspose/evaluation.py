@@ -14,7 +14,9 @@ from mspose.checkpoint import whole_file
 from mspose.config import DataSettings, Settings, config_hash, read_settings
 from mspose.data.batches import Batches
 from mspose.data.cache import open_split
-from mspose.data.cards import INDOOR_THRESHOLDS, Card, read_card
+from mspose.data.cards import INDOOR_THRESHOLDS, Card, data_root, read_card
+from mspose.data.versions import recorded_version, rendered_version
+from mspose.data.virtual import VERSION
 from mspose.errors import MsposeError
 from mspose.metrics import (
     ONE_SCENE,
@@ -68,6 +70,7 @@ def evaluate_run(
         about = {
             "dataset": dataset,
             "ground_truth": ground_truth,
+            "data_version": opened.data_version,
             "split": split,
             "scene_selection": "given" if given_scene else "predicted",
             "experiment": settings.experiment,
@@ -91,6 +94,8 @@ class OpenedSplit:
     batches: Batches
     dataset: str
     ground_truth: str
+    data_version: int | None
+    """Of a rendered data set."""
     thresholds: Sequence[tuple[float, float]]
     """Recall pairs (m, deg) of the data set's card."""
     bad_frames: int
@@ -109,7 +114,8 @@ def open_for_run(
 ) -> OpenedSplit:
     """Open a split for a run's model, as the run's data settings say; `data` overrides them, see `evaluate_run`.
 
-    Raises MsposeError where the data is not there, or of scenes that the model does not know.
+    Raises MsposeError where the data is not there, of scenes that the model does not know, or of another version of
+    rendered rooms than the model learned.
     """
     settings = read_settings(run / "config.yaml")
     data = data or {}
@@ -120,6 +126,13 @@ def open_for_run(
     if unknown := [name for name in scenes if name not in estimator.scenes]:
         known = ", ".join(estimator.scenes)
         raise MsposeError(f"scene {', '.join(unknown)} is unknown to the model of {run}, which knows: {known}")
+    learned = recorded_version(estimator.description.get("trained_on") or {})
+    version = rendered_version(card, chosen.root, scenes)
+    if learned and version and learned != version:
+        raise MsposeError(
+            f"{run} was trained on version {learned} of {settings.data.dataset}, whose rooms are others than those of "
+            f"version {version} in {data_root(card, chosen.root)}: train it anew"
+        )
     if config_hash(settings) != estimator.description.get("config_hash"):
         log.warning("%s: config.yaml was changed since the model was made, or made by another version of mspose", run)
     with distributed.one_per_machine_first():
@@ -142,7 +155,7 @@ def open_for_run(
         device=next(estimator.network.parameters()).device,
     )
     ground_truth = str(frames["ground_truth"].iloc[0])
-    return OpenedSplit(settings, batches, card.name, ground_truth, card.thresholds, bad_frames)
+    return OpenedSplit(settings, batches, card.name, ground_truth, version, card.thresholds, bad_frames)
 
 
 def store_predictions(run: Path, name: str, table: pd.DataFrame, **about: Any) -> Path:
@@ -186,6 +199,7 @@ def evaluate_predictions(
         about = {
             "dataset": card.name if card else None,
             "ground_truth": ground_truth or (card.ground_truths[0] if card else None),
+            "data_version": VERSION if card and card.format == "virtual" else None,
             "split": split,
             "scene_selection": "predicted",
             "experiment": EXTERNAL,

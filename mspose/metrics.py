@@ -266,6 +266,9 @@ def _metrics_fault(metrics: Any) -> str | None:
     for key in ("scene_selection", "experiment", "variant"):
         if not isinstance(metrics.get(key), str):
             return f"{key} is {metrics.get(key, 'missing')!r}, expected text"
+    version = metrics.get("data_version")
+    if not (version is None or (_is_whole(version) and version > 0)):
+        return f"data_version is {version!r}, expected a whole number from 1 on, or null"
     if not isinstance(metrics.get("quick", False), bool):
         return f"quick is {metrics['quick']!r}, expected true or false"
     seed, thresholds, scenes = metrics.get("seed"), metrics.get("thresholds"), metrics.get("scenes")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mspose.data.versions import recorded_version
 from mspose.errors import MsposeError
 from mspose.metrics import csv_number, csv_rows, read_metrics
 
@@ -36,9 +37,12 @@ class Group(NamedTuple):
     scene_selection: str
     quick: bool = False
     """Toy size, to see that everything runs (`mspose ablate --quick`)."""
+    data_version: int | None = None
+    """Of a rendered data set, whose versions have other rooms."""
 
     def __str__(self) -> str:
-        text = f"{self.dataset}, ground truth {self.ground_truth}, split {self.split}, scene {self.scene_selection}"
+        dataset = self.dataset + (f" version {self.data_version}" if self.data_version else "")
+        text = f"{dataset}, ground truth {self.ground_truth}, split {self.split}, scene {self.scene_selection}"
         return text + (", at toy size (quick)" if self.quick else "")
 
 
@@ -185,7 +189,8 @@ def group_of(row: dict[str, Any]) -> Group:
     """Of the content of a metrics.json, or of a line of the published CSV."""
     dataset, ground_truth, split = (row[key] or "unknown" for key in ("dataset", "ground_truth", "split"))
     # published rows, and metrics of older versions, do not have the other two
-    return Group(dataset, ground_truth, split, row.get("scene_selection", "predicted"), bool(row.get("quick", False)))
+    selection, quick = row.get("scene_selection", "predicted"), bool(row.get("quick", False))
+    return Group(dataset, ground_truth, split, selection, quick, recorded_version(row))
 
 
 def _run_row(experiment: str, variant: str, group: Group, runs: Sequence[tuple[Path, dict[str, Any]]]) -> Row:

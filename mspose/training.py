@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from mspose.data.batches import Batch, Batches, holdout_rows
 from mspose.data.cache import open_split
 from mspose.data.cards import Card, data_root, read_card
 from mspose.data.preparation import render_if_virtual
+from mspose.data.versions import with_version
 from mspose.errors import MsposeError, Preempted
 from mspose.losses import PoseLoss
 from mspose.models.batch_norm import SharedStatistics
@@ -52,6 +54,7 @@ def train(settings: Settings, *, progress: bool = True) -> Path:
     Preempted where a signal asked it to stop.
     """
     card = read_card(settings.data.dataset)
+    settings = replace(settings, data=with_version(settings.data))
     run = settings.run_folder(card.ground_truths[0])
     check_folder(run, settings)
     device = resolve_device(settings.device)
@@ -332,6 +335,7 @@ def describe(network: PoseNetwork, settings: Settings, card: Card, batches: Batc
         "trained_on": {
             "dataset": card.name,
             "ground_truth": frames["ground_truth"].iloc[0],
+            "data_version": settings.data.version,
             "frames": len(frames),
             "resized_frame": list(batches.cache.shape(int(frames["cache_row"].iloc[0]))),
             **describe_images(frames, batches.cache, data_root(card, settings.data.root)),

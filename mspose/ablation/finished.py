@@ -15,6 +15,7 @@ from mspose.ablation.errors import has_errors, read_errors
 from mspose.ablation.plan import Ablation
 from mspose.attention_study.record import STUDY, read_study
 from mspose.config import PLACES, Settings, flatten
+from mspose.data.versions import recorded_version
 from mspose.errors import MsposeError
 from mspose.metrics import ERROR_COLUMNS
 from mspose.rows import Group, finished_runs, group_of
@@ -124,7 +125,8 @@ def finished_cells(
     }
     lines = [f"{what}: {'; '.join(names)}." for what, names in remarks.items() if names]
     group = group_of(next(iter(chosen.values())).metrics)
-    overrides = {change.name: change.value for change in shared}
+    # an older version cannot be rendered: what is missing would be made on this one
+    overrides = {change.name: change.value for change in shared if change.name != "data.version"}
     return Finished(group, cells, named_by_seeds(missing), overrides, lines)
 
 
@@ -168,6 +170,7 @@ def _found(folder: Path, metrics: dict[str, Any], settings: Mapping[str, Setting
     changes: tuple[Change, ...] = ()
     if label in settings:
         wanted, there = flatten(replace(settings[label], seed=seed)), _settings_of(folder)
+        there["data.version"] = there["data.version"] or recorded_version(metrics)
         changes = tuple(
             Change(name, str(there.get(name)), str(wanted.get(name)))
             for name in {**wanted, **there}

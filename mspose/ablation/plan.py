@@ -21,6 +21,7 @@ import yaml
 
 from mspose.config import Settings, changed_settings, differences, flatten, read_settings
 from mspose.data.cards import REPOSITORY
+from mspose.data.versions import with_version
 from mspose.errors import MsposeError
 
 EXPERIMENTS = "experiments"
@@ -116,6 +117,7 @@ class Ablation:
         toy = {name: value for name, value in QUICK.items() if name not in stated} if quick else {}
         about = {"experiment": f"{self.name}-{base.experiment}" + ("-quick" if quick else ""), "quick": quick}
         shared = _changed(base, {**self.settings, **toy, **overrides, **about}, f"{self.path}: settings")
+        shared = replace(shared, data=with_version(shared.data))
         rows = {
             label: _changed(shared, {**changes, "variant": label}, f"{self.path}: variants.{label}")
             for label, changes in {self.reference: {}, **self.variants}.items()

@@ -125,11 +125,13 @@ def _ablation_pieces(
 
 
 def _by_dataset(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """By data set; where it has several ground truths or splits, they are in the names."""
+    """By data set; where it has several ground truths, splits or versions, they are in the names."""
     found: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
         group = group_of(dict(run.metrics))
-        found.setdefault(group.dataset, {}).setdefault(f"{group.ground_truth}-{group.split}", []).append(run)
+        kind = f"{group.ground_truth}-{group.split}"
+        kind += f"-version-{group.data_version}" if group.data_version else ""
+        found.setdefault(group.dataset, {}).setdefault(kind, []).append(run)
     return {
         dataset if len(kinds) == 1 else f"{dataset}-{kind}": of
         for dataset, kinds in found.items()

@@ -12,8 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from mspose.data.cards import predicted_data
 from mspose.data.images import find_image, read_image
+from mspose.data.versions import predicted_data
 from mspose.errors import MsposeError
 from mspose.metrics import ERROR_COLUMNS
 from mspose.pages import data_uri
@@ -117,7 +117,7 @@ def image_root(result: Result) -> tuple[Path | None, str]:
     if not isinstance(dataset, str):
         return None, "no config.yaml says where the images are"
     try:
-        _, folder = predicted_data(dataset, root if isinstance(root, str) else None, result.metrics["dataset"])
+        _, folder = predicted_data(dataset, root if isinstance(root, str) else None, result.metrics)
     except MsposeError as reason:
         return None, str(reason)
     return (folder, "") if folder.is_dir() else (None, f"no folder {folder}")

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from mspose.checkpoint import read_description
 from mspose.config import read_settings
-from mspose.data.cards import predicted_data
 from mspose.data.images import find_image, read_image, resize_short_side
+from mspose.data.versions import predicted_data
 from mspose.errors import MsposeError
 
 USUAL_SHAPE, USUAL_ANGLE = (480, 640), math.radians(50)  # of a camera that nothing is known about
@@ -58,7 +58,7 @@ def images_of_run(run: Path, about: Mapping[str, Any], names: Sequence[str], roo
     folder: Path | None
     try:
         data = read_settings(run / "config.yaml").data
-        card, own_folder = predicted_data(data.dataset, data.root, about.get("dataset"))
+        card, own_folder = predicted_data(data.dataset, data.root, about)
         folder, focal_px, missing = Path(root).expanduser() if root else own_folder, card.focal_px, ""
     except MsposeError as error:
         folder, focal_px = Path(root).expanduser() if root else None, math.nan

@@ -41,7 +41,7 @@ class Space:
         return self.width if side in ("north", "south") else self.depth
 
     def at_wall(self, side: str, along: float, out: float = 0.0) -> Place:
-        """Find the place at a wall, `along` metres right of its middle and `out` metres into the room, facing the room."""
+        """Find the place at a wall, `along` metres right of its middle and `out` metres out of it, facing the room."""
         distance = self.depth / 2 if side in ("north", "south") else self.width / 2
         return Place(0.0, 0.0, 0.0, WALL_YAW[side]).moved(along, distance - out)
 
