@@ -52,6 +52,9 @@ class DataSettings:
     """Name of a card in `datasets/`, or the path of a card of your own."""
     root: str | None = None
     """Folder that holds the scenes; by default the one that the card names."""
+    version: PositiveInt | None = None
+    """Version of a rendered data set (format `virtual`); set by training, which renders no other
+    than its own."""
     scenes: list[str] = field(default_factory=list)
     """Scenes to use; empty: all of the data set."""
     frames_per_scene: NonNegativeInt = 0
@@ -303,7 +306,11 @@ PLACES = (
     "training.recompute_backbone",
 )
 """Settings that may differ between two starts of one run: paths and devices, not mathematics."""
-ADDED_LATER = (("augmentation.blur", 0.0), ("augmentation.jpeg", 0.0))
+ADDED_LATER = (
+    ("data.version", None),
+    ("augmentation.blur", 0.0),
+    ("augmentation.jpeg", 0.0),
+)
 """Settings that `config_hash` leaves out at these defaults, so that models made before the settings
 existed keep their hash."""
 

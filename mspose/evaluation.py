@@ -13,7 +13,9 @@ from mspose import distributed
 from mspose.config import DataSettings, Settings, config_hash
 from mspose.data.batches import Batches
 from mspose.data.cache import open_split
-from mspose.data.cards import INDOOR_THRESHOLDS, Card, read_card
+from mspose.data.cards import INDOOR_THRESHOLDS, Card, data_root, read_card
+from mspose.data.versions import recorded_version, rendered_version
+from mspose.data.virtual import VERSION
 from mspose.errors import MsposeError
 from mspose.files import whole_file
 from mspose.inference import PoseEstimator, load, predict_frames
@@ -82,6 +84,7 @@ def evaluate_run(
         settings = opened.settings
         about = {
             **on,
+            "data_version": opened.data_version,
             "split": split,
             "scene_selection": "given" if given_scene else "predicted",
             "experiment": settings.experiment,
@@ -107,6 +110,8 @@ class OpenedSplit:
     batches: Batches
     dataset: str
     ground_truth: str
+    data_version: int | None
+    """Version of a rendered data set."""
     thresholds: Sequence[tuple[float, float]]
     """Recall pairs (metres, degrees) of the data set's card."""
     bad_frames: int
@@ -125,7 +130,8 @@ def open_for_run(
 ) -> OpenedSplit:
     """Open a split for a run's model, as the run's data settings say and `data` overrides.
 
-    Raises MsposeError where the data is missing, or has scenes that the model does not know.
+    Raises MsposeError where the data is missing, has scenes that the model does not know, or is
+    another version of the rendered rooms than the model was trained on.
     """
     settings, data = Run(run).settings, data or {}
     own = settings.data if data.get("dataset") in (None, settings.data.dataset) else None
@@ -138,6 +144,13 @@ def open_for_run(
         known = ", ".join(estimator.scenes)
         raise MsposeError(
             f"scene {', '.join(unknown)} is unknown to the model of {run}, which knows: {known}"
+        )
+    trained = recorded_version(estimator.description.get("trained_on") or {})
+    version = rendered_version(card, chosen.root, scenes)
+    if trained and version and trained != version:
+        raise MsposeError(
+            f"{run} was trained on version {trained} of {settings.data.dataset}, which has other"
+            f" rooms than version {version} in {data_root(card, chosen.root)}: train it anew"
         )
     if config_hash(settings) != estimator.description.get("config_hash"):
         log.warning(
@@ -165,7 +178,9 @@ def open_for_run(
         device=next(estimator.network.parameters()).device,
     )
     ground_truth = str(frames["ground_truth"].iloc[0])
-    return OpenedSplit(settings, batches, card.name, ground_truth, card.thresholds, bad_frames)
+    return OpenedSplit(
+        settings, batches, card.name, ground_truth, version, card.thresholds, bad_frames
+    )
 
 
 def store_predictions(run: Run, predictions: pd.DataFrame, **about: Any) -> Path:

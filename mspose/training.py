@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -35,6 +35,7 @@ from mspose.data.cache import FrameCache, open_split
 from mspose.data.cards import Card, data_root, read_card
 from mspose.data.image_statistics import describe_images
 from mspose.data.preparation import render_if_virtual
+from mspose.data.versions import with_version
 from mspose.errors import MsposeError, Preempted
 from mspose.inference import resolve_device
 from mspose.losses import Objective, PoseLoss
@@ -57,6 +58,7 @@ def train(settings: Settings, *, progress: bool = True) -> Path:
         Preempted: a signal asked it to stop.
     """
     card = read_card(settings.data.dataset)
+    settings = replace(settings, data=with_version(settings.data))
     run = settings.run_folder(card.ground_truths[0])
     check_folder(run, settings)
     check_attention_terms(settings)
@@ -522,6 +524,7 @@ def describe(network: PoseNetwork, settings: Settings, card: Card, batches: Batc
         "trained_on": {
             "dataset": card.name,
             "ground_truth": frames["ground_truth"].iloc[0],
+            "data_version": settings.data.version,
             "frames": len(frames),
             "resized_frame": list(batches.cache.shape(int(frames["cache_row"].iloc[0]))),
             **describe_images(frames, batches.cache, data_root(card, settings.data.root)),

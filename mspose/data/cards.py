@@ -222,18 +222,6 @@ def data_root(card: Card, root: str | Path | None = None) -> Path:
     return card.root if root is None else Path(root).expanduser().absolute()
 
 
-def predicted_data(dataset: str, root: str | None, predicted_on: str | None) -> tuple[Card, Path]:
-    """The card and folder of the frames that a run predicted: those of its settings (`dataset`,
-    `root`), unless `predicted_on`, the data set's name beside the predictions, is another.
-
-    Raises MsposeError for a data set without card.
-    """
-    card = read_card(dataset)
-    if predicted_on not in (None, card.name):
-        card, root = read_card(str(predicted_on)), None
-    return card, data_root(card, root)
-
-
 def load_frames(
     card: Card,
     *,

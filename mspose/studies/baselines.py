@@ -20,6 +20,7 @@ from mspose.config import Settings, config_hash, write_settings
 from mspose.data.batches import Batches
 from mspose.data.cache import open_split
 from mspose.data.cards import read_card
+from mspose.data.versions import with_version
 from mspose.evaluation import evaluate_predictions, store_predictions
 from mspose.inference import resolve_device
 from mspose.metrics import (
@@ -99,6 +100,7 @@ def evaluate_baselines(
     Returns (metrics, their file) by variant.
     """
     card = read_card(settings.data.dataset)
+    settings = replace(settings, data=with_version(settings.data))
     device = resolve_device(settings.device)
     backbone = make_backbone(settings.model.backbone, pretrained=settings.model.pretrained)
     backbone = backbone.to(device).eval()
@@ -140,6 +142,7 @@ def evaluate_baselines(
             table,
             dataset=card.name,
             ground_truth=str(test["ground_truth"].iloc[0]),
+            data_version=settings.data.version,
             split="test",
             scene_selection="given" if baseline == "baseline-mean-pose" else "predicted",
             experiment=named.experiment,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mspose.data.versions import recorded_version
 from mspose.errors import MsposeError
 from mspose.metrics import csv_number, csv_rows
 from mspose.resources import bundled_file
@@ -40,10 +41,13 @@ class Group(NamedTuple):
     scene_selection: str
     quick: bool = False
     """Toy size, to see that everything runs (`mspose ablate --quick`)."""
+    data_version: int | None = None
+    """Version of a rendered data set: each has other rooms."""
 
     def __str__(self) -> str:
+        version = f" version {self.data_version}" if self.data_version else ""
         text = (
-            f"{self.dataset}, ground truth {self.ground_truth}, split {self.split}, scene"
+            f"{self.dataset}{version}, ground truth {self.ground_truth}, split {self.split}, scene"
             f" {self.scene_selection}"
         )
         return text + (", at toy size (quick)" if self.quick else "")
@@ -56,7 +60,8 @@ def group_of(row: Mapping[str, Any]) -> Group:
     )
     # published rows, and metrics of older versions, do not have the other two
     selection = row.get("scene_selection", "predicted")
-    return Group(dataset, ground_truth, split, selection, bool(row.get("quick", False)))
+    quick = bool(row.get("quick", False))
+    return Group(dataset, ground_truth, split, selection, quick, recorded_version(row))
 
 
 class Measure(NamedTuple):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mspose.config import PLACES, Settings, flatten
+from mspose.data.versions import recorded_version
 from mspose.errors import MsposeError
 from mspose.run import Run
 from mspose.studies.ablation.plan import Ablation
@@ -133,7 +134,10 @@ def finished_ablation(
         group=group_of(chosen[0].metrics),
         runs=runs,
         missing=named_by_seeds(missing),
-        overrides={change.name: change.value for change in shared},
+        # an older version cannot be rendered: missing runs would be made on this one
+        overrides={
+            change.name: change.value for change in shared if change.name != "data.version"
+        },
         remarks=[f"{what}: {'; '.join(names)}." for what, names in remarks if names],
     )
 
@@ -163,9 +167,10 @@ def _seed(run: Run) -> int:
 
 def _changes(run: Run, planned: Settings) -> tuple[Change, ...]:
     """List the settings of a run that differ from the planned ones."""
-    wanted = flatten(replace(planned, seed=_seed(run)))
+    wanted, there = flatten(replace(planned, seed=_seed(run))), flatten(run.settings)
+    there["data.version"] = there["data.version"] or recorded_version(run.metrics)
     return tuple(
         Change(name, str(value), str(wanted[name]))
-        for name, value in flatten(run.settings).items()
+        for name, value in there.items()
         if name not in PLACES and value != wanted[name]
     )

@@ -28,6 +28,7 @@ from mspose.config import (
     read_settings,
     read_yaml,
 )
+from mspose.data.versions import with_version
 from mspose.errors import MsposeError
 from mspose.resources import ABLATIONS, EXPERIMENTS, experiment_file, find_file
 
@@ -126,6 +127,7 @@ class Ablation:
         shared = _changed(
             base, {**self.settings, **toy, **overrides, **about}, f"{self.path}: settings"
         )
+        shared = replace(shared, data=with_version(shared.data))
         rows = {
             label: _changed(shared, {**changes, "variant": label}, f"{self.path}: variants.{label}")
             for label, changes in {self.reference: {}, **self.variants}.items()

@@ -142,12 +142,15 @@ def _ablation_pieces(
 
 
 def _by_dataset(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Sort runs by data set; several ground truths or splits of one are in the names."""
+    """Sort runs by data set; several ground truths, splits or versions of one are in the names."""
     found: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
         group = group_of(run.metrics)
         kinds = found.setdefault(group.dataset, {})
-        kinds.setdefault(f"{group.ground_truth}-{group.split}", []).append(run)
+        kind = f"{group.ground_truth}-{group.split}"
+        if group.data_version:
+            kind += f"-version-{group.data_version}"
+        kinds.setdefault(kind, []).append(run)
     return {
         dataset if len(kinds) == 1 else f"{dataset}-{kind}": of_kind
         for dataset, kinds in found.items()

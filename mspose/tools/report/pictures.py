@@ -12,8 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from mspose.data.cards import predicted_data
 from mspose.data.images import find_image, read_image
+from mspose.data.versions import predicted_data
 from mspose.errors import MsposeError
 from mspose.metrics import ERROR_COLUMNS
 from mspose.run import Run
@@ -128,7 +128,7 @@ def image_root(run: Run) -> tuple[Path | None, str]:
         return None, f"no {run.config_file.name} says where the images are"
     try:
         _, folder = predicted_data(
-            settings["data.dataset"], settings["data.root"], run.metrics["dataset"]
+            settings["data.dataset"], settings["data.root"], run.metrics
         )
     except MsposeError as reason:
         return None, str(reason)

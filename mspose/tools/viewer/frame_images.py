@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mspose.data.cards import predicted_data
 from mspose.data.images import find_image, read_image, resize_short_side
+from mspose.data.versions import predicted_data
 from mspose.errors import MsposeError
 from mspose.run import Run
 
@@ -60,7 +60,7 @@ def images_of_run(run: Run, names: Sequence[str], root: str | None) -> FrameImag
     focal_px, missing = math.nan, ""
     try:
         data = run.settings.data
-        card, own_folder = predicted_data(data.dataset, data.root, run.about.get("dataset"))
+        card, own_folder = predicted_data(data.dataset, data.root, run.about)
         folder, focal_px = folder or own_folder, card.focal_px
     except MsposeError as error:
         missing = "" if root else str(error)

@@ -9,9 +9,9 @@ import yaml
 from PIL import Image
 
 from mspose.data.cards import load_frames, read_card
-from mspose.data.virtual_render import Camera, Lighting, Renderer
-from mspose.data.virtual_rooms import build_scene
-from mspose.data.virtual_sequences import trajectory
+from mspose.data.virtual.rendering import Camera, Lighting, Renderer
+from mspose.data.virtual.rooms import build_scene
+from mspose.data.virtual.trajectory import trajectory
 from mspose.poses import quaternion_to_rotation, rotation_to_quaternion
 from mspose.tools.checking.trajectories import ORIENTATION, POSITION, in_order
 

@@ -10,7 +10,7 @@ from PIL import Image
 from tools.checking.builders import change_labels, motion, render, room, write_set
 
 from mspose.cli import main
-from mspose.data.virtual_sequences import trajectory
+from mspose.data.virtual.trajectory import trajectory
 from mspose.errors import MsposeError
 from mspose.poses import normalize_quaternion
 from mspose.tools.checking import check

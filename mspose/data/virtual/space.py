@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mspose.data import virtual_furniture as furniture
-from mspose.data import virtual_textures as paint
-from mspose.data.virtual_furniture import wood
-from mspose.data.virtual_render import Scene
-from mspose.data.virtual_scene import WALL_YAW, Place, SceneBuilder
-from mspose.data.virtual_textures import Painter
+from mspose.data.virtual import furniture
+from mspose.data.virtual import textures as paint
+from mspose.data.virtual.exact import uniform
+from mspose.data.virtual.furniture import wood
+from mspose.data.virtual.scene import WALL_YAW, Place, Scene, SceneBuilder
+from mspose.data.virtual.textures import Painter
 
 # width, depth, height in metres, how to build it; None keeps the place free
 Piece = tuple[float, float, float, Callable[[SceneBuilder, Place], None] | None]
@@ -18,21 +18,15 @@ CRATES: Piece = (0.5, 0.5, 1.3, furniture.crates)
 TABLE: Piece = (1.4, 0.7, 1.0, furniture.table)
 BENCH: Piece = (1.5, 0.5, 1.0, furniture.bench)
 PLANTER: Piece = (1.2, 0.5, 0.9, furniture.planter)
-OVERLAP_M = (
-    0.04  # walls reach this far past their corners, so that no ray slips between two surfaces
-)
+OVERLAP_M = 0.04  # walls reach this far past their corners, so that no ray slips between two surfaces
 
 
 class Space:
     """A room or a courtyard of a width and depth around the origin, with walls to stand and hang things on."""
 
-    def __init__(
-        self, b: SceneBuilder, width: float, depth: float, height: float, walls: Sequence[Painter]
-    ) -> None:
+    def __init__(self, b: SceneBuilder, width: float, depth: float, height: float, walls: Sequence[Painter]) -> None:
         self.b, self.width, self.depth, self.height = b, width, depth, height
-        self.taken: dict[str, list[tuple[float, float, float]]] = {
-            side: [] for side in WALL_YAW
-        }  # from, to, up to
+        self.taken: dict[str, list[tuple[float, float, float]]] = {side: [] for side in WALL_YAW}  # from, to, up to
         for side, painter in zip(WALL_YAW, walls, strict=True):
             length = self.length(side) + 2 * OVERLAP_M
             place = self.at_wall(side, 0.0)
@@ -47,7 +41,7 @@ class Space:
         return self.width if side in ("north", "south") else self.depth
 
     def at_wall(self, side: str, along: float, out: float = 0.0) -> Place:
-        """The place at a wall, `along` metres right of its middle and `out` metres into the room, facing the room."""
+        """Find the place at a wall, `along` metres right of its middle and `out` metres out of it, facing the room."""
         distance = self.depth / 2 if side in ("north", "south") else self.width / 2
         return Place(0.0, 0.0, 0.0, WALL_YAW[side]).moved(along, distance - out)
 
@@ -55,12 +49,11 @@ class Space:
         """Stand pieces along a wall in this order, the rest of its length shared out at random between them."""
         free = self.length(side) - 2 * margin - sum(piece[0] for piece in pieces)
         if free < 0:
-            raise ValueError(
-                f"{self.b.name}: the {side} wall is {-free:.2f} m too short for its furniture"
-            )
-        gaps = self.b.rng.dirichlet(np.full(len(pieces) + 1, 4.0)) * free
+            raise ValueError(f"{self.b.name}: the {side} wall is {-free:.2f} m too short for its furniture")
+        weights = uniform(self.b.generator(), 0.3, 1.7, len(pieces) + 1).tolist()
+        gaps = [weight / sum(weights) * free for weight in weights]
         left = -self.length(side) / 2 + margin
-        for (width, depth, height, build), gap in zip(pieces, gaps[:-1].tolist(), strict=True):
+        for (width, depth, height, build), gap in zip(pieces, gaps[:-1], strict=True):
             self.stand(side, left + gap + width / 2, (width, depth, height, build))
             left += gap + width
 
@@ -80,21 +73,16 @@ class Space:
         heights: tuple[float, float] = (1.2, 2.4),
     ) -> None:
         """Hang pictures, posters and the like where the wall is free."""
-        half = self.length(side) / 2 - 0.3
+        half, rng = self.length(side) / 2 - 0.3, self.b.generator()
         for _ in range(40 * count):
-            width, height = self.b.rng.uniform(*sizes, 2).tolist()
-            along = float(self.b.rng.uniform(-half + width / 2, half - width / 2))
-            bottom = float(self.b.rng.uniform(heights[0], max(heights[0], heights[1] - height)))
+            width, height = uniform(rng, *sizes, 2).tolist()
+            along = uniform(rng, -half + width / 2, half - width / 2)
+            bottom = uniform(rng, heights[0], max(heights[0], heights[1] - height))
             low, high = along - width / 2 - 0.08, along + width / 2 + 0.08
-            if any(
-                low < end and high > start and top > bottom - 0.25
-                for start, end, top in self.taken[side]
-            ):
+            if any(low < end and high > start and top > bottom - 0.25 for start, end, top in self.taken[side]):
                 continue
-            surface = surfaces[int(self.b.rng.integers(len(surfaces)))]
-            furniture.hang(
-                self.b, self.at_wall(side, along).moved(up=bottom), width, height, surface
-            )
+            surface = surfaces[int(rng.integers(len(surfaces)))]
+            furniture.hang(self.b, self.at_wall(side, along).moved(up=bottom), width, height, surface)
             self.taken[side].append((low, high, self.height))
             count -= 1
             if count == 0:
@@ -120,21 +108,10 @@ class Space:
 
     def ceiling(self, surface: Painter, beams: int = 0) -> None:
         """A ceiling, with wooden beams below it."""
-        self.b.patch(
-            (-self.width / 2, -self.depth / 2, self.height),
-            (self.width, 0, 0),
-            (0, self.depth, 0),
-            surface,
-        )
+        self.b.patch((-self.width / 2, -self.depth / 2, self.height), (self.width, 0, 0), (0, self.depth, 0), surface)
+        rng = self.b.generator()
         for y in np.linspace(-self.depth / 2, self.depth / 2, beams + 2)[1:-1].tolist():
-            self.b.box(
-                Place(0.0, y, self.height - 0.18),
-                self.width,
-                0.15,
-                0.2,
-                wood(self.b.rng),
-                bottom=True,
-            )
+            self.b.box(Place(0.0, y, self.height - 0.18), self.width, 0.15, 0.2, wood(rng), bottom=True)
 
     def open_sky(self, far: float = 30.0, high: float = 25.0) -> None:
         """Sky on all sides and above, far behind the walls, and a sun."""
@@ -159,17 +136,12 @@ class Space:
             glowing=True,
         )
 
-    def finish(
-        self, view: tuple[float, float, float] = (2.9, 2.5, 0.95), reach: float = 3.2
-    ) -> Scene:
-        """The scene; cameras move in a box of size `view` in its southern half and look north."""
+    def finish(self, view: tuple[float, float, float] = (2.9, 2.5, 0.95), reach: float = 3.2) -> Scene:
+        """Make the scene; cameras move in a box of size `view` in its southern half and look north."""
         x, y, z = view
         south = -0.1 * self.depth
         return self.b.finish(
             reach,
             ((-x / 2, south - y / 2, 1.15), (x / 2, south + y / 2, 1.15 + z)),
-            (
-                (-0.8 * self.width, south + y / 2 + 0.7, 0.4),
-                (0.8 * self.width, 0.5 * self.depth, 1.9),
-            ),
+            ((-0.8 * self.width, south + y / 2 + 0.7, 0.4), (0.8 * self.width, 0.5 * self.depth, 1.9)),
         )

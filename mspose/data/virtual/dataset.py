@@ -1,4 +1,4 @@
-"""The embedded virtual data set: rendered rooms and courtyards, on disk in 7Scenes' own layout.
+"""The virtual data set on disk: rendered rooms and courtyards in 7Scenes' own layout.
 
     <root>/<scene>/virtual.json                               the settings that it was rendered with
     <root>/<scene>/seq-01/frame-000000.color.jpg|png, frame-000000.pose.txt
@@ -7,14 +7,17 @@
 The pose of the rendering camera is the label. Everything follows from the seed: a scene from (seed, scene), a sequence
 from (seed, scene, split, its number within the split), so that a larger data set has the same scenes and a sequence of
 more frames follows the same path more slowly. A sequence is rendered into a hidden folder and renamed when it is whole,
-the split files come last: what was interrupted is continued by the next call and never taken for complete.
+the split files come last: what was interrupted is continued by the next call and never taken for complete. A scene that
+an older version of this program rendered is deleted and rendered anew.
 """
 
 import fcntl
 import json
+import logging
 import math
 import multiprocessing
 import os
+import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -24,9 +27,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mspose.data.virtual_render import Camera
-from mspose.data.virtual_rooms import SCENE_NAMES
-from mspose.data.virtual_sequences import (
+from mspose.checkpoint import whole_file
+from mspose.data.virtual import RECORD, VERSION
+from mspose.data.virtual.rendering import Camera
+from mspose.data.virtual.rooms import SCENE_NAMES
+from mspose.data.virtual.sequences import (
     ENCODINGS,
     Sequence,
     file_names,
@@ -37,12 +42,14 @@ from mspose.data.virtual_sequences import (
     start_worker,
 )
 from mspose.errors import MsposeError
-from mspose.files import whole_file
 
 LOCK = ".rendering.lock"
-RECORD = "virtual.json"
 SPLIT_FILES = {"train": "TrainSplit.txt", "test": "TestSplit.txt"}
-VERSION = 1  # of the pictures: raise it when the same settings render other images or poses
+SCENE_FILES = (*SPLIT_FILES.values(), "camera-intrinsics.txt", RECORD)
+SEQUENCE_FOLDER = re.compile(r"seq-\d{2,}|\.seq-\d{2,}\.partial")
+FRAME_FILE = re.compile(r"frame-\d{6}\.(color\.(jpg|png)|pose\.txt)")
+
+log = logging.getLogger("mspose")
 
 
 def render_virtual(
@@ -58,7 +65,7 @@ def render_virtual(
     workers: int | None = None,
     progress: bool = True,
 ) -> None:
-    """Render what is missing of the scenes in `frames` below `root`; complete scenes are left alone.
+    """Render what is missing of the scenes in `frames` below `root`; complete scenes of this version are left alone.
 
     Args:
         frames: scene -> number of (training, test) frames; the scenes are `SCENE_NAMES`.
@@ -70,13 +77,13 @@ def render_virtual(
     Processes that render into the same root wait for each other.
 
     Raises MsposeError for settings that make no sense, a folder below `root` that was rendered with other settings or
-    holds anything else, and where files cannot be written. Nothing but its own unfinished sequences is ever deleted.
+    holds anything else, and where files cannot be written. Nothing is ever deleted but unfinished sequences and scenes
+    of an older version, and of these only if they hold nothing but what was rendered.
     """
     root = Path(root).expanduser()
     camera = Camera(width, height, focal_px)
     _check_settings(frames, frames_per_sequence, camera, seed, image_format)
     shared = {
-        "version": VERSION,
         "seed": seed,
         "width": width,
         "height": height,
@@ -85,7 +92,7 @@ def render_virtual(
         "frames_per_sequence": frames_per_sequence,
     }
     records = {
-        scene: {**shared, "scene": scene, "train_frames": train, "test_frames": test}
+        scene: {"version": VERSION, **shared, "scene": scene, "train_frames": train, "test_frames": test}
         for scene, (train, test) in frames.items()
     }
     plans = {
@@ -98,16 +105,17 @@ def render_virtual(
             return
         with _alone(root, progress):
             missing = _missing_sequences(root, shared, records, plans)
+            if outdated := [root / scene for scene in records if _is_outdated(root / scene)]:
+                names = ", ".join(folder.name for folder in outdated)
+                log.info("%s: %s of an older version: rendered anew in version %d", root, names, VERSION)
+                for folder in outdated:
+                    _delete_scene(folder)
             for scene, record in records.items():
                 if not (root / scene / RECORD).is_file():
                     with whole_file(root / scene / RECORD) as file:
                         json.dump(record, file, indent=2)
             if missing:
-                cores = (
-                    len(os.sched_getaffinity(0))
-                    if hasattr(os, "sched_getaffinity")
-                    else os.cpu_count() or 1
-                )
+                cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
                 _render_all(root, missing, max(1, min(workers or cores, len(missing))), progress)
             for scene, plan in plans.items():
                 _finish_scene(root / scene, plan)
@@ -119,11 +127,7 @@ def render_virtual(
 
 
 def _check_settings(
-    frames: Mapping[str, tuple[int, int]],
-    frames_per_sequence: int,
-    camera: Camera,
-    seed: int,
-    image_format: str,
+    frames: Mapping[str, tuple[int, int]], frames_per_sequence: int, camera: Camera, seed: int, image_format: str
 ) -> None:
     unknown = [scene for scene in frames if scene not in SCENE_NAMES]
     if unknown or not frames:
@@ -132,27 +136,17 @@ def _check_settings(
         )
     for scene, counts in frames.items():
         if min(counts) < 1:
-            raise MsposeError(
-                f"virtual scene {scene}: needs at least one training and one test frame, not {counts}"
-            )
-    wholes = {
-        "frames_per_sequence": frames_per_sequence,
-        "width": camera.width,
-        "height": camera.height,
-    }
+            raise MsposeError(f"virtual scene {scene}: needs at least one training and one test frame, not {counts}")
+    wholes = {"frames_per_sequence": frames_per_sequence, "width": camera.width, "height": camera.height}
     for name, value in wholes.items():
         if type(value) is not int or value < 1:
             raise MsposeError(f"virtual data: {name} is a whole number, 1 or more, not {value!r}")
     if type(seed) is not int or seed < 0:
         raise MsposeError(f"virtual data: the seed is a whole number, 0 or more, not {seed!r}")
     if not (isinstance(camera.focal_px, int | float) and 0 < camera.focal_px < math.inf):
-        raise MsposeError(
-            f"virtual data: focal_px is a positive number of pixels, not {camera.focal_px!r}"
-        )
+        raise MsposeError(f"virtual data: focal_px is a positive number of pixels, not {camera.focal_px!r}")
     if image_format not in ENCODINGS:
-        raise MsposeError(
-            f"virtual data: image_format is one of {', '.join(ENCODINGS)}, not {image_format!r}"
-        )
+        raise MsposeError(f"virtual data: image_format is one of {', '.join(ENCODINGS)}, not {image_format!r}")
 
 
 @contextmanager
@@ -169,7 +163,7 @@ def _alone(root: Path, progress: bool) -> Iterator[None]:
 
 
 def _is_rendered_into(root: Path) -> bool:
-    """Whether another process renders into `root` now."""
+    """Check whether another process renders into `root` now."""
     try:
         with (root / LOCK).open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -181,40 +175,34 @@ def _is_rendered_into(root: Path) -> bool:
 
 
 def _is_complete(
-    root: Path,
-    shared: Mapping[str, Any],
-    records: Mapping[str, Any],
-    plans: Mapping[str, list[Sequence]],
+    root: Path, shared: Mapping[str, Any], records: Mapping[str, Any], plans: Mapping[str, list[Sequence]]
 ) -> bool:
-    """Whether there is nothing to do. Raises MsposeError where `root` holds something else."""
+    """Check whether there is nothing to do. Raises MsposeError where `root` holds something else."""
     try:
         missing = _missing_sequences(root, shared, records, plans)
-    except MsposeError:
-        if _is_rendered_into(
-            root
-        ):  # by another process, which may have only begun: looked at again when alone
+    except (MsposeError, OSError):
+        if _is_rendered_into(root):  # by another process, which may have only begun: looked at again when alone
             return False
         missing = _missing_sequences(root, shared, records, plans)  # it may just have ended
-    return not missing and all(
-        (root / scene / name).is_file() for scene in plans for name in SPLIT_FILES.values()
-    )
+    return not missing and all((root / scene / name).is_file() for scene in plans for name in SPLIT_FILES.values())
 
 
 def _missing_sequences(
-    root: Path,
-    shared: Mapping[str, Any],
-    records: Mapping[str, Any],
-    plans: Mapping[str, list[Sequence]],
+    root: Path, shared: Mapping[str, Any], records: Mapping[str, Any], plans: Mapping[str, list[Sequence]]
 ) -> list[Sequence]:
-    """The sequences that are not there yet. Raises MsposeError where `root` holds something else."""
+    """List the sequences that are not there yet. Raises MsposeError where `root` holds something else."""
     _check_root(root, shared)
     missing: list[Sequence] = []
     for scene, plan in plans.items():
-        if (root / scene / RECORD).is_file():
-            _check_record(root / scene, records[scene])
-            missing += _missing_of_scene(root / scene, plan)
-        else:
+        if not (root / scene / RECORD).is_file():
             missing += plan
+            continue
+        _check_record(root / scene, records[scene])
+        if _is_outdated(root / scene):
+            _rendered_files(root / scene)
+            missing += plan
+        else:
+            missing += _missing_of_scene(root / scene, plan)
     return missing
 
 
@@ -232,17 +220,12 @@ def _check_root(root: Path, shared: Mapping[str, Any]) -> None:
 
 
 def _check_record(folder: Path, wanted: Mapping[str, Any]) -> None:
-    try:
-        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise MsposeError(
-            f"{folder / RECORD} cannot be read ({error}); move {folder} away to have it rendered"
-        ) from error
-    found = found if isinstance(found, dict) else {}
+    """The scene must have these settings, and no newer version than this program's."""
+    found = _read_record(folder)
     differing = [
         f"{key} {found.get(key)!r} there, {value!r} asked for"
         for key, value in wanted.items()
-        if found.get(key) != value
+        if found.get(key) != value and not (key == "version" and _is_outdated(folder))
     ]
     if differing:
         raise MsposeError(
@@ -251,13 +234,59 @@ def _check_record(folder: Path, wanted: Mapping[str, Any]) -> None:
         )
 
 
+def _read_record(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise MsposeError(
+            f"{folder / RECORD} cannot be read ({error}); move {folder} away to have it rendered"
+        ) from error
+    return found if isinstance(found, dict) else {}
+
+
+def _is_outdated(folder: Path) -> bool:
+    """Check whether the scene was rendered by an older version of this program."""
+    version = _read_record(folder).get("version") if (folder / RECORD).is_file() else None
+    return isinstance(version, int) and version < VERSION
+
+
+def _rendered_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """(files, folders of sequences) of a rendered scene, hidden files apart.
+
+    Raises MsposeError where anything else is among them, which must not be deleted with them.
+    """
+    files, sequences = [], []
+    for path in sorted(folder.iterdir()):
+        if SEQUENCE_FOLDER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            sequences.append(path)
+            found = sorted(path.iterdir())
+            foreign = [file for file in found if not (FRAME_FILE.fullmatch(file.name) and file.is_file())]
+            files += found
+        else:
+            foreign = [path] if path.name not in SCENE_FILES and not path.name.startswith(".") else []
+        if foreign:
+            raise MsposeError(
+                f"{foreign[0]} is no part of the virtual data set, whose older version in {folder} is to be deleted; "
+                "move it away"
+            )
+    return files, sequences
+
+
+def _delete_scene(folder: Path) -> None:
+    """Delete a rendered scene: first what makes it complete, last the record by which the next call would go on."""
+    files, sequences = _rendered_files(folder)
+    for name in SPLIT_FILES.values():
+        (folder / name).unlink(missing_ok=True)
+    for path in files:
+        path.unlink()
+    for path in sequences:
+        path.rmdir()
+    for name in SCENE_FILES:
+        (folder / name).unlink(missing_ok=True)
+
+
 def _missing_of_scene(folder: Path, plan: list[Sequence]) -> list[Sequence]:
-    known = {
-        RECORD,
-        "camera-intrinsics.txt",
-        *SPLIT_FILES.values(),
-        *(sequence.folder for sequence in plan),
-    }
+    known = {*SCENE_FILES, *(sequence.folder for sequence in plan)}
     for path in sorted(folder.iterdir()):
         if path.name not in known and not path.name.startswith("."):
             raise MsposeError(f"{path} is no part of the virtual data set; move it away")
@@ -282,16 +311,12 @@ def _finish_scene(folder: Path, plan: list[Sequence]) -> None:
         file.write(matrix_text(plan[0].camera.intrinsics_33))
     for split, name in reversed(SPLIT_FILES.items()):
         with whole_file(folder / name) as file:
-            file.writelines(
-                f"sequence{sequence.number}\n" for sequence in plan if sequence.split == split
-            )
+            file.writelines(f"sequence{sequence.number}\n" for sequence in plan if sequence.split == split)
 
 
 def _render_all(root: Path, missing: list[Sequence], workers: int, progress: bool) -> None:
     total = sum(sequence.frames for sequence in missing)
-    with tqdm(
-        total=total, desc="rendering", unit="frame", disable=not progress, dynamic_ncols=True
-    ) as bar:
+    with tqdm(total=total, desc="rendering", unit="frame", disable=not progress, dynamic_ncols=True) as bar:
         if workers == 1:
             for sequence in missing:
                 for _ in render_sequence(sequence, root / sequence.scene):
@@ -301,9 +326,7 @@ def _render_all(root: Path, missing: list[Sequence], workers: int, progress: boo
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker) as pool:
             try:
-                jobs = [
-                    pool.submit(render_job, sequence, root / sequence.scene) for sequence in missing
-                ]
+                jobs = [pool.submit(render_job, sequence, root / sequence.scene) for sequence in missing]
                 for job in as_completed(jobs):
                     bar.update(job.result())
             except BrokenProcessPool as error:
