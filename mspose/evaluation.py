@@ -230,6 +230,7 @@ def evaluate_predictions(
         about = {
             "dataset": card and card.name,
             "ground_truth": ground_truth or (card and card.ground_truths[0]),
+            "data_version": VERSION if card and card.format == "virtual" else None,
             "split": split,
             "scene_selection": "predicted",
             "experiment": EXTERNAL,
