@@ -16,9 +16,10 @@ from mspose.config import Settings, write_settings
 from mspose.errors import MsposeError
 from mspose.evaluation import evaluate_run
 from mspose.metrics import read_metrics
+from mspose.models.kinds import make_network
 from mspose.models.network import PoseNetwork
 from mspose.run import load_checkpoint, load_model
-from mspose.training import train
+from mspose.training import convert_sync_batchnorm, train
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
@@ -70,6 +71,7 @@ sys.path.insert(0, sys.argv.pop(1))
 from test_distributed import freeze_batch_norms
 from mspose.cli import main
 from mspose.data.batches import Batches
+from mspose.models.kinds import make_network
 from mspose.models.network import PoseNetwork
 
 PoseNetwork.train = freeze_batch_norms
@@ -270,3 +272,18 @@ def test_a_signal_is_noted_only_while_that_is_asked_for():
         os.kill(os.getpid(), distributed.signal.SIGUSR1)
         assert preemption.asked() == distributed.signal.SIGUSR1
     assert [distributed.signal.getsignal(number) for number in distributed.SIGNALS] == before
+
+
+@pytest.mark.parametrize("backbone", ["efficientnet_lite0", "test_resnet"])
+def test_synchronised_batch_norms_keep_names_weights_and_activations(backbone):
+    torch.manual_seed(0)
+    network = make_network("mspn", scenes=["attic"], backbone=backbone, pretrained=False).eval()
+    image_B3HW, names = torch.randn(2, 3, 64, 64), list(network.state_dict())
+    with torch.no_grad():
+        before = network(image_B3HW).position_B3
+        convert_sync_batchnorm(network)
+        after = network(image_B3HW).position_B3
+    assert list(network.state_dict()) == names
+    norms = [part for part in network.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    assert not norms
+    torch.testing.assert_close(after, before)
