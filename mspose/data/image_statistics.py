@@ -16,15 +16,16 @@ MOST_SIZES = 10  # that model.json lists
 
 
 def describe_images(frames: pd.DataFrame, cache: FrameCache, root: Path) -> dict[str, Any]:
-    """What `model.json` says of the images of a frame table (with `cache_row`) whose files lie
-    below `root`.
+    """Describe the images of a frame table (with `cache_row`) whose files lie below `root`.
 
-    `image_sizes`: [width, height, frames] in pixels as stored, the most frequent first, at most
-    MOST_SIZES; of images that are equal after resizing, whose long sides differ by a few pixels, it
-    is the first one's;
-    `focal_px`: the median; `focal_per_short_side`: lowest, median and highest focal length divided
-    by the image's short side, which is the field of view whatever the size. Focal lengths are None
-    where no frame has one.
+    Returns
+
+    - `image_sizes`: [width, height, frames] in pixels as stored, the most frequent first, at most
+      `MOST_SIZES`. Of images that are equal after resizing, whose long sides differ by a few
+      pixels, the first one's size stands for all.
+    - `focal_px`: the median focal length in pixels, None where no frame has one.
+    - `focal_per_short_side`: lowest, median and highest focal length divided by the image's short
+      side, which gives the field of view whatever the size; None likewise.
     """
     rows = frames["cache_row"].to_numpy()
     size_N2 = cache.sizes[rows]
@@ -49,9 +50,7 @@ def describe_images(frames: pd.DataFrame, cache: FrameCache, root: Path) -> dict
 
 
 def _source_size(root: Path, image: str, height: int, width: int, short: int) -> tuple[int, int]:
-    """(width, height) of a file; from its cached size, rounded, where the file does not say the
-    same any more.
-    """
+    """(width, height) of a source file, or from its cached size where the file has changed."""
     try:
         with Image.open(find_image(root, image)) as opened:
             if min(opened.size) == short:

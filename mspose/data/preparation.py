@@ -1,8 +1,7 @@
-"""What has to be on disk before frames can be read: published scenes downloaded, virtual ones
-rendered.
+"""Preparation of data sets on disk: download, rendering, frame caches, and their list.
 
-The modules that do it are loaded where they are called: a training run that needs neither starts
-    sooner.
+The modules that download and render are imported where they are called, so that a training run
+that needs neither starts sooner.
 """
 
 from collections.abc import Sequence
@@ -26,8 +25,9 @@ def get_data(
     *,
     progress: bool = True,
 ) -> None:
-    """Download and unpack the scenes of a published data set, or render those of a virtual one;
-    what is whole stays.
+    """Download and unpack the scenes of a published data set, or render those of a virtual one.
+
+    Scenes that are whole are left alone.
     """
     from mspose.data.download import download_scenes
 
@@ -43,8 +43,9 @@ def get_data(
 def render_if_virtual(
     dataset: str, root: str | None, scenes: Sequence[str] = (), *, progress: bool
 ) -> None:
-    """Render what is missing of a virtual data set (default: all of the card's scenes); others are
-    left alone.
+    """Render what is missing of a virtual data set (default: all of the card's scenes).
+
+    Other data sets are left alone.
     """
     card = read_card(dataset)
     if card.format == "virtual":
@@ -94,9 +95,7 @@ def cache_data(
     on_bad_frame: str = "stop",
     progress: bool = True,
 ) -> str:
-    """Build the frame caches of some splits, or continue them; a Markdown table of where they are
-    and how large.
-    """
+    """Build the frame caches of some splits; returns their folders and sizes as Markdown."""
     card = read_card(dataset)
     render_if_virtual(dataset, root, scenes, progress=progress)
     rows = []
@@ -114,8 +113,15 @@ def cache_data(
             on_bad_frame=on_bad_frame,
             progress=progress,
         )
-        figures = {"frames": len(frames), "left out": left_out, "GB": f"{cache.nbytes / 1e9:.3f}"}
-        rows.append({"split": split, **figures, "folder": str(cache.folder)})
+        rows.append(
+            {
+                "split": split,
+                "frames": len(frames),
+                "left out": left_out,
+                "GB": f"{cache.nbytes / 1e9:.3f}",
+                "folder": str(cache.folder),
+            }
+        )
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 

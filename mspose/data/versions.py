@@ -32,7 +32,9 @@ def predicted_data(dataset: str, root: str | None, about: Mapping[str, Any]) -> 
     return card, data_root(card, root)
 
 
-def rendered_version(card: Card, root: str | Path | None = None, scenes: Sequence[str] = ()) -> int | None:
+def rendered_version(
+    card: Card, root: str | Path | None = None, scenes: Sequence[str] = ()
+) -> int | None:
     """Version of a data set of format `virtual` on disk; None for other formats, and where nothing is rendered.
 
     scenes: by default all of the card. Raises MsposeError where they are of different versions, or cannot be read.
@@ -62,7 +64,9 @@ def recorded_version(about: Mapping[str, Any]) -> int | None:
 
     about: what has `ground_truth`, such as metrics. None for data sets that are not rendered.
     """
-    return about.get("data_version") or (1 if about.get("ground_truth") in GROUND_TRUTHS["virtual"] else None)
+    return about.get("data_version") or (
+        1 if about.get("ground_truth") in GROUND_TRUTHS["virtual"] else None
+    )
 
 
 def with_version(data: DataSettings) -> DataSettings:

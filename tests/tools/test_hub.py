@@ -294,10 +294,10 @@ def test_neither_a_folder_nor_a_model_of_the_hub(hub):
 
 
 def test_pushing_uploads_the_two_files_and_a_card(small_run, monkeypatch, tmp_path):
-    from mspose.tools.hub import push
-
     from huggingface_hub import HfApi, ModelCard
     from huggingface_hub.hf_api import RepoUrl
+
+    from mspose.tools.hub import push
 
     seen = {}
 

@@ -92,7 +92,13 @@ def render_virtual(
         "frames_per_sequence": frames_per_sequence,
     }
     records = {
-        scene: {"version": VERSION, **shared, "scene": scene, "train_frames": train, "test_frames": test}
+        scene: {
+            "version": VERSION,
+            **shared,
+            "scene": scene,
+            "train_frames": train,
+            "test_frames": test,
+        }
         for scene, (train, test) in frames.items()
     }
     plans = {
@@ -107,7 +113,9 @@ def render_virtual(
             missing = _missing_sequences(root, shared, records, plans)
             if outdated := [root / scene for scene in records if _is_outdated(root / scene)]:
                 names = ", ".join(folder.name for folder in outdated)
-                log.info("%s: %s of an older version: rendered anew in version %d", root, names, VERSION)
+                log.info(
+                    "%s: %s of an older version: rendered anew in version %d", root, names, VERSION
+                )
                 for folder in outdated:
                     _delete_scene(folder)
             for scene, record in records.items():
@@ -115,7 +123,11 @@ def render_virtual(
                     with whole_file(root / scene / RECORD) as file:
                         json.dump(record, file, indent=2)
             if missing:
-                cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+                cores = (
+                    len(os.sched_getaffinity(0))
+                    if hasattr(os, "sched_getaffinity")
+                    else os.cpu_count() or 1
+                )
                 _render_all(root, missing, max(1, min(workers or cores, len(missing))), progress)
             for scene, plan in plans.items():
                 _finish_scene(root / scene, plan)
@@ -127,7 +139,11 @@ def render_virtual(
 
 
 def _check_settings(
-    frames: Mapping[str, tuple[int, int]], frames_per_sequence: int, camera: Camera, seed: int, image_format: str
+    frames: Mapping[str, tuple[int, int]],
+    frames_per_sequence: int,
+    camera: Camera,
+    seed: int,
+    image_format: str,
 ) -> None:
     unknown = [scene for scene in frames if scene not in SCENE_NAMES]
     if unknown or not frames:
@@ -136,17 +152,27 @@ def _check_settings(
         )
     for scene, counts in frames.items():
         if min(counts) < 1:
-            raise MsposeError(f"virtual scene {scene}: needs at least one training and one test frame, not {counts}")
-    wholes = {"frames_per_sequence": frames_per_sequence, "width": camera.width, "height": camera.height}
+            raise MsposeError(
+                f"virtual scene {scene}: needs at least one training and one test frame, not {counts}"
+            )
+    wholes = {
+        "frames_per_sequence": frames_per_sequence,
+        "width": camera.width,
+        "height": camera.height,
+    }
     for name, value in wholes.items():
         if type(value) is not int or value < 1:
             raise MsposeError(f"virtual data: {name} is a whole number, 1 or more, not {value!r}")
     if type(seed) is not int or seed < 0:
         raise MsposeError(f"virtual data: the seed is a whole number, 0 or more, not {seed!r}")
     if not (isinstance(camera.focal_px, int | float) and 0 < camera.focal_px < math.inf):
-        raise MsposeError(f"virtual data: focal_px is a positive number of pixels, not {camera.focal_px!r}")
+        raise MsposeError(
+            f"virtual data: focal_px is a positive number of pixels, not {camera.focal_px!r}"
+        )
     if image_format not in ENCODINGS:
-        raise MsposeError(f"virtual data: image_format is one of {', '.join(ENCODINGS)}, not {image_format!r}")
+        raise MsposeError(
+            f"virtual data: image_format is one of {', '.join(ENCODINGS)}, not {image_format!r}"
+        )
 
 
 @contextmanager
@@ -175,20 +201,30 @@ def _is_rendered_into(root: Path) -> bool:
 
 
 def _is_complete(
-    root: Path, shared: Mapping[str, Any], records: Mapping[str, Any], plans: Mapping[str, list[Sequence]]
+    root: Path,
+    shared: Mapping[str, Any],
+    records: Mapping[str, Any],
+    plans: Mapping[str, list[Sequence]],
 ) -> bool:
     """Check whether there is nothing to do. Raises MsposeError where `root` holds something else."""
     try:
         missing = _missing_sequences(root, shared, records, plans)
     except (MsposeError, OSError):
-        if _is_rendered_into(root):  # by another process, which may have only begun: looked at again when alone
+        if _is_rendered_into(
+            root
+        ):  # by another process, which may have only begun: looked at again when alone
             return False
         missing = _missing_sequences(root, shared, records, plans)  # it may just have ended
-    return not missing and all((root / scene / name).is_file() for scene in plans for name in SPLIT_FILES.values())
+    return not missing and all(
+        (root / scene / name).is_file() for scene in plans for name in SPLIT_FILES.values()
+    )
 
 
 def _missing_sequences(
-    root: Path, shared: Mapping[str, Any], records: Mapping[str, Any], plans: Mapping[str, list[Sequence]]
+    root: Path,
+    shared: Mapping[str, Any],
+    records: Mapping[str, Any],
+    plans: Mapping[str, list[Sequence]],
 ) -> list[Sequence]:
     """List the sequences that are not there yet. Raises MsposeError where `root` holds something else."""
     _check_root(root, shared)
@@ -260,10 +296,14 @@ def _rendered_files(folder: Path) -> tuple[list[Path], list[Path]]:
         if SEQUENCE_FOLDER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             sequences.append(path)
             found = sorted(path.iterdir())
-            foreign = [file for file in found if not (FRAME_FILE.fullmatch(file.name) and file.is_file())]
+            foreign = [
+                file for file in found if not (FRAME_FILE.fullmatch(file.name) and file.is_file())
+            ]
             files += found
         else:
-            foreign = [path] if path.name not in SCENE_FILES and not path.name.startswith(".") else []
+            foreign = (
+                [path] if path.name not in SCENE_FILES and not path.name.startswith(".") else []
+            )
         if foreign:
             raise MsposeError(
                 f"{foreign[0]} is no part of the virtual data set, whose older version in {folder} is to be deleted; "
@@ -311,12 +351,16 @@ def _finish_scene(folder: Path, plan: list[Sequence]) -> None:
         file.write(matrix_text(plan[0].camera.intrinsics_33))
     for split, name in reversed(SPLIT_FILES.items()):
         with whole_file(folder / name) as file:
-            file.writelines(f"sequence{sequence.number}\n" for sequence in plan if sequence.split == split)
+            file.writelines(
+                f"sequence{sequence.number}\n" for sequence in plan if sequence.split == split
+            )
 
 
 def _render_all(root: Path, missing: list[Sequence], workers: int, progress: bool) -> None:
     total = sum(sequence.frames for sequence in missing)
-    with tqdm(total=total, desc="rendering", unit="frame", disable=not progress, dynamic_ncols=True) as bar:
+    with tqdm(
+        total=total, desc="rendering", unit="frame", disable=not progress, dynamic_ncols=True
+    ) as bar:
         if workers == 1:
             for sequence in missing:
                 for _ in render_sequence(sequence, root / sequence.scene):
@@ -326,7 +370,9 @@ def _render_all(root: Path, missing: list[Sequence], workers: int, progress: boo
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker) as pool:
             try:
-                jobs = [pool.submit(render_job, sequence, root / sequence.scene) for sequence in missing]
+                jobs = [
+                    pool.submit(render_job, sequence, root / sequence.scene) for sequence in missing
+                ]
                 for job in as_completed(jobs):
                     bar.update(job.result())
             except BrokenProcessPool as error:

@@ -25,20 +25,27 @@ _COSINE = [(-1) ** n / math.factorial(2 * n) for n in range(9)]
 
 
 def uniform(
-    rng: np.random.Generator, low: ArrayLike, high: ArrayLike, size: int | tuple[int, ...] | None = None
+    rng: np.random.Generator,
+    low: ArrayLike,
+    high: ArrayLike,
+    size: int | tuple[int, ...] | None = None,
 ) -> Any:
     """Random numbers between `low` and `high`, as `Generator.uniform` draws them: a float, or an array."""
     if isinstance(low, int | float) and isinstance(high, int | float):
         return low + (high - low) * rng.random(size)
     low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
-    return low + (high - low) * rng.random(np.broadcast_shapes(low.shape, high.shape) if size is None else size)
+    return low + (high - low) * rng.random(
+        np.broadcast_shapes(low.shape, high.shape) if size is None else size
+    )
 
 
 def cosine_sine(angle: ArrayLike) -> tuple[Any, Any]:
     """Cosine and sine of angles in radians (up to thousands), within 1e-15."""
     angle = np.asarray(angle, np.float64)
     quarters = np.rint(angle / _QUARTER)
-    rest = (angle - quarters * _QUARTER_HIGH) - quarters * _QUARTER_LOW  # at most an eighth of a turn
+    rest = (
+        angle - quarters * _QUARTER_HIGH
+    ) - quarters * _QUARTER_LOW  # at most an eighth of a turn
     square = rest * rest
     cosine, sine = _polynomial(_COSINE, square), rest * _polynomial(_SINE, square)
     turn = quarters.astype(np.int64) % 4

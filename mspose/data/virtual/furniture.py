@@ -13,8 +13,17 @@ from mspose.data.virtual.textures import Colour, Painter
 
 def wood(rng: np.random.Generator) -> Painter:
     """Boards of a random wood or paint."""
-    tones: list[Colour] = [(150, 105, 65), (190, 150, 100), (95, 62, 42), (170, 175, 170), (120, 60, 45), (70, 95, 100)]
-    return paint.boards(tones[int(rng.integers(len(tones)))], int(rng.integers(12, 30)), bool(rng.integers(2)), 0.12)
+    tones: list[Colour] = [
+        (150, 105, 65),
+        (190, 150, 100),
+        (95, 62, 42),
+        (170, 175, 170),
+        (120, 60, 45),
+        (70, 95, 100),
+    ]
+    return paint.boards(
+        tones[int(rng.integers(len(tones)))], int(rng.integers(12, 30)), bool(rng.integers(2)), 0.12
+    )
 
 
 def clutter(b: SceneBuilder, place: Place, width: float, depth: float, count: int) -> None:
@@ -70,11 +79,23 @@ def clutter(b: SceneBuilder, place: Place, width: float, depth: float, count: in
             )
         else:
             spot = spot.moved(turn=turn)
-            b.box(spot, size, 0.5 * size, 1.1 * size, paint.plaster(colour, 0.1), front=paint.picture())
+            b.box(
+                spot,
+                size,
+                0.5 * size,
+                1.1 * size,
+                paint.plaster(colour, 0.1),
+                front=paint.picture(),
+            )
 
 
 def table(
-    b: SceneBuilder, place: Place, width: float = 1.4, depth: float = 0.7, height: float = 0.72, things: int = 4
+    b: SceneBuilder,
+    place: Place,
+    width: float = 1.4,
+    depth: float = 0.7,
+    height: float = 0.72,
+    things: int = 4,
 ) -> None:
     """A table with things on it."""
     rng = b.generator()
@@ -83,7 +104,13 @@ def table(
     b.box(place.moved(up=height - 0.05), width, depth, 0.05, material, bottom=True)
     for sx in (-1, 1):
         for sy in (-1, 1):
-            b.box(place.moved(sx * (width / 2 - 0.06), sy * (depth / 2 - 0.06)), 0.07, 0.07, height - 0.05, material)
+            b.box(
+                place.moved(sx * (width / 2 - 0.06), sy * (depth / 2 - 0.06)),
+                0.07,
+                0.07,
+                height - 0.05,
+                material,
+            )
     clutter(b, place.moved(up=height), width - 0.1, depth - 0.1, things)
 
 
@@ -101,7 +128,9 @@ def chair(b: SceneBuilder, place: Place) -> None:
             b.box(place.moved(sx * 0.19, sy * 0.19), 0.05, 0.05, 0.42, material)
 
 
-def bookcase(b: SceneBuilder, place: Place, width: float = 1.2, depth: float = 0.32, height: float = 2.1) -> None:
+def bookcase(
+    b: SceneBuilder, place: Place, width: float = 1.2, depth: float = 0.32, height: float = 2.1
+) -> None:
     """Open shelves with books and things standing in them."""
     rng = b.generator()
     b.stand(place, width, depth)
@@ -121,7 +150,14 @@ def bookcase(b: SceneBuilder, place: Place, width: float = 1.2, depth: float = 0
             tall = (height / levels - 0.05) * uniform(rng, 0.6, 0.95)
             spot = place.moved(left + wide / 2, uniform(rng, 0.0, 0.06), up + 0.03)
             if rng.random() < 0.75:
-                b.box(spot, wide, depth - 0.16, tall, paint.plaster((90, 75, 60), 0.2), front=paint.books())
+                b.box(
+                    spot,
+                    wide,
+                    depth - 0.16,
+                    tall,
+                    paint.plaster((90, 75, 60), 0.2),
+                    front=paint.books(),
+                )
             else:
                 clutter(b, spot, wide, depth - 0.16, 1)
             left += wide + uniform(rng, 0.01, 0.15)
@@ -154,7 +190,13 @@ def sofa(b: SceneBuilder, place: Place, width: float = 1.8) -> None:
     b.box(place.moved(back=0.3, up=0.42), width, 0.2, 0.4, cloth)
     for sx in (-1, 1):
         b.box(place.moved(sx * (width / 2 - 0.09), 0.0, 0.42), 0.18, 0.8, 0.18, cloth)
-        b.box(place.moved(sx * 0.25 * width, 0.1, 0.42, uniform(rng, -0.3, 0.3)), 0.4, 0.12, 0.36, paint.rug())
+        b.box(
+            place.moved(sx * 0.25 * width, 0.1, 0.42, uniform(rng, -0.3, 0.3)),
+            0.4,
+            0.12,
+            0.36,
+            paint.rug(),
+        )
 
 
 def crates(b: SceneBuilder, place: Place, count: int = 3, size: float = 0.45) -> None:
@@ -169,7 +211,9 @@ def crates(b: SceneBuilder, place: Place, count: int = 3, size: float = 0.45) ->
         up += side
 
 
-def column(b: SceneBuilder, place: Place, height: float, surface: Painter, radius: float = 0.16) -> None:
+def column(
+    b: SceneBuilder, place: Place, height: float, surface: Painter, radius: float = 0.16
+) -> None:
     """A round column on a square foot, with a square head."""
     b.stand(place, 3 * radius, 3 * radius)
     b.box(place, 3 * radius, 3 * radius, 0.2, surface)
@@ -183,7 +227,9 @@ def plant(b: SceneBuilder, place: Place, height: float = 1.2) -> None:
     b.stand(place, 0.45, 0.45)
     pot = paint.plaster(paint.bright_colour(rng, 70, 190), 0.3, motifs=14)
     b.turned_surface(place, [(0.0, 0.28), (0.2, 0.3), (0.22, 0.3), (0.15, 0.0)], pot)
-    b.turned_surface(place, [(0.03, 0.7 * height), (0.045, 0.25)], paint.boards((95, 70, 50), 6, False), 8)
+    b.turned_surface(
+        place, [(0.03, 0.7 * height), (0.045, 0.25)], paint.boards((95, 70, 50), 6, False), 8
+    )
     green = np.array((75, 125, 50)) * uniform(rng, (0.7, 0.8, 0.7), (1.4, 1.15, 1.6))
     spread = 0.16 * height
     for _ in range(5):
@@ -211,30 +257,49 @@ def bench(b: SceneBuilder, place: Place, width: float = 1.5) -> None:
     b.box(place.moved(back=0.21, up=0.55), width, 0.04, 0.32, material)
     for sx in (-1, 1):
         b.box(place.moved(sx * 0.42 * width), 0.08, 0.45, 0.4, paint.plaster((80, 80, 85)))
-        b.box(place.moved(sx * 0.42 * width, 0.21, 0.4), 0.06, 0.03, 0.45, paint.plaster((80, 80, 85)))
+        b.box(
+            place.moved(sx * 0.42 * width, 0.21, 0.4), 0.06, 0.03, 0.45, paint.plaster((80, 80, 85))
+        )
 
 
 def planter(b: SceneBuilder, place: Place, width: float = 1.2, depth: float = 0.5) -> None:
     """A raised bed with bushes."""
     rng = b.generator()
     b.stand(place, width, depth)
-    b.box(place, width, depth, 0.45, paint.bricks((150, 110, 90), (24, 9)), top=paint.plaster((70, 50, 35), 0.4))
-    for right in np.linspace(-width / 2 + depth / 2, width / 2 - depth / 2, max(2, round(width / 0.45))).tolist():
+    b.box(
+        place,
+        width,
+        depth,
+        0.45,
+        paint.bricks((150, 110, 90), (24, 9)),
+        top=paint.plaster((70, 50, 35), 0.4),
+    )
+    for right in np.linspace(
+        -width / 2 + depth / 2, width / 2 - depth / 2, max(2, round(width / 0.45))
+    ).tolist():
         tone = uniform(rng, (50, 90, 30), (130, 160, 90))
-        b.ball(place.moved(right, 0.0, 0.4), 0.45 * depth * uniform(rng, 0.7, 1.1), paint.leaves(tone.tolist()))
+        b.ball(
+            place.moved(right, 0.0, 0.4),
+            0.45 * depth * uniform(rng, 0.7, 1.1),
+            paint.leaves(tone.tolist()),
+        )
 
 
 def stall(b: SceneBuilder, place: Place, width: float = 1.8, depth: float = 0.9) -> None:
     """A market stall: a counter with goods under a striped awning."""
     rng = b.generator()
     b.stand(place, width, depth)
-    b.box(place, width, depth, 0.8, wood(rng), front=paint.plaster(paint.bright_colour(rng), 0.2, 30))
+    b.box(
+        place, width, depth, 0.8, wood(rng), front=paint.plaster(paint.bright_colour(rng), 0.2, 30)
+    )
     clutter(b, place.moved(up=0.8), width - 0.1, depth - 0.2, 6)
     for sx in (-1, 1):
         for sy in (-1, 1):
             foot = place.moved(sx * (width / 2 - 0.03), sy * (depth / 2 - 0.03), 0.8)
             b.box(foot, 0.05, 0.05, 1.2 + 0.2 * sy, wood(rng))
-    cloth = b.texture(paint.stripes([paint.bright_colour(rng, 60, 220), (235, 230, 215)], 22), width + 0.2, 1.2)
+    cloth = b.texture(
+        paint.stripes([paint.bright_colour(rng, 60, 220), (235, 230, 215)], 22), width + 0.2, 1.2
+    )
     left, front, rear = -width / 2 - 0.1, -depth / 2 - 0.2, depth / 2 + 0.1
     right_3, slope_3 = place.vector((width + 0.2, 0, 0)), place.vector((0, front - rear, -0.6))
     b.patch(place.point((left, rear, 2.3)), right_3, slope_3, cloth)
@@ -246,7 +311,9 @@ def well(b: SceneBuilder, place: Place) -> None:
     rng = b.generator()
     b.stand(place, 1.2, 1.2)
     stone = paint.bricks((150, 145, 135), (30, 14))
-    b.turned_surface(place, [(0.0, 0.45), (0.42, 0.45), (0.42, 0.7), (0.55, 0.7), (0.58, 0.0)], stone, 14)
+    b.turned_surface(
+        place, [(0.0, 0.45), (0.42, 0.45), (0.42, 0.7), (0.55, 0.7), (0.58, 0.0)], stone, 14
+    )
     for sx in (-1, 1):
         b.box(place.moved(sx * 0.5, 0.0, 0.6), 0.09, 0.09, 1.1, wood(rng))
     roof = paint.bricks((150, 80, 60), (18, 12))

@@ -42,10 +42,16 @@ class Camera:
     def intrinsics_33(self) -> NDArray[np.float64]:
         """[[f, 0, cx], [0, f, cy], [0, 0, 1]] in pixels, pixel centres at whole numbers."""
         return np.array(
-            [[self.focal_px, 0.0, (self.width - 1) / 2], [0.0, self.focal_px, (self.height - 1) / 2], [0.0, 0.0, 1.0]]
+            [
+                [self.focal_px, 0.0, (self.width - 1) / 2],
+                [0.0, self.focal_px, (self.height - 1) / 2],
+                [0.0, 0.0, 1.0],
+            ]
         )
 
-    def project(self, points_N3: ArrayLike, pose_44: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def project(
+        self, points_N3: ArrayLike, pose_44: ArrayLike
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """World points -> (pixels (N, 2) as (x, y), depth along the optical axis (N,) in metres)."""
         camera_N3 = to_camera(np.asarray(points_N3, np.float64), np.asarray(pose_44, np.float64))
         centre_2 = np.array([(self.width - 1) / 2, (self.height - 1) / 2])
@@ -63,11 +69,19 @@ class Lighting:
     """Light and exposure of one sequence."""
 
     gain: float = 1.0
-    colour: tuple[float, float, float] = (1.0, 1.0, 1.0)  # red, green, blue gains: the colour temperature
+    colour: tuple[float, float, float] = (
+        1.0,
+        1.0,
+        1.0,
+    )  # red, green, blue gains: the colour temperature
     vignette: float = 0.15  # loss of light in the image's corner
     ambient: float = 0.55
     lamp_strength: float = 1.0
-    lamp_shift_m: tuple[float, float, float] = (0.0, 0.0, 0.0)  # added to the position of every lamp
+    lamp_shift_m: tuple[float, float, float] = (
+        0.0,
+        0.0,
+        0.0,
+    )  # added to the position of every lamp
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "Lighting":
@@ -109,13 +123,21 @@ class Renderer:
         self.centres_Q3 = (corners_4Q3[0] + corners_4Q3[1] + corners_4Q3[2] + corners_4Q3[3]) / 4.0
         self.light_Q4 = light_at_corners(scene, lighting)
         self.ray_x_W = (np.arange(camera.width) - (camera.width - 1) / 2) / camera.focal_px
-        self.ray_y_H1 = ((np.arange(camera.height) - (camera.height - 1) / 2) / camera.focal_px)[:, None]
+        self.ray_y_H1 = ((np.arange(camera.height) - (camera.height - 1) / 2) / camera.focal_px)[
+            :, None
+        ]
         x, y = np.linspace(-1.0, 1.0, camera.width), np.linspace(-1.0, 1.0, camera.height)[:, None]
         fall_off_HW = 1.0 - lighting.vignette * (x * x + y * y) / 2.0
-        self.gain_HW3 = (fall_off_HW[..., None] * (lighting.gain * np.asarray(lighting.colour))).astype(np.float32)
-        self.work_6HW = np.empty((6, camera.height, camera.width))  # new memory for every image would cost time
+        self.gain_HW3 = (
+            fall_off_HW[..., None] * (lighting.gain * np.asarray(lighting.colour))
+        ).astype(np.float32)
+        self.work_6HW = np.empty(
+            (6, camera.height, camera.width)
+        )  # new memory for every image would cost time
         self.settings = cv2.TriangleRasterizeSettings()
-        self.settings.setShadingType(cv2.RASTERIZE_SHADING_FLAT).setCullingMode(cv2.RASTERIZE_CULLING_NONE)
+        self.settings.setShadingType(cv2.RASTERIZE_SHADING_FLAT).setCullingMode(
+            cv2.RASTERIZE_CULLING_NONE
+        )
 
     def render(self, pose_44: ArrayLike) -> tuple[Image, NDArray[np.float64]]:
         """Camera-to-world pose (4, 4) -> (RGB image (H, W, 3), depth along the optical axis (H, W) in metres).
@@ -134,12 +156,16 @@ class Renderer:
         x_HW, y_HW = np.rint(values_3HW[:2]).astype(np.int32)
         texel_HW2 = np.empty((*x_HW.shape, 2), np.int16)
         texel_HW2[..., 0], texel_HW2[..., 1] = x_HW >> TEXEL_BITS, y_HW >> TEXEL_BITS
-        part_HW = ((y_HW & TEXEL_PARTS - 1) << TEXEL_BITS | x_HW & TEXEL_PARTS - 1).astype(np.uint16)
+        part_HW = ((y_HW & TEXEL_PARTS - 1) << TEXEL_BITS | x_HW & TEXEL_PARTS - 1).astype(
+            np.uint16
+        )
         painted_HW3 = cv2.remap(self.scene.atlas, texel_HW2, part_HW, cv2.INTER_LINEAR)
         light_HW3 = self.gain_HW3 * values_3HW[2].astype(np.float32)[..., None]
         return cv2.multiply(painted_HW3, light_HW3, dtype=cv2.CV_8U).astype(np.uint8, copy=False)
 
-    def _triangles_in_view(self, pose_44: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _triangles_in_view(
+        self, pose_44: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Triangles that face the camera and are not out of view: corners in camera axes (N, 3, 3), metres, and at
         every corner x and y in the atlas, in parts of a texel, and light (N, 3, 3).
         """
@@ -161,7 +187,9 @@ class Renderer:
         halves = np.array([[0, 1, 2], [0, 2, 3]])
         return corners_K43[:, halves].reshape(-1, 3, 3), values_K43[:, halves].reshape(-1, 3, 3)
 
-    def _mip_level(self, corners_K43: NDArray[np.float64], kept: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _mip_level(
+        self, corners_K43: NDArray[np.float64], kept: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
         """The halving of the texture at which a texel is about as large as a pixel, per quadrilateral."""
         corners_4K3 = np.moveaxis(corners_K43, 1, 0)
         centres_K3 = (corners_4K3[0] + corners_4K3[1] + corners_4K3[2] + corners_4K3[3]) / 4.0
@@ -170,7 +198,9 @@ class Renderer:
         slant_K = np.abs(dot(across_K3, centres_K3))
         cosine_K = np.clip(slant_K / np.maximum(length(across_K3) * distance_K, 1e-9), 0.05, 1.0)
         texels_K = self.scene.texels_per_metre_Q[kept] * distance_K / self.camera.focal_px
-        squared_K = texels_K * texels_K / cosine_K  # texels per pixel, squared, so that no logarithm is needed
+        squared_K = (
+            texels_K * texels_K / cosine_K
+        )  # texels per pixel, squared, so that no logarithm is needed
         level_K = np.zeros(len(kept), np.int64)
         for level in range(1, MIP_LEVELS):
             level_K += squared_K >= SHARPNESS * 4**level
@@ -191,7 +221,9 @@ class Renderer:
         # The rasteriser's axes are x right, y up, z towards the viewer. Its field of view is a quarter turn, whose
         # tangent is 1 everywhere: the focal length is in the vertices.
         stretch = camera.focal_px / (camera.height / 2)
-        vertices = (corners_N33 * np.array([stretch, -stretch, -1.0])).astype(np.float32).reshape(-1, 3)
+        vertices = (
+            (corners_N33 * np.array([stretch, -stretch, -1.0])).astype(np.float32).reshape(-1, 3)
+        )
         cv2.triangleRasterize(
             vertices,
             np.arange(len(vertices), dtype=np.int32).reshape(-1, 3),
@@ -207,7 +239,10 @@ class Renderer:
         return number_HW3[..., 0].astype(np.int64)
 
     def _interpolate(
-        self, corners_N33: NDArray[np.float64], values_N33: NDArray[np.float64], shown_HW: NDArray[np.int64]
+        self,
+        corners_N33: NDArray[np.float64],
+        values_N33: NDArray[np.float64],
+        shown_HW: NDArray[np.int64],
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Values (3, H, W) and depths (H, W) of the shown triangles where the pixels' rays meet their planes.
 
@@ -219,7 +254,9 @@ class Renderer:
         planes_N3 = [bc_N3 + ca_N3 + ab_N3]
         for k in range(3):
             value_N31 = values_N33[..., k, None]
-            planes_N3.append(value_N31[:, 0] * bc_N3 + value_N31[:, 1] * ca_N3 + value_N31[:, 2] * ab_N3)
+            planes_N3.append(
+                value_N31[:, 0] * bc_N3 + value_N31[:, 1] * ca_N3 + value_N31[:, 2] * ab_N3
+            )
         # what -1 points to, the last, is nothing
         volume_N = np.append(dot(a_N3, bc_N3), np.inf)
         planes_43N = np.zeros((4, 3, len(volume_N)))
@@ -240,7 +277,9 @@ class Renderer:
         return result_5HW[1:4], result_5HW[4].copy()
 
 
-def clip_near(triangles_N33: NDArray[np.float64], near: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def clip_near(
+    triangles_N33: NDArray[np.float64], near: float
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The parts of triangles (N, 3, 3) with z >= near, and the number of the triangle that each is a part of.
 
     A triangle with one corner behind the plane becomes two, with two behind one, with three none.
@@ -280,9 +319,14 @@ def _close_pinholes(
     for down, right in ((0, 1), (1, 0)):
         between_HW = np.zeros_like(hit_HW)
         inner_HW = between_HW[down : -down or None, right : -right or None]
-        inner_HW[:] = hit_HW[: -2 * down or None, : -2 * right or None] & hit_HW[2 * down :, 2 * right :]
+        inner_HW[:] = (
+            hit_HW[: -2 * down or None, : -2 * right or None] & hit_HW[2 * down :, 2 * right :]
+        )
         y, x = np.nonzero(between_HW & ~closed_HW)
-        values_3HW[:, y, x], depth_HW[y, x] = values_3HW[:, y - down, x - right], depth_HW[y - down, x - right]
+        values_3HW[:, y, x], depth_HW[y, x] = (
+            values_3HW[:, y - down, x - right],
+            depth_HW[y - down, x - right],
+        )
         closed_HW |= between_HW
     return closed_HW
 

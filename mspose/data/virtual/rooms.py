@@ -23,7 +23,12 @@ def _bookcase(width: float, depth: float, height: float) -> Piece:
 
 
 def _cupboard(width: float, depth: float, height: float, colour: Colour = (150, 120, 90)) -> Piece:
-    return width, depth, height, lambda b, place: furniture.cupboard(b, place, width, depth, height, colour)
+    return (
+        width,
+        depth,
+        height,
+        lambda b, place: furniture.cupboard(b, place, width, depth, height, colour),
+    )
 
 
 def _atelier(b: SceneBuilder) -> Scene:
@@ -42,7 +47,9 @@ def _atelier(b: SceneBuilder) -> Scene:
     room.ceiling(paint.boards((205, 200, 190), 26), beams=4)
     room.opening("west", 0.8, 1.0, 1.6, 1.5, paint.window(), glowing=True)
     room.opening("north", -1.6, 0.0, 0.95, 2.1, paint.door((150, 60, 50)))
-    room.line_up("north", [(0.95, 0.1, 0.0, None), _cupboard(1.2, 0.5, 0.9), _bookcase(1.1, 0.32, 2.1)])
+    room.line_up(
+        "north", [(0.95, 0.1, 0.0, None), _cupboard(1.2, 0.5, 0.9), _bookcase(1.1, 0.32, 2.1)]
+    )
     room.line_up("east", [TABLE, CRATES, PLANT, _bookcase(1.0, 0.32, 1.6)])
     room.line_up("west", [_cupboard(1.2, 0.45, 0.9), CRATES, TABLE])
     for x, y, turn in ((-1.1, 1.5, 0.5), (0.4, 2.0, -0.3), (1.5, 1.3, -0.8)):
@@ -121,7 +128,9 @@ def _workshop(b: SceneBuilder) -> Scene:
     bench: Piece = (1.9, 0.7, 1.0, lambda b, p: furniture.table(b, p, 1.9, 0.7, 0.85, 6))
     room.line_up("north", [CRATES, bench, (1.1, 0.1, 0.0, None)])
     room.line_up("east", [bench, _cupboard(0.9, 0.5, 1.9, (70, 110, 150)), CRATES])
-    room.line_up("west", [_bookcase(1.2, 0.35, 1.8), CRATES, _cupboard(1.0, 0.45, 0.9, (190, 70, 50))])
+    room.line_up(
+        "west", [_bookcase(1.2, 0.35, 1.8), CRATES, _cupboard(1.0, 0.45, 0.9, (190, 70, 50))]
+    )
     for x, y, colour in ((-1.6, 1.75, (225, 185, 40)), (2.1, 0.9, (190, 60, 50))):
         post = paint.stripes([colour, (40, 40, 40)], 14)
         b.box(b.stand(Place(x, y, 0.0, 0.3), 0.25, 0.25), 0.22, 0.22, 3.3, post)
@@ -129,11 +138,20 @@ def _workshop(b: SceneBuilder) -> Scene:
     furniture.crates(b, Place(1.3, 1.6), 3, 0.5)
     furniture.crates(b, Place(-1.3, 0.5), 1, 0.6)
     pipe = paint.stripes([(160, 60, 50), (190, 190, 190), (60, 90, 150)], 40)
-    b.turned_surface(Place(2.9, 2.6), [(0.07, 2.95), (0.07, 0.0)], paint.stripes([(180, 90, 50), (150, 70, 40)], 9), 8)
+    b.turned_surface(
+        Place(2.9, 2.6),
+        [(0.07, 2.95), (0.07, 0.0)],
+        paint.stripes([(180, 90, 50), (150, 70, 40)], 9),
+        8,
+    )
     for z in (2.75, 2.95):
         b.box(Place(0.0, 2.75, z), 6.0, 0.09, 0.09, pipe, bottom=True)
     for side, count in (("north", 4), ("east", 4), ("west", 2), ("south", 4)):
-        room.hang_up(side, count, [paint.poster(), paint.poster((220, 215, 130)), paint.picture((50, 50, 55))])
+        room.hang_up(
+            side,
+            count,
+            [paint.poster(), paint.poster((220, 215, 130)), paint.picture((50, 50, 55))],
+        )
     furniture.hanging_lamp(b, Place(0.0, 2.0), 3.3, 0.6)
     furniture.hanging_lamp(b, Place(-1.5, -1.9), 3.3, 0.6)
     b.floor(6.2, 5.8, paint.plaster((135, 130, 125), 0.35, 60))
@@ -154,7 +172,13 @@ def _gallery(b: SceneBuilder) -> Scene:
         ],
     )
     room.ceiling(paint.tiles([(235, 235, 235), (215, 215, 220)], 100, (170, 170, 175)))
-    for x, y, height in ((-1.4, 1.3, 1.0), (0.5, 2.0, 1.1), (1.9, 1.0, 0.9), (-2.4, 2.2, 1.0), (0.3, 1.25, 0.7)):
+    for x, y, height in (
+        (-1.4, 1.3, 1.0),
+        (0.5, 2.0, 1.1),
+        (1.9, 1.0, 0.9),
+        (-2.4, 2.2, 1.0),
+        (0.3, 1.25, 0.7),
+    ):
         rng = b.generator()
         place = b.stand(Place(x, y, 0.0, uniform(rng, -0.6, 0.6)), 0.5, 0.5)
         plinth = paint.plaster(paint.bright_colour(rng, 110, 230), 0.12)
@@ -166,7 +190,10 @@ def _gallery(b: SceneBuilder) -> Scene:
     furniture.column(b, Place(-1.9, 0.9), 3.4, paint.plaster((190, 170, 150), 0.3))
     furniture.column(b, Place(2.3, 2.0), 3.4, paint.tiles([(60, 90, 90), (190, 170, 110)], 22), 0.2)
     furniture.bench(b, Place(-0.6, 1.9, 0.0, 0.2), 1.4)
-    pictures = [paint.picture(frame) for frame in ((60, 40, 25), (200, 165, 80), (25, 25, 25), (230, 230, 225))]
+    pictures = [
+        paint.picture(frame)
+        for frame in ((60, 40, 25), (200, 165, 80), (25, 25, 25), (230, 230, 225))
+    ]
     room.opening("north", 2.3, 0.0, 1.0, 2.2, paint.door((70, 70, 75)))
     for side, count in (("north", 6), ("east", 6), ("west", 6), ("south", 6)):
         room.hang_up(side, count, pictures, (0.5, 1.5), (0.7, 2.9))
@@ -196,11 +223,22 @@ def _kitchenette(b: SceneBuilder) -> Scene:
         furniture.cupboard(b, room.at_wall("north", along, 0.3), 0.9, 0.6, 0.88, unit, things)
     for along in (-1.75, 1.25):
         shelf = room.at_wall("north", along, 0.18).moved(up=1.6)
-        b.box(shelf, 0.9, 0.34, 0.7, paint.plaster(unit), front=paint.cabinet(unit, 2, 1), bottom=True)
+        b.box(
+            shelf, 0.9, 0.34, 0.7, paint.plaster(unit), front=paint.cabinet(unit, 2, 1), bottom=True
+        )
     room.taken["north"] += [(-2.2, -1.3, 2.8), (0.8, 1.7, 2.8)]
     fridge = b.stand(room.at_wall("north", 2.05, 0.33), 0.7, 0.65)
-    b.box(fridge, 0.7, 0.65, 1.75, paint.plaster((200, 70, 60), 0.1, 8), front=paint.cabinet((205, 75, 65), 1, 2))
-    room.line_up("east", [PLANT, _bookcase(1.1, 0.35, 1.9), _cupboard(1.0, 0.45, 0.9, (205, 170, 110))])
+    b.box(
+        fridge,
+        0.7,
+        0.65,
+        1.75,
+        paint.plaster((200, 70, 60), 0.1, 8),
+        front=paint.cabinet((205, 75, 65), 1, 2),
+    )
+    room.line_up(
+        "east", [PLANT, _bookcase(1.1, 0.35, 1.9), _cupboard(1.0, 0.45, 0.9, (205, 170, 110))]
+    )
     room.opening("west", -0.9, 0.0, 0.95, 2.1, paint.door((225, 220, 205)))
     room.line_up("west", [_cupboard(1.1, 0.45, 0.9, (150, 90, 60))], margin=0.2)
     furniture.table(b, Place(0.1, 1.0, 0.0, 0.25), 1.3, 0.8, things=5)
@@ -226,7 +264,9 @@ def _facade(ground: Colour, upper: Colour) -> Painter:
                 paint.bricks(ground, (60, 26))(rng, height - split, width),
             ]
         )
-        image[split - 14 : split + 14] = paint.tiles([paint.bright_colour(rng, 90, 200), upper], 28)(rng, 28, width)
+        image[split - 14 : split + 14] = paint.tiles(
+            [paint.bright_colour(rng, 90, 200), upper], 28
+        )(rng, 28, width)
         return image
 
     return surface
@@ -248,14 +288,21 @@ def _courtyard(b: SceneBuilder) -> Scene:
     yard.open_sky()
     b.lamps.append((9.0, -7.0, 12.0))
     yard.opening("north", -0.4, 0.0, 1.3, 2.3, paint.door((60, 95, 70)))
-    for side, alongs in (("north", (-2.4, 1.6)), ("east", (-1.8, 1.4)), ("west", (-1.5, 1.6)), ("south", (-1.8, 1.8))):
+    for side, alongs in (
+        ("north", (-2.4, 1.6)),
+        ("east", (-1.8, 1.4)),
+        ("west", (-1.5, 1.6)),
+        ("south", (-1.8, 1.8)),
+    ):
         for along in alongs:
             for bottom, height in ((1.0, 1.1), (2.5, 0.85)):
                 rng = b.generator()
                 pane = paint.window((120, 140, 170), paint.bright_colour(rng))
                 yard.opening(side, along, bottom, 1.0, height, pane)
                 if rng.random() < 0.6:
-                    furniture.planter(b, yard.at_wall(side, along, 0.2).moved(up=bottom - 0.45), 0.9, 0.3)
+                    furniture.planter(
+                        b, yard.at_wall(side, along, 0.2).moved(up=bottom - 0.45), 0.9, 0.3
+                    )
     yard.line_up("east", [PLANTER, CRATES, BENCH])
     yard.line_up("west", [BENCH, (0.5, 0.5, 1.6, lambda b, p: furniture.plant(b, p, 1.6)), PLANTER])
     furniture.well(b, Place(0.9, 1.6, 0.0, 0.5))
@@ -311,7 +358,13 @@ def _arcade(b: SceneBuilder) -> Scene:
     furniture.table(b, Place(0.7, 0.5, 0.0, -0.5), 1.0, 0.6)
     furniture.bench(b, Place(-0.9, 0.3, 0.0, 2.7))
     for side in WALL_YAW:
-        yard.hang_up(side, 4, [paint.poster(), paint.poster((225, 190, 120)), paint.picture()], (0.3, 0.8), (0.9, 2.2))
+        yard.hang_up(
+            side,
+            4,
+            [paint.poster(), paint.poster((225, 190, 120)), paint.picture()],
+            (0.3, 0.8),
+            (0.9, 2.2),
+        )
     b.floor(7.4, 7.4, paint.bricks((170, 130, 110), (28, 14), (120, 110, 100)))
     return yard.finish((3.2, 2.7, 1.0), 25.0)
 
@@ -331,5 +384,7 @@ SCENE_NAMES = tuple(_BUILDERS)
 def build_scene(name: str, seed: int = 0) -> Scene:
     """Build the scene of that name, the same for the same seed. Raises MsposeError for a name that does not exist."""
     if name not in _BUILDERS:
-        raise MsposeError(f"there is no virtual scene {name!r}; there are: {', '.join(SCENE_NAMES)}")
+        raise MsposeError(
+            f"there is no virtual scene {name!r}; there are: {', '.join(SCENE_NAMES)}"
+        )
     return _BUILDERS[name](SceneBuilder(name, seed))

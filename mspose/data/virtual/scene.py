@@ -21,7 +21,12 @@ from mspose.data.virtual.textures import TEXELS_PER_METRE, Image, Painter
 
 CELL_M = 0.5  # side of the squares into which surfaces are cut: light and texture sharpness vary from one to the next
 SHADOW_M = 0.1  # how far the edges of shadows on the floor are blurred, to each side
-WALL_YAW = {"north": 0.0, "east": -math.pi / 2, "south": math.pi, "west": math.pi / 2}  # of what stands against it
+WALL_YAW = {
+    "north": 0.0,
+    "east": -math.pi / 2,
+    "south": math.pi,
+    "west": math.pi / 2,
+}  # of what stands against it
 
 
 def scene_key(name: str) -> int:
@@ -49,9 +54,15 @@ class Scene:
     atlas: Image
     atlas_origin_TM2: NDArray[np.int64]  # of texture T at mip level M: left, top in texels
     atlas_size_TM2: NDArray[np.int64]  # width, height in texels
-    view_low_3: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))  # box in which cameras move, free of
-    view_high_3: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))  # everything else, metres
-    target_low_3: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))  # box at which they look
+    view_low_3: NDArray[np.float64] = field(
+        default_factory=lambda: np.zeros(3)
+    )  # box in which cameras move, free of
+    view_high_3: NDArray[np.float64] = field(
+        default_factory=lambda: np.zeros(3)
+    )  # everything else, metres
+    target_low_3: NDArray[np.float64] = field(
+        default_factory=lambda: np.zeros(3)
+    )  # box at which they look
     target_high_3: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
 
 
@@ -79,7 +90,9 @@ class Place:
         """A point from this place's frame into the world's."""
         return np.array([self.x, self.y, self.z]) + self.vector(local_3)
 
-    def moved(self, right: float = 0.0, back: float = 0.0, up: float = 0.0, turn: float = 0.0) -> "Place":
+    def moved(
+        self, right: float = 0.0, back: float = 0.0, up: float = 0.0, turn: float = 0.0
+    ) -> "Place":
         """The place so much further right, back and up in this place's own frame, then turned (radians)."""
         x, y, z = self.point((right, back, up)).tolist()
         return Place(x, y, z, self.yaw + turn)
@@ -96,14 +109,18 @@ class SceneBuilder:
         self.textures: list[Image] = []
         self.quads: list[tuple[NDArray[np.float64], int, NDArray[np.float64], float, bool]] = []
         self.lamps: list[tuple[float, float, float]] = []
-        self.footprints: list[tuple[Place, float, float]] = []  # place, width, depth: to keep apart, and for shadows
+        self.footprints: list[
+            tuple[Place, float, float]
+        ] = []  # place, width, depth: to keep apart, and for shadows
 
     def generator(self) -> np.random.Generator:
         """Make a new generator, for one object: how much is drawn from it changes nothing elsewhere."""
         self.generators += 1
         return np.random.default_rng([self.seed, scene_key(self.name), self.generators])
 
-    def texture(self, painter: Painter, width_m: float, height_m: float, density: float = TEXELS_PER_METRE) -> int:
+    def texture(
+        self, painter: Painter, width_m: float, height_m: float, density: float = TEXELS_PER_METRE
+    ) -> int:
         """Paint a new texture for a surface of this size; returns its number."""
         height, width = (max(4, round(side * density)) for side in (height_m, width_m))
         rng = np.random.default_rng([self.seed, scene_key(self.name), 0, len(self.textures)])
@@ -124,7 +141,9 @@ class SceneBuilder:
         """Add a parallelogram from its top left corner and its edges to the right and down, as its viewer sees them."""
         corner, right, down = (np.asarray(v, np.float64) for v in (corner_3, right_3, down_3))
         width, height = float(length(right)), float(length(down))
-        number = surface if isinstance(surface, int) else self.texture(surface, width, height, density)
+        number = (
+            surface if isinstance(surface, int) else self.texture(surface, width, height, density)
+        )
         columns, rows = max(1, round(width / cell)), max(1, round(height / cell))
         for row in range(rows):
             for column in range(columns):
@@ -178,23 +197,36 @@ class SceneBuilder:
         """Add a surface of revolution about the vertical: (radius, height) from top to bottom, one texture around."""
         along = [0.0]
         for (inner, high), (outer, low) in pairwise(profile):
-            along.append(along[-1] + math.sqrt((outer - inner) * (outer - inner) + (low - high) * (low - high)))
+            along.append(
+                along[-1]
+                + math.sqrt((outer - inner) * (outer - inner) + (low - high) * (low - high))
+            )
         girth = 2.0 * math.pi * max(radius for radius, _ in profile)
         number = self.texture(surface, girth, along[-1])
-        cosines, sines = (values.tolist() for values in cosine_sine(np.linspace(0.0, 2.0 * math.pi, sides + 1)))
+        cosines, sines = (
+            values.tolist() for values in cosine_sine(np.linspace(0.0, 2.0 * math.pi, sides + 1))
+        )
         for i in range(len(profile) - 1):
             for j in range(sides):
                 ring = [(i, j), (i, j + 1), (i + 1, j + 1), (i + 1, j)]
                 corners = [
-                    place.point((profile[a][0] * cosines[b], profile[a][0] * sines[b], profile[a][1])) for a, b in ring
+                    place.point(
+                        (profile[a][0] * cosines[b], profile[a][0] * sines[b], profile[a][1])
+                    )
+                    for a, b in ring
                 ]
                 texture_42 = np.array([(b / sides, along[a] / along[-1]) for a, b in ring])
-                self.quads.append((np.array(corners), number, texture_42, TEXELS_PER_METRE, glowing))
+                self.quads.append(
+                    (np.array(corners), number, texture_42, TEXELS_PER_METRE, glowing)
+                )
 
     def ball(self, place: Place, radius: float, surface: Painter) -> None:
         """Add a ball resting on `place`."""
         cosines, sines = (values.tolist() for values in cosine_sine(np.linspace(0.0, math.pi, 8)))
-        profile = [(radius * sine, radius * (1 + cosine)) for cosine, sine in zip(cosines, sines, strict=True)]
+        profile = [
+            (radius * sine, radius * (1 + cosine))
+            for cosine, sine in zip(cosines, sines, strict=True)
+        ]
         self.turned_surface(place, profile, surface)
 
     def stand(self, place: Place, width: float, depth: float) -> Place:
@@ -212,19 +244,30 @@ class SceneBuilder:
                 if place.z > 0.1:
                     continue
                 outline = [place.point((sx * w / 2, sy * d / 2, 0))[:2] for sx, sy in around]
-                pixels = (np.array(outline) * (1, -1) + (width / 2, depth / 2)) * (wide / width, height / depth)
+                pixels = (np.array(outline) * (1, -1) + (width / 2, depth / 2)) * (
+                    wide / width,
+                    height / depth,
+                )
                 cv2.fillPoly(light, [pixels.astype(np.int32)], 115)
-            soft = blurred(blurred(light, round(SHADOW_M * TEXELS_PER_METRE)), round(SHADOW_M * TEXELS_PER_METRE))
+            soft = blurred(
+                blurred(light, round(SHADOW_M * TEXELS_PER_METRE)),
+                round(SHADOW_M * TEXELS_PER_METRE),
+            )
             return (surface(rng, height, wide) * soft[..., None] // 255).astype(np.uint8)
 
         self.patch((-width / 2, depth / 2, 0), (width, 0, 0), (0, -depth, 0), shaded)
 
     def finish(
-        self, lamp_reach_m: float, view: tuple[ArrayLike, ArrayLike], target: tuple[ArrayLike, ArrayLike]
+        self,
+        lamp_reach_m: float,
+        view: tuple[ArrayLike, ArrayLike],
+        target: tuple[ArrayLike, ArrayLike],
     ) -> Scene:
         """Make the scene, with the boxes (low, high corner) in which cameras move and at which they look."""
         corners_Q43 = np.array([quad[0] for quad in self.quads])
-        normals_Q3 = np.cross(corners_Q43[:, 3] - corners_Q43[:, 1], corners_Q43[:, 2] - corners_Q43[:, 0])
+        normals_Q3 = np.cross(
+            corners_Q43[:, 3] - corners_Q43[:, 1], corners_Q43[:, 2] - corners_Q43[:, 0]
+        )
         normals_Q3 = normals_Q3 / np.maximum(length(normals_Q3), 1e-12)[:, None]
         atlas, origin_TM2, size_TM2 = pack_atlas(self.textures)
         return Scene(

@@ -21,7 +21,10 @@ from mspose.data.virtual.textures import Image
 from mspose.data.virtual.trajectory import trajectory
 
 SPLITS = ("train", "test")
-ENCODINGS = {"png": (".png", [cv2.IMWRITE_PNG_COMPRESSION, 1]), "jpg": (".jpg", [cv2.IMWRITE_JPEG_QUALITY, 95])}
+ENCODINGS = {
+    "png": (".png", [cv2.IMWRITE_PNG_COMPRESSION, 1]),
+    "jpg": (".jpg", [cv2.IMWRITE_JPEG_QUALITY, 95]),
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,9 @@ class Sequence:
             yield renderer.render(pose_44)[0], pose_44
 
 
-_built_scene = functools.lru_cache(maxsize=1)(build_scene)  # sequences of one scene come one after the other
+_built_scene = functools.lru_cache(maxsize=1)(
+    build_scene
+)  # sequences of one scene come one after the other
 
 
 def plan_sequences(
@@ -68,14 +73,20 @@ def plan_sequences(
     for split, total in zip(SPLITS, (train_frames, test_frames), strict=True):
         for index, first in enumerate(range(0, total, frames_per_sequence)):
             frames = min(frames_per_sequence, total - first)
-            plan.append(Sequence(scene, split, len(plan) + 1, index, frames, seed, camera, image_format))
+            plan.append(
+                Sequence(scene, split, len(plan) + 1, index, frames, seed, camera, image_format)
+            )
     return plan
 
 
 def file_names(sequence: Sequence) -> set[str]:
     """Names of the files of a whole sequence."""
     suffix = ENCODINGS[sequence.image_format][0]
-    return {f"frame-{i:06d}.{kind}" for i in range(sequence.frames) for kind in (f"color{suffix}", "pose.txt")}
+    return {
+        f"frame-{i:06d}.{kind}"
+        for i in range(sequence.frames)
+        for kind in (f"color{suffix}", "pose.txt")
+    }
 
 
 def render_sequence(sequence: Sequence, folder: Path) -> Iterator[int]:
@@ -91,7 +102,9 @@ def render_sequence(sequence: Sequence, folder: Path) -> Iterator[int]:
     for number, (image, pose_44) in enumerate(sequence.render()):
         encoded = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1]
         (partial / f"frame-{number:06d}.color{suffix}").write_bytes(encoded.tobytes())
-        (partial / f"frame-{number:06d}.pose.txt").write_text(matrix_text(pose_44), encoding="utf-8")
+        (partial / f"frame-{number:06d}.pose.txt").write_text(
+            matrix_text(pose_44), encoding="utf-8"
+        )
         yield number
     partial.rename(folder / sequence.folder)
 
@@ -104,7 +117,9 @@ def matrix_text(matrix: NDArray[np.float64]) -> str:
 def start_worker() -> None:
     """Prepare a rendering process."""
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a waiting worker has nothing to say when a person presses ctrl-C
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # a waiting worker has nothing to say when a person presses ctrl-C
 
 
 def render_job(sequence: Sequence, folder: Path) -> int:

@@ -18,15 +18,21 @@ CRATES: Piece = (0.5, 0.5, 1.3, furniture.crates)
 TABLE: Piece = (1.4, 0.7, 1.0, furniture.table)
 BENCH: Piece = (1.5, 0.5, 1.0, furniture.bench)
 PLANTER: Piece = (1.2, 0.5, 0.9, furniture.planter)
-OVERLAP_M = 0.04  # walls reach this far past their corners, so that no ray slips between two surfaces
+OVERLAP_M = (
+    0.04  # walls reach this far past their corners, so that no ray slips between two surfaces
+)
 
 
 class Space:
     """A room or a courtyard of a width and depth around the origin, with walls to stand and hang things on."""
 
-    def __init__(self, b: SceneBuilder, width: float, depth: float, height: float, walls: Sequence[Painter]) -> None:
+    def __init__(
+        self, b: SceneBuilder, width: float, depth: float, height: float, walls: Sequence[Painter]
+    ) -> None:
         self.b, self.width, self.depth, self.height = b, width, depth, height
-        self.taken: dict[str, list[tuple[float, float, float]]] = {side: [] for side in WALL_YAW}  # from, to, up to
+        self.taken: dict[str, list[tuple[float, float, float]]] = {
+            side: [] for side in WALL_YAW
+        }  # from, to, up to
         for side, painter in zip(WALL_YAW, walls, strict=True):
             length = self.length(side) + 2 * OVERLAP_M
             place = self.at_wall(side, 0.0)
@@ -49,7 +55,9 @@ class Space:
         """Stand pieces along a wall in this order, the rest of its length shared out at random between them."""
         free = self.length(side) - 2 * margin - sum(piece[0] for piece in pieces)
         if free < 0:
-            raise ValueError(f"{self.b.name}: the {side} wall is {-free:.2f} m too short for its furniture")
+            raise ValueError(
+                f"{self.b.name}: the {side} wall is {-free:.2f} m too short for its furniture"
+            )
         weights = uniform(self.b.generator(), 0.3, 1.7, len(pieces) + 1).tolist()
         gaps = [weight / sum(weights) * free for weight in weights]
         left = -self.length(side) / 2 + margin
@@ -79,10 +87,15 @@ class Space:
             along = uniform(rng, -half + width / 2, half - width / 2)
             bottom = uniform(rng, heights[0], max(heights[0], heights[1] - height))
             low, high = along - width / 2 - 0.08, along + width / 2 + 0.08
-            if any(low < end and high > start and top > bottom - 0.25 for start, end, top in self.taken[side]):
+            if any(
+                low < end and high > start and top > bottom - 0.25
+                for start, end, top in self.taken[side]
+            ):
                 continue
             surface = surfaces[int(rng.integers(len(surfaces)))]
-            furniture.hang(self.b, self.at_wall(side, along).moved(up=bottom), width, height, surface)
+            furniture.hang(
+                self.b, self.at_wall(side, along).moved(up=bottom), width, height, surface
+            )
             self.taken[side].append((low, high, self.height))
             count -= 1
             if count == 0:
@@ -108,10 +121,17 @@ class Space:
 
     def ceiling(self, surface: Painter, beams: int = 0) -> None:
         """A ceiling, with wooden beams below it."""
-        self.b.patch((-self.width / 2, -self.depth / 2, self.height), (self.width, 0, 0), (0, self.depth, 0), surface)
+        self.b.patch(
+            (-self.width / 2, -self.depth / 2, self.height),
+            (self.width, 0, 0),
+            (0, self.depth, 0),
+            surface,
+        )
         rng = self.b.generator()
         for y in np.linspace(-self.depth / 2, self.depth / 2, beams + 2)[1:-1].tolist():
-            self.b.box(Place(0.0, y, self.height - 0.18), self.width, 0.15, 0.2, wood(rng), bottom=True)
+            self.b.box(
+                Place(0.0, y, self.height - 0.18), self.width, 0.15, 0.2, wood(rng), bottom=True
+            )
 
     def open_sky(self, far: float = 30.0, high: float = 25.0) -> None:
         """Sky on all sides and above, far behind the walls, and a sun."""
@@ -136,12 +156,17 @@ class Space:
             glowing=True,
         )
 
-    def finish(self, view: tuple[float, float, float] = (2.9, 2.5, 0.95), reach: float = 3.2) -> Scene:
+    def finish(
+        self, view: tuple[float, float, float] = (2.9, 2.5, 0.95), reach: float = 3.2
+    ) -> Scene:
         """Make the scene; cameras move in a box of size `view` in its southern half and look north."""
         x, y, z = view
         south = -0.1 * self.depth
         return self.b.finish(
             reach,
             ((-x / 2, south - y / 2, 1.15), (x / 2, south + y / 2, 1.15 + z)),
-            ((-0.8 * self.width, south + y / 2 + 0.7, 0.4), (0.8 * self.width, 0.5 * self.depth, 1.9)),
+            (
+                (-0.8 * self.width, south + y / 2 + 0.7, 0.4),
+                (0.8 * self.width, 0.5 * self.depth, 1.9),
+            ),
         )

@@ -21,7 +21,9 @@ TEXELS_PER_METRE = 150.0
 
 Image = NDArray[np.uint8]  # (H, W, 3), RGB
 Colour = Sequence[float]  # red, green, blue in 0..255
-Painter = Callable[[np.random.Generator, int, int], Image]  # (generator, height, width) -> (height, width, 3)
+Painter = Callable[
+    [np.random.Generator, int, int], Image
+]  # (generator, height, width) -> (height, width, 3)
 
 
 def fractal_noise(
@@ -54,14 +56,18 @@ def _finish(image: NDArray[np.floating]) -> Image:
     return np.clip(image, 0.0, 255.0).astype(np.uint8, order="C")
 
 
-def _tinted(rng: np.random.Generator, height: int, width: int, colour: Colour, contrast: float) -> NDArray[np.float32]:
+def _tinted(
+    rng: np.random.Generator, height: int, width: int, colour: Colour, contrast: float
+) -> NDArray[np.float32]:
     """A plain colour under brightness noise at all scales and a slow drift of its hue."""
     brightness = 1.0 + contrast * fractal_noise(rng, height, width)
     drift = np.stack([fractal_noise(rng, height, width, 300.0, 0.3) for _ in range(3)], axis=-1)
     return np.asarray(colour, np.float32) * brightness[..., None] * (1.0 + 0.4 * contrast * drift)
 
 
-def bright_colour(rng: np.random.Generator, low: float = 65.0, high: float = 205.0) -> tuple[float, float, float]:
+def bright_colour(
+    rng: np.random.Generator, low: float = 65.0, high: float = 205.0
+) -> tuple[float, float, float]:
     """A random colour whose channels differ clearly."""
     channels = np.array([low, (low + high) / 2 + uniform(rng, -0.4, 0.4) * (high - low), high])
     red, green, blue = channels[rng.permutation(3)] * uniform(rng, 0.8, 1.05)
@@ -79,20 +85,35 @@ def _draw_shapes(
     """Draw `count` random ellipses, polygons, rings and strokes, large ones first, in place."""
     height, width = image.shape[:2]
     share = np.sort(rng.random(count))[::-1]
-    sizes = smallest + max(0.0, largest - smallest) * share * share * share  # many small ones, a few large ones
+    sizes = (
+        smallest + max(0.0, largest - smallest) * share * share * share
+    )  # many small ones, a few large ones
     for size in sizes.tolist():
-        colour = bright_colour(rng, 50, 215) if colours is None else colours[int(rng.integers(len(colours)))]
+        colour = (
+            bright_colour(rng, 50, 215)
+            if colours is None
+            else colours[int(rng.integers(len(colours)))]
+        )
         x, y = uniform(rng, 0, width), uniform(rng, 0, height)
         degrees, kind = int(rng.integers(360)), int(rng.integers(4))
         if kind == 0:
             axes = (max(1, int(size)), max(1, int(size * uniform(rng, 0.4, 1.0))))
             cv2.ellipse(image, (int(x), int(y)), axes, degrees, 0, 360, colour, -1, cv2.LINE_AA)
         elif kind == 1:
-            cosine, sine = cosine_sine(np.sort(uniform(rng, 0, 2 * math.pi, int(rng.integers(3, 6)))))
+            cosine, sine = cosine_sine(
+                np.sort(uniform(rng, 0, 2 * math.pi, int(rng.integers(3, 6))))
+            )
             points = np.stack([x + size * cosine, y + size * sine], axis=-1)
             cv2.fillPoly(image, [points.astype(np.int32)], colour, cv2.LINE_AA)
         elif kind == 2:
-            cv2.circle(image, (int(x), int(y)), max(2, int(size)), colour, max(1, int(size / 4)), cv2.LINE_AA)
+            cv2.circle(
+                image,
+                (int(x), int(y)),
+                max(2, int(size)),
+                colour,
+                max(1, int(size / 4)),
+                cv2.LINE_AA,
+            )
         else:
             cosine, sine = cosine_sine(degrees * (math.pi / 180))
             end = (int(x + 2 * size * cosine), int(y + 2 * size * sine))
@@ -105,7 +126,10 @@ def plaster(colour: Colour, contrast: float = 0.22, motifs: int = 0) -> Painter:
     def paint(rng: np.random.Generator, height: int, width: int) -> Image:
         image = _finish(_tinted(rng, height, width, colour, contrast))
         if motifs:
-            tones = [np.clip(np.asarray(colour) * uniform(rng, 0.6, 1.3, 3), 0, 255).tolist() for _ in range(4)]
+            tones = [
+                np.clip(np.asarray(colour) * uniform(rng, 0.6, 1.3, 3), 0, 255).tolist()
+                for _ in range(4)
+            ]
             _draw_shapes(rng, image, motifs, 8, 90, tones)
             grain = 1.0 + 0.5 * contrast * fractal_noise(rng, height, width, 32.0)
             image = _finish(image * grain[..., None])
@@ -115,7 +139,10 @@ def plaster(colour: Colour, contrast: float = 0.22, motifs: int = 0) -> Painter:
 
 
 def bricks(
-    colour: Colour, brick: tuple[int, int] = (36, 12), mortar: Colour = (170, 165, 155), spread: float = 0.22
+    colour: Colour,
+    brick: tuple[int, int] = (36, 12),
+    mortar: Colour = (170, 165, 155),
+    spread: float = 0.22,
 ) -> Painter:
     """Courses of bricks (width, height in texels), each with its own tone; also cut stone, with large bricks."""
 
@@ -146,7 +173,9 @@ def boards(colour: Colour, board: int = 20, along_x: bool = True, spread: float 
         length = 8 * board
         shift = rng.integers(0, length, high // board + 1)[row]
         column = (x + shift) // length
-        tone = uniform(rng, 1 - spread, 1 + spread, (high // board + 1, wide // length + 3))[row, column]
+        tone = uniform(rng, 1 - spread, 1 + spread, (high // board + 1, wide // length + 3))[
+            row, column
+        ]
         grain = fractal_noise(rng, high, wide, 24.0, 0.8, (1.0, 12.0))
         image = np.asarray(colour) * (tone * (1.0 + 0.22 * grain))[..., None]
         image[((y % board) == 0) | (((x + shift) % length) == 0)] *= 0.5
@@ -204,7 +233,9 @@ def paving(colour: Colour, stone: int = 50) -> Painter:
                 squared = down * down + right * right
                 label = np.where(squared < nearest, number, label)
                 nearest = np.minimum(squared, nearest)
-        tone = uniform(rng, 0.7, 1.25, (rows * columns, 1)) * uniform(rng, 0.93, 1.07, (rows * columns, 3))
+        tone = uniform(rng, 0.7, 1.25, (rows * columns, 1)) * uniform(
+            rng, 0.93, 1.07, (rows * columns, 3)
+        )
         image = np.asarray(colour) * tone[label]
         joint = np.zeros((height, width), bool)
         joint[1:] |= label[1:] != label[:-1]
@@ -271,7 +302,13 @@ def books() -> Painter:
             colour = np.asarray(bright_colour(rng, 30, 200)) * uniform(rng, 0.5, 1.1)
             cv2.rectangle(image, (x, top), (x + thick - 1, height), colour.tolist(), -1)
             for y in uniform(rng, top, height, 2):
-                cv2.line(image, (x, int(y)), (x + thick - 2, int(y)), bright_colour(rng), int(rng.integers(1, 5)))
+                cv2.line(
+                    image,
+                    (x, int(y)),
+                    (x + thick - 2, int(y)),
+                    bright_colour(rng),
+                    int(rng.integers(1, 5)),
+                )
             cv2.line(image, (x, top), (x, height), (15, 15, 15), 1)
             x += thick
         return _finish(image * (1.0 + 0.1 * fractal_noise(rng, height, width, 16.0))[..., None])
@@ -292,7 +329,10 @@ def cabinet(colour: Colour, columns: int = 2, rows: int = 3) -> Painter:
                 tone = uniform(rng, 0.85, 1.15)
                 image[top:bottom, left:right] = _finish(image[top:bottom, left:right] * tone)
                 cv2.rectangle(image, (left, top), (right, bottom), edge, 2)
-                x, y = int(uniform(rng, 0.35, 0.65) * (right - left)) + left, top + (bottom - top) // 3
+                x, y = (
+                    int(uniform(rng, 0.35, 0.65) * (right - left)) + left,
+                    top + (bottom - top) // 3,
+                )
                 cv2.line(image, (x - 8, y), (x + 8, y), handle, 3)
         return image
 
@@ -334,11 +374,16 @@ def door(colour: Colour) -> Painter:
         dark, light = [0.5 * c for c in colour], [min(1.4 * c, 255.0) for c in colour]
         for top, bottom in ((0.06, 0.42), (0.5, 0.94)):
             for left, right in ((0.1, 0.45), (0.55, 0.9)):
-                a, b = (int(left * width), int(top * height)), (int(right * width), int(bottom * height))
+                a, b = (
+                    (int(left * width), int(top * height)),
+                    (int(right * width), int(bottom * height)),
+                )
                 cv2.rectangle(image, a, b, dark, 4)
                 cv2.line(image, (a[0], b[1]), b, light, 2)
         cv2.rectangle(image, (0, 0), (width - 1, height - 1), dark, 5)
-        cv2.circle(image, (int(0.92 * width), int(0.48 * height)), 5, (220, 190, 90), -1, cv2.LINE_AA)
+        cv2.circle(
+            image, (int(0.92 * width), int(0.48 * height)), 5, (220, 190, 90), -1, cv2.LINE_AA
+        )
         return image
 
     return paint
@@ -352,7 +397,13 @@ def rug() -> Painter:
         image = _finish(_tinted(rng, height, width, ground, 0.1))
         _draw_shapes(rng, image, 40, 5, min(height, width) / 4, colours)
         for inset in (0, 8, 20):
-            cv2.rectangle(image, (inset, inset), (width - 1 - inset, height - 1 - inset), colours[inset % 4], 6)
+            cv2.rectangle(
+                image,
+                (inset, inset),
+                (width - 1 - inset, height - 1 - inset),
+                colours[inset % 4],
+                6,
+            )
         weave = 1.0 + 0.12 * fractal_noise(rng, height, width, 4.0)
         return _finish(image * weave[..., None])
 
@@ -366,7 +417,9 @@ def leaves(colour: Colour = (70, 120, 50)) -> Painter:
         image = _finish(np.broadcast_to(np.asarray(colour) * 0.35, (height, width, 3)))
         count = height * width // 40
         brightness = np.linspace(0.45, 1.3, count)[:, None]
-        tones = np.clip(np.asarray(colour) * brightness * uniform(rng, 0.75, 1.25, (count, 3)), 0, 255).tolist()
+        tones = np.clip(
+            np.asarray(colour) * brightness * uniform(rng, 0.75, 1.25, (count, 3)), 0, 255
+        ).tolist()
         places = rng.integers((0, 0, 2, 0), (width, height, 6, 180), size=(count, 4)).tolist()
         for tone, (x, y, length, degrees) in zip(tones, places, strict=True):
             cv2.ellipse(image, (x, y), (length, 2), degrees, 0, 360, tone, -1)
@@ -379,9 +432,15 @@ def stripes(colours: Sequence[Colour], band: int = 24) -> Painter:
     """Cloth in vertical stripes of uneven width, for awnings, curtains and sofas."""
 
     def paint(rng: np.random.Generator, height: int, width: int) -> Image:
-        widths = rng.integers(max(1, band // 2), band + band // 2 + 1, size=width // max(1, band // 2) + 2)
+        widths = rng.integers(
+            max(1, band // 2), band + band // 2 + 1, size=width // max(1, band // 2) + 2
+        )
         edges = np.cumsum(widths)
-        which = rng.integers(0, len(colours), edges.size + 1) if len(colours) > 2 else np.arange(edges.size + 1) % 2
+        which = (
+            rng.integers(0, len(colours), edges.size + 1)
+            if len(colours) > 2
+            else np.arange(edges.size + 1) % 2
+        )
         image = np.asarray(colours, np.float64)[which[np.searchsorted(edges, np.arange(width))]]
         folds = 1.0 + 0.25 * fractal_noise(rng, height, width, 128.0, 0.6, (6.0, 1.0))
         return _finish(image[None] * folds[..., None])
@@ -396,7 +455,9 @@ def sky(horizon: Colour = (215, 225, 235), zenith: Colour = (90, 140, 210)) -> P
         ramp = np.linspace(1, 0, height)[:, None, None]
         ramp = ramp * (0.7 + 0.3 * ramp)
         image = (1 - ramp) * np.asarray(horizon) + ramp * np.asarray(zenith)
-        cloud = np.clip(1.6 * fractal_noise(rng, height, width, 200.0, 0.6, (1.0, 2.0)), 0, 1)[..., None]
+        cloud = np.clip(1.6 * fractal_noise(rng, height, width, 200.0, 0.6, (1.0, 2.0)), 0, 1)[
+            ..., None
+        ]
         return _finish(image * (1 - cloud) + 248.0 * cloud)
 
     return paint
@@ -409,7 +470,10 @@ def screen() -> Painter:
         image = _finish(_tinted(rng, height, width, bright_colour(rng, 30, 160), 0.1))
         for _ in range(4):
             left, top = int(uniform(rng, 0, 0.7) * width), int(uniform(rng, 0, 0.7) * height)
-            right, bottom = left + int(uniform(rng, 0.2, 0.5) * width), top + int(uniform(rng, 0.2, 0.5) * height)
+            right, bottom = (
+                left + int(uniform(rng, 0.2, 0.5) * width),
+                top + int(uniform(rng, 0.2, 0.5) * height),
+            )
             cv2.rectangle(image, (left, top), (right, bottom), bright_colour(rng, 120, 255), -1)
             for y in range(top + 3, bottom - 2, 4):
                 end = left + 2 + int(uniform(rng, 0.2, 0.9) * (right - left))

@@ -40,7 +40,10 @@ def trajectory(scene: Scene, rng: np.random.Generator, frames: int) -> NDArray[n
         path = path + weight * controls[segment + k]
 
     seconds = share[:, None] * SECONDS_PER_SEQUENCE
-    frequency, phase = uniform(rng, 0.4, 3.0, (TREMORS, 6)), uniform(rng, 0.0, 2.0 * math.pi, (TREMORS, 6))
+    frequency, phase = (
+        uniform(rng, 0.4, 3.0, (TREMORS, 6)),
+        uniform(rng, 0.0, 2.0 * math.pi, (TREMORS, 6)),
+    )
     tremor = np.zeros((frames, 6))
     for i in range(TREMORS):
         tremor = tremor + cosine_sine(2.0 * math.pi * frequency[i] * seconds + phase[i])[1]

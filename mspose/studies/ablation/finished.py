@@ -135,9 +135,7 @@ def finished_ablation(
         runs=runs,
         missing=named_by_seeds(missing),
         # an older version cannot be rendered: missing runs would be made on this one
-        overrides={
-            change.name: change.value for change in shared if change.name != "data.version"
-        },
+        overrides={change.name: change.value for change in shared if change.name != "data.version"},
         remarks=[f"{what}: {'; '.join(names)}." for what, names in remarks if names],
     )
 

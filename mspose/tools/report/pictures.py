@@ -127,9 +127,7 @@ def image_root(run: Run) -> tuple[Path | None, str]:
     if not settings:
         return None, f"no {run.config_file.name} says where the images are"
     try:
-        _, folder = predicted_data(
-            settings["data.dataset"], settings["data.root"], run.metrics
-        )
+        _, folder = predicted_data(settings["data.dataset"], settings["data.root"], run.metrics)
     except MsposeError as reason:
         return None, str(reason)
     return (folder, "") if folder.is_dir() else (None, f"no folder {folder}")

@@ -39,7 +39,10 @@ def snapshot(frames: int = 3) -> dict[str, NDArray[Any]]:
         renderer = Renderer(built, Camera(160, 120, 146.25), lighting)
         images = [renderer.render(poses[i])[0] for i in np.linspace(0, 49, frames).astype(int)]
         jpeg, quality = ENCODINGS["jpg"]
-        files = [cv2.imdecode(cv2.imencode(jpeg, image, quality)[1], cv2.IMREAD_COLOR) for image in images]
+        files = [
+            cv2.imdecode(cv2.imencode(jpeg, image, quality)[1], cv2.IMREAD_COLOR)
+            for image in images
+        ]
         found |= {f"{part}/{name}": np.asarray(getattr(built, part)) for part in EXACT}
         found |= {f"poses/{name}": poses, f"light/{name}": light_at_corners(built, lighting)}
         found |= {f"image/{name}": np.array(images), f"image/file/{name}": np.array(files)}

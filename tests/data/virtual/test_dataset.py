@@ -29,7 +29,14 @@ from mspose.data.virtual.trajectory import trajectory
 from mspose.errors import MsposeError
 from mspose.poses import orientation_error, position_error, rotation_to_quaternion
 
-TINY = {"frames_per_sequence": 6, "width": 96, "height": 72, "focal_px": 87.75, "workers": 1, "progress": False}
+TINY = {
+    "frames_per_sequence": 6,
+    "width": 96,
+    "height": 72,
+    "focal_px": 87.75,
+    "workers": 1,
+    "progress": False,
+}
 LIBRARY = {"library": (6, 6)}
 ATELIER = {"atelier": (12, 7)}
 FRAMES = {**ATELIER, **LIBRARY}
@@ -45,7 +52,11 @@ def rendered(tmp_path_factory):
 
 
 def contents(root):
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
 
 
 def stamps(root):
@@ -54,7 +65,15 @@ def stamps(root):
 
 def test_scenes_have_names_of_their_own():
     assert len(SCENE_NAMES) == 7
-    assert not set(SCENE_NAMES) & {"chess", "fire", "heads", "office", "pumpkin", "redkitchen", "stairs"}
+    assert not set(SCENE_NAMES) & {
+        "chess",
+        "fire",
+        "heads",
+        "office",
+        "pumpkin",
+        "redkitchen",
+        "stairs",
+    }
 
 
 def test_the_cards_are_the_demo_and_a_set_of_7scenes_size():
@@ -62,7 +81,9 @@ def test_the_cards_are_the_demo_and_a_set_of_7scenes_size():
     assert len(demo.scenes) >= 4
     assert set(demo.known_scenes) == set(full.scenes) == set(SCENE_NAMES)
     counts = [sorted(fact.frames.items()) for fact in full.scene_facts.values()]
-    assert sorted(counts) == sorted(sorted(fact.frames.items()) for fact in published.scene_facts.values())
+    assert sorted(counts) == sorted(
+        sorted(fact.frames.items()) for fact in published.scene_facts.values()
+    )
     assert demo.root != full.root
     for card in (demo, full):
         assert card.format == "virtual"
@@ -73,11 +94,18 @@ def test_it_is_written_in_seven_scenes_layout_and_loads(rendered):
     folder = rendered / "atelier"
     assert (folder / "TrainSplit.txt").read_text() == "sequence1\nsequence2\n"
     assert (folder / "TestSplit.txt").read_text() == "sequence3\nsequence4\n"
-    assert np.allclose(np.loadtxt(folder / "camera-intrinsics.txt"), Camera(96, 72, 87.75).intrinsics_33)
+    assert np.allclose(
+        np.loadtxt(folder / "camera-intrinsics.txt"), Camera(96, 72, 87.75).intrinsics_33
+    )
     names = sorted(path.name for path in (folder / "seq-04").iterdir())
-    assert names == ["frame-000000.color.jpg", "frame-000000.pose.txt"]  # what remained of seven frames
+    assert names == [
+        "frame-000000.color.jpg",
+        "frame-000000.pose.txt",
+    ]  # what remained of seven frames
     for split, counts in (("train", (12, 6)), ("test", (7, 6))):
-        table = read_seven_scenes(rendered, list(FRAMES), split, dataset="virtual", ground_truth="rendered")
+        table = read_seven_scenes(
+            rendered, list(FRAMES), split, dataset="virtual", ground_truth="rendered"
+        )
         assert tuple(table.groupby("scene").size()[list(FRAMES)]) == counts
         for image in table["image"]:
             assert cv2.imread(str(rendered / image)).shape == (72, 96, 3)
@@ -93,9 +121,13 @@ def test_the_label_is_the_pose_that_rendered_the_image(rendered):
     labels = [np.loadtxt(folder / f"frame-{i:06d}.pose.txt") for i in range(6)]
     assert np.array_equal(labels, trajectory(scene, rng, 6))  # every digit is there
     table = read_seven_scenes(rendered, ["library"], "train")
-    stored = [cv2.imread(str(rendered / image))[..., ::-1].astype(float) for image in table["image"]]
+    stored = [
+        cv2.imread(str(rendered / image))[..., ::-1].astype(float) for image in table["image"]
+    ]
     for i, image in enumerate(stored):
-        differences = [np.abs(render_frame(scene, pose, camera, lighting)[0] - image).mean() for pose in labels]
+        differences = [
+            np.abs(render_frame(scene, pose, camera, lighting)[0] - image).mean() for pose in labels
+        ]
         assert np.argmin(differences) == i
         assert differences[i] < 8.0  # of the JPEG
         position = table.loc[i, ["tx", "ty", "tz"]].to_numpy(float)
@@ -125,7 +157,12 @@ def test_another_seed_gives_other_rooms_and_paths(rendered, tmp_path):
 
 def test_a_larger_data_set_begins_with_the_same_sequences():
     def plan(train, test):
-        settings = {"frames_per_sequence": 6, "seed": 0, "camera": Camera(96, 72, 87.75), "image_format": "jpg"}
+        settings = {
+            "frames_per_sequence": 6,
+            "seed": 0,
+            "camera": Camera(96, 72, 87.75),
+            "image_format": "jpg",
+        }
         return plan_sequences("gallery", train, test, **settings)
 
     small, large = plan(6, 6), plan(60, 60)
@@ -148,7 +185,9 @@ def test_training_and_test_views_differ_but_are_near(rendered):
     paths = {}
     for split, count in (("train", 8), ("test", 2)):
         keys = [[0, scene_key(name), SPLITS.index(split), number] for number in range(count)]
-        paths[split] = np.concatenate([trajectory(scene, np.random.default_rng(key), 50) for key in keys])
+        paths[split] = np.concatenate(
+            [trajectory(scene, np.random.default_rng(key), 50) for key in keys]
+        )
     train, test = paths["train"], paths["test"]
     metres = np.linalg.norm(train[None, :, :3, 3] - test[:, None, :3, 3], axis=-1)
     cosine = (np.einsum("aij,bij->ab", test[:, :3, :3], train[:, :3, :3]) - 1) / 2
@@ -157,7 +196,9 @@ def test_training_and_test_views_differ_but_are_near(rendered):
     assert np.median((metres / 0.5 + degrees / 15).min(axis=1)) < 1.5
     # the mean pose is a poor answer, as it is on 7Scenes
     quaternion = rotation_to_quaternion(test[:, :3, :3])
-    middle = np.repeat(rotation_to_quaternion(train[:, :3, :3]).mean(axis=0)[None], len(test), axis=0)
+    middle = np.repeat(
+        rotation_to_quaternion(train[:, :3, :3]).mean(axis=0)[None], len(test), axis=0
+    )
     centre = np.repeat(train[:, :3, 3].mean(axis=0)[None], len(test), axis=0)
     assert 0.5 < np.median(position_error(centre, test[:, :3, 3])) < 1.1
     assert 15 < np.median(orientation_error(middle, quaternion)) < 45
@@ -166,7 +207,9 @@ def test_training_and_test_views_differ_but_are_near(rendered):
 def test_paths_are_smooth_upright_and_inside_their_box():
     scene = build_scene("kitchenette", 0)
     poses = trajectory(scene, np.random.default_rng(0), 1000)
-    assert np.allclose(poses[:, :3, :3] @ poses[:, :3, :3].transpose(0, 2, 1), np.eye(3), atol=1e-12)
+    assert np.allclose(
+        poses[:, :3, :3] @ poses[:, :3, :3].transpose(0, 2, 1), np.eye(3), atol=1e-12
+    )
     assert np.linalg.det(poses[:, :3, :3]) == pytest.approx(1.0)
     assert (poses[:, 3] == (0, 0, 0, 1)).all()
     assert (poses[:, :3, 3] > scene.view_low_3 - 0.03).all()
@@ -182,7 +225,9 @@ def test_views_that_look_alike_are_near_each_other():
     scene, camera = build_scene(name, 0), Camera(64, 48, 58.5)
     poses = trajectory(scene, np.random.default_rng(1), 120)
     renders = [render_frame(scene, pose, camera, Lighting())[0] for pose in poses]
-    small = np.array([cv2.resize(image, (16, 12), interpolation=cv2.INTER_AREA) for image in renders], float)
+    small = np.array(
+        [cv2.resize(image, (16, 12), interpolation=cv2.INTER_AREA) for image in renders], float
+    )
     small = small.reshape(len(small), -1)
     small -= small.mean(axis=1, keepdims=True)
     unlike = ((small[:, None] - small[None]) ** 2).sum(axis=-1)
@@ -216,7 +261,9 @@ def test_a_killed_rendering_is_continued_by_the_next(rendered, tmp_path):
         "sequences.Sequence.render = slow\n"
         f"dataset.render_virtual(sys.argv[1], frames={ATELIER!r}, **{TINY!r})"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[3])
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[3]
+    )
     partial = tmp_path / "atelier/.seq-02.partial"
     deadline = time.monotonic() + 60
     while not (partial.is_dir() and len(list(partial.iterdir())) >= 3):
@@ -277,7 +324,13 @@ def test_a_folder_rendered_with_other_settings_is_refused_untouched(rendered, ch
 
 
 @pytest.mark.parametrize(
-    "path", ["notes.txt", "chess/seq-01/frame-000000.pose.txt", "atelier/seq-01/frame-000000.color.png", "library/me"]
+    "path",
+    [
+        "notes.txt",
+        "chess/seq-01/frame-000000.pose.txt",
+        "atelier/seq-01/frame-000000.color.png",
+        "library/me",
+    ],
 )
 def test_a_folder_with_anything_else_is_refused_untouched(tmp_path, path):
     foreign = tmp_path / path
@@ -314,7 +367,9 @@ def test_scenes_of_an_older_version_are_rendered_anew(rendered, tmp_path, caplog
     assert stamps(root / "library") == library
 
 
-def test_what_was_interrupted_while_an_older_version_was_deleted_goes_on(rendered, tmp_path, monkeypatch):
+def test_what_was_interrupted_while_an_older_version_was_deleted_goes_on(
+    rendered, tmp_path, monkeypatch
+):
     shutil.copytree(rendered, tmp_path / "data")
     root = tmp_path / "data"
     made_older(root, "atelier")
@@ -334,7 +389,9 @@ def test_what_was_interrupted_while_an_older_version_was_deleted_goes_on(rendere
     assert contents(root) == contents(rendered)
 
 
-@pytest.mark.parametrize("path", ["notes.txt", "seq-01/frame-000000.depth.png", "seq-1/frame-000000.pose.txt", "seq-7"])
+@pytest.mark.parametrize(
+    "path", ["notes.txt", "seq-01/frame-000000.depth.png", "seq-1/frame-000000.pose.txt", "seq-7"]
+)
 def test_foreign_files_in_a_scene_of_an_older_version_keep_it_as_it_is(rendered, tmp_path, path):
     shutil.copytree(rendered, tmp_path / "data")
     root = tmp_path / "data"
@@ -344,9 +401,14 @@ def test_foreign_files_in_a_scene_of_an_older_version_keep_it_as_it_is(rendered,
     foreign.parent.mkdir(exist_ok=True)
     foreign.write_text("precious")
     before = contents(root)
-    with pytest.raises(MsposeError, match="is no part of the virtual data set, whose older version"):
+    with pytest.raises(
+        MsposeError, match="is no part of the virtual data set, whose older version"
+    ):
         render_virtual(root, frames=FRAMES, **TINY)
-    assert contents(root) == {**before, **{name: text for name, text in contents(root).items() if name[0] == "."}}
+    assert contents(root) == {
+        **before,
+        **{name: text for name, text in contents(root).items() if name[0] == "."},
+    }
 
 
 def test_older_versions_of_other_settings_and_newer_versions_are_refused(rendered, tmp_path):
@@ -408,7 +470,9 @@ def test_who_comes_while_another_process_begins_waits_for_it(tmp_path, monkeypat
         with dataset._alone(tmp_path, False):
             begun.parent.mkdir()
             begun.touch()
-            coming = thread.submit(render_virtual, tmp_path, frames={"library": (2, 1)}, **TINY | {"progress": True})
+            coming = thread.submit(
+                render_virtual, tmp_path, frames={"library": (2, 1)}, **TINY | {"progress": True}
+            )
             while not waits.wait(0.05):
                 assert not coming.done(), coming.exception()
             begun.unlink()
@@ -451,7 +515,9 @@ def test_hidden_files_and_empty_folders_are_no_obstacle(tmp_path):
         ({"image_format": "gif"}, "png, jpg"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused_before_anything_is_written(tmp_path, change, message):
+def test_settings_that_make_no_sense_are_refused_before_anything_is_written(
+    tmp_path, change, message
+):
     with pytest.raises(MsposeError, match=message):
         render_virtual(tmp_path / "new", **{"frames": FRAMES, **TINY, **change})
     assert not (tmp_path / "new").exists()
@@ -471,7 +537,11 @@ def test_an_unreadable_record_is_named(tmp_path):
 
 
 def test_sequences_are_lit_each_in_its_own_way():
-    rngs = [np.random.default_rng([0, scene_key("atelier"), split, number]) for split in (0, 1) for number in range(4)]
+    rngs = [
+        np.random.default_rng([0, scene_key("atelier"), split, number])
+        for split in (0, 1)
+        for number in range(4)
+    ]
     lightings = [Lighting.draw(rng) for rng in rngs]
     assert len({lighting.gain for lighting in lightings}) == 8
     assert all(0.8 <= lighting.gain <= 1.2 for lighting in lightings)

@@ -7,17 +7,28 @@ import cv2
 import numpy as np
 import pytest
 
-from mspose.data.virtual.exact import cosine_sine, length, matrix_product, median, rotation_matrix, uniform
+from mspose.data.virtual.exact import (
+    cosine_sine,
+    length,
+    matrix_product,
+    median,
+    rotation_matrix,
+    uniform,
+)
 
 
 def bits(*arrays):
-    return hashlib.sha256(b"".join(np.asarray(array, "<f8").tobytes() for array in arrays)).hexdigest()[:16]
+    return hashlib.sha256(
+        b"".join(np.asarray(array, "<f8").tobytes() for array in arrays)
+    ).hexdigest()[:16]
 
 
 def test_cosine_and_sine_are_those_of_the_c_library_to_a_few_bits():
     rng = np.random.default_rng(0)
     eighths = np.arange(-64, 65) * (math.pi / 4)
-    angles = np.concatenate([rng.uniform(-4, 4, 20000), rng.uniform(-2000, 2000, 20000), eighths, [0.0, 1e-300, -1e-9]])
+    angles = np.concatenate(
+        [rng.uniform(-4, 4, 20000), rng.uniform(-2000, 2000, 20000), eighths, [0.0, 1e-300, -1e-9]]
+    )
     cosine, sine = cosine_sine(angles)
     assert np.abs(cosine - [math.cos(angle) for angle in angles]).max() < 5e-16
     assert np.abs(sine - [math.sin(angle) for angle in angles]).max() < 5e-16

@@ -42,7 +42,9 @@ def blob_centre(image, colour):
     colour = np.asarray(colour, float)
     others = colour == 0
     weight = np.clip(
-        image[..., ~others].min(axis=-1).astype(float) - image[..., others].max(axis=-1, initial=0), 0, None
+        image[..., ~others].min(axis=-1).astype(float) - image[..., others].max(axis=-1, initial=0),
+        0,
+        None,
     )
     weight[weight < 25] = 0
     if not weight.any():
@@ -95,7 +97,11 @@ def test_marked_points_appear_within_a_pixel_of_where_the_label_puts_them(camera
 
 @pytest.mark.parametrize("distance", [0.8, 1.6, 3.0, 6.0])
 def test_points_painted_into_a_texture_appear_where_they_belong_at_every_sharpness(distance):
-    marks = {(40, 60): (255, 0, 0), (200, 330): (0, 255, 0), (110, 225): (0, 0, 255)}  # texel (y, x)
+    marks = {
+        (40, 60): (255, 0, 0),
+        (200, 330): (0, 255, 0),
+        (110, 225): (0, 0, 255),
+    }  # texel (y, x)
 
     def painted(rng, height, width):
         assert (height, width) == (270, 390)
@@ -122,9 +128,13 @@ def test_points_painted_into_a_texture_appear_where_they_belong_at_every_sharpne
 def test_a_camera_at_the_origin_looking_north_has_east_to_the_right_and_up_on_top():
     builder = SceneBuilder("axes")
     for x, z, value in ((-1, 1, (255, 0, 0)), (1, 1, (0, 255, 0)), (-1, -1, (0, 0, 255))):
-        builder.patch((x - 0.3, 4.0, z + 0.3), (0.6, 0, 0), (0, 0, -0.6), plain(value), glowing=True)
+        builder.patch(
+            (x - 0.3, 4.0, z + 0.3), (0.6, 0, 0), (0, 0, -0.6), plain(value), glowing=True
+        )
     pose = np.eye(4)
-    pose[:3, :3] = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]]).T  # camera x = east, y = down, z = north
+    pose[:3, :3] = np.array(
+        [[1, 0, 0], [0, 0, -1], [0, 1, 0]]
+    ).T  # camera x = east, y = down, z = north
     assert np.allclose(pose[:3, :3] @ (0, 0, 1), (0, 1, 0))
     image, depth = render_frame(finished(builder), pose, Camera(), EVEN)
     red, green, blue = (blob_centre(image, COLOURS[name]) for name in ("red", "green", "blue"))
@@ -145,7 +155,10 @@ def test_what_stands_behind_a_box_is_hidden_until_one_looks_past_it():
     with_box.box(Place(0.0, 2.0, 0.6), 0.6, 0.6, 0.8, plain((0, 90, 0)))
     front, side = look((0.0, 0.0, 1.0), (0.0, 2.0, 1.0)), look((1.6, 0.0, 1.0), (0.5, 2.5, 1.0))
     for pose, hidden in ((front, True), (side, False)):
-        assert blob_centre(render_frame(finished(builder), pose, Camera(), EVEN)[0], (255, 0, 0)) is not None
+        assert (
+            blob_centre(render_frame(finished(builder), pose, Camera(), EVEN)[0], (255, 0, 0))
+            is not None
+        )
         marker = blob_centre(render_frame(finished(with_box), pose, Camera(), EVEN)[0], (255, 0, 0))
         assert (marker is None) == hidden
 
@@ -153,8 +166,12 @@ def test_what_stands_behind_a_box_is_hidden_until_one_looks_past_it():
 def test_a_surface_is_drawn_from_its_front_alone():
     builder = SceneBuilder("back")
     builder.patch((-1, 2, 1), (2, 0, 0), (0, 0, -2), plain(200))
-    assert np.isfinite(render_frame(finished(builder), look((0, 0, 0), (0, 2, 0)), Camera(), EVEN)[1]).any()
-    assert not np.isfinite(render_frame(finished(builder), look((0, 4, 0), (0, 2, 0)), Camera(), EVEN)[1]).any()
+    assert np.isfinite(
+        render_frame(finished(builder), look((0, 0, 0), (0, 2, 0)), Camera(), EVEN)[1]
+    ).any()
+    assert not np.isfinite(
+        render_frame(finished(builder), look((0, 4, 0), (0, 2, 0)), Camera(), EVEN)[1]
+    ).any()
 
 
 @pytest.mark.parametrize("cell", [0.5, 20.0], ids=["small pieces", "whole walls"])
@@ -176,11 +193,16 @@ def test_a_wall_that_reaches_behind_the_camera_leaves_no_hole(cell, monkeypatch)
         image, depth = render_frame(scene, look(position, target), Camera(), EVEN)
         assert np.isfinite(depth).all()
         y, x = np.mgrid[0:240, 0:320]
-        rays = np.stack([(x - 159.5) / 292.5, (y - 119.5) / 292.5, np.ones_like(x)], axis=-1) * depth[..., None]
+        rays = (
+            np.stack([(x - 159.5) / 292.5, (y - 119.5) / 292.5, np.ones_like(x)], axis=-1)
+            * depth[..., None]
+        )
         pose = look(position, target)
         hits = rays @ pose[:3, :3].T + pose[:3, 3]
         on_wall = np.abs(hits - (0, 0, 1.5)) - (3.0, 3.0, 1.5)
-        assert np.abs(on_wall.max(axis=-1)).max() < 0.03  # every pixel shows the shell of the room, at its depth
+        assert (
+            np.abs(on_wall.max(axis=-1)).max() < 0.03
+        )  # every pixel shows the shell of the room, at its depth
         assert (image > 0).all()
 
 
@@ -197,17 +219,23 @@ def test_every_pixel_of_every_scene_shows_a_surface_and_none_in_front_is_missing
         assert np.isfinite(depth).all()
         assert depth.min() > 0.1
         pixels, z = camera.project(centres, pose)
-        facing = np.einsum("qk,qk->q", pose[:3, 3] - centres, scene.normals_Q3) > 0.3 * np.linalg.norm(
-            pose[:3, 3] - centres, axis=1
-        )
+        facing = np.einsum(
+            "qk,qk->q", pose[:3, 3] - centres, scene.normals_Q3
+        ) > 0.3 * np.linalg.norm(pose[:3, 3] - centres, axis=1)
         column, row = np.rint(pixels).astype(int).T
         inside = (z > 0.2) & facing & (column >= 2) & (column < 158) & (row >= 2) & (row < 118)
-        around = [depth[row[inside] + dy, column[inside] + dx] for dy in (-2, 0, 2) for dx in (-2, 0, 2)]
+        around = [
+            depth[row[inside] + dy, column[inside] + dx] for dy in (-2, 0, 2) for dx in (-2, 0, 2)
+        ]
         assert (np.min(around, axis=0) < 1.02 * z[inside] + 0.02).all()
         visible += int((np.abs(around[4] - z[inside]) < 0.02 * z[inside] + 0.02).sum())
     assert visible > 300
     boxes_low, boxes_high = scene.corners_Q43.min(axis=1), scene.corners_Q43.max(axis=1)
-    assert not ((boxes_low < scene.view_high_3 + 0.05) & (boxes_high > scene.view_low_3 - 0.05)).all(axis=1).any()
+    assert (
+        not ((boxes_low < scene.view_high_3 + 0.05) & (boxes_high > scene.view_low_3 - 0.05))
+        .all(axis=1)
+        .any()
+    )
 
 
 @settings(max_examples=100, deadline=None)
@@ -224,7 +252,9 @@ def test_clipping_keeps_exactly_the_part_in_front(seed, near):
     assert area(front) + area(back) == pytest.approx(area(triangles), rel=1e-9)
     for number, triangle in enumerate(triangles):
         normal = np.cross(triangle[1] - triangle[0], triangle[2] - triangle[0])
-        assert np.allclose((front[of == number] - triangle[0]) @ normal, 0, atol=1e-9)  # parts lie in its plane
+        assert np.allclose(
+            (front[of == number] - triangle[0]) @ normal, 0, atol=1e-9
+        )  # parts lie in its plane
 
 
 def test_single_pixels_between_triangles_are_closed_and_wider_gaps_are_not():
@@ -247,7 +277,8 @@ def test_single_pixels_between_triangles_are_closed_and_wider_gaps_are_not():
 def test_the_atlas_holds_every_texture_and_its_halves_apart():
     rng = np.random.default_rng(0)
     textures = [
-        np.full((h, w, 3), 10 + 20 * i, np.uint8) for i, (h, w) in enumerate(((64, 300), (7, 4), (200, 90), (4, 4)))
+        np.full((h, w, 3), 10 + 20 * i, np.uint8)
+        for i, (h, w) in enumerate(((64, 300), (7, 4), (200, 90), (4, 4)))
     ]
     textures.append(rng.integers(0, 255, (33, 65, 3), dtype=np.uint8))
     atlas, origin, size = pack_atlas(textures)
@@ -258,7 +289,9 @@ def test_the_atlas_holds_every_texture_and_its_halves_apart():
             part = atlas[y - 1 : y + h + 1, x - 1 : x + w + 1]
             assert part.shape == (h + 2, w + 2, 3)
             if i < 4:
-                assert (part == 10 + 20 * i).all()  # the border too: interpolation reads no neighbour
+                assert (
+                    part == 10 + 20 * i
+                ).all()  # the border too: interpolation reads no neighbour
     x, y = origin[4, 0].astype(int)
     assert (atlas[y : y + 33, x : x + 65] == textures[4]).all()
 
@@ -267,7 +300,9 @@ def test_the_atlas_holds_every_texture_and_its_halves_apart():
 def test_a_halved_texture_holds_the_means_of_equal_areas(size):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     high, wide = size
-    fine = image.repeat(high // 2, axis=0).repeat(wide // 2, axis=1).astype(float)  # divides into halves evenly
+    fine = (
+        image.repeat(high // 2, axis=0).repeat(wide // 2, axis=1).astype(float)
+    )  # divides into halves evenly
     means = fine.reshape(high // 2, high, wide // 2, wide, 3).mean(axis=(1, 3))
     assert np.abs(halved(image) - means).max() <= 0.5 + 1e-9
 
@@ -283,7 +318,9 @@ def test_sequences_are_lit_differently_and_a_little():
     scene = build_scene("atelier", 0)
     pose = trajectory(scene, np.random.default_rng(0), 3)[1]
     images = [
-        render_frame(scene, pose, Camera(), Lighting.draw(np.random.default_rng(seed)))[0].astype(float)
+        render_frame(scene, pose, Camera(), Lighting.draw(np.random.default_rng(seed)))[0].astype(
+            float
+        )
         for seed in range(4)
     ]
     for i in range(4):
@@ -295,14 +332,16 @@ def test_colour_gains_and_vignette_act_as_named():
     builder = SceneBuilder("grey")
     builder.patch((-9, 2, 9), (18, 0, 0), (0, 0, -18), plain(100), glowing=True)
     scene, pose = finished(builder), look((0, 0, 0), (0, 2, 0))
-    image = render_frame(scene, pose, Camera(), Lighting(gain=1.2, colour=(1.1, 1.0, 0.9), vignette=0.2))[0].astype(
-        float
-    )
+    image = render_frame(
+        scene, pose, Camera(), Lighting(gain=1.2, colour=(1.1, 1.0, 0.9), vignette=0.2)
+    )[0].astype(float)
     assert np.allclose(image[119:121, 159:161].mean(axis=(0, 1)), (132, 120, 108), atol=1)
     assert np.allclose(image[0, 0], 0.8 * np.array((132, 120, 108)), atol=1.5)
 
 
-@pytest.mark.parametrize("painter", [plaster((200, 100, 50), 0.3, 5), bricks((150, 80, 60)), paving((160, 150, 140))])
+@pytest.mark.parametrize(
+    "painter", [plaster((200, 100, 50), 0.3, 5), bricks((150, 80, 60)), paving((160, 150, 140))]
+)
 @pytest.mark.parametrize("size", [(4, 4), (5, 90), (300, 7)])
 def test_painters_fill_any_size(painter, size):
     image = painter(np.random.default_rng(0), *size)

@@ -20,7 +20,9 @@ from mspose.data.virtual import VERSION
 ROOT = Path(__file__).parents[3]
 GREY_LEVELS, SHARE = 1, 0.001  # by which images may differ, and in how many of their pixels
 NUMPY = " ".join(name for name in __cpu_dispatch__ if __cpu_features__[name])
-OPENCV = ",".join(name[1:] for name in cv2.getCPUFeaturesLine().split() if name[0] == "*" and name[-1] != "?")
+OPENCV = ",".join(
+    name[1:] for name in cv2.getCPUFeaturesLine().split() if name[0] == "*" and name[-1] != "?"
+)
 
 PINNED = {
     "atelier": ("4eb9a73f2f24b26e", [137, 109, 112, 102, 137, 127, 133, 116, 104, 100, 101, 103]),
@@ -28,7 +30,10 @@ PINNED = {
     "courtyard": ("a4ff628f6e0c9c73", [163, 134, 112, 91, 129, 148, 133, 104, 134, 155, 139, 154]),
     "workshop": ("3e2b029865192cb9", [159, 115, 109, 101, 122, 117, 104, 79, 88, 78, 74, 76]),
     "gallery": ("e2addbda2375ce56", [98, 132, 127, 227, 105, 121, 122, 154, 75, 99, 124, 141]),
-    "kitchenette": ("9fb6f2644554f945", [186, 130, 153, 215, 206, 140, 150, 168, 192, 112, 87, 106]),
+    "kitchenette": (
+        "9fb6f2644554f945",
+        [186, 130, 153, 215, 206, 140, 150, 168, 192, 112, 87, 106],
+    ),
     "arcade": ("c5a729c1b5bf36ab", [91, 116, 154, 130, 89, 98, 93, 132, 78, 82, 104, 95]),
 }
 """By scene: of what must be equal to the bit, and mean grey levels of the first image's 3 x 4 parts."""
@@ -40,7 +45,11 @@ SETTINGS = {
     "openblas-sandybridge": {"OPENBLAS_CORETYPE": "Sandybridge"},
     "numpy-baseline": {"NPY_DISABLE_CPU_FEATURES": NUMPY},
     "opencv-without-ipp": {"OPENCV_IPP": "disabled"},
-    "opencv-baseline": {"OPENCV_CPU_DISABLE": OPENCV, "OPENCV_IPP": "disabled", "JSIMD_FORCENONE": "1"},
+    "opencv-baseline": {
+        "OPENCV_CPU_DISABLE": OPENCV,
+        "OPENCV_IPP": "disabled",
+        "JSIMD_FORCENONE": "1",
+    },
     "two-threads": {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"},
 }
 
@@ -48,7 +57,9 @@ SETTINGS = {
 def run(command, **environment):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **environment}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
-    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def taken(folder, **environment):
@@ -70,7 +81,11 @@ def plain(tmp_path_factory):
 def test_a_version_always_renders_the_same(plain, scene):
     """Whoever changes these raises VERSION, so that frames of before are not taken for those of now."""
     assert VERSION == 2
-    exact = [name for name in sorted(plain) if name.endswith(f"/{scene}") and not name.startswith("image/")]
+    exact = [
+        name
+        for name in sorted(plain)
+        if name.endswith(f"/{scene}") and not name.startswith("image/")
+    ]
     digest = hashlib.sha256(b"".join(plain[name].tobytes() for name in exact)).hexdigest()[:16]
     parts = plain[f"image/{scene}"][0].reshape(3, 40, 4, 40, 3).mean(axis=(1, 3, 4))
     assert digest == PINNED[scene][0]
@@ -78,7 +93,9 @@ def test_a_version_always_renders_the_same(plain, scene):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_scenes_and_poses_are_the_same_to_the_bit_and_images_but_for_rounding(plain, tmp_path, name):
+def test_scenes_and_poses_are_the_same_to_the_bit_and_images_but_for_rounding(
+    plain, tmp_path, name
+):
     other = taken(tmp_path, **SETTINGS[name])
     assert other.keys() == plain.keys()
     for key, array in plain.items():
@@ -97,5 +114,7 @@ def test_the_settings_do_change_what_libraries_compute():
     code = "import numpy as np; a = np.random.default_rng(0).random((64, 64)); print((a @ a).tobytes().hex())"
     found = {run(["-c", code], OPENBLAS_CORETYPE=name).stdout for name in types}
     if "" in found:
-        pytest.skip("this processor, or its library of linear algebra, has not all of these core types")
+        pytest.skip(
+            "this processor, or its library of linear algebra, has not all of these core types"
+        )
     assert len(found) > 1

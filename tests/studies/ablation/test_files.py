@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from mspose.objective import Objective
 
 from mspose.config import Settings, flatten, read_settings
 from mspose.data.batches import Batch
 from mspose.losses import PoseLoss
 from mspose.models.kinds import make_network
-from mspose.objective import Objective
 from mspose.studies.ablation.plan import OURS, QUICK, read_ablation
 
 ROOT = Path(__file__).parents[3]
