@@ -198,7 +198,7 @@ def read_ablation(path_or_name: str | Path) -> Ablation:
     expected.
     """
     path = find_file(ABLATIONS, path_or_name, "ablation")
-    file = read_dataclass(AblationFile, read_yaml(path), path)
+    file = read_dataclass(AblationFile, read_yaml(path, "an ablation file"), path)
     if not file.variants:
         raise MsposeError(f"{path}: variants is empty: expected a label and its settings for each")
     if file.reference in file.variants:

@@ -141,7 +141,7 @@ def test_toy_size_leaves_alone_what_a_variant_states(write):
 @pytest.mark.parametrize(
     ("changes", "pattern"),
     [
-        ({"variant": {"a": 1}}, r"'variant' is not accepted; did you mean variants"),
+        ({"variant": {"a": 1}}, r"'variant.a' is not accepted; did you mean variants"),
         ({"title": None}, r"required: title"),
         ({"reference": 3}, r"reference.*str.* 3"),
         ({"reference": "qka"}, r"qka is the reference, .* and a variant"),
@@ -185,7 +185,7 @@ def test_a_bad_ablation_file_is_refused_in_one_line(refused, changes, pattern):
         ("title: a\ntitle: b\n", r"is not YAML that can be read: 'title' is there twice .*line 2"),
         ("variants: {a: {x: 1, x: 2}}\n", r"'x' is there twice"),
         ("title: [\n", "is not YAML that can be read"),
-        ("just words\n", "expected `name: value` lines, found 'just words'"),
+        ("just words\n", "expected lines `name: value`, found 'just words'"),
         ("!!python/object/apply:os.system [ls]\n", "is not YAML that can be read"),
         (b"\xff\xfe\x00", "is not YAML that can be read"),
     ],
