@@ -33,7 +33,7 @@ help:  ## this list
 	@echo "  NPROC=4: train or evaluate with four processes as one, each on a GPU of its own where there are GPUs"
 	@echo "  ARGS=\"--model.position_encoding learned --training.epochs 10\": any setting of mspose train --help"
 
-$(READY): setup.cfg pyproject.toml constraints.txt
+$(READY): setup.cfg setup.py pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mspose needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
@@ -104,4 +104,4 @@ bench: $(READY)  ## measure speed and memory against a plain reference: ARGS="tr
 	$(BIN)/mspose bench $(ARGS)
 
 clean:  ## remove the environment and tool caches (runs and data stay)
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

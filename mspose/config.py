@@ -376,7 +376,7 @@ class Parser(ArgumentParser):
             r"|(?:Group '(?P<group>[^']+)' does not accept o|O)ption '(?P<option>[^']+)'",
             message,
         )
-        if found is None or message.startswith("Parser key"):  # of a group's own parser: it is said
+        if found is None or message.startswith("Parser key"):  # whose message has the names
             return ""
         parts = found["group"], found["name"] or found["option"]
         unknown = ".".join(filter(None, parts)).replace("-", "_")
@@ -529,8 +529,9 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file, without those that are left empty.
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """The keys and values of a YAML file, without those that are left empty; `what` it is to be, as
+    in "a card".
 
     Raises MsposeError where it cannot be read, is not a mapping or has a key twice.
     """
@@ -542,7 +543,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         raise MsposeError(f"{path} is not YAML that can be read: {reason}") from error
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise MsposeError(f"{path}: expected `name: value` lines, found {values!r:.60}")
+        raise MsposeError(
+            f"{path} is not {what}: expected lines `name: value`, found {values!r:.60}"
+        )
     return {name: value for name, value in values.items() if value is not None}
 
 

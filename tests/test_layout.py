@@ -10,7 +10,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mspose"
 LAYERS = (
-    ("errors", "resources", "files", "poses", "provenance", "plotting", "pages", "distributed", "allocator"),
+    ("errors", "resources", "files", "poses", "provenance"),
+    ("plotting", "pages", "distributed", "allocator"),
     ("config", "run", "metrics"),
     ("losses", "models", "data"),
     ("attention", "inference"),

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("mspose", "datasets", "experiments", "README.md", "LICENSE", "setup.cfg", "setup.py", "pyproject.toml")  # fmt: skip
+FILES = ("README.md", "LICENSE", "setup.cfg", "setup.py", "pyproject.toml")
 CARD = {
     "format": "virtual",
     "scenes": {name: {"frames": {"train": 6, "test": 2}} for name in ("atelier", "library")},
@@ -50,11 +50,11 @@ def installed(tmp_path_factory) -> Path:
     """The Python of an environment with our wheel, which shares all other installed libraries."""
     pytest.importorskip("setuptools", minversion="77")
     folder = tmp_path_factory.mktemp("wheel")
-    for name in SOURCES:
-        if (ROOT / name).is_file():
-            shutil.copy(ROOT / name, folder)
-            continue
-        left_out = shutil.ignore_patterns("__pycache__", ".cache", "results", "7scenes", "virtual")
+    for path in (*map(ROOT.joinpath, FILES), *ROOT.glob("datasets/*.yaml")):
+        (folder / path.relative_to(ROOT)).parent.mkdir(exist_ok=True)
+        shutil.copy(path, folder / path.relative_to(ROOT))
+    left_out = shutil.ignore_patterns("__pycache__", "results")
+    for name in ("mspose", "experiments"):
         shutil.copytree(ROOT / name, folder / name, ignore=left_out)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     python(*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder / "built", folder)

@@ -145,7 +145,7 @@ def read_card(name_or_path: str | Path) -> Card:
     not right.
     """
     path = find_file(CARDS, name_or_path, "data set").absolute()
-    values = read_yaml(path)
+    values = read_yaml(path, "a card")
     for key in ("scenes", "extra_scenes"):
         if isinstance(values.get(key), list):
             values[key] = {name: {} for name in values[key]}

@@ -188,15 +188,16 @@ def test_bad_frames_stop_or_are_counted(finished, tmp_path):
 )
 def test_the_mean_pose_of_real_frames(name, metres, degrees):
     card = read_card(REPOSITORY / "datasets" / f"redkitchen-{name}.yaml")
-    table = mean_pose(load_frames(card, split="train"), load_frames(card, split="test"))
+    root = REPOSITORY / "../shared/data/7scenes"
+    table = mean_pose(*(load_frames(card, root=root, split=split) for split in ("train", "test")))
     figures = compute_metrics(table, thresholds=[])["scenes"]["redkitchen"]
     assert figures["frames"] == 200
     assert figures["median_position_error_m"] == pytest.approx(metres, abs=5e-4)
-    assert figures["median_orientation_error_deg"] == pytest.approx(degrees, abs=5e-3)
+    assert figures["median_orientation_error_deg"] == pytest.approx(degrees, abs=1e-2)
     labels = pd.read_csv(REPOSITORY / f"../shared/data/redkitchen_{name}.csv").groupby("split")[
         ["t1", "t2", "t3"]
     ]
     apart = labels.get_group("test") - labels.get_group("train").mean()
     assert figures["median_position_error_m"] == pytest.approx(
-        np.median(np.linalg.norm(apart, axis=1)), abs=1e-9
+        np.median(np.linalg.norm(apart, axis=1)), abs=1e-6
     )
