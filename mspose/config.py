@@ -120,9 +120,9 @@ class ModelSettings:
     orientation_decoder_layers: PositiveInt = 6
     """Decoder layers of the orientation branch."""
     position_encoding: str = "sine"
-    """Encoding of token positions: `learned`, `sine`, `sine-normalized`: MST's learned tables, ActMST's fixed sine, or DETR's sine
-    normalised to 2 pi; or, in the encoders alone (the decoders' keys then have the fixed sine): 2-D
-    `rotary`, T5's `relative-bias`, or `none`."""
+    """Encoding of token positions: `learned`, `sine`, `sine-normalized`: MST's learned tables,
+    ActMST's fixed sine, or DETR's sine normalised to 2 pi; or, in the encoders alone (the decoders'
+    keys then have the fixed sine): 2-D `rotary`, T5's `relative-bias`, or `none`."""
     query_key_weights: Literal["plain", "spectral-norm", "sigma-reparam"] = "plain"
     """Weights of the encoders' query and key projections: as they are, or under ViTGAN's improved
     spectral normalisation or sigmaReparam."""

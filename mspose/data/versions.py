@@ -1,4 +1,5 @@
-"""Versions of rendered data sets (format `virtual`): on disk, in what was recorded of runs, and this program's own.
+"""Versions of rendered data sets (format `virtual`): on disk, in what was recorded of runs, and
+this program's own.
 
 Another version has other rooms, so what was learned or measured on one means nothing on another.
 """
@@ -16,10 +17,12 @@ from mspose.errors import MsposeError
 
 
 def predicted_data(dataset: str, root: str | None, about: Mapping[str, Any]) -> tuple[Card, Path]:
-    """The card and folder of the frames that a run predicted: those of its settings (`dataset`, `root`), unless what
-    stands beside the predictions or in their metrics, `about`, names another data set.
+    """The card and folder of the frames that a run predicted: those of its settings (`dataset`,
+    `root`), unless what stands beside the predictions or in their metrics, `about`, names another
+    data set.
 
-    Raises MsposeError for a data set without card, and where another version of it is rendered there now.
+    Raises MsposeError for a data set without card, and where another version of it is rendered
+    there now.
     """
     card = read_card(dataset)
     if about.get("dataset") not in (None, card.name):
@@ -27,7 +30,8 @@ def predicted_data(dataset: str, root: str | None, about: Mapping[str, Any]) -> 
     recorded, there = recorded_version(about), rendered_version(card, root)
     if recorded and there and recorded != there:
         raise MsposeError(
-            f"the frames are of version {recorded} of {card.name}, in {data_root(card, root)} is version {there}"
+            f"the frames are of version {recorded} of {card.name}, in {data_root(card, root)} is"
+            f" version {there}"
         )
     return card, data_root(card, root)
 
@@ -35,9 +39,11 @@ def predicted_data(dataset: str, root: str | None, about: Mapping[str, Any]) -> 
 def rendered_version(
     card: Card, root: str | Path | None = None, scenes: Sequence[str] = ()
 ) -> int | None:
-    """Version of a data set of format `virtual` on disk; None for other formats, and where nothing is rendered.
+    """Version of a data set of format `virtual` on disk; None for other formats, and where nothing
+    is rendered.
 
-    scenes: by default all of the card. Raises MsposeError where they are of different versions, or cannot be read.
+    scenes: by default all of the card. Raises MsposeError where they are of different versions, or
+        cannot be read.
     """
     if card.format != "virtual":
         return None
@@ -60,7 +66,8 @@ def rendered_version(
 
 
 def recorded_version(about: Mapping[str, Any]) -> int | None:
-    """Version of a rendered data set by what was recorded of it, which versions that recorded none make 1.
+    """Version of a rendered data set by what was recorded of it, which versions that recorded none
+    make 1.
 
     about: what has `ground_truth`, such as metrics. None for data sets that are not rendered.
     """
@@ -70,7 +77,8 @@ def recorded_version(about: Mapping[str, Any]) -> int | None:
 
 
 def with_version(data: DataSettings) -> DataSettings:
-    """The settings with the version of a data set of format `virtual`, which is the one that this program renders.
+    """The settings with the version of a data set of format `virtual`, which is the one that this
+    program renders.
 
     Raises MsposeError where they name another.
     """
@@ -78,6 +86,7 @@ def with_version(data: DataSettings) -> DataSettings:
         return data
     if data.version not in (None, VERSION):
         raise MsposeError(
-            f"data.version {data.version}: this mspose renders version {VERSION} of {data.dataset}; leave it out"
+            f"data.version {data.version}: this mspose renders version {VERSION} of {data.dataset};"
+            " leave it out"
         )
     return replace(data, version=VERSION)

@@ -288,7 +288,7 @@ def _check_settings(settings: ModelSettings) -> None:
             raise MsposeError(f"{field.name}: expected one of {expected}, found {value!r}")
         if hasattr(allowed, "_restrictions"):  # one of jsonargparse's restricted number types
             try:
-                allowed(value)
+                allowed(value)  # type: ignore[operator]
             except (TypeError, ValueError) as error:
                 raise MsposeError(f"{field.name}: {error}") from error
     for name in ("dropout", "attention_dropout"):

@@ -258,7 +258,7 @@ def published_rows(path: Path | str = PUBLISHED_CSV, dataset: str | None = None)
             raise MsposeError(
                 f"{path}, line {line}: {row['method']} has scene {row['scene']} twice"
             )
-        scenes[key][row["scene"]] = SceneMetrics(*medians)
+        scenes[key][row["scene"]] = SceneMetrics(medians[0], medians[1])
         words.setdefault(key, []).append(row)
     rows = []
     for (method, group), of_scene in scenes.items():

@@ -4,12 +4,13 @@
     sequences.py    one sequence: its frames, and its files
     trajectory.py   the camera's path
     rooms.py        the seven scenes; space.py: walls; furniture.py: what stands in them
-    scene.py        a scene's surfaces and how they are collected; textures.py: how they are painted; atlas.py
+    scene.py        a scene's surfaces and how they are collected; textures.py: how they are
+                    painted; atlas.py
     rendering.py    camera, lighting, images
     exact.py        the arithmetic that all of it uses
 
-The same settings give the same rooms, paths and poses to the last bit on every processor; images may differ by a grey
-level in single pixels.
+The same settings give the same rooms, paths and poses to the last bit on every processor; images
+may differ by a grey level in single pixels.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,9 @@ RECORD = "virtual.json"
 
 
 def __getattr__(name: str) -> Any:
-    """Import `render_virtual` when it is asked for: what it needs takes seconds, and rendering processes do not."""
+    """Import `render_virtual` when it is asked for: what it needs takes seconds, and rendering
+    processes do not.
+    """
     if name != "render_virtual":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from mspose.data.virtual.dataset import render_virtual

@@ -13,7 +13,8 @@ MIP_LEVELS = 6
 
 
 def pack_atlas(textures: Sequence[Image]) -> tuple[Image, NDArray[np.int64], NDArray[np.int64]]:
-    """Textures and their halved copies -> (atlas, origin (T, M, 2), size (T, M, 2)), both as (x, y) in texels.
+    """Textures and their halved copies -> (atlas, origin (T, M, 2), size (T, M, 2)), both as (x, y)
+    in texels.
 
     A level that would be smaller than two texels repeats the level before it.
     """

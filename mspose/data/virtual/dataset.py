@@ -4,11 +4,12 @@
     <root>/<scene>/seq-01/frame-000000.color.jpg|png, frame-000000.pose.txt
     <root>/<scene>/camera-intrinsics.txt, TrainSplit.txt, TestSplit.txt
 
-The pose of the rendering camera is the label. Everything follows from the seed: a scene from (seed, scene), a sequence
-from (seed, scene, split, its number within the split), so that a larger data set has the same scenes and a sequence of
-more frames follows the same path more slowly. A sequence is rendered into a hidden folder and renamed when it is whole,
-the split files come last: what was interrupted is continued by the next call and never taken for complete. A scene that
-an older version of this program rendered is deleted and rendered anew.
+The pose of the rendering camera is the label. Everything follows from the seed: a scene from (seed,
+scene), a sequence from (seed, scene, split, its number within the split), so that a larger data set
+has the same scenes and a sequence of more frames follows the same path more slowly. A sequence is
+rendered into a hidden folder and renamed when it is whole,
+the split files come last: what was interrupted is continued by the next call and never taken for
+complete. A scene that an older version of this program rendered is deleted and rendered anew.
 """
 
 import fcntl
@@ -27,7 +28,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mspose.checkpoint import whole_file
+from mspose.files import whole_file
 from mspose.data.virtual import RECORD, VERSION
 from mspose.data.virtual.rendering import Camera
 from mspose.data.virtual.rooms import SCENE_NAMES
@@ -65,20 +66,23 @@ def render_virtual(
     workers: int | None = None,
     progress: bool = True,
 ) -> None:
-    """Render what is missing of the scenes in `frames` below `root`; complete scenes of this version are left alone.
+    """Render what is missing of the scenes in `frames` below `root`; complete scenes of this
+    version are left alone.
 
     Args:
         frames: scene -> number of (training, test) frames; the scenes are `SCENE_NAMES`.
-        frames_per_sequence: a scene's frames are shared out over sequences of this length, each a path of its own.
+        frames_per_sequence: a scene's frames are shared out over sequences of this length, each a
+            path of its own.
         width, height, focal_px: the camera, in pixels.
         image_format: `jpg` (quality 95) or `png`.
         workers: processes to render with, by default one per core that this process may use.
 
     Processes that render into the same root wait for each other.
 
-    Raises MsposeError for settings that make no sense, a folder below `root` that was rendered with other settings or
-    holds anything else, and where files cannot be written. Nothing is ever deleted but unfinished sequences and scenes
-    of an older version, and of these only if they hold nothing but what was rendered.
+    Raises MsposeError for settings that make no sense, a folder below `root` that was rendered with
+    other settings or holds anything else, and where files cannot be written. Nothing is ever
+    deleted but unfinished sequences and scenes of an older version, and of these only if they hold
+    nothing but what was rendered.
     """
     root = Path(root).expanduser()
     camera = Camera(width, height, focal_px)
@@ -133,8 +137,8 @@ def render_virtual(
                 _finish_scene(root / scene, plan)
     except OSError as error:
         raise MsposeError(
-            f"cannot render into {root}: {error.filename or ''} {error.strerror or error}; what is there "
-            "is kept, the same command continues"
+            f"cannot render into {root}: {error.filename or ''} {error.strerror or error}; what is"
+            " there is kept, the same command continues"
         ) from error
 
 
@@ -148,12 +152,14 @@ def _check_settings(
     unknown = [scene for scene in frames if scene not in SCENE_NAMES]
     if unknown or not frames:
         raise MsposeError(
-            f"no virtual scene is called {', '.join(unknown) or 'nothing'}; there are: {', '.join(SCENE_NAMES)}"
+            f"no virtual scene is called {', '.join(unknown) or 'nothing'}; there are:"
+            f" {', '.join(SCENE_NAMES)}"
         )
     for scene, counts in frames.items():
         if min(counts) < 1:
             raise MsposeError(
-                f"virtual scene {scene}: needs at least one training and one test frame, not {counts}"
+                f"virtual scene {scene}: needs at least one training and one test frame, not"
+                f" {counts}"
             )
     wholes = {
         "frames_per_sequence": frames_per_sequence,
@@ -226,7 +232,9 @@ def _missing_sequences(
     records: Mapping[str, Any],
     plans: Mapping[str, list[Sequence]],
 ) -> list[Sequence]:
-    """List the sequences that are not there yet. Raises MsposeError where `root` holds something else."""
+    """List the sequences that are not there yet. Raises MsposeError where `root` holds something
+    else.
+    """
     _check_root(root, shared)
     missing: list[Sequence] = []
     for scene, plan in plans.items():
@@ -265,8 +273,8 @@ def _check_record(folder: Path, wanted: Mapping[str, Any]) -> None:
     ]
     if differing:
         raise MsposeError(
-            f"{folder} was rendered with other settings ({'; '.join(differing)}); choose another folder, "
-            "or move that one away"
+            f"{folder} was rendered with other settings ({'; '.join(differing)}); choose another"
+            " folder, or move that one away"
         )
 
 
@@ -306,14 +314,16 @@ def _rendered_files(folder: Path) -> tuple[list[Path], list[Path]]:
             )
         if foreign:
             raise MsposeError(
-                f"{foreign[0]} is no part of the virtual data set, whose older version in {folder} is to be deleted; "
-                "move it away"
+                f"{foreign[0]} is no part of the virtual data set, whose older version in {folder}"
+                " is to be deleted; move it away"
             )
     return files, sequences
 
 
 def _delete_scene(folder: Path) -> None:
-    """Delete a rendered scene: first what makes it complete, last the record by which the next call would go on."""
+    """Delete a rendered scene: first what makes it complete, last the record by which the next call
+    would go on.
+    """
     files, sequences = _rendered_files(folder)
     for name in SPLIT_FILES.values():
         (folder / name).unlink(missing_ok=True)
@@ -377,8 +387,9 @@ def _render_all(root: Path, missing: list[Sequence], workers: int, progress: boo
                     bar.update(job.result())
             except BrokenProcessPool as error:
                 raise MsposeError(
-                    "a rendering process died (out of memory, or a script without `if __name__ == '__main__':`); "
-                    "the same command continues, workers=1 renders without further processes"
+                    "a rendering process died (out of memory, or a script without `if __name__ =="
+                    " '__main__':`); the same command continues, workers=1 renders without further"
+                    " processes"
                 ) from error
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)

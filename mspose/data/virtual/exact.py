@@ -1,14 +1,17 @@
 """Arithmetic that gives the same bits on every processor.
 
-Rooms and paths follow from random numbers by many decisions: whether a picture fits on a wall, how many books stand on
-a shelf, which surfaces face the camera. A single bit can turn a decision, so all that leads to one is computed with
-operations whose results IEEE 754 defines to the last bit: + - * / and the square root of single numbers, comparisons
-and rounding. Sine, exponential and power are not among them (their last bit depends on the C library and on the
-processor's vector unit), nor are matrix products, `numpy.sum` and `numpy.linalg.norm`, which add in an order that
-depends on the processor too. NumPy rounds after every operation on whole arrays, as Python does on single numbers.
+Rooms and paths follow from random numbers by many decisions: whether a picture fits on a wall, how
+many books stand on a shelf, which surfaces face the camera. A single bit can turn a decision, so
+all that leads to one is computed with
+operations whose results IEEE 754 defines to the last bit: + - * / and the square root of single
+numbers, comparisons and rounding. Sine, exponential and power are not among them (their last bit
+depends on the C library and on the processor's vector unit), nor are matrix products, `numpy.sum`
+and `numpy.linalg.norm`, which add in an order that depends on the processor too. NumPy rounds after
+every operation on whole arrays, as Python does on single numbers.
 
-Of the generators `random`, `integers` and `permutation` are exact; `uniform` is not, since compilers may fuse its
-multiplication and addition, nor are `normal`, `dirichlet` and the like, which take logarithms.
+Of the generators `random`, `integers` and `permutation` are exact; `uniform` is not, since
+compilers may fuse its multiplication and addition, nor are `normal`, `dirichlet` and the like,
+which take logarithms.
 """
 
 import math
@@ -30,7 +33,9 @@ def uniform(
     high: ArrayLike,
     size: int | tuple[int, ...] | None = None,
 ) -> Any:
-    """Random numbers between `low` and `high`, as `Generator.uniform` draws them: a float, or an array."""
+    """Random numbers between `low` and `high`, as `Generator.uniform` draws them: a float, or an
+    array.
+    """
     if isinstance(low, int | float) and isinstance(high, int | float):
         return low + (high - low) * rng.random(size)
     low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
@@ -79,7 +84,9 @@ def matrix_product(a_33: NDArray[np.float64], b_33: NDArray[np.float64]) -> NDAr
 
 
 def rotation_matrix(vector_3: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rotations (..., 3, 3) about axes by angles, both given by rotation vectors (..., 3) (Rodrigues' formula)."""
+    """Rotations (..., 3, 3) about axes by angles, both given by rotation vectors (..., 3)
+    (Rodrigues' formula).
+    """
     angle = length(vector_3)
     x, y, z = np.moveaxis(vector_3 / np.where(angle > 0, angle, 1.0)[..., None], -1, 0)
     c, s = cosine_sine(angle)

@@ -1,4 +1,6 @@
-"""Furniture of the virtual scenes, made of the patches, boxes, cylinders and balls of a `SceneBuilder`."""
+"""Furniture of the virtual scenes, made of the patches, boxes, cylinders and balls of a
+`SceneBuilder`.
+"""
 
 import math
 from itertools import pairwise
@@ -172,7 +174,9 @@ def cupboard(
     colour: Colour = (150, 120, 90),
     things: int = 3,
 ) -> None:
-    """A chest of drawers, a wardrobe or a kitchen unit, with things on it where one can see its top."""
+    """A chest of drawers, a wardrobe or a kitchen unit, with things on it where one can see its
+    top.
+    """
     rng = b.generator()
     b.stand(place, width, depth)
     front = paint.cabinet(colour, max(1, round(width / 0.45)), max(1, round(height / 0.35)))

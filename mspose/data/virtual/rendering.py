@@ -1,12 +1,14 @@
-"""Renders a textured scene of quadrilaterals: OpenCV's software rasteriser finds the triangle that each pixel shows,
-texture coordinates, light and depth follow from that triangle's plane, and one `remap` into the scene's texture atlas
-paints the image.
+"""Renders a textured scene of quadrilaterals: OpenCV's software rasteriser finds the triangle that
+each pixel shows, texture coordinates, light and depth follow from that triangle's plane, and one
+`remap` into the scene's texture atlas paints the image.
 
-All but the rasteriser is exact (see `exact.py`): images are the same on every processor, except for single pixels
-whose centres lie on the common edge of two surfaces, to within the rasteriser's float32.
+All but the rasteriser is exact (see `exact.py`): images are the same on every processor, except for
+single pixels whose centres lie on the common edge of two surfaces, to within the rasteriser's
+float32.
 
-Conventions: poses are camera-to-world, camera axes x right, y down, z forward, metres. Pixel (0, 0) is the centre of
-the top left pixel, so the principal point of a camera W pixels wide lies at (W - 1) / 2.
+Conventions: poses are camera-to-world, camera axes x right, y down, z forward, metres. Pixel (0, 0)
+is the centre of the top left pixel, so the principal point of a camera W pixels wide lies at (W -
+1) / 2.
 """
 
 import math
@@ -85,7 +87,9 @@ class Lighting:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "Lighting":
-        """Draw the lighting of a new sequence: a little brighter or darker, warmer or colder, the lamps moved."""
+        """Draw the lighting of a new sequence: a little brighter or darker, warmer or colder, the
+        lamps moved.
+        """
         warmth, tint = uniform(rng, -0.08, 0.08), uniform(rng, -0.02, 0.02)
         x, y, z = uniform(rng, (-0.8, -0.8, -0.2), (0.8, 0.8, 0.1)).tolist()
         return cls(
@@ -99,7 +103,9 @@ class Lighting:
 
 
 def light_at_corners(scene: Scene, lighting: Lighting) -> NDArray[np.float64]:
-    """Light (Q, 4) at every corner: ambient, plus each lamp by angle and distance, exposed to `MEDIAN_LIGHT`."""
+    """Light (Q, 4) at every corner: ambient, plus each lamp by angle and distance, exposed to
+    `MEDIAN_LIGHT`.
+    """
     light_Q4 = np.full(scene.corners_Q43.shape[:2], lighting.ambient)
     for lamp_3 in scene.lamps_L3 + np.asarray(lighting.lamp_shift_m):
         towards_Q43 = lamp_3 - scene.corners_Q43
@@ -115,7 +121,9 @@ def light_at_corners(scene: Scene, lighting: Lighting) -> NDArray[np.float64]:
 
 
 class Renderer:
-    """Renders one scene under one lighting through one camera; what does not depend on the pose is made once."""
+    """Renders one scene under one lighting through one camera; what does not depend on the pose is
+    made once.
+    """
 
     def __init__(self, scene: Scene, camera: Camera, lighting: Lighting) -> None:
         self.scene, self.camera = scene, camera
@@ -140,7 +148,8 @@ class Renderer:
         )
 
     def render(self, pose_44: ArrayLike) -> tuple[Image, NDArray[np.float64]]:
-        """Camera-to-world pose (4, 4) -> (RGB image (H, W, 3), depth along the optical axis (H, W) in metres).
+        """Camera-to-world pose (4, 4) -> (RGB image (H, W, 3), depth along the optical axis (H, W)
+        in metres).
 
         Where nothing is hit the depth is infinite and the pixel black.
         """
@@ -166,8 +175,8 @@ class Renderer:
     def _triangles_in_view(
         self, pose_44: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Triangles that face the camera and are not out of view: corners in camera axes (N, 3, 3), metres, and at
-        every corner x and y in the atlas, in parts of a texel, and light (N, 3, 3).
+        """Triangles that face the camera and are not out of view: corners in camera axes (N, 3, 3),
+        metres, and at every corner x and y in the atlas, in parts of a texel, and light (N, 3, 3).
         """
         scene, camera = self.scene, self.camera
         kept = np.flatnonzero(dot(pose_44[:3, 3] - self.centres_Q3, scene.normals_Q3) > 0)
@@ -190,7 +199,9 @@ class Renderer:
     def _mip_level(
         self, corners_K43: NDArray[np.float64], kept: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """The halving of the texture at which a texel is about as large as a pixel, per quadrilateral."""
+        """The halving of the texture at which a texel is about as large as a pixel, per
+        quadrilateral.
+        """
         corners_4K3 = np.moveaxis(corners_K43, 1, 0)
         centres_K3 = (corners_4K3[0] + corners_4K3[1] + corners_4K3[2] + corners_4K3[3]) / 4.0
         distance_K = np.maximum(length(centres_K3), NEAR_M)
@@ -218,8 +229,8 @@ class Renderer:
         number_HW3 = np.full((camera.height, camera.width, 3), -1, np.float32)
         if len(corners_N33) == 0:
             return number_HW3[..., 0].astype(np.int64)
-        # The rasteriser's axes are x right, y up, z towards the viewer. Its field of view is a quarter turn, whose
-        # tangent is 1 everywhere: the focal length is in the vertices.
+        # The rasteriser's axes are x right, y up, z towards the viewer. Its field of view is a
+        # quarter turn, whose tangent is 1 everywhere: the focal length is in the vertices.
         stretch = camera.focal_px / (camera.height / 2)
         vertices = (
             (corners_N33 * np.array([stretch, -stretch, -1.0])).astype(np.float32).reshape(-1, 3)
@@ -244,10 +255,12 @@ class Renderer:
         values_N33: NDArray[np.float64],
         shown_HW: NDArray[np.int64],
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Values (3, H, W) and depths (H, W) of the shown triangles where the pixels' rays meet their planes.
+        """Values (3, H, W) and depths (H, W) of the shown triangles where the pixels' rays meet
+        their planes.
 
-        A ray r meets the plane of corners a, b, c where the barycentric coordinates are in the ratio of r.(b x c),
-        r.(c x a) and r.(a x b). Where nothing is shown the values are 0 and the depth is infinite.
+        A ray r meets the plane of corners a, b, c where the barycentric coordinates are in the
+        ratio of r.(b x c), r.(c x a) and r.(a x b). Where nothing is shown the values are 0 and the
+        depth is infinite.
         """
         a_N3, b_N3, c_N3 = np.moveaxis(corners_N33, 1, 0)
         bc_N3, ca_N3, ab_N3 = np.cross(b_N3, c_N3), np.cross(c_N3, a_N3), np.cross(a_N3, b_N3)
@@ -280,7 +293,8 @@ class Renderer:
 def clip_near(
     triangles_N33: NDArray[np.float64], near: float
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The parts of triangles (N, 3, 3) with z >= near, and the number of the triangle that each is a part of.
+    """The parts of triangles (N, 3, 3) with z >= near, and the number of the triangle that each is
+    a part of.
 
     A triangle with one corner behind the plane becomes two, with two behind one, with three none.
     """
@@ -311,7 +325,8 @@ def clip_near(
 def _close_pinholes(
     values_3HW: NDArray[np.floating], depth_HW: NDArray[np.floating], hit_HW: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Give single pixels that fell between two triangles, by rounding, the values of the neighbour beside; in place.
+    """Give single pixels that fell between two triangles, by rounding, the values of the neighbour
+    beside; in place.
 
     Returns where something was hit. Wider gaps are real and stay.
     """

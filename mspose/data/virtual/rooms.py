@@ -1,7 +1,7 @@
 """The seven virtual scenes: how each room or courtyard is laid out and furnished.
 
-Everything in a scene is drawn from the data set's seed and the scene's name, so that a scene does not depend on which
-other scenes are rendered. None of the names is one of 7Scenes'.
+Everything in a scene is drawn from the data set's seed and the scene's name, so that a scene does
+not depend on which other scenes are rendered. None of the names is one of 7Scenes'.
 """
 
 from collections.abc import Callable
@@ -382,7 +382,9 @@ SCENE_NAMES = tuple(_BUILDERS)
 
 
 def build_scene(name: str, seed: int = 0) -> Scene:
-    """Build the scene of that name, the same for the same seed. Raises MsposeError for a name that does not exist."""
+    """Build the scene of that name, the same for the same seed. Raises MsposeError for a name that
+    does not exist.
+    """
     if name not in _BUILDERS:
         raise MsposeError(
             f"there is no virtual scene {name!r}; there are: {', '.join(SCENE_NAMES)}"

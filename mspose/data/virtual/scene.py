@@ -1,7 +1,9 @@
-"""Scenes as textured surfaces, and their builder, which makes them of flat patches, boxes, cylinders and balls.
+"""Scenes as textured surfaces, and their builder, which makes them of flat patches, boxes,
+cylinders and balls.
 
-World axes: x east, y north, z up, metres, floor at z = 0. A piece of furniture is built in the frame of its `Place`:
-x to the right and y backwards as seen from its front, z up, the origin in the middle of its foot.
+World axes: x east, y north, z up, metres, floor at z = 0. A piece of furniture is built in the
+frame of its `Place`: x to the right and y backwards as seen from its front, z up, the origin in the
+middle of its foot.
 """
 
 import math
@@ -19,7 +21,9 @@ from mspose.data.virtual.atlas import pack_atlas
 from mspose.data.virtual.exact import cosine_sine, length
 from mspose.data.virtual.textures import TEXELS_PER_METRE, Image, Painter
 
-CELL_M = 0.5  # side of the squares into which surfaces are cut: light and texture sharpness vary from one to the next
+# side of the squares into which surfaces are cut: light and texture sharpness vary from one to the
+# next
+CELL_M = 0.5
 SHADOW_M = 0.1  # how far the edges of shadows on the floor are blurred, to each side
 WALL_YAW = {
     "north": 0.0,
@@ -38,8 +42,8 @@ def scene_key(name: str) -> int:
 class Scene:
     """A scene as flat quadrilaterals Q, each showing a part of one of T textures.
 
-    A quadrilateral is seen from the side on which its corners (top left, top right, bottom right, bottom left of its
-    part of the texture) run clockwise; from behind it is not drawn.
+    A quadrilateral is seen from the side on which its corners (top left, top right, bottom right,
+    bottom left of its part of the texture) run clockwise; from behind it is not drawn.
     """
 
     name: str
@@ -93,7 +97,9 @@ class Place:
     def moved(
         self, right: float = 0.0, back: float = 0.0, up: float = 0.0, turn: float = 0.0
     ) -> "Place":
-        """The place so much further right, back and up in this place's own frame, then turned (radians)."""
+        """The place so much further right, back and up in this place's own frame, then turned
+        (radians).
+        """
         x, y, z = self.point((right, back, up)).tolist()
         return Place(x, y, z, self.yaw + turn)
 
@@ -114,7 +120,9 @@ class SceneBuilder:
         ] = []  # place, width, depth: to keep apart, and for shadows
 
     def generator(self) -> np.random.Generator:
-        """Make a new generator, for one object: how much is drawn from it changes nothing elsewhere."""
+        """Make a new generator, for one object: how much is drawn from it changes nothing
+        elsewhere.
+        """
         self.generators += 1
         return np.random.default_rng([self.seed, scene_key(self.name), self.generators])
 
@@ -138,7 +146,9 @@ class SceneBuilder:
         density: float = TEXELS_PER_METRE,
         glowing: bool = False,
     ) -> None:
-        """Add a parallelogram from its top left corner and its edges to the right and down, as its viewer sees them."""
+        """Add a parallelogram from its top left corner and its edges to the right and down, as its
+        viewer sees them.
+        """
         corner, right, down = (np.asarray(v, np.float64) for v in (corner_3, right_3, down_3))
         width, height = float(length(right)), float(length(down))
         number = (
@@ -194,7 +204,9 @@ class SceneBuilder:
         sides: int = 12,
         glowing: bool = False,
     ) -> None:
-        """Add a surface of revolution about the vertical: (radius, height) from top to bottom, one texture around."""
+        """Add a surface of revolution about the vertical: (radius, height) from top to bottom, one
+        texture around.
+        """
         along = [0.0]
         for (inner, high), (outer, low) in pairwise(profile):
             along.append(
@@ -235,7 +247,9 @@ class SceneBuilder:
         return place
 
     def floor(self, width: float, depth: float, surface: Painter) -> None:
-        """Add the floor of a width x depth metre space around the origin, dark below everything that stands on it."""
+        """Add the floor of a width x depth metre space around the origin, dark below everything
+        that stands on it.
+        """
 
         def shaded(rng: np.random.Generator, height: int, wide: int) -> Image:
             light = np.full((height, wide), 255, np.uint8)
@@ -263,7 +277,9 @@ class SceneBuilder:
         view: tuple[ArrayLike, ArrayLike],
         target: tuple[ArrayLike, ArrayLike],
     ) -> Scene:
-        """Make the scene, with the boxes (low, high corner) in which cameras move and at which they look."""
+        """Make the scene, with the boxes (low, high corner) in which cameras move and at which they
+        look.
+        """
         corners_Q43 = np.array([quad[0] for quad in self.quads])
         normals_Q3 = np.cross(
             corners_Q43[:, 3] - corners_Q43[:, 1], corners_Q43[:, 2] - corners_Q43[:, 0]
@@ -291,7 +307,9 @@ class SceneBuilder:
 
 
 def blurred(grey_HW: NDArray[np.integer], reach: int) -> NDArray[np.int64]:
-    """Means over squares that reach so many pixels to each side, in whole numbers; the border is repeated outwards."""
+    """Means over squares that reach so many pixels to each side, in whole numbers; the border is
+    repeated outwards.
+    """
     sums_HW = np.asarray(grey_HW, np.int64)
     for _ in range(2):  # along columns, then (transposed) along rows
         padded = np.pad(sums_HW, ((reach + 1, reach), (0, 0)), mode="edge").cumsum(axis=0)

@@ -1,6 +1,8 @@
-"""The sequences of the virtual data set: each with a path and a lighting of its own, rendered and written to disk.
+"""The sequences of the virtual data set: each with a path and a lighting of its own, rendered and
+written to disk.
 
-Kept apart from what checks and fills the data set's folder, so that a rendering process imports no more than it needs.
+Kept apart from what checks and fills the data set's folder, so that a rendering process imports no
+more than it needs.
 """
 
 import functools
@@ -68,7 +70,9 @@ def plan_sequences(
     camera: Camera,
     image_format: str,
 ) -> list[Sequence]:
-    """Share a scene's frames out over sequences, training first; the last of a split takes what remains."""
+    """Share a scene's frames out over sequences, training first; the last of a split takes what
+    remains.
+    """
     plan: list[Sequence] = []
     for split, total in zip(SPLITS, (train_frames, test_frames), strict=True):
         for index, first in enumerate(range(0, total, frames_per_sequence)):

@@ -24,7 +24,9 @@ OVERLAP_M = (
 
 
 class Space:
-    """A room or a courtyard of a width and depth around the origin, with walls to stand and hang things on."""
+    """A room or a courtyard of a width and depth around the origin, with walls to stand and hang
+    things on.
+    """
 
     def __init__(
         self, b: SceneBuilder, width: float, depth: float, height: float, walls: Sequence[Painter]
@@ -47,12 +49,16 @@ class Space:
         return self.width if side in ("north", "south") else self.depth
 
     def at_wall(self, side: str, along: float, out: float = 0.0) -> Place:
-        """Find the place at a wall, `along` metres right of its middle and `out` metres out of it, facing the room."""
+        """Find the place at a wall, `along` metres right of its middle and `out` metres out of it,
+        facing the room.
+        """
         distance = self.depth / 2 if side in ("north", "south") else self.width / 2
         return Place(0.0, 0.0, 0.0, WALL_YAW[side]).moved(along, distance - out)
 
     def line_up(self, side: str, pieces: Sequence[Piece], margin: float = 0.4) -> None:
-        """Stand pieces along a wall in this order, the rest of its length shared out at random between them."""
+        """Stand pieces along a wall in this order, the rest of its length shared out at random
+        between them.
+        """
         free = self.length(side) - 2 * margin - sum(piece[0] for piece in pieces)
         if free < 0:
             raise ValueError(

@@ -1,11 +1,14 @@
-"""Painted surfaces for the virtual data set: every painter takes a generator and a size and returns an RGB texture.
+"""Painted surfaces for the virtual data set: every painter takes a generator and a size and returns
+an RGB texture.
 
-A pose can only be regressed from images whose places differ, so no painter repeats itself exactly: regular patterns
-(bricks, boards, tiles) carry noise at scales from two texels to the whole surface, and pictures are drawn anew each
-time. All sizes are in texels; `TEXELS_PER_METRE` of them make a metre.
+A pose can only be regressed from images whose places differ, so no painter repeats itself exactly:
+regular patterns (bricks, boards, tiles) carry noise at scales from two texels to the whole surface,
+and pictures are drawn anew each time. All sizes are in texels; `TEXELS_PER_METRE` of them make a
+metre.
 
-Textures are the same to the last bit everywhere: OpenCV is used for what it computes in whole numbers (drawing at
-integer points and angles, exact bilinear resizing of bytes), NumPy for the rest, by the rules of `exact.py`.
+Textures are the same to the last bit everywhere: OpenCV is used for what it computes in whole
+numbers (drawing at integer points and angles, exact bilinear resizing of bytes), NumPy for the
+rest, by the rules of `exact.py`.
 """
 
 import math
@@ -34,7 +37,8 @@ def fractal_noise(
     persistence: float = 0.7,
     stretch: tuple[float, float] = (1.0, 1.0),
 ) -> NDArray[np.float32]:
-    """Noise (H, W), about -1..1, summed over octaves whose cells halve from `coarsest` texels down to two.
+    """Noise (H, W), about -1..1, summed over octaves whose cells halve from `coarsest` texels down
+    to two.
 
     `stretch` lengthens the cells along (y, x): (1, 12) gives the grain of a board.
     """
@@ -144,7 +148,9 @@ def bricks(
     mortar: Colour = (170, 165, 155),
     spread: float = 0.22,
 ) -> Painter:
-    """Courses of bricks (width, height in texels), each with its own tone; also cut stone, with large bricks."""
+    """Courses of bricks (width, height in texels), each with its own tone; also cut stone, with
+    large bricks.
+    """
 
     def paint(rng: np.random.Generator, height: int, width: int) -> Image:
         long, high = brick
@@ -216,7 +222,9 @@ def tiles(colours: Sequence[Colour], tile: int = 45, joint: Colour = (120, 115, 
 
 
 def paving(colour: Colour, stone: int = 50) -> Painter:
-    """Irregular paving: the Voronoi cells of points, one at random in each square of `stone` texels."""
+    """Irregular paving: the Voronoi cells of points, one at random in each square of `stone`
+    texels.
+    """
 
     def paint(rng: np.random.Generator, height: int, width: int) -> Image:
         rows, columns = height // stone + 3, width // stone + 3  # one more square on each side

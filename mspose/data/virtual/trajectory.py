@@ -16,8 +16,9 @@ TREMORS = 5  # sines that make up a hand's tremor
 def trajectory(scene: Scene, rng: np.random.Generator, frames: int) -> NDArray[np.float64]:
     """Camera-to-world poses (frames, 4, 4) along a smooth path with a hand's tremor.
 
-    Position, point looked at and roll are uniform cubic B-splines. Their control points are a Latin hypercube of the
-    scene's boxes, which covers each coordinate evenly; a B-spline never leaves the box of its control points.
+    Position, point looked at and roll are uniform cubic B-splines. Their control points are a Latin
+    hypercube of the scene's boxes, which covers each coordinate evenly; a B-spline never leaves the
+    box of its control points.
     """
     count = WAYPOINTS + 3
     strata = np.stack([rng.permutation(count) for _ in range(7)], axis=1)

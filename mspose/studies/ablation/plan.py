@@ -173,7 +173,7 @@ def read_ablation(path_or_name: str | Path) -> Ablation:
     Raises MsposeError, with the file and the key, for a file that is missing or not as expected.
     """
     path = find_file(ABLATIONS, path_or_name, "ablation")
-    file = read_dataclass(AblationFile, read_yaml(path), path)
+    file = read_dataclass(AblationFile, read_yaml(path, "an ablation file"), path)
     if not file.variants or file.reference in file.variants:
         raise MsposeError(
             f"{path}: variants: expected some, and none with the label of the reference"

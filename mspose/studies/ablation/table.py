@@ -176,7 +176,9 @@ class AblationTable(PrintedTable):
         for error, branch, section, digits in zip(ERRORS, BRANCHES, SECTIONS, DIGITS, strict=True):
             columns = [[style.plain(self.label(row)) for row in self.rows]]
             for scene in scenes:
-                cells = [(row.medians[error, scene],) for row in self.rows]
+                cells: list[tuple[Measure, ...]] = [
+                    (row.medians[error, scene],) for row in self.rows
+                ]
                 columns.append(Column(scene, cells, (digits,)).texts(style))
             if len(self.rows) > 1:
                 differences = [row.differences.get((error, AVERAGE)) for row in self.rows]

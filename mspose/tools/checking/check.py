@@ -89,7 +89,8 @@ def check_data(
         *split_findings(near),
     ]
     if data.rows is not None:
-        findings = [_with_lines(finding, data.rows["place"].to_dict()) for finding in findings]
+        line_of = {str(image): str(line) for image, line in data.rows["place"].items()}
+            findings = [_with_lines(finding, line_of) for finding in findings]
     verdicts = {}
     names = sorted(ordered["scene"].unique())
     for scene in tqdm(names, desc="poses against images", unit="scene", disable=not progress):

@@ -123,7 +123,7 @@ def _features(root: Path, image: str) -> _Features | None:
     if descriptor_KD is None or len(keypoints) < FEWEST_MATCHES:
         return None
     centre = (np.array(grey_HW.shape[::-1], dtype=np.float64) - 1) / 2
-    point_K2 = (cv2.KeyPoint.convert(keypoints).astype(np.float64) - centre) / scale
+    point_K2 = (np.asarray(cv2.KeyPoint.convert(keypoints), np.float64) - centre) / scale
     return _Features(point_K2, np.asarray(descriptor_KD, np.float32), long_side)
 
 

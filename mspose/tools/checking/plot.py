@@ -70,13 +70,21 @@ def _draw_scene(axes: Axes, part: pd.DataFrame, colours: dict[str, str]) -> None
         for line_N2 in _paths(flat_N2, rows, part["sequence"].to_numpy(), side):
             axes.plot(*line_N2.T, color=colour, linewidth=0.4, alpha=alpha, zorder=2 + order)
         points = flat_N2[rows[evenly(len(rows), POINTS)]]
-        style = {"s": 2.5, "linewidths": 0, "rasterized": True}
-        axes.scatter(*points.T, color=colour, alpha=2 * alpha, zorder=4 + order, **style)
+        axes.scatter(
+            *points.T,
+            s=2.5,
+            color=colour,
+            alpha=2 * alpha,
+            zorder=4 + order,
+            linewidths=0,
+            rasterized=True,
+        )
         marked = rows[evenly(len(rows), DIRECTIONS)]
         ends_M2 = flat_N2[marked] + DIRECTION * side * look_N2[marked]
         lines = list(np.stack([flat_N2[marked], ends_M2], axis=1))
-        style = {"colors": colour, "linewidths": 0.7, "alpha": 0.8}
-        axes.add_collection(LineCollection(lines, zorder=6 + order, **style))
+        axes.add_collection(
+            LineCollection(lines, colors=colour, linewidths=0.7, alpha=0.8, zorder=6 + order)
+        )
     margin = 1.6 * DIRECTION * side
     axes.set_xlim(low_2[0] - margin, high_2[0] + margin)
     axes.set_ylim(low_2[1] - margin, high_2[1] + margin)

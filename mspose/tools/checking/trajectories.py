@@ -39,7 +39,9 @@ def steps(ordered: pd.DataFrame) -> pd.DataFrame:
     second = first + 1
     position_N3, quaternion_N4 = ordered[POSITION].to_numpy(), ordered[ORIENTATION].to_numpy()
     number_N = np.array([_last_number(image) for image in ordered["image"]])
-    degrees = orientation_error(quaternion_N4[second], quaternion_N4[first]) if first.size else []
+    degrees = np.zeros(0)
+    if first.size:
+        degrees = orientation_error(quaternion_N4[second], quaternion_N4[first])
     table = pd.DataFrame(
         {
             "first": first,
@@ -124,7 +126,9 @@ def jump_findings(ordered: pd.DataFrame, step: pd.DataFrame) -> list[Finding]:
 def _limit(usual: pd.DataFrame, column: str) -> float:
     """The size of a jump: robust against jumps, and a camera that stands still half of the time."""
     sizes = usual[column] / usual["interval"]
-    return max(OVER_MEDIAN * sizes.median(), OVER_QUARTILE * sizes.quantile(0.75), 1e-9)
+    return float(
+        max(OVER_MEDIAN * sizes.median(), OVER_QUARTILE * sizes.quantile(0.75), 1e-9)
+    )
 
 
 def flip_findings(ordered: pd.DataFrame, step: pd.DataFrame) -> list[Finding]:

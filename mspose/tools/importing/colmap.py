@@ -175,10 +175,10 @@ def _read_text(model: Path) -> tuple[dict[int, _Camera], list[_Image], list[str]
                 f"{where}: expected IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, found"
                 f" {len(cells)} values"
             )
-        number, name = _whole(cells[0], where), cells[9]
+        image_id, name = _whole(cells[0], where), cells[9]
         image = _Image(name, parse_motion(cells[1:8], where), _whole(cells[8], where), None, where)
-        if number in composed:
-            motion, frame = composed[number].motion, composed[number].frame
+        if image_id in composed:
+            motion, frame = composed[image_id].motion, composed[image_id].frame
             if not image.motion.fault and not motion.fault:
                 offset, angle = difference(image.motion, motion)
                 if offset > SAME_UNITS or angle > SAME_DEGREES:

@@ -42,8 +42,8 @@ class RigidMotion:
 def parse_motion(cells: Sequence[Any], where: str) -> RigidMotion:
     """The motion of the cells `POSE`; a faulty one has the unit rotation."""
     numbers, fault = parse_numbers(cells)
-    w, x, y, z = numbers[:4]
-    norm = np.linalg.norm([w, x, y, z])
+    w, x, y, z = (float(number) for number in numbers[:4])
+    norm = float(np.linalg.norm([w, x, y, z]))
     if not fault and not np.isfinite([norm, *numbers]).all():
         fault = "the pose holds NaN or infinity"
     elif not fault and norm < SMALLEST_QUATERNION_NORM:

@@ -71,8 +71,8 @@ def read_tum(
         where, cells = poses[pose]
         numbers, fault = parse_numbers([cells[k] for k in columns or (1, 2, 3, 7, 4, 5, 6)])
         position, orientation = numbers[:3], numbers[3:]
-        file, sequence = locate(base, image), sequence_of(image)
-        views.append(View(image, file, position, orientation, sequence, time, where, fault=fault))
+        found, sequence = locate(base, image), sequence_of(image)
+        views.append(View(image, found, position, orientation, sequence, time, where, fault=fault))
     notes = _notes(poses_file, names, columns)
     notes.append(f"images have the pose nearest in time, at most {tolerance:g} s away")
     return Capture(poses_file, CAMERA_TO_WORLD, views, [base], unposed, notes)

@@ -188,7 +188,8 @@ def with_times(sources: Sequence[Source], fps: float | None = None) -> tuple[lis
     stamps = [_timestamp(image.path.stem) for image in images]
     if fps is None and None not in stamps and len(set(stamps)) == len(images):
         timed = [replace(image, time_ns=time) for image, time in zip(images, stamps, strict=True)]
-        return sorted(timed, key=lambda image: image.time_ns or 0), "the images' names"
+        timed.sort(key=lambda image: image.time_ns or 0)
+            return list[Source](timed), "the images' names"
     rate = fps or 1.0
     ranked: list[Source] = [
         replace(image, time_ns=round(rank / rate * 1e9)) for rank, image in enumerate(images)

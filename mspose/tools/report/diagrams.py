@@ -242,10 +242,10 @@ def training_curves(scalars: pd.DataFrame, points: int = LOGGED_POINTS) -> dict[
     `query_key_gap/mean` are means over encoder layers, or over the branches where the gap is logged
     at every step, at the steps that all have.
     """
-    shown = scalars[[tag for tag in scalars if tag.startswith(LOGGED)]]
+    shown = scalars[[tag for tag in scalars if str(tag).startswith(LOGGED)]]
     for family in ("attention_entropy/", "query_key_gap/"):
         tags = [family + branch for branch in BRANCHES if family + branch in shown]
-        tags = tags or [tag for tag in shown if tag.startswith(family)]
+        tags = tags or [str(tag) for tag in shown if str(tag).startswith(family)]
         if tags:
             shown = shown.assign(**{family + "mean": shown[tags].mean(axis=1, skipna=False)})
     curves: dict[str, Any] = {}

@@ -66,7 +66,9 @@ def images_of_run(run: Run, names: Sequence[str], root: str | None) -> FrameImag
         missing = "" if root else str(error)
     shape, known_focal_px = _training_camera(run)
     focal_px = focal_px if focal_px > 0 else known_focal_px
-    for name in names if folder is not None else ():
+    for name in names:
+        if folder is None:
+            break
         try:
             found = read_image(find_image(folder, name))
             return FrameImages(folder, "", found.shape[:2], focal_px)

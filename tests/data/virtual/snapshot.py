@@ -1,7 +1,8 @@
-"""Writes what every virtual scene is made of, and some of its images, to a file: `python snapshot.py FILE`.
+"""Writes what every virtual scene is made of, and some of its images, to a file: `python
+snapshot.py FILE`.
 
-Run by tests under other settings of the libraries, to compare. Textures are coarse, which saves time and changes no
-decision that is made in building a scene.
+Run by tests under other settings of the libraries, to compare. Textures are coarse, which saves
+time and changes no decision that is made in building a scene.
 """
 
 import os
@@ -26,7 +27,9 @@ EXACT = (
 
 
 def snapshot(frames: int = 3) -> dict[str, NDArray[Any]]:
-    """By name: what must be equal to the bit (`poses/...`, `light/...`, ...), and `image/...`, which may be rounded."""
+    """By name: what must be equal to the bit (`poses/...`, `light/...`, ...), and `image/...`,
+    which may be rounded.
+    """
     scene.TEXELS_PER_METRE = TEXELS_PER_METRE
     scene.SceneBuilder.patch.__kwdefaults__["density"] = TEXELS_PER_METRE
     scene.SceneBuilder.texture.__defaults__ = (TEXELS_PER_METRE,)

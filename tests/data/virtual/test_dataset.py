@@ -1,4 +1,6 @@
-"""The virtual data set on disk: layout, labels, determinism, and what happens to interrupted and foreign folders."""
+"""The virtual data set on disk: layout, labels, determinism, and what happens to interrupted and
+foreign folders.
+"""
 
 import errno
 import functools
@@ -113,7 +115,9 @@ def test_it_is_written_in_seven_scenes_layout_and_loads(rendered):
 
 
 def test_the_label_is_the_pose_that_rendered_the_image(rendered):
-    """The image of a frame is the one that its pose file's pose gives, and of no other pose of the sequence."""
+    """The image of a frame is the one that its pose file's pose gives, and of no other pose of the
+    sequence.
+    """
     key = [0, scene_key("library"), 0, 0]
     rng = np.random.default_rng(key)
     scene, camera, lighting = build_scene("library", 0), Camera(96, 72, 87.75), Lighting.draw(rng)
@@ -291,7 +295,8 @@ def test_a_full_disk_is_one_line_and_nothing_passes_for_complete(tmp_path, monke
 
     if workers == 1:
         monkeypatch.setattr(Path, "write_bytes", full)
-    else:  # a process of its own does not see the patch: a file where a folder should be fails as well
+    # a process of its own does not see the patch: a file where a folder should be fails as well
+    else:
         (tmp_path / "atelier").mkdir()
         record = {"version": VERSION, "seed": 0, "width": 96, "height": 72, "focal_px": 87.75, "image_format": "jpg",
                   "frames_per_sequence": 6, "scene": "atelier", "train_frames": 12, "test_frames": 7}  # fmt: skip

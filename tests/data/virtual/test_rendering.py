@@ -1,4 +1,6 @@
-"""The renderer against geometry: where known points land, what hides what, and that nothing falls through."""
+"""The renderer against geometry: where known points land, what hides what, and that nothing falls
+through.
+"""
 
 import cv2
 import numpy as np

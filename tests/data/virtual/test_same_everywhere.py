@@ -1,4 +1,5 @@
-"""Rooms, paths and poses are the same to the bit, and images but for rounding, whatever the libraries run on.
+"""Rooms, paths and poses are the same to the bit, and images but for rounding, whatever the
+libraries run on.
 
 The libraries choose their code by processor: here they are told to take that of others.
 """
@@ -36,7 +37,9 @@ PINNED = {
     ),
     "arcade": ("c5a729c1b5bf36ab", [91, 116, 154, 130, 89, 98, 93, 132, 78, 82, 104, 95]),
 }
-"""By scene: of what must be equal to the bit, and mean grey levels of the first image's 3 x 4 parts."""
+"""By scene: of what must be equal to the bit, and mean grey levels of the first image's 3 x 4
+parts.
+"""
 
 SETTINGS = {
     "openblas-haswell": {"OPENBLAS_CORETYPE": "Haswell"},
@@ -79,7 +82,9 @@ def plain(tmp_path_factory):
 
 @pytest.mark.parametrize("scene", PINNED)
 def test_a_version_always_renders_the_same(plain, scene):
-    """Whoever changes these raises VERSION, so that frames of before are not taken for those of now."""
+    """Whoever changes these raises VERSION, so that frames of before are not taken for those of
+    now.
+    """
     assert VERSION == 2
     exact = [
         name
@@ -109,9 +114,14 @@ def test_scenes_and_poses_are_the_same_to_the_bit_and_images_but_for_rounding(
 
 
 def test_the_settings_do_change_what_libraries_compute():
-    """A matrix product comes out otherwise under one core type or another: the comparisons above can fail."""
+    """A matrix product comes out otherwise under one core type or another: the comparisons above
+    can fail.
+    """
     types = ("Haswell", "Sandybridge", "Prescott")
-    code = "import numpy as np; a = np.random.default_rng(0).random((64, 64)); print((a @ a).tobytes().hex())"
+    code = (
+        "import numpy as np; a = np.random.default_rng(0).random((64, 64)); print((a @"
+        " a).tobytes().hex())"
+    )
     found = {run(["-c", code], OPENBLAS_CORETYPE=name).stdout for name in types}
     if "" in found:
         pytest.skip(
