@@ -214,8 +214,8 @@ class Table(PrintedTable):
                 for scene in scenes
             ]
         if self.kind == "recall-scenes":
-            digits = tuple(1 for _ in self.thresholds)
-            columns = [Column(scene, cells(shares, scene), digits, True) for scene in scenes]
+            places = (1,) * len(self.thresholds)
+            columns = [Column(scene, cells(shares, scene), places, True) for scene in scenes]
         else:
             columns = [
                 Column(

@@ -90,7 +90,7 @@ def check_data(
     ]
     if data.rows is not None:
         line_of = {str(image): str(line) for image, line in data.rows["place"].items()}
-            findings = [_with_lines(finding, line_of) for finding in findings]
+        findings = [_with_lines(finding, line_of) for finding in findings]
     verdicts = {}
     names = sorted(ordered["scene"].unique())
     for scene in tqdm(names, desc="poses against images", unit="scene", disable=not progress):

@@ -126,9 +126,7 @@ def jump_findings(ordered: pd.DataFrame, step: pd.DataFrame) -> list[Finding]:
 def _limit(usual: pd.DataFrame, column: str) -> float:
     """The size of a jump: robust against jumps, and a camera that stands still half of the time."""
     sizes = usual[column] / usual["interval"]
-    return float(
-        max(OVER_MEDIAN * sizes.median(), OVER_QUARTILE * sizes.quantile(0.75), 1e-9)
-    )
+    return float(max(OVER_MEDIAN * sizes.median(), OVER_QUARTILE * sizes.quantile(0.75), 1e-9))
 
 
 def flip_findings(ordered: pd.DataFrame, step: pd.DataFrame) -> list[Finding]:
