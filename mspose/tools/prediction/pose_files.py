@@ -189,7 +189,7 @@ def with_times(sources: Sequence[Source], fps: float | None = None) -> tuple[lis
     if fps is None and None not in stamps and len(set(stamps)) == len(images):
         timed = [replace(image, time_ns=time) for image, time in zip(images, stamps, strict=True)]
         timed.sort(key=lambda image: image.time_ns or 0)
-            return list[Source](timed), "the images' names"
+        return list[Source](timed), "the images' names"
     rate = fps or 1.0
     ranked: list[Source] = [
         replace(image, time_ns=round(rank / rate * 1e9)) for rank, image in enumerate(images)
