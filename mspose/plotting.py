@@ -92,7 +92,7 @@ _HATCHES = ("////", "....", "\\\\\\\\", "xxxx", "----", "||||", "++++", "oooo")
 
 
 def line(index: int) -> Line:
-    """The colour, marker, line style and hatch of the run with this index; eight are all different."""
+    """Colour, marker, line style and hatch of the run with this index; eight are different."""
     return Line(
         _COLORS[index % len(_COLORS)],
         _MARKERS[index % len(_MARKERS)],
@@ -134,7 +134,7 @@ def say(axes: Axes, text: str) -> None:
 
 
 def wrapped(text: str, width: int) -> str:
-    """`text` in lines of at most `width` letters, broken at spaces and hyphens where there are any."""
+    """Wrap `text` to lines of at most `width` letters, at spaces and hyphens where it can."""
     return textwrap.fill(text, width)
 
 

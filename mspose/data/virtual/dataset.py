@@ -28,7 +28,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mspose.files import whole_file
 from mspose.data.virtual import RECORD, VERSION
 from mspose.data.virtual.rendering import Camera
 from mspose.data.virtual.rooms import SCENE_NAMES
@@ -43,6 +42,7 @@ from mspose.data.virtual.sequences import (
     start_worker,
 )
 from mspose.errors import MsposeError
+from mspose.files import whole_file
 
 LOCK = ".rendering.lock"
 SPLIT_FILES = {"train": "TrainSplit.txt", "test": "TestSplit.txt"}
@@ -212,7 +212,7 @@ def _is_complete(
     records: Mapping[str, Any],
     plans: Mapping[str, list[Sequence]],
 ) -> bool:
-    """Check whether there is nothing to do. Raises MsposeError where `root` holds something else."""
+    """True where there is nothing to do. Raises MsposeError where `root` holds something else."""
     try:
         missing = _missing_sequences(root, shared, records, plans)
     except (MsposeError, OSError):

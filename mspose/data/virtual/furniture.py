@@ -337,7 +337,7 @@ def hang(
     thick: float = 0.03,
     glowing: bool = False,
 ) -> None:
-    """Something flat on a wall, `place` being the middle of its lower edge, on the wall's surface."""
+    """Hang something flat on a wall; `place` is the middle of its lower edge, on the wall."""
     b.box(
         place.moved(back=-thick / 2),
         width,

@@ -54,7 +54,7 @@ class Camera:
     def project(
         self, points_N3: ArrayLike, pose_44: ArrayLike
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """World points -> (pixels (N, 2) as (x, y), depth along the optical axis (N,) in metres)."""
+        """Return pixels (N, 2) as (x, y) and depths along the optical axis (N,) in metres."""
         camera_N3 = to_camera(np.asarray(points_N3, np.float64), np.asarray(pose_44, np.float64))
         centre_2 = np.array([(self.width - 1) / 2, (self.height - 1) / 2])
         return self.focal_px * camera_N3[:, :2] / camera_N3[:, 2:] + centre_2, camera_N3[:, 2]
@@ -349,5 +349,5 @@ def _close_pinholes(
 def render_frame(
     scene: Scene, pose_44: ArrayLike, camera: Camera, lighting: Lighting
 ) -> tuple[Image, NDArray[np.float64]]:
-    """One frame: RGB image (H, W, 3) and depth (H, W) in metres. For many frames keep a `Renderer`."""
+    """Render one frame: RGB image (H, W, 3) and depth (H, W) in metres."""
     return Renderer(scene, camera, lighting).render(pose_44)

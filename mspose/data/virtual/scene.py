@@ -176,7 +176,7 @@ class SceneBuilder:
         bottom: bool = False,
         glowing_front: bool = False,
     ) -> None:
-        """Add a box standing on `place`: `front` on its front, `top` on its top, `side` elsewhere."""
+        """Add a box on `place`: `front` on its front, `top` on its top, `side` elsewhere."""
         w, d = width / 2, depth / 2
         faces = [
             ((-w, -d, height), (width, 0, 0), (0, 0, -height), front or side),

@@ -165,7 +165,7 @@ class Space:
     def finish(
         self, view: tuple[float, float, float] = (2.9, 2.5, 0.95), reach: float = 3.2
     ) -> Scene:
-        """Make the scene; cameras move in a box of size `view` in its southern half and look north."""
+        """Make the scene; cameras move in a box `view` in its southern half and look north."""
         x, y, z = view
         south = -0.1 * self.depth
         return self.b.finish(

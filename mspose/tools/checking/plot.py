@@ -71,7 +71,8 @@ def _draw_scene(axes: Axes, part: pd.DataFrame, colours: dict[str, str]) -> None
             axes.plot(*line_N2.T, color=colour, linewidth=0.4, alpha=alpha, zorder=2 + order)
         points = flat_N2[rows[evenly(len(rows), POINTS)]]
         axes.scatter(
-            *points.T,
+            points[:, 0],
+            points[:, 1],
             s=2.5,
             color=colour,
             alpha=2 * alpha,

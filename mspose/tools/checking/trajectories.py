@@ -62,7 +62,8 @@ def steps(ordered: pd.DataFrame) -> pd.DataFrame:
 def _last_number(image: str) -> float:
     """The last number in a file's name (a counter, a timestamp); 0 where there is none."""
     found = re.findall(r"\d+(?:\.\d+)?", PurePosixPath(image).stem.removesuffix(".color"))
-    return float(found[-1]) if found and len(found[-1]) < 300 else 0.0
+    median, quartile = sizes.quantile([0.5, 0.75]).tolist()
+    return max(OVER_MEDIAN * median, OVER_QUARTILE * quartile, 1e-9)
 
 
 def extent_findings(frames: pd.DataFrame) -> list[Finding]:
@@ -126,7 +127,8 @@ def jump_findings(ordered: pd.DataFrame, step: pd.DataFrame) -> list[Finding]:
 def _limit(usual: pd.DataFrame, column: str) -> float:
     """The size of a jump: robust against jumps, and a camera that stands still half of the time."""
     sizes = usual[column] / usual["interval"]
-    return float(max(OVER_MEDIAN * sizes.median(), OVER_QUARTILE * sizes.quantile(0.75), 1e-9))
+    median, quartile = sizes.quantile([0.5, 0.75]).tolist()
+    return max(OVER_MEDIAN * median, OVER_QUARTILE * quartile, 1e-9)
 
 
 def flip_findings(ordered: pd.DataFrame, step: pd.DataFrame) -> list[Finding]:

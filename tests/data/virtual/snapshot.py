@@ -21,9 +21,20 @@ from mspose.data.virtual.trajectory import trajectory
 
 TEXELS_PER_METRE = 50.0
 EXACT = (
-    "corners_Q43", "normals_Q3", "texture_Q", "texture_xy_Q42", "texels_per_metre_Q", "glowing_Q", "lamps_L3",
-    "atlas_origin_TM2", "atlas_size_TM2", "view_low_3", "view_high_3", "target_low_3", "target_high_3",
-)  # fmt: skip
+    "corners_Q43",
+    "normals_Q3",
+    "texture_Q",
+    "texture_xy_Q42",
+    "texels_per_metre_Q",
+    "glowing_Q",
+    "lamps_L3",
+    "atlas_origin_TM2",
+    "atlas_size_TM2",
+    "view_low_3",
+    "view_high_3",
+    "target_low_3",
+    "target_high_3",
+)
 
 
 def snapshot(frames: int = 3) -> dict[str, NDArray[Any]]:

@@ -298,8 +298,18 @@ def test_a_full_disk_is_one_line_and_nothing_passes_for_complete(tmp_path, monke
     # a process of its own does not see the patch: a file where a folder should be fails as well
     else:
         (tmp_path / "atelier").mkdir()
-        record = {"version": VERSION, "seed": 0, "width": 96, "height": 72, "focal_px": 87.75, "image_format": "jpg",
-                  "frames_per_sequence": 6, "scene": "atelier", "train_frames": 12, "test_frames": 7}  # fmt: skip
+        record = {
+            "version": VERSION,
+            "seed": 0,
+            "width": 96,
+            "height": 72,
+            "focal_px": 87.75,
+            "image_format": "jpg",
+            "frames_per_sequence": 6,
+            "scene": "atelier",
+            "train_frames": 12,
+            "test_frames": 7,
+        }
         (tmp_path / "atelier" / RECORD).write_text(json.dumps(record))
         (tmp_path / "atelier/.seq-02.partial").write_text("in the way")
     with pytest.raises(MsposeError, match="cannot render into") as caught:

@@ -70,9 +70,12 @@ CAMERAS = [Camera(), Camera(321, 161, 200.0), Camera(96, 72, 87.75)]
 def test_marked_points_appear_within_a_pixel_of_where_the_label_puts_them(camera, number):
     rng = np.random.default_rng(number)
     points = {
-        "red": (-0.9, 3.0, 2.1), "green": (1.1, 3.0, 0.4), "blue": (-1.3, 2.2, 0.9), "yellow": (0.4, 2.6, 1.5),
+        "red": (-0.9, 3.0, 2.1),
+        "green": (1.1, 3.0, 0.4),
+        "blue": (-1.3, 2.2, 0.9),
+        "yellow": (0.4, 2.6, 1.5),
         "cyan": (0.2, 1.9, 1.1),
-    }  # fmt: skip
+    }
     builder = SceneBuilder("markers")
     builder.patch((-9, 3.001, 9), (18, 0, 0), (0, 0, -18), plain(90))
     for colour, point in points.items():
