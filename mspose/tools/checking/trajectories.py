@@ -62,8 +62,7 @@ def steps(ordered: pd.DataFrame) -> pd.DataFrame:
 def _last_number(image: str) -> float:
     """The last number in a file's name (a counter, a timestamp); 0 where there is none."""
     found = re.findall(r"\d+(?:\.\d+)?", PurePosixPath(image).stem.removesuffix(".color"))
-    median, quartile = sizes.quantile([0.5, 0.75]).tolist()
-    return max(OVER_MEDIAN * median, OVER_QUARTILE * quartile, 1e-9)
+    return float(found[-1]) if found and len(found[-1]) < 300 else 0.0
 
 
 def extent_findings(frames: pd.DataFrame) -> list[Finding]:
