@@ -188,7 +188,7 @@ def _name_fault(table: pd.DataFrame) -> tuple[int, str] | None:
     nameless = (table["image"] == "") | (table["scene"] == "")
     # both, since files of other methods may name images relative to the scene's folder
     twice = table.duplicated(["scene", "image"])
-    unpredicted = table["predicted_scene"].isna() & table["predicted_scene"].notna().any()
+    unpredicted = table["predicted_scene"].isna() & bool(table["predicted_scene"].notna().any())
     for bad, what in (
         (nameless, "image {image!r}, scene {scene!r}: expected two names"),
         (twice, "{image} is there twice in scene {scene}"),

@@ -198,8 +198,8 @@ class Run:
         """
         path = self._predictions_path(split or self.split)
         if not path.is_file():
-            there = sorted(file.stem for file in path.parent.glob("*.csv"))
-            there = f"; there are predictions of: {', '.join(there)}" if there else ""
+            others = ", ".join(sorted(file.stem for file in path.parent.glob("*.csv")))
+            there = f"; there are predictions of: {others}" if others else ""
             raise MsposeError(
                 f"{self.folder} has no {path.relative_to(self.folder)}: run `mspose evaluate`"
                 f" first{there}"

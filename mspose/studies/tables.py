@@ -208,9 +208,12 @@ class Table(PrintedTable):
 
         scenes = [*self.scenes, AVERAGE]
         if self.kind == "median":
-            digits = (self.digits, 2)
             return [
-                Column(scene, cells(lambda m: (m.position_m, m.orientation_deg), scene), digits)
+                Column(
+                    scene,
+                    cells(lambda m: (m.position_m, m.orientation_deg), scene),
+                    (self.digits, 2),
+                )
                 for scene in scenes
             ]
         if self.kind == "recall-scenes":
@@ -294,9 +297,9 @@ class Table(PrintedTable):
             for scene in [*self.scenes, AVERAGE]:
                 found = self._metrics(row, scene)
                 measures: dict[str, Measure | None] = {
-                    "position_m": found and found.position_m,
-                    "orientation_deg": found and found.orientation_deg,
-                    "scene_accuracy": found and found.scene_accuracy,
+                    "position_m": found.position_m if found else None,
+                    "orientation_deg": found.orientation_deg if found else None,
+                    "scene_accuracy": found.scene_accuracy if found else None,
                     **dict.fromkeys(recalls),
                     **dict(zip(recalls, found.recall if found else (), strict=False)),
                 }

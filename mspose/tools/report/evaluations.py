@@ -39,7 +39,7 @@ def _check_belong_together(run: Run) -> None:
         f"compute the metrics again with `mspose evaluate --predictions {run.frames_file}`, or"
         " evaluate the run again"
     )
-    frames = dict(iter(run.frames.groupby("scene")))
+    frames = {str(scene): part for scene, part in run.frames.groupby("scene")}
     stated = run.metrics["scenes"]
     if frames.keys() != stated.keys():
         raise MsposeError(f"{run.frames_file} has other scenes than {run.metrics_file}: {remedy}")
