@@ -253,12 +253,14 @@ def published_rows(path: Path | str = PUBLISHED_CSV, dataset: str | None = None)
     words: dict[tuple[str, Group], list[dict[str, str]]] = {}
     for line, row in csv_rows(path, PUBLISHED_COLUMNS):
         key = (row["method"], group_of(row))
-        medians = [Measure((csv_number(path, line, row, column),)) for column in MEDIANS]
+        position, orientation = (
+            Measure((csv_number(path, line, row, column),)) for column in MEDIANS
+        )
         if row["scene"] in scenes.setdefault(key, {}):
             raise MsposeError(
                 f"{path}, line {line}: {row['method']} has scene {row['scene']} twice"
             )
-        scenes[key][row["scene"]] = SceneMetrics(medians[0], medians[1])
+        scenes[key][row["scene"]] = SceneMetrics(position, orientation)
         words.setdefault(key, []).append(row)
     rows = []
     for (method, group), of_scene in scenes.items():

@@ -208,9 +208,12 @@ class Table(PrintedTable):
 
         scenes = [*self.scenes, AVERAGE]
         if self.kind == "median":
-            digits = (self.digits, 2)
             return [
-                Column(scene, cells(lambda m: (m.position_m, m.orientation_deg), scene), digits)
+                Column(
+                    scene,
+                    cells(lambda m: (m.position_m, m.orientation_deg), scene),
+                    (self.digits, 2),
+                )
                 for scene in scenes
             ]
         if self.kind == "recall-scenes":
