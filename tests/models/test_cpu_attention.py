@@ -93,7 +93,9 @@ def test_bfloat16_is_computed_in_float32():
     results = []
     for chosen in (tensors, [tensor.detach().float().requires_grad_() for tensor in tensors]):
         torch.manual_seed(0)
-        results.append(result_and_gradients(attend(*chosen, scale=0.5, dropout=0.3), chosen))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            attended = attend(*chosen, scale=0.5, dropout=0.3)
+        results.append(result_and_gradients(attended, chosen))
     for found, expected in zip(*results, strict=True):
         assert found.dtype == torch.bfloat16
         torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)

@@ -353,7 +353,7 @@ def test_normalised_weights_concern_the_encoders_queries_and_keys():
     for layer in model.position.encoder.layers:
         query_CC, key_CC, value_CC = layer.self_attention._weights()
         for used_CC in (query_CC, key_CC):
-            assert float(torch.linalg.matrix_norm(used_CC, 2)) == pytest.approx(1, rel=1e-5)
+            assert torch.linalg.matrix_norm(used_CC, 2).item() == pytest.approx(1, rel=1e-5)
         assert torch.equal(value_CC, layer.self_attention.in_proj_weight[32:])
 
 
