@@ -59,7 +59,7 @@ def contents(roots: Sequence[Path], ablations: Sequence[Ablation], command: str)
     for dataset, found in _by_dataset(networks).items():
         labelled = [("/".join(run.name), run._replace(study=study_of(run.folder, run.metrics))) for run in found]
         pair = list(dict(labelled))[:2]
-        drawn += figures(dataset, f"trained runs on {dataset}", labelled, pair, command)
+        drawn += figures(dataset, f"trained runs on {dataset}{_version(found[0])}", labelled, pair, command)
     tables += [*_trained_tables(trained, "median"), *_trained_tables(runs, "recall")]
     return [*sorted(tables, key=lambda piece: (piece.stands_for == NOT_IN_PAPER, piece.stands_for)), *drawn]
 
@@ -112,6 +112,7 @@ def _ablation_pieces(
     piece.table = make_ablation_table(ablation, finished)
     cells = [(label, cell) for label, seeds in finished.cells.items() for cell in seeds.values()]
     piece.runs = [Run(cell.folder, cell.metrics, cell.study) for _, cell in cells]
+    piece.title += _version(piece.runs[0])
     if finished.missing:
         overrides = "".join(f" --{name} {shlex.quote(value)}" for name, value in finished.overrides.items())
         piece.missing.append(
@@ -122,6 +123,12 @@ def _ablation_pieces(
     if not labelled:
         return piece, []
     return piece, figures(experiment, piece.title, labelled, (ablation.reference, remedy), command, piece.missing)
+
+
+def _version(run: Run) -> str:
+    """` version 1`, where a run is on a rendered data set."""
+    version = group_of(dict(run.metrics)).data_version
+    return f" version {version}" if version else ""
 
 
 def _by_dataset(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -162,7 +169,7 @@ def _trained_tables(runs: Sequence[Run], kind: Kind) -> list[Piece]:
         folders = dict.fromkeys(str(run.folder.parent) for run in of)
         piece = Piece(
             name=f"table-{kind}-{name}",
-            title=f"{what}, {name}",
+            title=f"{what}, {name}" + ("" if "-version-" in name else _version(of[0])),
             stands_for=RECALL if recall else DATA_SETS.get(dataset, NOT_IN_PAPER),
             command=f"mspose table {' '.join(folders)}{option}",
             runs=of,
