@@ -162,6 +162,9 @@ class LossSettings:
     diversity_weight: NonNegativeFloat = 0.0
     """Weight of the mean cosine similarity of different queries' attention in the encoders; 0: the
     term is not computed."""
+    regularisers: dict[str, float] = field(default_factory=dict)
+    """Weights of further terms of the encoders' attention, by their names in
+    `mspose.losses.REGULARISERS`."""
 
 
 @dataclass(frozen=True)
@@ -335,8 +338,12 @@ def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
 def differences(old: Settings, new: Settings) -> list[str]:
     """`name: old -> new` of every setting that makes another run."""
     before, after = flatten(old), flatten(new)
-    changed = (name for name in before if name not in PLACES and before[name] != after[name])
-    return [f"{name}: {before[name]} -> {after[name]}" for name in changed]
+    names = [name for name in before | after if name not in PLACES]
+    return [
+        f"{name}: {before.get(name)} -> {after.get(name)}"
+        for name in names
+        if before.get(name) != after.get(name)
+    ]
 
 
 def config_hash(settings: Settings) -> str:

@@ -82,6 +82,14 @@ def diversity_regulariser(attention: AttentionMap) -> Tensor:
     return attention_similarity(attention).mean()
 
 
+REGULARISERS: dict[str, Callable[[AttentionMap], Tensor]] = {
+    "entropy": entropy_regulariser,
+    "diversity": diversity_regulariser,
+}
+"""Terms of an encoder layer's attention: their mean over layers and branches is weighted by
+`loss.entropy_weight`, `loss.diversity_weight`, or by name in `loss.regularisers`."""
+
+
 class EncoderAttention(Observer):
     """Keeps the encoders' attention of one forward pass (queries and keys, never the weights).
 
@@ -115,6 +123,7 @@ class PoseLoss(nn.Module):
         qka_weight: float = 0.1,
         entropy_weight: float = 0.0,
         diversity_weight: float = 0.0,
+        regularisers: Mapping[str, float] | None = None,
     ) -> None:
         """Take the weights; the arguments are the settings `loss.*`.
 
@@ -127,17 +136,22 @@ class PoseLoss(nn.Module):
             qka_weight: lambda of the query-key alignment.
             entropy_weight: of the encoders' attention entropy; may be negative.
             diversity_weight: of the similarity of different queries' attention in the encoders.
+            regularisers: weights of further terms by their names in `REGULARISERS`.
 
         Raises:
-            MsposeError: a loss without a term of pose or scene.
+            MsposeError: a loss without a term of pose or scene, or an unknown regulariser.
         """
         super().__init__()
         self.learned = weighting == "learned"
         self.fixed_weights = {"position": position_weight, "orientation": orientation_weight}
         self.scene_weight = scene_weight
         self.qka_weight = qka_weight
-        self.entropy_weight = entropy_weight
-        self.diversity_weight = diversity_weight
+        given = {"entropy": entropy_weight, "diversity": diversity_weight, **(regularisers or {})}
+        self.regularisers = {name: weight for name, weight in given.items() if weight}
+        if unknown := [name for name in self.regularisers if name not in REGULARISERS]:
+            raise MsposeError(
+                f"regularisers: expected names of {', '.join(REGULARISERS)}, found {unknown[0]!r}"
+            )
         if self.learned:
             self.s_position = nn.Parameter(torch.tensor(float(s_position)))
             self.s_orientation = nn.Parameter(torch.tensor(float(s_orientation)))
@@ -150,7 +164,7 @@ class PoseLoss(nn.Module):
     @property
     def needs_attention(self) -> bool:
         """True where a term is computed from the encoders' attention maps."""
-        return bool(self.entropy_weight or self.diversity_weight)
+        return bool(self.regularisers)
 
     def forward(
         self,
@@ -186,8 +200,7 @@ class PoseLoss(nn.Module):
         Returns:
             What the terms are made of, under the names that TensorBoard shows: `error/position`
             (metres), `error/orientation` (0..2), `error/scene` (nats), `query_key_gap/<branch>`
-            of every branch with an encoder and, where they are terms,
-            `regulariser/entropy_<branch>` and `regulariser/diversity_<branch>`.
+            of every branch with an encoder and `regulariser/<name>_<branch>` of every regulariser.
 
         Raises:
             ValueError: a tensor of another shape than its name says, or no attention where the loss
@@ -206,21 +219,16 @@ class PoseLoss(nn.Module):
             if gap_BLH.shape[1]:
                 expect_shape("query_key_gap_BLH", gap_BLH, (batch, "layers", "heads"))
                 found[f"query_key_gap/{branch}"] = query_key_alignment(gap_BLH)
-        measures: dict[str, tuple[float, Callable[[AttentionMap], Tensor]]] = {
-            "entropy": (self.entropy_weight, entropy_regulariser),
-            "diversity": (self.diversity_weight, diversity_regulariser),
-        }
-        for name, (weight, measure) in measures.items():
-            if weight:
-                for branch, layers in (attention or {}).items():
-                    found[f"regulariser/{name}_{branch}"] = torch.stack(
-                        [measure(layer) for layer in layers.values()]
-                    ).mean()
+        for name in self.regularisers:
+            for branch, layers in (attention or {}).items():
+                found[f"regulariser/{name}_{branch}"] = torch.stack(
+                    [REGULARISERS[name](layer) for layer in layers.values()]
+                ).mean()
         return found
 
     def weighted(self, unweighted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weigh what `unweighted` returned: `position`, `orientation`, `scene`, `qka`, `entropy`,
-        `diversity`, as far as they are terms of the loss.
+        """Weigh what `unweighted` returned: `position`, `orientation`, `scene`, `qka` and the
+        regularisers by name, as far as they are terms of the loss.
         """
         terms = {}
         if self.learned:
@@ -234,10 +242,9 @@ class PoseLoss(nn.Module):
             terms["scene"] = self.scene_weight * unweighted["error/scene"]
         if self.qka_weight and (gaps := _family(unweighted, "query_key_gap/")):
             terms["qka"] = self.qka_weight * torch.stack(gaps).sum()
-        if entropy := _family(unweighted, "regulariser/entropy_"):
-            terms["entropy"] = self.entropy_weight * torch.stack(entropy).mean()
-        if diversity := _family(unweighted, "regulariser/diversity_"):
-            terms["diversity"] = self.diversity_weight * torch.stack(diversity).mean()
+        for name, weight in self.regularisers.items():
+            if branches := _family(unweighted, f"regulariser/{name}_"):
+                terms[name] = weight * torch.stack(branches).mean()
         return terms
 
     def weights(self) -> dict[str, Tensor]:

@@ -367,12 +367,11 @@ def check_attention_terms(settings: Settings) -> None:
     kind, loss = settings.model.kind, settings.loss
     if network_class(kind).has_attention:
         return
-    for name in ("entropy_weight", "diversity_weight"):
-        if weight := getattr(loss, name):
-            raise MsposeError(
-                f"loss.{name} {weight:g}: a model of kind {kind} has no attention to weigh: set it"
-                " to 0"
-            )
+    if regularisers := PoseLoss(**vars(loss)).regularisers:
+        raise MsposeError(
+            f"loss: a model of kind {kind} has no attention for the terms"
+            f" {', '.join(regularisers)}: set their weights to 0"
+        )
     if loss.qka_weight:
         log.info(
             "a model of kind %s has no queries and keys: loss.qka_weight %g is no term of its loss",

@@ -42,7 +42,6 @@ def test_every_setting_has_a_help_text():
     ("argument", "message"),
     [
         ("--model.position_encodng=sine", "did you mean model.position_encoding.*model.dim"),
-        ("--model.position_encoding=rotten", "'learned', 'sine', 'sine-normalized'.*rotten"),
         ("--traning.epochs=3", "did you mean training.epochs\\?"),
         ("--model.qka=3", "did you mean loss.qka_weight\\?.*model.dim"),
         ("--data.learning_rate=3", "did you mean training.learning_rate\\?"),

@@ -333,8 +333,8 @@ def build(kind="ms-transformer", *, precision="float32", dropout=0.0, encoders=(
     layers = {"position_encoder_layers": encoders[0], "orientation_encoder_layers": encoders[1]}
     layers |= {"position_decoder_layers": 1, "orientation_decoder_layers": 1}
     network = make_network(
-        kind,
-        scenes=["attic", "cellar"],
+        ["attic", "cellar"],
+        kind=kind,
         backbone="test_resnet",
         pretrained=False,
         dropout=dropout,

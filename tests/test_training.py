@@ -96,8 +96,9 @@ def test_a_run_that_is_preempted_and_killed_ends_bit_identical(small_settings, s
         return done.returncode, done.stderr.splitlines(), (state["epoch"], state["step"])
 
     def saved(number, progress):
-        return f"mspose: {number}: saved in {run} after {progress}; the same command goes on" + (
-            " from there"
+        return (
+            f"mspose: {number}: saved in {run} after {progress}; the same command goes on"
+            + " from there"
         )
 
     # the signal arrives while the next batch is made, and that batch is still learned from
@@ -204,7 +205,7 @@ def test_terms_of_attention_that_a_network_cannot_have_are_one_line(small_settin
     settings = vary(small_settings, model__kind="mspn", loss__diversity_weight=0.5)
     with pytest.raises(
         MsposeError,
-        match="loss.diversity_weight 0.5: a model of kind mspn has no attention to weigh",
+        match="a model of kind mspn has no attention for the terms diversity",
     ):
         train(settings, progress=False)
 

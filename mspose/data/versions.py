@@ -80,9 +80,14 @@ def with_version(data: DataSettings) -> DataSettings:
     """The settings with the version of a data set of format `virtual`, which is the one that this
     program renders.
 
-    Raises MsposeError where they name another.
+    A data set without card is left to whoever opens it. Raises MsposeError where they name another
+    version.
     """
-    if read_card(data.dataset).format != "virtual":
+    try:
+        virtual = read_card(data.dataset).format == "virtual"
+    except MsposeError:
+        virtual = False
+    if not virtual:
         return data
     if data.version not in (None, VERSION):
         raise MsposeError(

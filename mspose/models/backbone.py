@@ -7,7 +7,7 @@ along.
 
 import difflib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
-from torchvision.models import EfficientNet_B0_Weights, efficientnet_b0  # type: ignore[import-untyped]
+
+# type: ignore[import-untyped]
+from torchvision.models import EfficientNet_B0_Weights, efficientnet_b0
 
 from mspose.errors import MsposeError
 
@@ -53,28 +55,19 @@ class Backbone(nn.Module):
 
 
 def make_backbone(name: str, *, pretrained: bool) -> Backbone:
-    """Build the backbone `name`: `efficientnet_b0` (torchvision), `efficientnet_lite0` (weights
-    from an installed package) or any timm model that has feature maps of stride 8 and 16
-    (`tf_efficientnet_b0`, `resnet18`, ...).
+    """Build the backbone `name`: one of `BACKBONES`, or any timm model that has feature maps of
+    stride 8 and 16 (`tf_efficientnet_b0`, `resnet18`, ...).
 
     Args:
-        name: one of the two names above, else timm's name.
+        name: a key of `BACKBONES`, else timm's name.
         pretrained: start from ImageNet weights; False starts from random ones and downloads
             nothing.
 
     Raises:
         MsposeError: unknown name, no such maps, or weights that cannot be had.
     """
-    if name == "efficientnet_b0":
-        return TorchvisionB0(pretrained=pretrained)
-    if name == "efficientnet_lite0":
-        backbone = TimmBackbone("tf_efficientnet_lite0", pretrained=False)
-        if pretrained:
-            weights = _installed_lite0_weights()
-            backbone.load_matching(
-                {EFFICIENTNET_B0_NAMES[name]: tensor for name, tensor in weights.items()}
-            )
-        return backbone
+    if name in BACKBONES:
+        return BACKBONES[name](pretrained=pretrained)
     return TimmBackbone(name, pretrained=pretrained)
 
 
@@ -158,6 +151,24 @@ class TimmBackbone(Backbone):
         """
         own = self.net.state_dict()
         self.net.load_state_dict({name: tensor for name, tensor in state.items() if name in own})
+
+
+def lite0(*, pretrained: bool) -> Backbone:
+    """Build timm's EfficientNet-Lite0, with weights from an installed package."""
+    backbone = TimmBackbone("tf_efficientnet_lite0", pretrained=False)
+    if pretrained:
+        weights = _installed_lite0_weights()
+        backbone.load_matching(
+            {EFFICIENTNET_B0_NAMES[name]: tensor for name, tensor in weights.items()}
+        )
+    return backbone
+
+
+BACKBONES: dict[str, Callable[..., Backbone]] = {
+    "efficientnet_b0": TorchvisionB0,
+    "efficientnet_lite0": lite0,
+}
+"""Backbones that are not timm's, by name: each is built by a call with `pretrained`."""
 
 
 def _features(name: str, **options: Any) -> Any:
@@ -258,7 +269,7 @@ def _unread_modules(module: nn.Module, read: set[int]) -> Iterator[Child]:
 def _map_indices(name: str) -> tuple[int, int]:
     """Indices of the deepest maps of stride 8 and 16 among timm's feature maps of the model."""
     if not timm.is_model(name):
-        known = ["efficientnet_b0", "efficientnet_lite0", *timm.list_models()]
+        known = [*BACKBONES, *timm.list_models()]
         close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
         hint = (
             f"; close names: {', '.join(close)}"

@@ -182,6 +182,31 @@ def test_quick_tries_are_in_no_table_and_ground_truths_have_one_each(tmp_path: P
     assert "toy" not in original + sfm + (tmp_path / "paper" / "index.md").read_text()
 
 
+def test_versions_of_rendered_rooms_have_a_table_each(tmp_path: Path) -> None:
+    """Runs from before there were versions are of version 1."""
+    write_trained(tmp_path / "runs", "virtual", ground_truth="rendered")
+    (piece,) = [
+        p
+        for p in contents([tmp_path / "runs"], [], "mspose paper")
+        if p.name == "table-median-virtual"
+    ]
+    assert piece.title == "Median errors of trained runs, virtual version 1"
+    write_trained(
+        tmp_path / "runs", "virtual", variant="newer", ground_truth="rendered", data_version=2
+    )
+    make_paper([tmp_path / "runs"], tmp_path / "paper", ablations=[FILE])
+    for version, there, absent in (
+        (1, "virtual/all", "newer"),
+        (2, "virtual/newer", "virtual/all"),
+    ):
+        for kind in ("median", "recall"):
+            table = (
+                tmp_path / f"paper/tables/table-{kind}-virtual-rendered-test-version-{version}.md"
+            )
+            assert f"Data set virtual version {version}," in table.read_text()
+            assert there in table.read_text() and absent not in table.read_text()
+
+
 def test_attention_is_asked_for_of_networks_that_have_some(tmp_path: Path) -> None:
     """Not of MSPN, networks without encoders, baselines, or another method's predictions."""
     write_trained(tmp_path / "runs", "virtual", experiment="external", variant="other")

@@ -175,12 +175,13 @@ def test_csv_is_long_and_unrounded(tmp_path: Path, published: Path) -> None:
     write_run(tmp_path / "runs", {"attic": (1 / 3, 2.0)}, variant="attic", scene_accuracy=None)
     text = table_text([tmp_path / "runs"], format="csv", published_csv=published)
     header, first, *_ = text.splitlines()
-    assert header == (
-        "label,section,dataset,ground_truth,split,scene_selection,quick,scene,seeds,frames,"
+    assert (
+        header
+        == "label,section,dataset,ground_truth,split,scene_selection,quick,data_version,scene,seeds,frames,"
         "position_m,position_m_std,orientation_deg,orientation_deg_std,scene_accuracy,"
         "scene_accuracy_std,source,note"
     )
-    about = "Net_1,Published,rooms,original,test,predicted,False,attic"
+    about = "Net_1,Published,rooms,original,test,predicted,False,,attic"
     assert first == f'{about},,,0.2,,4.0,,,,"{SOURCE}",a note'
     table = pd.read_csv(io.StringIO(text), float_precision="round_trip").set_index(
         ["label", "scene"]
@@ -381,6 +382,31 @@ def test_a_published_row_of_another_ground_truth_never_stands_beside_a_run(
     with pytest.raises(MsposeError, match=r"ground truth sfm.*\(Other\)"):
         make_table(runs, published_rows(published, "rooms"))
     assert "Other" not in table_text([tmp_path / "runs"], published_csv=published)
+
+
+def test_rows_of_different_versions_of_rendered_rooms_never_share_a_table(tmp_path: Path) -> None:
+    """What recorded no version of rendered rooms is of version 1; other data sets have none."""
+    rendered = {"dataset": "virtual", "ground_truth": "rendered"}
+    older = write_run(tmp_path / "older", {"attic": (0.1, 4.0)}, **rendered)
+    newer = write_run(tmp_path / "newer", {"attic": (0.2, 4.0)}, data_version=2, **rendered)
+    stated = write_run(
+        tmp_path / "stated", {"attic": (0.1, 4.0)}, variant="stated", data_version=1, **rendered
+    )
+    with pytest.raises(MsposeError) as error:
+        make_table(collect_runs([older, newer]))
+    assert "virtual version 1, ground truth rendered" in one_line(error)
+    assert "virtual version 2, ground truth rendered" in one_line(error)
+    with pytest.raises(MsposeError, match="cannot share a table"):
+        table_text([older, newer])
+    assert "Data set virtual version 2, ground truth rendered" in table_text([newer])
+    together = table_text([older, stated], format="csv")
+    assert set(pd.read_csv(io.StringIO(together))["data_version"]) == {1}
+    assert (
+        "version"
+        not in make_table(
+            collect_runs([write_run(tmp_path / "real", {"attic": (0.1, 4)})])
+        ).caption()
+    )
 
 
 @pytest.mark.parametrize(

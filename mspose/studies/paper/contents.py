@@ -63,7 +63,9 @@ def contents(roots: Sequence[Path], ablations: Sequence[Ablation], command: str)
     for dataset, found in _by_dataset(networks).items():
         labelled = [(run.name, run) for run in found]
         pair = list(dict(labelled))[:2]
-        drawn += figures(dataset, f"trained runs on {dataset}", labelled, pair, command)
+        drawn += figures(
+            dataset, f"trained runs on {dataset}{_version(found[0])}", labelled, pair, command
+        )
     tables += [*_trained_tables(trained, "median"), *_trained_tables(runs, "recall")]
     tables.sort(key=lambda piece: (piece.stands_for == NOT_IN_PAPER, piece.stands_for))
     return [*tables, *drawn]
@@ -123,6 +125,7 @@ def _ablation_pieces(
         return piece, []
     labelled = [(label, run) for label, seeds in finished.runs.items() for run in seeds.values()]
     piece.runs = [run for _, run in labelled]
+    piece.title += _version(piece.runs[0])
     if finished.missing:
         overrides = "".join(
             f" --{name} {shlex.quote(value)}" for name, value in finished.overrides.items()
@@ -139,6 +142,12 @@ def _ablation_pieces(
         return piece, []
     pair = (ablation.reference, remedy)
     return piece, figures(experiment, piece.title, with_attention, pair, command, piece.missing)
+
+
+def _version(run: Run) -> str:
+    """` version 1`, where a run is on a rendered data set."""
+    version = group_of(run.metrics).data_version
+    return f" version {version}" if version else ""
 
 
 def _by_dataset(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -181,7 +190,7 @@ def _trained_tables(runs: Sequence[Run], kind: Kind) -> list[Piece]:
         folders = dict.fromkeys(str(run.folder.parent) for run in of_dataset)
         piece = Piece(
             name=f"table-{kind}-{name}",
-            title=f"{what}, {name}",
+            title=f"{what}, {name}" + ("" if "-version-" in name else _version(of_dataset[0])),
             stands_for=RECALL if recall else DATA_SETS.get(dataset, NOT_IN_PAPER),
             command=f"mspose table {' '.join(folders)}{option}",
             runs=of_dataset,
