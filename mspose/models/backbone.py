@@ -15,9 +15,7 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
-
-# type: ignore[import-untyped]
-from torchvision.models import EfficientNet_B0_Weights, efficientnet_b0
+from torchvision.models import EfficientNet_B0_Weights, efficientnet_b0  # type: ignore[import-untyped]
 
 from mspose.errors import MsposeError
 

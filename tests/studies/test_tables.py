@@ -177,8 +177,8 @@ def test_csv_is_long_and_unrounded(tmp_path: Path, published: Path) -> None:
     header, first, *_ = text.splitlines()
     assert (
         header
-        == "label,section,dataset,ground_truth,split,scene_selection,quick,data_version,scene,seeds,frames,"
-        "position_m,position_m_std,orientation_deg,orientation_deg_std,scene_accuracy,"
+        == "label,section,dataset,ground_truth,split,scene_selection,quick,data_version,scene,"
+        "seeds,frames,position_m,position_m_std,orientation_deg,orientation_deg_std,scene_accuracy,"
         "scene_accuracy_std,source,note"
     )
     about = "Net_1,Published,rooms,original,test,predicted,False,,attic"

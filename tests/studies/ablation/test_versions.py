@@ -10,7 +10,7 @@ import yaml
 from mspose.config import read_settings
 from mspose.data.virtual import VERSION
 from mspose.errors import MsposeError
-from mspose.studies.ablation.finished import finished_runs_of
+from mspose.studies.ablation.finished import finished_ablation
 from mspose.studies.ablation.plan import read_ablation
 from mspose.studies.ablation.table import ablation_table
 
@@ -50,7 +50,7 @@ def test_runs_are_planned_on_this_version() -> None:
 
 
 def test_the_table_says_that_runs_are_of_an_older_version(results: Path) -> None:
-    finished = finished_runs_of(read_ablation(FILE), [results])
+    finished = finished_ablation(read_ablation(FILE), [results])
     assert finished.group.data_version == 1
     assert (
         f"All runs have other settings than {FILE.name}: data.version 1, not {VERSION}."
@@ -62,7 +62,7 @@ def test_the_table_says_that_runs_are_of_an_older_version(results: Path) -> None
 
 def test_runs_of_an_older_version_are_left_out_beside_newer_ones_and_named(results: Path) -> None:
     made_newer(results / EXPERIMENT / "qka" / "seed-1")
-    finished = finished_runs_of(read_ablation(FILE), [results])
+    finished = finished_ablation(read_ablation(FILE), [results])
     assert {label: list(seeds) for label, seeds in finished.runs.items()} == {"qka": [1]}
     assert finished.group.data_version == VERSION
     left_out = next(
@@ -77,7 +77,7 @@ def test_a_run_of_this_version_and_the_record_of_an_older_one_are_two(
     newer = tmp_path / "runs" / EXPERIMENT / "qka" / "seed-0"
     shutil.copytree(results / EXPERIMENT / "qka" / "seed-0", newer)
     made_newer(newer)
-    finished = finished_runs_of(read_ablation(FILE), [tmp_path / "runs", results])
+    finished = finished_ablation(read_ablation(FILE), [tmp_path / "runs", results])
     assert [run.folder for run in finished.runs["qka"].values()] == [newer]
 
 
