@@ -417,7 +417,7 @@ def test_bad_frames_stop_or_are_counted(own_run, own_data, tmp_path, caplog):
         (
             "model.json",
             '{"format": 1, "kind": "ms-transformer"}',
-            "does not describe a model.*architecture",
+            "does not describe a model.*settings",
         ),
         ("model.safetensors", None, "model.safetensors is missing"),
         ("model.safetensors", "half of it", "model.safetensors is broken"),

@@ -134,7 +134,7 @@ def test_both_predictions_give_the_same_poses():
     ours, reference = make_sides(TOY, CPU)
     batch = random_batch(TOY, 2, CPU)
     found, expected = (
-        prediction(network, batch).run() for network in (ours.eval().fuse(), reference.eval())
+        prediction(network, batch).run() for network in (ours.eval(), reference.eval())
     )
     torch.testing.assert_close(found.position_B3, expected.position_B3, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.orientation_B4, expected.orientation_B4, rtol=1e-4, atol=1e-5)
