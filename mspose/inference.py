@@ -164,8 +164,7 @@ class PoseEstimator:
 def load(run: Path | str, device: str = "auto") -> PoseEstimator:
     """Load the trained model of a run folder or of the Hugging Face hub (`user/name`).
 
-    Raises MsposeError where the folder holds no model, a broken one, or one of another
-    architecture.
+    Raises MsposeError where there is no model, or a broken one.
     """
     run = model_folder(run)
     weights, description = load_model(run)

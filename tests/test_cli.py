@@ -123,7 +123,7 @@ def test_scenes_override_the_experiment_file(call, experiment, tmp_path):
     assert call("train", "--config", experiment, "--quiet", "--scenes", "cellar")[0] == 0
     run = tmp_path / "runs" / "small" / "cellar" / "seed-0"
     assert read_settings(run / "config.yaml").data.scenes == ["cellar"]
-    assert json.loads((run / "model.json").read_text())["architecture"]["scenes"] == ["cellar"]
+    assert json.loads((run / "model.json").read_text())["scenes"] == ["cellar"]
     assert call("evaluate", run, "--quiet")[0] == 0
     assert list(json.loads((run / "metrics.json").read_text())["scenes"]) == ["cellar"]
 

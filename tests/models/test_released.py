@@ -281,8 +281,6 @@ def test_a_checkpoint_without_later_blocks_or_encoder_layers_converts(state):
 @pytest.mark.parametrize(
     "name",
     [
-        "query_embed_t.weight",
-        "regressor_head_t.fc_h.bias",
         "transformer_t.encoder.layers.0.self_attn.in_proj_weight",
         "transformer_rot.decoder.layers.0.multihead_attn.out_proj.bias",
         "transformer_t.decoder.layers.0.linear1.weight",
@@ -344,6 +342,13 @@ def test_a_gap_between_layers_is_missing(state):
 def test_scene_names_must_fit(state, scenes, words):
     with pytest.raises(MsposeError, match=words):
         convert_released(state, scenes=scenes)
+
+
+@pytest.mark.parametrize("name", ["query_embed_t.weight", "regressor_head_t.fc_h.bias"])
+def test_a_missing_tensor_that_sizes_are_read_off_is_named(state, name):
+    del state[name]
+    with pytest.raises(MsposeError, match=f"it has no usable {name}"):
+        convert_released(state, scenes=ABC)
 
 
 def test_another_model_is_refused():

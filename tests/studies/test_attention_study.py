@@ -77,10 +77,10 @@ def arrays(studied) -> dict[str, np.ndarray]:
 def rebuilt(run: Path, **changes) -> Path:
     """The same run with a fresh model of another architecture."""
     _, description = load_model(run)
-    architecture = description["architecture"] | changes
+    settings = description["settings"] | changes
     torch.manual_seed(0)
-    network = MSTransformer(**architecture, pretrained=False)
-    save_model(run, network.state_dict(), {**description, "architecture": architecture})
+    network = MSTransformer(description["scenes"], **settings)
+    save_model(run, network.state_dict(), {**description, "settings": settings})
     return run
 
 
@@ -219,7 +219,7 @@ def test_distances_between_encodings_and_their_profile(studied, arrays):
     position_NC = (
         load(studied, "cpu")
         .network.position_encoding(3, 3, torch.float64, torch.device("cpu"))
-        .numpy()
+        .added_NC.numpy()
     )
     by_hand = np.array(
         [[np.sqrt(((one - other) ** 2).sum()) for other in position_NC] for one in position_NC]

@@ -149,7 +149,7 @@ def test_the_run_folder_loads_and_says_what_it_is(converted, checkpoint):
     }
     estimator = mspose.load(run, "cpu")
     assert estimator.scenes == tuple(SEVEN)
-    assert estimator.network.architecture["position_encoding"] == "learned"
+    assert estimator.network.settings.position_encoding == "learned"
     estimate = estimator(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8))
     assert np.isfinite(estimate.position).all()
     assert np.linalg.norm(estimate.orientation) == pytest.approx(1)
@@ -181,7 +181,7 @@ def test_the_settings_describe_the_network(converted):
         "position_encoding",
         "orientation_encoder_layers",
     ):
-        assert getattr(settings.model, name) == description["architecture"][name]
+        assert getattr(settings.model, name) == description["settings"][name]
     assert settings.loss.qka_weight == 0
 
 

@@ -67,7 +67,7 @@ def test_a_fixed_scene_is_the_scene_of_all_images(small_run):
         preparation.resize, preparation.crop, preparation.mean, preparation.std
     )
     for index, scene in enumerate(estimator.scenes):
-        module = Deployed(inside, estimator.fused, scene=index)
+        module = Deployed(inside, estimator.network, scene=index)
 
         def answer(image_BHW3, module=module):
             with torch.no_grad():
@@ -116,9 +116,7 @@ def test_every_kind_of_network_is_traced(choice):
         "pretrained": False,
     }
     network = make_network(**(settings | sizes | choice))
-    module = Deployed(
-        GraphPreprocessing(36, 32, network.mean, network.std), network.eval().fuse()
-    ).eval()
+    module = Deployed(GraphPreprocessing(36, 32, network.mean, network.std), network.eval()).eval()
     program = trace(module).module()
     rng = np.random.default_rng(0)
     for shape in ((1, 50, 70, 3), (5, 33, 20, 3)):
