@@ -87,9 +87,9 @@ class _DropoutAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     @torch.autocast("cpu", enabled=False)
-    def backward(ctx: Any, *gradients: Any) -> Any:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
         query_GQD, key_GKD, value_GKD, attended_GQD = map(_heads, ctx.saved_tensors)
-        gradient_GQD = _heads(gradients[0])
+        gradient_GQD = _heads(grad_outputs[0])
         # The gradient of a softmax takes from each row its mean under the attention.
         mean_GQ1 = (gradient_GQD * attended_GQD).sum(dim=-1, keepdim=True)
         gradient_GQD = gradient_GQD / (1 - ctx.dropped / RESOLUTION)

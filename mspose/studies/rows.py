@@ -114,6 +114,8 @@ class Row:
     thresholds: tuple[tuple[float, float], ...] = ()
     seeds: tuple[int, ...] = ()
     baseline: bool = False
+    machines: tuple[str, ...] = ()
+    """CPU or GPU, and version of torch, of the evaluations."""
     source: str = ""
     note: str = ""
 
@@ -224,6 +226,7 @@ def _row(seeds: Sequence[Run]) -> Row:
         ),
         seeds=tuple(run.seed for run in seeds if run.seed is not None),
         baseline=first.is_baseline,
+        machines=tuple(dict.fromkeys(filter(None, map(_machine, seeds)))),
         note=f"bad frames left out: {bad}" if bad else "",
     )
 
@@ -240,6 +243,13 @@ def _scene_metrics(seeds: Sequence[Mapping[str, Any]]) -> SceneMetrics:
         scene_accuracy=measure("scene_accuracy") if predicted else None,
         frames=seeds[0]["frames"],
     )
+
+
+def _machine(run: Run) -> str:
+    """Return the device and the version of torch of an evaluation, as far as they are recorded."""
+    found = run.provenance
+    torch = f"torch {found['torch']}" if found.get("torch") else ""
+    return ", ".join(filter(None, (str(found.get("device") or ""), torch)))
 
 
 def published_rows(path: Path | str = PUBLISHED_CSV, dataset: str | None = None) -> list[Row]:

@@ -261,6 +261,9 @@ class Table(PrintedTable):
         }
         frames = [f"{scene} {' or '.join(found)}" for scene, found in counts.items() if found]
         lines = [f"Frames evaluated in this repository: {', '.join(frames)}."] if frames else []
+        machines = list(dict.fromkeys(name for row in own for name in row.machines))
+        if machines:
+            lines.append(f"Evaluated on: {'; '.join(machines)}.")
         return [*lines, *self.remarks]
 
     def grid(self, style: Style) -> tuple[pd.DataFrame, list[str]]:
