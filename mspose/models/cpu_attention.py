@@ -87,7 +87,7 @@ class _DropoutAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     @torch.autocast("cpu", enabled=False)
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # type: ignore[override]
         query_GQD, key_GKD, value_GKD, attended_GQD = map(_heads, ctx.saved_tensors)
         gradient_GQD = _heads(grad_outputs[0])
         # The gradient of a softmax takes from each row its mean under the attention.
