@@ -391,7 +391,11 @@ def test_bad_frames_stop_or_are_counted(own_run, own_data, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("model.json", '{"format": 1, "kind": "ms-transformer"}', "does not describe a model.*settings"),
+        (
+            "model.json",
+            '{"format": 1, "kind": "ms-transformer"}',
+            "does not describe a model.*settings",
+        ),
         ("model.safetensors", None, "model.safetensors is missing"),
         ("config.yaml", None, "no such settings file: .*config.yaml"),
         ("config.yaml", "model:\n  dimm: 3\n", "config.yaml: .*dimm.*did you mean model.dim"),
