@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from mspose.baselines import evaluate_baselines
-from mspose.checkpoint import load_model
-from mspose.rows import collect_runs
 
 from mspose.config import DataSettings, config_hash, read_settings
 from mspose.data.cards import read_card
@@ -17,6 +14,9 @@ from mspose.data.versions import predicted_data, recorded_version, rendered_vers
 from mspose.data.virtual import RECORD, VERSION, render_virtual
 from mspose.errors import MsposeError
 from mspose.evaluation import evaluate_predictions, evaluate_run
+from mspose.run import load_model
+from mspose.studies.baselines import evaluate_baselines
+from mspose.studies.rows import collect_runs
 from mspose.training import train
 
 RENDER = {"frames_per_sequence": 6, "width": 96, "height": 72, "focal_px": 87.75}
