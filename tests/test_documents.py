@@ -10,7 +10,6 @@ import pytest
 from mspose import cli
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "experiments/README.md", *sorted(ROOT.glob("docs/*.md"))]
 
 
@@ -45,9 +44,15 @@ def test_make_help_lists_every_target():
         assert f"make {target} " in listed, target
 
 
-def test_the_make_commands_of_the_readme_exist_and_their_arguments_are_accepted():
-    commands = {line.split("#")[0] for line in re.findall(r"^make .*$", README, re.M)}
-    assert len(commands) > 1
+def shell_lines(program: str) -> set[str]:
+    """The lines of the pages' shell blocks that begin with a program."""
+    blocks = re.findall(r"```sh\n(.*?)```", "".join(page.read_text() for page in PAGES), re.S)
+    return set(re.findall(rf"^{program} .*$", "".join(blocks), re.M))
+
+
+def test_the_make_commands_of_all_pages_exist_and_their_arguments_are_accepted():
+    commands = {line.split("#")[0] for line in shell_lines("make")}
+    assert len(commands) > 15
     for command in commands | {'make ablation SEEDS="0 1" DATASET=7scenes', "make cache"}:
         for words in dry(command):
             if words[:1] == [".venv/bin/mspose"]:
@@ -55,7 +60,7 @@ def test_the_make_commands_of_the_readme_exist_and_their_arguments_are_accepted(
 
 
 def test_the_mspose_commands_of_all_pages_are_accepted():
-    lines = [line for page in PAGES for line in re.findall(r"^mspose .*$", page.read_text(), re.M)]
+    lines = shell_lines("mspose")
     assert len(lines) > 5
     for line in lines:
         parse(shlex.split(line.partition(" > ")[0], comments=True))
@@ -85,7 +90,8 @@ def test_eval_asks_for_its_run():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_and_pictures_of_the_pages_are_there(page):
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
         if not target.startswith("http"):
             assert page.parent.joinpath(target).is_file(), target
 
