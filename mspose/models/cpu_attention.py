@@ -87,7 +87,9 @@ class _DropoutAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     @torch.autocast("cpu", enabled=False)
-    def backward(ctx: Any, gradient_BHQD: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # type: ignore[override]
+        ctx: Any, gradient_BHQD: Tensor
+    ) -> tuple[Tensor | None, ...]:
         query_GQD, key_GKD, value_GKD, attended_GQD = map(_heads, ctx.saved_tensors)
         gradient_GQD = _heads(gradient_BHQD)
         # The gradient of a softmax takes from each row its mean under the attention.

@@ -295,7 +295,8 @@ def _check_settings(settings: ModelSettings) -> None:
     already, a `model.json` or a call from Python was not.
     """
     for field in dataclasses.fields(settings):
-        value, allowed = getattr(settings, field.name), field.type
+        value = getattr(settings, field.name)
+        allowed: Any = field.type
         if get_origin(allowed) is Literal and value not in get_args(allowed):
             expected = ", ".join(get_args(allowed))
             raise MsposeError(f"{field.name}: expected one of {expected}, found {value!r}")
