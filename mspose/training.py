@@ -35,7 +35,7 @@ from mspose.errors import MsposeError, Preempted
 from mspose.inference import resolve_device
 from mspose.losses import PoseLoss
 from mspose.models.batch_norm import SharedStatistics
-from mspose.models.kinds import make_network
+from mspose.models.kinds import make_network, network_class
 from mspose.models.network import SMALLEST_IMAGE, PoseNetwork
 from mspose.models.stored import load_weights, read_construction
 from mspose.monitoring import Monitor
@@ -84,6 +84,7 @@ def train_from(
         entropy_weight=weighing.entropy_weight,
         diversity_weight=weighing.diversity_weight,
     )
+    network_class(settings.model.kind).check_settings(settings.model)
     torch.manual_seed(settings.seed)
     parts, network = open_data_and_network(settings, card, device, progress=progress)
     loss_of = PoseLoss(**vars(weighing)).to(device)
