@@ -41,7 +41,7 @@ def test_every_setting_has_a_help_text():
     ("argument", "message"),
     [
         ("--model.position_encodng=sine", "did you mean model.position_encoding.*model.dim"),
-        ("--model.position_encoding=rotten", "'learned', 'sine', 'sine-normalized'.*rotten"),
+        ("--model.attention_scale=rotten", "'head-dim', 'tokens'.*rotten"),
         ("--traning.epochs=3", "did you mean training.epochs"),
         ("--seed=lucky", "seed.*lucky"),
         ("--training.epochs=0", "training.epochs.*0 does not conform"),
