@@ -61,6 +61,7 @@ def train(settings: Settings, *, progress: bool = True) -> Path:
     settings = replace(settings, data=with_version(settings.data))
     run = settings.run_folder(card.ground_truths[0])
     check_folder(run, settings)
+    network_class(settings.model.kind).check_settings(settings.model)
     check_attention_terms(settings)
     device = resolve_device(settings.device)
     with distributed.joined(device):

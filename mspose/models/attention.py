@@ -97,7 +97,7 @@ class Attention(nn.Module):
             ValueError: a tensor has another shape than its name says.
         """
         expect_shape("query_BQC", query_BQC, ("batch", "queries", self.dim))
-        expect_shape("key_BKC", key_BKC, (len(query_BQC), "keys", self.dim))
+        expect_shape("key_BKC", key_BKC, (query_BQC.shape[0], "keys", self.dim))
         expect_shape("value_BKC", value_BKC, tuple(key_BKC.shape))
         rotation_2NP, bias_HQK = (
             (None, None) if positions is None else (positions.rotation_2NP, positions.bias_HNN)

@@ -125,7 +125,11 @@ class MSTransformer(PoseNetwork):
         """As `PoseNetwork`."""
         super().__init__(scenes, settings, **changes)
         settings = self.settings
-        _check_sizes(settings, len(self.scenes))
+        if settings.query_initialisation == "orthogonal" and len(self.scenes) > settings.dim:
+            raise MsposeError(
+                "query_initialisation orthogonal: expected no more scenes than channels (dim"
+                f" {settings.dim}), found {len(self.scenes)} scenes"
+            )
         dim, heads = settings.dim, settings.heads
         encoding = TOKEN_POSITIONS[settings.position_encoding]
         sizes = (dim, heads, settings.feedforward)
@@ -167,6 +171,21 @@ class MSTransformer(PoseNetwork):
         self.position_head = Head(dim, settings.head_hidden, 3)
         self.orientation_head = Head(dim, settings.head_hidden, 4)
 
+    @classmethod
+    def check_settings(cls, settings: ModelSettings) -> None:
+        """As `PoseNetwork.check_settings`."""
+        super().check_settings(settings)
+        if settings.position_encoding not in TOKEN_POSITIONS:
+            raise MsposeError(
+                f"position_encoding: expected one of {', '.join(TOKEN_POSITIONS)}, found"
+                f" {settings.position_encoding!r}"
+            )
+        if settings.dim % settings.heads or settings.dim % 4:
+            raise MsposeError(
+                f"dim: expected a multiple of heads ({settings.heads}) and of 4, found"
+                f" {settings.dim}"
+            )
+
     def forward(
         self, image_B3HW: Tensor, scene_B: Tensor | None = None, *, observer: Observer | None = None
     ) -> PoseOutput:
@@ -196,20 +215,3 @@ class MSTransformer(PoseNetwork):
                 scene_B=scene_B,
                 query_key_gap={"position": position_gap_BLH, "orientation": orientation_gap_BLH},
             )
-
-
-def _check_sizes(settings: ModelSettings, scenes: int) -> None:
-    """Raise MsposeError for settings that do not fit together."""
-    dim, heads = settings.dim, settings.heads
-    if settings.position_encoding not in TOKEN_POSITIONS:
-        raise MsposeError(
-            f"position_encoding: expected one of {', '.join(TOKEN_POSITIONS)}, found"
-            f" {settings.position_encoding!r}"
-        )
-    if dim % heads or dim % 4:
-        raise MsposeError(f"dim: expected a multiple of heads ({heads}) and of 4, found {dim}")
-    if settings.query_initialisation == "orthogonal" and scenes > dim:
-        raise MsposeError(
-            f"query_initialisation orthogonal: expected no more scenes than channels (dim {dim}),"
-            f" found {scenes} scenes"
-        )

@@ -105,7 +105,28 @@ class PoseNetwork(nn.Module):
         self.description: dict[str, Any] = {}
         self.recompute_backbone = False
         _check_scenes(self.scenes)
-        _check_settings(self.settings)
+        self.check_settings(self.settings)
+
+    @classmethod
+    def check_settings(cls, settings: ModelSettings) -> None:
+        """Raise MsposeError for settings that make no network, before anything is built.
+
+        A command line was checked for most already, a `model.json` or a call from Python was not.
+        """
+        for field in dataclasses.fields(settings):
+            value = getattr(settings, field.name)
+            allowed: Any = field.type
+            if get_origin(allowed) is Literal and value not in get_args(allowed):
+                expected = ", ".join(get_args(allowed))
+                raise MsposeError(f"{field.name}: expected one of {expected}, found {value!r}")
+            if hasattr(allowed, "_restrictions"):  # one of jsonargparse's restricted number types
+                try:
+                    allowed(value)
+                except (TypeError, ValueError) as error:
+                    raise MsposeError(f"{field.name}: {error}") from error
+        for name in ("dropout", "attention_dropout"):
+            if getattr(settings, name) == 1:
+                raise MsposeError(f"{name}: expected a probability below 1, found 1")
 
     @classmethod
     def from_pretrained(cls, source: Path | str, **hub_options: Any) -> Self:
@@ -275,25 +296,6 @@ def _check_scenes(scenes: Sequence[str]) -> None:
         raise MsposeError(
             f"scenes: expected each name once, found {', '.join(twice)} more than once"
         )
-
-
-def _check_settings(settings: ModelSettings) -> None:
-    """Raise MsposeError for a value that its field does not allow; a command line was checked
-    already, a `model.json` or a call from Python was not.
-    """
-    for field in dataclasses.fields(settings):
-        value, allowed = getattr(settings, field.name), field.type
-        if get_origin(allowed) is Literal and value not in get_args(allowed):
-            expected = ", ".join(get_args(allowed))
-            raise MsposeError(f"{field.name}: expected one of {expected}, found {value!r}")
-        if hasattr(allowed, "_restrictions"):  # one of jsonargparse's restricted number types
-            try:
-                allowed(value)  # type: ignore[operator]
-            except (TypeError, ValueError) as error:
-                raise MsposeError(f"{field.name}: {error}") from error
-    for name in ("dropout", "attention_dropout"):
-        if getattr(settings, name) == 1:
-            raise MsposeError(f"{name}: expected a probability below 1, found 1")
 
 
 @contextmanager

@@ -94,7 +94,7 @@ class Encoder(nn.Module):
             gaps_BH.append(query_key_gap(attention.query_BHQD, attention.key_BHKD))
             if observer is not None:
                 observer(index, attention)
-        none_B00 = tokens_BNC.new_zeros(len(tokens_BNC), 0, 0)
+        none_B00 = tokens_BNC.new_zeros(tokens_BNC.shape[0], 0, 0)
         return self.norm(tokens_BNC), torch.stack(gaps_BH, dim=1) if gaps_BH else none_B00
 
 
@@ -154,7 +154,7 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Returns scene_BSC, one vector per image and scene; `added_NC` is added to the keys."""
         memory_key_BNC = memory_BNC + added_NC
-        scene_BSC = torch.zeros_like(query_SC).expand(len(memory_BNC), -1, -1)
+        scene_BSC = torch.zeros_like(query_SC).expand(memory_BNC.shape[0], -1, -1)
         for index, layer in enumerate(self.layers):
             scene_BSC, attention = layer(scene_BSC, query_SC, memory_BNC, memory_key_BNC)
             if observer is not None:

@@ -367,7 +367,8 @@ def test_a_branch_without_encoder_layers_leaves_the_other_to_study(own_run, tmp_
 
 def test_a_model_without_queries_and_keys_is_refused(own_run, tmp_path):
     weights, description = load_model(own_run)
-    save_model(own_run, weights, {**description, "kind": "mspn"})
+    settings = {**description["settings"], "kind": "mspn"}
+    save_model(own_run, weights, {**description, "settings": settings})
     with pytest.raises(MsposeError, match=r"seed-5: a model of kind mspn has no queries and keys"):
         study(own_run, tmp_path)
 
