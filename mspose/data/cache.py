@@ -315,7 +315,7 @@ def _read_index(target: Path, about: dict, stamp: str) -> NDArray[np.int64]:
     if about.get("stamp") != stamp or about.get("index_checksum") != zlib.crc32(index.tobytes()):
         return nothing
     for offset, height, width, _, checksum in index[evenly(len(index), CHECKED)].tolist():
-        if zlib.crc32(data[offset : offset + height * width * 3]) != checksum:
+        if zlib.crc32(data[offset : offset + height * width * 3].data) != checksum:
             return nothing
     return index if len(data) >= _end(index) else nothing
 
