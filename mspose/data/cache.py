@@ -4,13 +4,14 @@ the device.
 A cache folder belongs to one list of images and one size. It holds
 
     frames.u8     the resized RGB images one after another
-    index.npy     offset, height, width and the source's short side of each; height 0 for an image
-                  that could not be read
-    about.json    a stamp of the size and time of every source file, and the images that could not
-                  be read
+    index.npy     offset, height, width, the source's short side and a checksum of each; height 0
+                  for an image that could not be read
+    about.json    a stamp of the size and time of every source file, the images that could not be
+                  read, and a checksum of the index
 
-`about.json` is written last: a cache without it is unfinished and is built anew, as is one whose
-source files have changed since or whose files have not the right size.
+The last two are written anew after every `CHUNK` frames, so that an interrupted build continues
+with the next chunk. Opening a cache compares the stamp, the checksum of the index, the size of the
+frames and the checksums of `CHECKED` of them; where one differs, the cache is built anew.
 """
 
 import fcntl
@@ -18,6 +19,7 @@ import hashlib
 import json
 import logging
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -41,7 +43,9 @@ FORMAT = "pillow-bilinear-4"
 COPY_BYTES = 2**28
 """Bytes copied to a device at a time."""
 CHUNK = 256
-"""Frames decoded before they are written, which bounds the memory."""
+"""Frames decoded before they are written: bounds the memory, and what an interruption loses."""
+CHECKED = 64
+"""Frames, evenly spread, whose checksums are compared when a cache is opened."""
 log = logging.getLogger("mspose")
 
 
@@ -52,10 +56,7 @@ class FrameCache:
         self.folder = folder
         self.problems = problems
         self._index = np.load(folder / "index.npy", allow_pickle=False)
-        data = folder / "frames.u8"
-        self._bytes = np.zeros(0, np.uint8)  # an empty file cannot be mapped
-        if data.stat().st_size:
-            self._bytes = np.asarray(np.memmap(data, np.uint8, mode="r"))
+        self._bytes = _map(folder / "frames.u8")
         self._on_device: Tensor | None = None
 
     def __len__(self) -> int:
@@ -200,7 +201,7 @@ def open_cache(
     on_bad_frame: str = "stop",
     progress: bool = True,
 ) -> tuple[pd.DataFrame, FrameCache]:
-    """Open the cache of `frames`, after building it where needed.
+    """Open the cache of `frames`, after building it, or the rest of it, where needed.
 
     Returns the rows of `frames` that it holds, with a column `cache_row`, their number in it, and
     the cache. Under `on_bad_frame="skip"` rows whose image is missing or broken are left out and
@@ -217,7 +218,8 @@ def open_cache(
         target.mkdir(parents=True, exist_ok=True)
         with _locked(target):
             about = _read_about(target)
-            if about.get("stamp") != stamp or not _is_whole(target, len(images)):
+            index = _read_index(target, about, stamp)
+            if not len(index):
                 if about:
                     log.info(
                         "the frame cache %s is damaged or its source files have changed: it is"
@@ -225,17 +227,16 @@ def open_cache(
                         target,
                     )
                 (target / "about.json").unlink(missing_ok=True)
-                problems = _build(target, sources, short_side, on_bad_frame, progress)
-                about = {"stamp": stamp, "problems": problems}
+                about = {"stamp": stamp, "problems": {}}
                 about |= {"short_side": short_side, "root": str(root.resolve())}
-                with whole_file(target / "about.json") as file:
-                    json.dump(about, file, indent=2)
+            if len(index) < len(images):
+                _build(target, index, about, sources, short_side, on_bad_frame, progress)
     except OSError as error:
         raise MsposeError(
             f"cannot write the frame cache {target}: {error.strerror}; free space, or choose"
             " another folder with --data.cache"
         ) from error
-    cache = FrameCache(target, {int(row): text for row, text in about.get("problems", {}).items()})
+    cache = FrameCache(target, {int(row): text for row, text in about["problems"].items()})
     readable = cache.readable
     if not readable.all():
         first = cache.problems[int(np.flatnonzero(~readable)[0])]
@@ -297,22 +298,43 @@ def _read_about(target: Path) -> dict:
         return {}
 
 
-def _is_whole(target: Path, count: int) -> bool:
+def _map(path: Path) -> NDArray[np.uint8]:
+    if not path.stat().st_size:
+        return np.zeros(0, np.uint8)  # an empty file cannot be mapped
+    return np.asarray(np.memmap(path, np.uint8, mode="r"))
+
+
+def _read_index(target: Path, about: dict, stamp: str) -> NDArray[np.int64]:
+    """Index (N, 5) of the frames written so far; empty where the cache is damaged or outdated."""
+    nothing = np.zeros((0, 5), np.int64)
     try:
         index = np.load(target / "index.npy", allow_pickle=False)
-        size = (target / "frames.u8").stat().st_size
-        return len(index) == count and size == 3 * int(index[:, 1:3].prod(axis=1).sum())
-    except (OSError, ValueError, IndexError):
-        return False
+        data = _map(target / "frames.u8")
+    except (OSError, ValueError, EOFError):
+        return nothing
+    if about.get("stamp") != stamp or about.get("index_checksum") != zlib.crc32(index.tobytes()):
+        return nothing
+    for offset, height, width, _, checksum in index[evenly(len(index), CHECKED)].tolist():
+        if zlib.crc32(data[offset : offset + height * width * 3].data) != checksum:
+            return nothing
+    return index if len(data) >= _end(index) else nothing
+
+
+def _end(index_N5: NDArray[np.int64]) -> int:
+    """Number of bytes of the frames in an index."""
+    return 3 * int(index_N5[:, 1:3].prod(axis=1).sum())
 
 
 def _build(
-    target: Path, sources: Sequence[str], short_side: int, on_bad_frame: str, progress: bool
-) -> dict[int, str]:
-    """Write `frames.u8` and `index.npy`.
-
-    Returns row -> problem of the images that could not be read.
-    """
+    target: Path,
+    done_N5: NDArray[np.int64],
+    about: dict,
+    sources: Sequence[str],
+    short_side: int,
+    on_bad_frame: str,
+    progress: bool,
+) -> None:
+    """Append the frames that follow those of the index `done_N5`, and complete `about`."""
 
     def decode(source: str) -> tuple[NDArray[np.uint8], int] | str:
         path = Path(source)
@@ -322,29 +344,40 @@ def _build(
             return str(error)
         return resize_short_side(image_HW3, short_side), min(image_HW3.shape[:2])
 
-    index_N4 = np.zeros((len(sources), 4), np.int64)
-    problems = {}
-    offset = 0
+    index_N5 = np.zeros((len(sources), 5), np.int64)
+    index_N5[: len(done_N5)] = done_N5
+    offset = _end(done_N5)
     with (
-        (target / "frames.u8").open("wb") as file,
+        (target / "frames.u8").open("ab") as file,
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(total=len(sources), desc="decoding frames", unit="frame", disable=not progress) as bar,
+        tqdm(
+            total=len(sources),
+            initial=len(done_N5),
+            desc="decoding frames",
+            unit="frame",
+            disable=not progress,
+        ) as bar,
     ):
-        for start in range(0, len(sources), CHUNK):
+        file.truncate(offset)
+        for start in range(len(done_N5), len(sources), CHUNK):
             decoded = pool.map(decode, sources[start : start + CHUNK])
             for row, frame in enumerate(decoded, start=start):
                 if not isinstance(frame, str):
                     image_HW3, source_side = frame
-                    index_N4[row] = (offset, *image_HW3.shape[:2], source_side)
-                    file.write(image_HW3.tobytes())
-                    offset += image_HW3.nbytes
+                    data = image_HW3.tobytes()
+                    index_N5[row] = (offset, *image_HW3.shape[:2], source_side, zlib.crc32(data))
+                    file.write(data)
+                    offset += len(data)
                 elif on_bad_frame == "stop":
                     raise _unreadable(frame)
                 else:
-                    problems[row] = frame
+                    about["problems"][str(row)] = frame
                 bar.update()
-        file.flush()
-        os.fsync(file.fileno())
-    with whole_file(target / "index.npy", "wb") as index_file:
-        np.save(index_file, index_N4, allow_pickle=False)
-    return problems
+            file.flush()
+            os.fsync(file.fileno())  # before the index, which says that they are there
+            index = index_N5[: start + CHUNK]
+            with whole_file(target / "index.npy", "wb") as index_file:
+                np.save(index_file, index, allow_pickle=False)
+            about["index_checksum"] = zlib.crc32(index.tobytes())
+            with whole_file(target / "about.json") as about_file:
+                json.dump(about, about_file, indent=2)

@@ -2,8 +2,8 @@
 
     <root>/<Scene>/dataset_train.txt, dataset_test.txt
 
-have three header lines, then lines `file X Y Z W P Q R`. X Y Z is the camera's centre, W P Q R a
-quaternion of any norm, world-to-camera, which the header does not say.
+have three header lines (or none), then lines `file X Y Z W P Q R`. X Y Z is the camera's centre,
+W P Q R a quaternion of any norm, world-to-camera, which the header does not say.
 """
 
 import math

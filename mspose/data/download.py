@@ -8,11 +8,12 @@ import errno
 import hashlib
 import logging
 import shutil
+import stat
 import time
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import requests
 from tqdm import tqdm
@@ -270,7 +271,7 @@ def unpack_scene(archive: Path, card: Card, scene: str, root: Path) -> str:
     """Unpack the archive of a scene to `<root>/<scene>`, zips inside it too; all of it or nothing.
 
     Returns the number of frames of each split, as text. Raises MsposeError for an archive that is
-    broken, not of that scene, or not whole.
+    broken, not of that scene, not whole, or has members that lead outside of it.
     """
     beside = root / f".{scene}.unpacking"
     shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed
@@ -303,9 +304,30 @@ def unpack_scene(archive: Path, card: Card, scene: str, root: Path) -> str:
 
 
 def _unpack_zip(archive: Path, target: Path, name: str) -> None:
-    """Unpack a zip, called `name` in messages; `zipfile` keeps every member inside `target`."""
+    """Unpack a zip, called `name` in messages.
+
+    Raises MsposeError before anything is written where a member is a link or leads outside of
+    `target`, OSError where the disk has not the space.
+    """
     try:
         with zipfile.ZipFile(archive) as content:
+            for member in content.infolist():
+                path = PureWindowsPath(member.filename)  # knows both separators
+                if path.anchor or ".." in path.parts:
+                    raise MsposeError(
+                        f"{name} is refused: its member {member.filename!r} would land outside of"
+                        " the scene's folder"
+                    )
+                if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                    raise MsposeError(
+                        f"{name} is refused: its member {member.filename!r} is a link or a special"
+                        " file"
+                    )
+            needed = sum(member.file_size for member in content.infolist())
+            free = shutil.disk_usage(target.parent).free
+            if needed > free:
+                reason = f"{name} needs {needed:,} bytes, {free:,} are free"
+                raise OSError(errno.ENOSPC, reason, str(target))
             content.extractall(target)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise MsposeError(f"{name} is not a zip archive, or is broken: {error}") from error

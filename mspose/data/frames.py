@@ -192,16 +192,21 @@ class PoseLine:
 
 
 def read_pose_lines(path: Path, count: int, *, header_lines: int = 0) -> list[PoseLine]:
-    """Read the lines after the header of a text file with an image and `count` numbers on each.
+    """Read the lines of a text file with an image and `count` numbers on each.
 
-    Raises MsposeError where the file cannot be read as text.
+    Up to `header_lines` lines at the top are left out, but none that holds a number after its first
+    word, so that a file without a header loses no frame. Raises MsposeError where the file cannot
+    be read as text.
     """
-    lines = []
-    for number, text in enumerate(read_lines(path)[header_lines:], start=header_lines + 1):
+    lines: list[PoseLine] = []
+    for number, text in enumerate(read_lines(path), start=1):
         if not text:
             continue
         image, *cells = text.split()
         numbers, fault = parse_numbers(cells)
+        holds_number = any(not parse_numbers([cell])[1] for cell in cells)
+        if number <= header_lines and not lines and not holds_number:
+            continue
         if len(cells) != count:
             numbers = [math.nan] * count
             fault = f"expected {count} numbers after the image, found {len(cells)}"

@@ -62,9 +62,9 @@ def read_label_csv(
         focal_px: of the images of files without a column `focal_px`, in pixels; an empty cell of
             that column is NaN.
 
-    Images are not looked for. Raises MsposeError with file and line for a missing column, a row of
-    a wrong length, a duplicate image (in whichever split), a cell that is not a number, NaN, a zero
-    quaternion, an unknown scene; and for a split or a scene without rows.
+    Images are not looked for. Raises MsposeError with file and line for a missing or duplicate
+    column, a row of a wrong length, a duplicate image (in whichever split), a cell that is not a
+    number, NaN, a zero quaternion, an unknown scene; and for a split or a scene without rows.
     """
     rows = [row for file in files for row in _read_rows(file)]
     listed = ", ".join(str(file) for file in files)
@@ -123,19 +123,25 @@ def _read_rows(file: Path) -> list[_Row]:
     rows = []
     try:
         with file.open(encoding="utf-8-sig", newline="") as text:
-            reader = csv.DictReader(text, strict=True)
-            header = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = header
+            reader = csv.reader(text, strict=True)
+            header = [name.strip() for name in next(reader, [])]
             if missing := [name for name in CSV_COLUMNS if name not in header]:
                 raise MsposeError(
                     f"{file}, line 1: column {missing[0]} is not there; a label file has"
                     f" {','.join(CSV_COLUMNS)}"
                 )
-            for cells in reader:
+            for column in (*CSV_COLUMNS, FOCAL_COLUMN):
+                if header.count(column) > 1:
+                    raise MsposeError(f"{file}, line 1: column {column} is there twice")
+            for values in reader:
+                if not any(value.strip() for value in values):
+                    continue  # spreadsheets end with rows of empty cells
                 where = f"{file}, line {reader.line_num}"
-                if None in cells or None in cells.values():  # too long, too short
-                    raise MsposeError(f"{where}: expected {len(header)} values, one a column")
-                cells = {name: cell.strip() for name, cell in cells.items()}
+                if len(values) != len(header):
+                    raise MsposeError(
+                        f"{where}: expected {len(header)} values, found {len(values)}"
+                    )
+                cells = {name: value.strip() for name, value in zip(header, values, strict=True)}
                 for column in ("scene", "split", "img_path"):
                     if not cells[column]:
                         raise MsposeError(f"{where}: column {column} is empty")
@@ -155,9 +161,7 @@ def _read_rows(file: Path) -> list[_Row]:
     except UnicodeDecodeError as error:
         raise MsposeError(f"{file} is not a text file (byte {error.start} is not UTF-8)") from error
     except csv.Error as error:
-        raise MsposeError(
-            f"{file}, line {reader.reader.line_num}: not a CSV file: {error}"
-        ) from error
+        raise MsposeError(f"{file}, line {reader.line_num}: not a CSV file: {error}") from error
     return rows
 
 

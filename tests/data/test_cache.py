@@ -115,7 +115,8 @@ def test_no_readable_image_at_all(own_data, tmp_path):
         open_small(frames, root, tmp_path, on_bad_frame="skip")
 
 
-def test_an_interrupted_build_is_never_taken_for_whole(small_data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_interrupted_build_continues(small_data, tmp_path, monkeypatch, damaged):
     frames, root = frames_of(small_data)
     monkeypatch.setattr(cache_module, "CHUNK", 4)
 
@@ -127,10 +128,12 @@ def test_an_interrupted_build_is_never_taken_for_whole(small_data, tmp_path, mon
     monkeypatch.setattr(cache_module, "read_image", read_then_stop)
     with pytest.raises(KeyboardInterrupt):
         open_small(frames, root, tmp_path)
-    assert next(tmp_path.glob("*/frames.u8")).stat().st_size > 0
+    if damaged:
+        with next(tmp_path.glob("*/frames.u8")).open("r+b") as file:
+            file.truncate(1000)
     read = count_reads(monkeypatch)
     _, cache = open_small(frames, root, tmp_path)
-    assert len(read) == len(frames)
+    assert len(read) == len(frames) - (0 if damaged else 12)  # three chunks were written
     for row in range(len(frames)):
         np.testing.assert_array_equal(
             cache[row], resize_short_side(read_image(root / frames["image"][row]), 32)
@@ -138,8 +141,9 @@ def test_an_interrupted_build_is_never_taken_for_whole(small_data, tmp_path, mon
 
 
 @pytest.mark.parametrize("file", ["frames.u8", "index.npy", "about.json"])
-@pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_a_damaged_cache_is_rebuilt(small_data, tmp_path, file, damage):
+@pytest.mark.parametrize("damage", ["cut", "gone", "flipped"])
+def test_a_damaged_cache_is_rebuilt(small_data, tmp_path, file, damage, caplog):
+    caplog.set_level(logging.INFO, "mspose")
     frames, root = frames_of(small_data)
     _, cache = open_small(frames, root, tmp_path)
     expected = np.array(cache[5])
@@ -148,9 +152,13 @@ def test_a_damaged_cache_is_rebuilt(small_data, tmp_path, file, damage):
     path.unlink()
     if damage == "cut":
         path.write_bytes(whole[:40])
+    elif damage == "flipped":
+        middle = whole.index(b'"stamp": ') + 12 if file == "about.json" else len(whole) // 2
+        path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
     _, cache = open_small(frames, root, tmp_path)
     np.testing.assert_array_equal(cache[5], expected)
     assert path.read_bytes() == whole
+    assert caplog.text.count("is built anew") == (damage == "flipped" or file != "about.json")
 
 
 def _open_and_count(card_path: Path, folder: Path, queue) -> None:

@@ -55,6 +55,16 @@ def test_line_ends_blank_lines_and_several_scenes(tmp_path):
     assert frames["scene"].tolist() == ["Chapel"] * 3 + ["Tower"] * 3
 
 
+@pytest.mark.parametrize("header", ["", "ImageFile, Camera Position [X Y Z W P Q R]\n"])
+def test_no_frame_is_taken_for_a_header(tmp_path, header):
+    path = write_scene(tmp_path, header=header)
+    assert len(read_cambridge(tmp_path, ["Chapel"], "train")) == 3
+    lines = path.read_text().replace(" 0 20.5 ", " x 20.5 ")
+    path.write_text(lines)
+    with pytest.raises(MsposeError, match=r"line [12]: 'x' is not a number"):
+        read_cambridge(tmp_path, ["Chapel"], "train")
+
+
 def test_an_image_of_another_kind_counts_as_there(tmp_path):
     write_scene(tmp_path)
     (tmp_path / "Chapel/seq1/frame00000.png").rename(tmp_path / "Chapel/seq1/frame00000.jpg")

@@ -425,21 +425,29 @@ def link(name, target="/etc/passwd"):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("../evil.txt", b""), ("attic/../../evil.txt", b""), ("/tmp/evil.txt", b""), link("evil")],
-    ids=["up", "up and down", "absolute", "link"],
+    [
+        ("../evil.txt", b""),
+        ("attic/../../evil.txt", b""),
+        ("..\\evil.txt", b""),
+        ("/tmp/evil.txt", b""),
+        ("C:evil.txt", b""),
+        link("evil"),
+    ],
+    ids=["up", "down and up", "backslash", "absolute", "drive", "link"],
 )
 @pytest.mark.parametrize("depth", ["outer", "inner"])
-def test_unsafe_members_stay_within_the_scenes_folder(card, server, tmp_path, name, content, depth):
+def test_unsafe_members_are_refused(card, server, tmp_path, name, content, depth):
     inner = [(f"seq-01/frame-000000.{kind}", POSE) for kind in ("color.png", "pose.txt")]
     outer = [("attic/TrainSplit.txt", b"sequence1"), ("attic/TestSplit.txt", b"sequence1")]
     (outer if depth == "outer" else inner).append((name, content))
     server.files["/attic.zip"] = make_zip([*outer, ("attic/seq-01.zip", make_zip(inner))])
     before = sorted(tmp_path.rglob("*"))
-    fetch(card)
+    with pytest.raises(MsposeError, match=r"attic.*zip is refused: its member '.*evil") as caught:
+        fetch(card)
+    assert ("seq-01.zip" in str(caught.value)) == (depth == "inner")
     after = sorted(tmp_path.rglob("*"))
     assert [path for path in after if card.root not in [path, *path.parents]] == before
-    assert not any(path.is_symlink() for path in after)
-    assert left_behind(card) == ["attic", "attic.sha256"]
+    assert left_behind(card) == ["attic.sha256"]
     assert not Path("/tmp/evil.txt").exists()
 
 
@@ -506,6 +514,16 @@ def test_a_full_disk_while_unpacking_keeps_the_archive_for_the_next_run(card, se
     fetch(card)
     assert len(load_frames(card, split="train", scenes=["attic"])) == 3
     assert not server.requests
+
+
+def test_the_free_space_is_checked_before_unpacking(card, monkeypatch):
+    usage = shutil.disk_usage("/")._replace(free=100)
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(
+        MsposeError, match=r"disk is full \(attic.zip needs [0-9,]+ bytes, 100 are free\)"
+    ):
+        fetch(card)
+    assert left_behind(card) == ["attic.sha256", "attic.zip"]
 
 
 def test_a_root_that_cannot_be_made(card, tmp_path):

@@ -76,6 +76,7 @@ def test_order_of_columns_more_columns_quotes_and_line_ends(tmp_path):
         b'0,"./hall, north/1.png",0,0,1,3,2,1,seq-01,dev, attic ,"two\r\nlines"\r\n'
         b"\r\n"
         b"0,2.png,0,0,1,3,2,x,seq-01,dev,attic,\r\n"
+        b",,,,,,,,,,,\r\n"
     )
     with pytest.raises(MsposeError, match=r"labels.csv, line 5: column t1: 'x' is not a number"):
         read(path, "dev")
@@ -127,8 +128,13 @@ def test_faults_of_structure_always_stop(write, tmp_path, mode):
         write(row("1.png"), header=HEADER.replace("q3", "q_3")),
         r"labels.csv, line 1: column q3 is not there; a label",
     )
-    for wrong in (row("2.png") + ",9", "attic,train,seq-01,2.png,1,2"):
-        stops(write(row("1.png"), wrong), "labels.csv, line 3: expected 11 values")
+    for column in ("t1", "focal_px"):
+        stops(
+            write(header=f"{HEADER},focal_px,{column}"),
+            f"labels.csv, line 1: column {column} is there twice",
+        )
+    for wrong, count in ((row("2.png") + ",9", 12), ("attic,train,seq-01,2.png,1,2", 6)):
+        stops(write(row("1.png"), wrong), f"labels.csv, line 3: expected 11 values, found {count}")
     stops(
         write(row("1.png"), row("./1.png")),
         r"line 3: image 1.png is there twice \(first: .*labels.csv, line 2\)",
