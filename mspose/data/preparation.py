@@ -56,7 +56,7 @@ def render_card(
     card: Card, root: str | None, scenes: Sequence[str] = (), *, progress: bool
 ) -> None:
     """Render scenes (default: all) of a card of format `virtual`, as its `render` says."""
-    from mspose.data.virtual import render_virtual
+    from mspose.data.virtual.dataset import render_virtual
 
     if unknown := [scene for scene in scenes if scene not in card.known_scenes]:
         raise MsposeError(
