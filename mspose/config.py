@@ -35,6 +35,10 @@ from mspose.files import whole_file
 from mspose.resources import experiment_file
 
 T = TypeVar("T")
+BRANCHES = ("position", "orientation")
+"""The two branches of a network with attention, which regress one part of a pose each."""
+VERDICTS = ("healthy", "uniform", "collapsed")
+"""Results of `mspose.models.attention_map.verdict` on a layer's attention."""
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 if TYPE_CHECKING:
     HalfTurn = float

@@ -123,9 +123,12 @@ def read_construction(
             named, scenes = description["settings"], description["scenes"]
         return ModelSettings(**named), list(scenes)
     except (KeyError, TypeError, ValueError) as error:
-        raise MsposeError(
-            f"{source}/model.json does not describe a model of this version: {error}"
-        ) from error
+        raise unfit_description(source, error) from error
+
+
+def unfit_description(source: Path | str, why: Exception | str) -> MsposeError:
+    """Make the error of a `model.json` that describes no model of this version."""
+    return MsposeError(f"{source}/{MODEL} does not describe a model of this version: {why}")
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:

@@ -16,7 +16,6 @@ from mspose import evaluation
 from mspose.attention.attention_json import read_study, study_table
 from mspose.attention.encoding_distance import distance_profile, token_distances
 from mspose.attention.purity import query_purity
-from mspose.attention.training_log import gap_over_training
 from mspose.cli import main
 from mspose.config import TrainingSettings, config_hash, read_settings, write_settings
 from mspose.errors import MsposeError
@@ -29,6 +28,7 @@ from mspose.studies import attention_figures
 from mspose.studies.attention_study import (
     StudyMeasures,
     check_choice,
+    gap_over_training,
     spread_over_scenes,
     study_run,
 )
@@ -367,7 +367,8 @@ def test_a_branch_without_encoder_layers_leaves_the_other_to_study(own_run, tmp_
 
 def test_a_model_without_queries_and_keys_is_refused(own_run, tmp_path):
     weights, description = load_model(own_run)
-    save_model(own_run, weights, {**description, "kind": "mspn"})
+    settings = {**description["settings"], "kind": "mspn"}
+    save_model(own_run, weights, {**description, "settings": settings})
     with pytest.raises(MsposeError, match=r"seed-5: a model of kind mspn has no queries and keys"):
         study(own_run, tmp_path)
 

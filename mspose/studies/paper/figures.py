@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from mspose.models.network import BRANCHES
+from mspose.config import BRANCHES
 from mspose.run import Run
 from mspose.studies.attention_figures import (
     decoder_maps_figure,
