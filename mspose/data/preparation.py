@@ -14,7 +14,7 @@ from mspose.errors import MsposeError
 from mspose.resources import CARDS, named_files
 
 RENDER_SETTINGS = ("frames_per_sequence", "width", "height", "focal_px", "seed", "image_format")
-"""What `render` of a card of format `virtual` may set: arguments of `render_virtual`."""
+"""Keys of `render` in a card of format `virtual`: arguments of `render_virtual`."""
 
 
 def get_data(

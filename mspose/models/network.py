@@ -1,4 +1,4 @@
-"""What all networks share: input and output, settings, observers, loading and saving.
+"""Base class of all networks: input and output, settings, observers, loading and saving.
 
 B images, S scenes, N tokens, L encoder layers, H heads.
 """
@@ -68,7 +68,7 @@ class PoseNetwork(nn.Module):
         settings: the settings that built the network.
         backbone: see `mspose.models.backbone`.
         position_head: regresses positions.
-        description: what `model.json` says beside scenes and settings, where the network was
+        description: content of `model.json` beside scenes and settings, where the network was
             loaded: preprocessing, training data; else {}.
         recompute_backbone: forget the backbone's activations and compute them again in the backward
             pass (Chen et al., arXiv 1604.06174): a third of the memory of a training step for one

@@ -23,8 +23,8 @@ def model_folder(source: Path | str, **hub_options: Any) -> Path:
     """Return the folder of a model: `source` itself, or where the model `user/name` of the Hugging
     Face hub was downloaded to (see `download`).
 
-    The hub is asked for what looks like `user/name`, is no folder here, and does not begin with
-    one, as a mistyped `runs/name` does.
+    The hub is asked for a name of the form `user/name` that is no folder here and does not begin
+    with one, as a mistyped `runs/name` does.
     """
     folder, name = Path(source), str(source)
     if folder.exists() or HUB_NAME.fullmatch(name) is None or folder.parent.exists():

@@ -93,7 +93,7 @@ def study_run(
 
     The network is the trained one in evaluation mode, in the precision of its weights. Memory is
     bounded on any map: statistics stream over frames, and of attention maps and distances only a
-    stretch of rows exists at a time.
+    chunk of rows exists at a time.
 
     Args:
         frames: how many frames of the split at most, spread evenly over the scenes and within each.

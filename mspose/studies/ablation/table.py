@@ -90,7 +90,7 @@ class AblationTable(PrintedTable):
     """Number of frames by scene."""
     rows: list[AblationRow]
     remarks: list[str]
-    """What else a reader must know."""
+    """Notes below the table."""
 
     def caption(self) -> str:
         """See `PrintedTable`; with what the intervals cover."""
