@@ -322,7 +322,7 @@ def evaluate(
         on_bad_frame=on_bad_frame,
         progress=is_main() and not quiet,
     )
-    return _print(f"{summary(metrics)}\nlook at it with: mspose report {run}\n{path}")
+    return _print(f"{summary(metrics)}\nreport it with: mspose report {run}\n{path}")
 
 
 def baselines(settings: Settings, *, scenes: list[str] | None = None, quiet: bool = False) -> None:
@@ -794,8 +794,9 @@ def bench(
 
 
 def is_main() -> bool:
-    """Whether this process is the one of torchrun's that speaks, as `mspose.distributed.is_main`,
-    which loads PyTorch.
+    """Return True in the one process of torchrun that prints.
+
+    The same as `mspose.distributed.is_main`, which loads PyTorch.
     """
     return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0"
 

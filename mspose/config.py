@@ -35,6 +35,10 @@ from mspose.files import whole_file
 from mspose.resources import experiment_file
 
 T = TypeVar("T")
+BRANCHES = ("position", "orientation")
+"""The two branches of a network with attention, which regress one part of a pose each."""
+VERDICTS = ("healthy", "uniform", "collapsed")
+"""Results of `mspose.models.attention_map.verdict` on a layer's attention."""
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 if TYPE_CHECKING:
     HalfTurn = float
@@ -46,7 +50,7 @@ else:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Which frames, and what is done to an image before the network sees it."""
+    """Frames to use, and the preparation of images for the network."""
 
     dataset: str = "virtual"
     """Name of a card in `datasets/`, or the path of a card of your own."""
@@ -80,7 +84,7 @@ class DataSettings:
     GB)."""
 
     def source(self) -> dict[str, Any]:
-        """Where frames and labels come from, as the arguments of `mspose.data.cache.open_split`."""
+        """Sources of frames and labels, as arguments of `mspose.data.cache.open_split`."""
         names = ("root", "scenes", "frames_per_scene", "ground_truth", "labels")
         return {"folder": self.cache, **{name: getattr(self, name) for name in names}}
 
@@ -233,7 +237,7 @@ class TrainingSettings:
     equalize_scenes: bool = False
     """Draw every scene until all have as many samples as the largest."""
     trains: Literal["all", "position-head"] = "all"
-    """Which weights learn; the rest stays as it is, in evaluation mode and without gradients."""
+    """Weights that learn; the rest stays as it is, in evaluation mode and without gradients."""
     start_from: str | None = None
     """Run folder whose model is the start, in place of fresh weights (two-stage training)."""
     evaluate_every: PositiveInt = 1

@@ -26,7 +26,7 @@ from mspose.metrics import PREDICTION_COLUMNS, with_errors
 from mspose.models.compilation import Compiled
 from mspose.models.kinds import build_network
 from mspose.models.network import PoseNetwork, PoseOutput
-from mspose.models.stored import model_folder
+from mspose.models.stored import model_folder, unfit_description
 from mspose.poses import normalize_quaternion
 from mspose.run import load_model
 
@@ -180,9 +180,7 @@ def load(run: Path | str, device: str = "auto") -> PoseEstimator:
             raise ValueError("mean and std have three values, trained_on is a mapping")
         preprocessing = Preprocessing(int(stored["resize"]), int(stored["crop"]), mean, std)
     except (KeyError, TypeError, ValueError) as error:
-        raise MsposeError(
-            f"{run}/model.json does not describe a model of this version: {error}"
-        ) from error
+        raise unfit_description(run, error) from error
     return PoseEstimator(network.to(resolve_device(device)).eval(), preprocessing, description)
 
 

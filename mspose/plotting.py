@@ -1,10 +1,8 @@
-"""How pictures look: sizes for print, colours and marks that every reader can tell apart, files
-that appear whole.
+"""Style of plots: sizes for print, colours and markers that every reader can distinguish.
 
-Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which the colour-blind tell
-apart; a marker and a
-line style go with each, for print in grey. Heat maps are viridis: perceptually uniform, for the
-colour-blind and in grey too.
+Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which colour-blind readers
+can distinguish; a marker and a line style go with each, for print in grey. Heat maps are viridis:
+perceptually uniform, for colour-blind readers and in grey too.
 """
 
 import textwrap
@@ -70,7 +68,7 @@ RC: Any = {
 
 
 class Line(NamedTuple):
-    """How one of several runs is drawn."""
+    """Style of one of several runs."""
 
     color: str
     marker: str
@@ -121,7 +119,7 @@ def printed(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
 
 
 def empty_figure(height: float, width: float = WIDTH) -> Figure:
-    """A figure of `width` times `height` inches whose layout keeps everything apart."""
+    """Make a figure of `width` times `height` inches whose layout avoids overlaps."""
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -15,7 +15,8 @@ Folders that hold some of these files are runs as well: records (without model a
 """
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from mspose.config import Settings, read_settings
+from mspose.config import BRANCHES, VERDICTS, Settings, read_settings
 from mspose.errors import MsposeError
 from mspose.files import read_tensors, whole_file
 from mspose.metrics import ERROR_COLUMNS, read_errors, read_metrics, read_predictions
@@ -42,7 +43,10 @@ ATTENTION = "attention/attention.json"
 SAMPLES = "attention/samples.npz"
 EVENTS = "events.out.tfevents.*"
 
-MODEL_FORMAT = ATTENTION_FORMAT = 1
+MODEL_FORMAT = 1
+ATTENTION_FORMAT = 2
+"""Format 1 of `attention.json` called the query-key gap `gap`; it is read as well."""
+ATTENTION_MEASURES = ("entropy", "similarity", "query_key_gap", "purity")
 EXTERNAL = "external"
 """Experiment in the metrics of predictions that no run of mspose wrote."""
 
@@ -135,9 +139,13 @@ class Run:
             raise MsposeError(f"cannot read {path}: {error.strerror or error}") from error
         except (ValueError, RecursionError) as error:
             raise MsposeError(f"{path} is not JSON: {error}; {remedy}") from error
-        if not isinstance(study, dict) or study.get("format") != ATTENTION_FORMAT:
-            raise MsposeError(f"{path} is not a study of attention of this version; {remedy}")
-        return study
+        try:
+            return _checked_study(study)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise MsposeError(
+                f"{path} is not a study of attention of this version: {reason}; {remedy}"
+            ) from error
 
     @cached_property
     def attention_of_metrics(self) -> dict[str, Any] | None:
@@ -360,3 +368,54 @@ def read_description(run: Path) -> dict[str, Any]:
             f"{run / MODEL}: format {found} is not {MODEL_FORMAT}, which this version reads"
         )
     return description
+
+
+def _checked_study(study: Any) -> dict[str, Any]:
+    """Return the content in the present format.
+
+    Raises ValueError, TypeError, KeyError or AttributeError for anything that plots and tables
+    could not read.
+    """
+    if study.get("format") not in (1, ATTENTION_FORMAT):
+        found = study.get("format", "missing")
+        raise ValueError(f"format is {found!r}, expected {ATTENTION_FORMAT}")
+    _check_types(study, str, "experiment", "variant", "dataset", "split")
+    _check_types(study, int, "seed", "frames", "neighbours")
+    _check_types(study, bool, "quick")
+    for layer in study["layers"]:
+        for values in (layer, *layer["heads"]):
+            if study["format"] == 1 and "gap" in values:
+                values["query_key_gap"] = values.pop("gap")
+            _check_types(values, float, *ATTENTION_MEASURES)
+        _check_types(layer, int, "layer", "tokens")
+        _check_types(layer, float, "entropy_limit")
+        if layer["branch"] not in BRANCHES or layer["verdict"] not in VERDICTS:
+            raise ValueError(f"unknown branch or verdict: {layer['branch']}, {layer['verdict']}")
+        histogram = layer["purity_histogram"]
+        _check_curves(histogram["edges"][1:], *histogram["share"])
+        if len(histogram["share"]) != len(layer["heads"]):
+            raise ValueError("purity_histogram does not have a share for every head")
+    if not study["layers"]:
+        raise ValueError("there are no layers")
+    for profile in study["encoding"].values():
+        _check_curves(profile["grid_distance"], profile["token_distance"])
+    if (training := study.get("training")) is not None:
+        _check_types(training, int, "steps_per_epoch")
+        _check_curves(training["step"], *training["query_key_gap"].values())
+    return {**study, "format": ATTENTION_FORMAT}
+
+
+def _check_types(values: Mapping[str, Any], kind: type, *names: str) -> None:
+    for name in names:
+        found = values[name]
+        fits = isinstance(found, kind) and (kind is bool or not isinstance(found, bool))
+        if kind is float:
+            fits = isinstance(found, int | float) and math.isfinite(found)
+        if not fits:
+            raise ValueError(f"{name} is {found!r}, expected {kind.__name__}")
+
+
+def _check_curves(x: Sequence[float], *curves: Sequence[float]) -> None:
+    for curve in curves:
+        if len(curve) != len(x) or not all(map(math.isfinite, (*x, *curve))):
+            raise ValueError(f"expected {len(x)} finite numbers, found {curve!r:.40}")

@@ -42,7 +42,15 @@ from mspose.losses import Objective, PoseLoss
 from mspose.models.kinds import make_network, network_class
 from mspose.models.network import SMALLEST_IMAGE, PoseNetwork
 from mspose.models.stored import load_weights, read_construction
-from mspose.run import CHECKPOINT, WEIGHTS, load_checkpoint, load_model, save_checkpoint, save_model
+from mspose.run import (
+    CHECKPOINT,
+    CONFIG,
+    WEIGHTS,
+    load_checkpoint,
+    load_model,
+    save_checkpoint,
+    save_model,
+)
 from mspose.tensorboard_log import TensorBoardLog
 
 log = logging.getLogger("mspose")
@@ -76,7 +84,7 @@ def train(settings: Settings, *, progress: bool = True) -> Path:
         if checkpoint is not None:
             state.resume(checkpoint, run)
         if distributed.is_main():
-            write_settings(run / "config.yaml", settings)
+            write_settings(run / CONFIG, settings)
         description = describe(network, settings, card, parts["train"])
         train_epochs(state, parts, run, description, progress=progress)
     return run
@@ -351,7 +359,7 @@ class FiniteCheck:
 
 def check_folder(run: Path, settings: Settings) -> None:
     """Refuse a folder that holds a trained, begun or converted run with other settings."""
-    stored = run / "config.yaml"
+    stored = run / CONFIG
     begun = (run / CHECKPOINT).exists() or (run / WEIGHTS).exists()
     if begun and stored.exists() and (changed := differences(read_settings(stored), settings)):
         raise MsposeError(
@@ -392,8 +400,7 @@ def read_checkpoint(run: Path, settings: Settings) -> dict[str, Any] | None:
         )
     if checkpoint["config_hash"] != config_hash(settings):
         raise MsposeError(
-            f"{run / CHECKPOINT} was made with other settings than its config.yaml: remove one of"
-            " them"
+            f"{run / CHECKPOINT} was made with other settings than its {CONFIG}: remove one of them"
         )
     return checkpoint
 

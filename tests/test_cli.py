@@ -66,7 +66,7 @@ def test_train_evaluate_baselines_and_table(call, experiment, tmp_path, small_da
         assert (status, lines) == (0, [])
         assert "0.5 m, 10 deg" in out
         assert out.splitlines()[-2:] == [
-            f"look at it with: mspose report {run}",
+            f"report it with: mspose report {run}",
             str(run / "metrics.json"),
         ]
         predictions = tmp_path / f"theirs-{seed}" / "theirs.csv"

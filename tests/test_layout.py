@@ -10,12 +10,12 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mspose"
 LAYERS = (
-    ("errors", "resources", "files", "poses", "provenance"),
-    ("plotting", "pages", "distributed", "allocator"),
+    ("errors", "openmp", "resources", "files", "poses", "provenance"),
+    ("plotting", "distributed", "allocator"),
     ("config", "run", "metrics"),
     ("losses", "models", "data"),
     ("attention", "inference"),
-    ("training", "evaluation", "monitoring", "objective"),
+    ("training", "evaluation", "tensorboard_log"),
     ("studies",),
     ("tools",),
     ("commands", "cli", "__main__"),

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from mspose import plotting
 from mspose.attention.attention_json import Studies, Study, by_label, layers_of, named
+from mspose.config import BRANCHES
 from mspose.errors import MsposeError
-from mspose.models.network import BRANCHES
 
 
 @plotting.printed

@@ -9,8 +9,8 @@ from matplotlib.lines import Line2D
 
 from mspose import plotting
 from mspose.attention.attention_json import Arrays, Studies
+from mspose.config import BRANCHES
 from mspose.errors import MsposeError
-from mspose.models.network import BRANCHES
 
 ACROSS = 4  # matrices beside each other
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from mspose import plotting
 from mspose.attention.attention_json import Arrays
+from mspose.config import BRANCHES
 from mspose.errors import MsposeError
-from mspose.models.network import BRANCHES
 
 LOWEST = 0.1
 """Multiples of uniform attention below this share one colour."""

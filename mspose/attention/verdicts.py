@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from mspose import plotting
 from mspose.attention.attention_json import Studies, Study, by_label, layers_of, named
+from mspose.config import BRANCHES
 from mspose.errors import MsposeError
 from mspose.models.attention_map import COLLAPSED, HEALTHY, UNIFORM
-from mspose.models.network import BRANCHES
 
 VERDICTS = {
     HEALTHY: (plotting.GREEN, "o"),

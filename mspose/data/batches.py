@@ -178,7 +178,7 @@ class Batches:
         height_B, width_B = self._height[row], self._width[row]
         top_B, left_B = augmentation.crop(height_B, width_B, self.crop, uniform_BK)
         orientation_B4 = self.orientation[row]
-        if augmentation.settings.crop_label == "turned":  # to look at the crop's centre
+        if augmentation.settings.crop_label == "turned":  # towards the crop's centre
             right_B = left_B + (self.crop - width_B) / 2
             down_B = top_B + (self.crop - height_B) / 2
             turned_B4 = turn_towards(orientation_B4, right_B, down_B, self._focal_lengths()[row])

@@ -47,7 +47,7 @@ else:
 
 @dataclass(frozen=True)
 class SceneFacts:
-    """What a card knows about one scene."""
+    """Download and published facts of one scene."""
 
     url: str | None = None
     """Address of its zip archive."""
@@ -64,7 +64,7 @@ class HeldOut:
     blocks: NonNegativeInt = 0
     """Frames per block; 0: no blocks."""
     every: AtLeastTwo = 5
-    """Which blocks are for testing: each `every`-th."""
+    """Each `every`-th block is for testing."""
     last: NonNegativeInt = 0
     """Frames at the end of each sequence that are for testing."""
 
@@ -80,7 +80,7 @@ class Card:
     """A data set. `read_card` makes one from a file."""
 
     format: Literal["7scenes", "cambridge", "label-csv", "virtual"]
-    """How the files are laid out."""
+    """Layout of the files."""
     name: str = ""
     """Name of the data set; by default the file's."""
     title: str = ""
@@ -103,7 +103,7 @@ class Card:
     ground_truths: list[str] = field(default_factory=list)
     """Names of the ground truths, the default one first."""
     label_convention: str = ""
-    """How poses in label CSVs are to be read: one of `mspose.data.frames.POSE_CONVENTIONS`."""
+    """Convention of poses in label CSVs, one of `mspose.data.frames.POSE_CONVENTIONS`."""
     focal_px: float = math.nan
     """Focal length in pixels of the original images; left out where it is unknown or differs from
     image to image."""
@@ -116,7 +116,7 @@ class Card:
     licence: str = ""
     """Licence of the data."""
     source: str = ""
-    """Where the data comes from."""
+    """Source of the data."""
     citation: str = ""
     """Publication to cite."""
     labels: list[Path] = field(default_factory=list)
@@ -180,7 +180,7 @@ def read_card(name_or_path: str | Path) -> Card:
 
 
 def _fault(card: Card, values: Mapping[str, Any]) -> str:
-    """What the types of a card's fields do not tell, in a line; empty where all is well."""
+    """Describe a wrong value that the fields' types allow; empty without one."""
     names = {"name": [card.name] if card.name else [], "ground_truths": card.ground_truths}
     for key, texts in {**names, "scenes": card.known_scenes, "sequences": card.sequences}.items():
         for text in texts:
@@ -311,17 +311,15 @@ def _held_out(frames: pd.DataFrame, rule: HeldOut, split: str) -> pd.DataFrame:
     return chosen
 
 
-def missing_data(card: Card, looked_for: Mapping[str, Path]) -> str:
-    """The message for data that is not there: what was looked for (scene -> file), where, and the
-    ways on.
-    """
-    names = " ".join(looked_for)
+def missing_data(card: Card, expected: Mapping[str, Path]) -> str:
+    """Write the message for missing data: the expected files (by scene) and ways to get them."""
+    names = " ".join(expected)
     what = (
-        f"{card.name}: no data of {'scene' if len(looked_for) == 1 else 'scenes'}"
-        f" {', '.join(looked_for)}"
+        f"{card.name}: no data of {'scene' if len(expected) == 1 else 'scenes'}"
+        f" {', '.join(expected)}"
     )
-    where = f"looked for {next(iter(looked_for.values()))}"
-    quoted = names if len(looked_for) == 1 else f'"{names}"'
+    where = f"expected {next(iter(expected.values()))}"
+    quoted = names if len(expected) == 1 else f'"{names}"'
     advice = card.how_to_get or (
         f"get it with `make data DATASET={card.name} SCENE={quoted}`, or see it work without a"
         " download: `make demo`"
@@ -368,7 +366,7 @@ def _sfm_files(
             else f"{missing[0]}_{split}.txt among {given}"
         )
         raise MsposeError(
-            f"{card.name}: no sfm poses of {', '.join(missing)} (looked for {place}); put the text"
+            f"{card.name}: no sfm poses of {', '.join(missing)} (expected {place}); put the text"
             f" files <scene>_<split>.txt into {root / 'sfm'} ({card.path} says where they are"
             " published), or name their folder with --data.labels"
         )

@@ -188,7 +188,7 @@ class PoseLine:
     numbers: list[float]
     """NaNs where there is a fault."""
     fault: str
-    """What is wrong with the line, or ""."""
+    """Description of a fault in the line, or ""."""
 
 
 def read_pose_lines(path: Path, count: int, *, header_lines: int = 0) -> list[PoseLine]:

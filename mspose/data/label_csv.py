@@ -62,7 +62,7 @@ def read_label_csv(
         focal_px: of the images of files without a column `focal_px`, in pixels; an empty cell of
             that column is NaN.
 
-    Images are not looked for. Raises MsposeError with file and line for a missing or duplicate
+    Images need not exist. Raises MsposeError with file and line for a missing or duplicate
     column, a row of a wrong length, a duplicate image (in whichever split), a cell that is not a
     number, NaN, a zero quaternion, an unknown scene; and for a split or a scene without rows.
     """

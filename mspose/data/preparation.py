@@ -14,7 +14,7 @@ from mspose.errors import MsposeError
 from mspose.resources import CARDS, named_files
 
 RENDER_SETTINGS = ("frames_per_sequence", "width", "height", "focal_px", "seed", "image_format")
-"""What `render` of a card of format `virtual` may set: arguments of `render_virtual`."""
+"""Keys of `render` in a card of format `virtual`: arguments of `render_virtual`."""
 
 
 def get_data(
@@ -56,7 +56,7 @@ def render_card(
     card: Card, root: str | None, scenes: Sequence[str] = (), *, progress: bool
 ) -> None:
     """Render scenes (default: all) of a card of format `virtual`, as its `render` says."""
-    from mspose.data.virtual import render_virtual
+    from mspose.data.virtual.dataset import render_virtual
 
     if unknown := [scene for scene in scenes if scene not in card.known_scenes]:
         raise MsposeError(

@@ -112,7 +112,7 @@ def read_sfm_poses(
     """Read the frame table of the structure-from-motion poses in `files` (scene -> text file), by
     sequence and frame number.
 
-    Images are named as in the files and are not looked for. Raises MsposeError with file and line
+    Images are named as in the files and need not exist. Raises MsposeError with file and line
     for bad lines.
     """
     rows: list[tuple[str, PoseLine]] = []

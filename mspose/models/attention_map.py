@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-HEALTHY, UNIFORM, COLLAPSED = "healthy", "uniform", "collapsed"
+from mspose.config import VERDICTS
+
+HEALTHY, UNIFORM, COLLAPSED = VERDICTS
 SIMILAR = 0.9
 """Mean cosine similarity of different queries' attention from which on all count as the same."""
 SPREAD = 0.9

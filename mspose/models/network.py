@@ -1,4 +1,4 @@
-"""What all networks share: input and output, settings, observers, loading and saving.
+"""Base class of all networks: input and output, settings, observers, loading and saving.
 
 B images, S scenes, N tokens, L encoder layers, H heads.
 """
@@ -20,12 +20,15 @@ from mspose.errors import MsposeError
 from mspose.models.attention import expect_shape
 from mspose.models.attention_map import Observer as Observer
 from mspose.models.backbone import Backbone, Triple
-from mspose.models.stored import load_weights, model_folder, read_construction
+from mspose.models.stored import (
+    load_weights,
+    model_folder,
+    read_construction,
+    unfit_description,
+)
 from mspose.run import WEIGHTS, load_model, read_description, save_model
 
 SMALLEST_IMAGE = 32
-BRANCHES = ("position", "orientation")
-"""Of a network with attention, as observers are told them."""
 
 
 @dataclass(eq=False)
@@ -65,7 +68,7 @@ class PoseNetwork(nn.Module):
         settings: the settings that built the network.
         backbone: see `mspose.models.backbone`.
         position_head: regresses positions.
-        description: what `model.json` says beside scenes and settings, where the network was
+        description: content of `model.json` beside scenes and settings, where the network was
             loaded: preprocessing, training data; else {}.
         recompute_backbone: forget the backbone's activations and compute them again in the backward
             pass (Chen et al., arXiv 1604.06174): a third of the memory of a training step for one
@@ -152,10 +155,8 @@ class PoseNetwork(nn.Module):
         try:
             network = cls(scenes, settings, pretrained=False)
         except (TypeError, ValueError, RuntimeError, OverflowError, MsposeError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise MsposeError(
-                f"{source}/model.json does not describe a model of this version: {reason}"
-            ) from error
+            first_line = next(iter(str(error).splitlines()), type(error).__name__)
+            raise unfit_description(source, first_line) from error
         if any(tensor.dtype == torch.float64 for tensor in weights.values()):
             network.double()  # a converted checkpoint keeps its precision
         load_weights(network, weights, source)

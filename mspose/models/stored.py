@@ -23,8 +23,8 @@ def model_folder(source: Path | str, **hub_options: Any) -> Path:
     """Return the folder of a model: `source` itself, or where the model `user/name` of the Hugging
     Face hub was downloaded to (see `download`).
 
-    The hub is asked for what looks like `user/name`, is no folder here, and does not begin with
-    one, as a mistyped `runs/name` does.
+    The hub is asked for a name of the form `user/name` that is no folder here and does not begin
+    with one, as a mistyped `runs/name` does.
     """
     folder, name = Path(source), str(source)
     if folder.exists() or HUB_NAME.fullmatch(name) is None or folder.parent.exists():
@@ -123,9 +123,12 @@ def read_construction(
             named, scenes = description["settings"], description["scenes"]
         return ModelSettings(**named), list(scenes)
     except (KeyError, TypeError, ValueError) as error:
-        raise MsposeError(
-            f"{source}/model.json does not describe a model of this version: {error}"
-        ) from error
+        raise unfit_description(source, error) from error
+
+
+def unfit_description(source: Path | str, why: Exception | str) -> MsposeError:
+    """Make the error of a `model.json` that describes no model of this version."""
+    return MsposeError(f"{source}/{MODEL} does not describe a model of this version: {why}")
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:

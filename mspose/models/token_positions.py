@@ -23,7 +23,7 @@ MAX_DISTANCE = 128
 
 
 class TokenPositions(NamedTuple):
-    """Where tokens lie, in the three forms that attention takes it in; None: not in this form."""
+    """Positions of tokens in the three forms that attention takes; None: not in this form."""
 
     added_NC: Tensor | None = None
     """Added to the tokens from which queries and keys are projected."""
@@ -194,7 +194,7 @@ class NoEncoding(nn.Module):
 
 
 class Encoding(NamedTuple):
-    """What a name of the setting `position_encoding` stands for."""
+    """The parts of one position encoding, a value of the setting `position_encoding`."""
 
     added: Callable[[int], nn.Module]
     """Builds, from the channels `dim`, the encoding that is added to the keys of the decoders."""

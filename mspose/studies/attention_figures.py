@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from mspose.attention.attention_json import SAMPLES, Arrays, Study, layers_of, read_study
+from mspose.attention.attention_json import Arrays, Study, layers_of, read_study
 from mspose.attention.curves import entropy_figure, gap_figure
 from mspose.attention.encoding_figure import encoding_figure
 from mspose.attention.maps import FRAMES_ACROSS, decoder_maps_figure, encoder_maps_figure
 from mspose.attention.query_key_space import Projection, space_figure
-from mspose.attention.training_log import EVENTS
 from mspose.attention.verdicts import purity_figure, verdict_figure
+from mspose.config import BRANCHES
 from mspose.errors import MsposeError
-from mspose.models.network import BRANCHES
 from mspose.plotting import save_figure
+from mspose.run import EVENTS, SAMPLES, Run
 
 __all__ = [
     "decoder_maps_figure",
@@ -82,9 +82,10 @@ def draw(
     chosen = (branch, layer, head)
     written: list[Path] = []
     for run, name, study, arrays in zip(runs, names, studies, samples, strict=True):
+        folder = Run(run).attention_file.parent
         figures = _of_runs([(name, study)], [arrays], chosen, projection)
-        files = _write(run / "attention", figures | _of_frames(arrays, layer=layer, head=head))
-        _show_in_tensorboard(run / "attention", files)
+        files = _write(folder, figures | _of_frames(arrays, layer=layer, head=head))
+        _show_in_tensorboard(folder, files)
         written += files
     if out is not None:
         files = _write(
@@ -109,7 +110,7 @@ def labels(studies: Sequence[Study]) -> list[str]:
 
 def read_samples(run: Path) -> dict[str, NDArray[Any]] | None:
     """Read a run's `samples.npz`; None where there is none. Raises MsposeError for a broken one."""
-    path = run / SAMPLES
+    path = Run(run).samples_file
     if not path.is_file():
         return None
     try:

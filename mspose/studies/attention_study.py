@@ -50,12 +50,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from mspose.attention.attention_json import FORMAT, MEASURES, SAMPLES, short, write_study
+from mspose.attention.attention_json import short, write_study
 from mspose.attention.encoding_distance import distance_profile, token_distances
 from mspose.attention.measures import AttentionMeasures
 from mspose.attention.purity import query_purity
 from mspose.attention.sample_frames import SampleFrames
-from mspose.attention.training_log import gap_over_training
+from mspose.config import BRANCHES, TrainingSettings
 from mspose.data.frames import evenly
 from mspose.errors import MsposeError
 from mspose.evaluation import open_for_run
@@ -63,13 +63,16 @@ from mspose.files import whole_file
 from mspose.inference import load
 from mspose.models.attention_map import SIMILAR, SPREAD, AttentionMap
 from mspose.models.mstransformer import MSTransformer
-from mspose.models.network import BRANCHES, PoseNetwork
+from mspose.models.network import PoseNetwork
 from mspose.models.stored import read_construction
 from mspose.models.token_positions import TOKEN_POSITIONS
 from mspose.provenance import provenance
-from mspose.run import load_model
+from mspose.run import ATTENTION_FORMAT, ATTENTION_MEASURES, Run, load_model
 
 FRAMES_AT_ONCE = 4
+GAPS = "query_key_gap/"
+EVALUATION = "median_position_m/train"
+"""Logged after the last step of every `training.evaluate_every` epochs."""
 BINS = 20  # of the histogram of purity, over 0..1
 
 
@@ -90,7 +93,7 @@ def study_run(
 
     The network is the trained one in evaluation mode, in the precision of its weights. Memory is
     bounded on any map: statistics stream over frames, and of attention maps and distances only a
-    stretch of rows exists at a time.
+    chunk of rows exists at a time.
 
     Args:
         frames: how many frames of the split at most, spread evenly over the scenes and within each.
@@ -136,7 +139,7 @@ def study_run(
             network(batch.image_B3HW.to(parameter.dtype), observer=sampled)
 
     layers = measures.as_json()
-    if not all(math.isfinite(layer[name]) for layer in layers for name in MEASURES):
+    if not all(math.isfinite(layer[name]) for layer in layers for name in ATTENTION_MEASURES):
         raise MsposeError(
             f"the attention of the model of {run} is not finite: its weights are unusable"
         )
@@ -144,7 +147,7 @@ def study_run(
         network, {layer["branch"]: layer["tokens"] for layer in layers}
     )
     study = {
-        "format": FORMAT,
+        "format": ATTENTION_FORMAT,
         "experiment": settings.experiment,
         "variant": settings.variant or run.resolve().parent.name,
         "seed": settings.seed,
@@ -173,7 +176,7 @@ def study_run(
             f"encoding/{branch}": values.astype(np.float32)
             for branch, values in distance_of.items()
         }
-        with whole_file(run / SAMPLES, "wb") as file:
+        with whole_file(Run(run).samples_file, "wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return write_study(run, study)
 
@@ -222,6 +225,29 @@ def spread_over_scenes(scene_N: pd.Series, most: int) -> NDArray[np.int64]:
     share, rest = divmod(most, len(rows_of))
     chosen = [rows[evenly(len(rows), share + (index < rest))] for index, rows in enumerate(rows_of)]
     return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+
+def gap_over_training(
+    run: Path, branches: Sequence[str], options: TrainingSettings
+) -> dict[str, Any] | None:
+    """Read the query-key gap of the logged steps of a training; None without a log of it.
+
+    Returns:
+        `step` (from 0), `query_key_gap` (per branch, the gap at these steps), `steps_per_epoch`.
+    """
+    logged = Run(run).scalars()
+    tags = {branch: GAPS + branch for branch in branches}
+    if not {EVALUATION, *tags.values()} <= set(logged.columns):
+        return None
+    gap = logged[list(tags.values())].dropna()
+    first_evaluation = int(logged[EVALUATION].dropna().index[0])
+    return {
+        "step": gap.index.tolist(),
+        "query_key_gap": {
+            branch: [short(value) for value in gap[tag]] for branch, tag in tags.items()
+        },
+        "steps_per_epoch": (first_evaluation + 1) // min(options.evaluate_every, options.epochs),
+    }
 
 
 @dataclass
@@ -278,9 +304,9 @@ class StudyMeasures(AttentionMeasures):
             "layer": number,
             "tokens": purity.tokens,
             "entropy_limit": short(mean["entropy_limit"]),
-            **{name: short(mean[name]) for name in MEASURES},
+            **{name: short(mean[name]) for name in ATTENTION_MEASURES},
             "verdict": layer.verdict,
-            "heads": [{name: short(head[name]) for name in MEASURES} for head in heads],
+            "heads": [{name: short(head[name]) for name in ATTENTION_MEASURES} for head in heads],
             "purity_histogram": {
                 "edges": [edge / BINS for edge in range(BINS + 1)],
                 "share": [[short(share) for share in share_K] for share_K in share_HK.tolist()],

@@ -33,7 +33,7 @@ SECTIONS = PUBLISHED, OWN = ("Published", "This repository")
 
 
 class Group(NamedTuple):
-    """What rows must share to be compared."""
+    """Properties that rows must share to be compared."""
 
     dataset: str
     ground_truth: str

@@ -34,7 +34,7 @@ DASH, MINUS = "–", "−"
 
 
 class Style(NamedTuple):
-    """How a format writes bold, section titles, footnote marks and plain text."""
+    """A format's bold, section titles, footnote marks and plain text."""
 
     bold: Callable[[str], str]
     section: Callable[[str], str]

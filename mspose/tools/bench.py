@@ -52,7 +52,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mspose.allocator import keep_freed_memory
-from mspose.config import AugmentationSettings
+from mspose.config import BRANCHES, AugmentationSettings
 from mspose.data.augmentation import Augmentation
 from mspose.data.batches import Batch, Batches
 from mspose.data.cache import open_cache
@@ -64,7 +64,7 @@ from mspose.losses import PRECISION, Objective, PoseLoss
 from mspose.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from mspose.models.compilation import Compiled
 from mspose.models.mstransformer import MSTransformer
-from mspose.models.network import BRANCHES, PoseOutput
+from mspose.models.network import PoseOutput
 from mspose.provenance import provenance
 from mspose.tools.eager_reference import EagerReference, reference_batches, reference_transform
 

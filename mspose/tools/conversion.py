@@ -16,9 +16,8 @@ from mspose.data.cards import read_card
 from mspose.errors import MsposeError
 from mspose.models.mstransformer import MSTransformer
 from mspose.models.released import convert_released, read_released
-from mspose.run import MODEL, WEIGHTS, save_model
+from mspose.run import CONFIG, MODEL, WEIGHTS, save_model
 
-SETTINGS = "config.yaml"
 PAPER_RESIZE, PAPER_CROP = 256, 224  # pixels, in both papers
 
 
@@ -66,10 +65,10 @@ def convert_checkpoint(
         "config_hash": config_hash(settings),
     }
     try:
-        write_settings(out / SETTINGS, settings)
+        write_settings(out / CONFIG, settings)
         save_model(out, converted.state_dict, description)
     except MsposeError:  # a full disk: the next attempt is to find the folder empty again
-        for name in (SETTINGS, WEIGHTS, MODEL):
+        for name in (CONFIG, WEIGHTS, MODEL):
             (out / name).unlink(missing_ok=True)
         raise
     dropped = converted.dropped

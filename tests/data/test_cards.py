@@ -226,7 +226,7 @@ def test_missing_data_names_what_where_and_the_ways_on(write, tmp_path):
         load_frames(card, split="train")
     message = str(caught.value)
     assert "no data of scenes attic, hall" in message
-    assert f"looked for {tmp_path / 'mine' / 'attic' / 'TrainSplit.txt'}" in message
+    assert f"expected {tmp_path / 'mine' / 'attic' / 'TrainSplit.txt'}" in message
     assert '`make data DATASET=mine SCENE="attic hall"`' in message
     assert "`make demo`" in message
     with pytest.raises(
@@ -235,7 +235,7 @@ def test_missing_data_names_what_where_and_the_ways_on(write, tmp_path):
         load_frames(card, split="train", scenes=["hall"])
     card = read_card(write("format: cambridge\nscenes: [Tower]\nhow_to_get: ask the sexton\n"))
     with pytest.raises(
-        MsposeError, match=r"looked for .*mine/Tower/dataset_test.txt\); ask the sexton$"
+        MsposeError, match=r"expected .*mine/Tower/dataset_test.txt\); ask the sexton$"
     ):
         load_frames(card, split="test")
 
@@ -326,7 +326,7 @@ def test_the_second_ground_truth(write, tmp_path):
     card = read_card(write("format: 7scenes\nroot: frames\nscenes: [attic, cellar]\n"))
     with pytest.raises(
         MsposeError,
-        match=rf"no sfm poses of attic, cellar \(looked for {tmp_path}/frames/sfm/attic_tra",
+        match=rf"no sfm poses of attic, cellar \(expected {tmp_path}/frames/sfm/attic_tra",
     ):
         load_frames(card, split="train", ground_truth="sfm")
     places = {"default": tmp_path / "frames/sfm", "given": tmp_path / "given"}
@@ -394,7 +394,7 @@ def test_single_sequences_are_split_by_blocks_or_at_their_end(write, tmp_path):
     (tmp_path / "png/attic/seq-01/frame-000000.color.png").unlink()
     skipped = load_frames(read, root=tmp_path / "png", split="test", on_bad_frame="skip")
     assert skipped["tx"].tolist() == [18, 19]
-    with pytest.raises(MsposeError, match=r"no data of scene attic \(looked for .*seq-01\)"):
+    with pytest.raises(MsposeError, match=r"no data of scene attic \(expected .*seq-01\)"):
         load_frames(read, split="train")
 
 

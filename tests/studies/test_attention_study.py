@@ -16,7 +16,6 @@ from mspose import evaluation
 from mspose.attention.attention_json import read_study, study_table
 from mspose.attention.encoding_distance import distance_profile, token_distances
 from mspose.attention.purity import query_purity
-from mspose.attention.training_log import gap_over_training
 from mspose.cli import main
 from mspose.config import TrainingSettings, config_hash, read_settings, write_settings
 from mspose.errors import MsposeError
@@ -29,6 +28,7 @@ from mspose.studies import attention_figures
 from mspose.studies.attention_study import (
     StudyMeasures,
     check_choice,
+    gap_over_training,
     spread_over_scenes,
     study_run,
 )

@@ -13,25 +13,7 @@ The same settings give the same rooms, paths and poses to the last bit on every 
 may differ by a grey level in single pixels.
 """
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from mspose.data.virtual.dataset import render_virtual
-
-__all__ = ["RECORD", "VERSION", "render_virtual"]
-
 VERSION = 2
 """Version of the pictures: raise it when the same settings render other images or poses."""
 RECORD = "virtual.json"
 """File of a rendered scene that holds its settings and their version."""
-
-
-def __getattr__(name: str) -> Any:
-    """Import `render_virtual` when it is asked for: what it needs takes seconds, and rendering
-    processes do not.
-    """
-    if name != "render_virtual":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mspose.data.virtual.dataset import render_virtual
-
-    return render_virtual

@@ -216,9 +216,8 @@ def _is_complete(
     try:
         missing = _missing_sequences(root, shared, records, plans)
     except (MsposeError, OSError):
-        if _is_rendered_into(
-            root
-        ):  # by another process, which may have only begun: looked at again when alone
+        # by another process, which may have only begun: checked again when alone
+        if _is_rendered_into(root):
             return False
         missing = _missing_sequences(root, shared, records, plans)  # it may just have ended
     return not missing and all(
@@ -251,7 +250,7 @@ def _missing_sequences(
 
 
 def _check_root(root: Path, shared: Mapping[str, Any]) -> None:
-    """Everything below `root` (hidden files apart) must be virtual scenes of the same settings."""
+    """Refuse a `root` with anything but virtual scenes of the same settings and hidden files."""
     for folder in sorted(root.iterdir()):
         if folder.name.startswith(".") or (folder.is_dir() and not any(folder.iterdir())):
             continue
@@ -295,7 +294,7 @@ def _is_outdated(folder: Path) -> bool:
 
 
 def _rendered_files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """(files, folders of sequences) of a rendered scene, hidden files apart.
+    """List (files, folders of sequences) of a rendered scene, without hidden files.
 
     Raises MsposeError where anything else is among them, which must not be deleted with them.
     """

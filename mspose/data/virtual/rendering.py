@@ -28,7 +28,7 @@ FAR_M = 200.0
 BRIGHTEST = 4.0  # most light that a surface shows
 MEDIAN_LIGHT = 0.82  # of the corners that do not glow
 SHARPNESS = 0.5743491774985175  # 2 ** -0.8: a texture is halved from 2 ** 0.6 texels per pixel on
-TEXEL_BITS = 5  # of places between texels: what OpenCV's remap tells apart
+TEXEL_BITS = 5  # of positions between texels, the resolution of OpenCV's remap
 TEXEL_PARTS = 2**TEXEL_BITS
 
 

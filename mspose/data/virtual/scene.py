@@ -117,7 +117,7 @@ class SceneBuilder:
         self.lamps: list[tuple[float, float, float]] = []
         self.footprints: list[
             tuple[Place, float, float]
-        ] = []  # place, width, depth: to keep apart, and for shadows
+        ] = []  # place, width, depth: against overlaps, and for shadows
 
     def generator(self) -> np.random.Generator:
         """Make a new generator, for one object: how much is drawn from it changes nothing

@@ -29,7 +29,7 @@ class Finished(NamedTuple):
     overrides: Mapping[str, str]
     """Settings by dotted name that all runs have in place of the file's."""
     remarks: list[str]
-    """What a reader of the table must know."""
+    """Notes below the table."""
 
 
 class Change(NamedTuple):

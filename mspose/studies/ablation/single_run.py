@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mspose.config import Settings, config_hash, differences
+from mspose.config import BRANCHES, Settings, config_hash, differences
 from mspose.errors import MsposeError
 from mspose.evaluation import evaluate_run
-from mspose.models.network import BRANCHES
 from mspose.run import Run
 from mspose.studies.attention_study import study_run
 from mspose.training import train

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from mspose.config import BRANCHES
 from mspose.errors import MsposeError
 from mspose.metrics import ERROR_COLUMNS
-from mspose.models.network import BRANCHES
 from mspose.run import Run
 from mspose.studies.ablation.bootstrap import (
     LEVEL,
@@ -90,7 +90,7 @@ class AblationTable(PrintedTable):
     """Number of frames by scene."""
     rows: list[AblationRow]
     remarks: list[str]
-    """What else a reader must know."""
+    """Notes below the table."""
 
     def caption(self) -> str:
         """See `PrintedTable`; with what the intervals cover."""

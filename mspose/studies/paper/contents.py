@@ -37,7 +37,7 @@ def contents(roots: Sequence[Path], ablations: Sequence[Ablation], command: str)
 
     Args:
         roots: folders of runs and records.
-        command: what makes the whole paper from them.
+        command: the one that makes the whole paper from them.
 
     Raises MsposeError where there is no finished run, or a metrics.json is broken.
     """

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from mspose.models.network import BRANCHES
+from mspose.config import BRANCHES
 from mspose.run import Run
 from mspose.studies.attention_figures import (
     decoder_maps_figure,
@@ -42,8 +42,8 @@ def figures(
         runs: runs with self-attention in their encoders.
         pair: two labels, the reference and a remedy: for purity before and after, and for plots of
             single frames.
-        command: what makes the figures.
-        missing: what the figures of metrics lack beside `runs`.
+        command: the one that makes the figures.
+        missing: further inputs that the figures of metrics lack.
 
     Plots of single frames need the study's samples, which lie beside a run's model and in no
     record.

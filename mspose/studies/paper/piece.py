@@ -15,7 +15,7 @@ NOT_IN_PAPER = "not in the paper"
 
 
 class Missing(NamedTuple):
-    """What a table or figure lacks, and the command that makes it."""
+    """A missing input of a table or figure, and the command that makes it."""
 
     what: str
     command: str = ""
@@ -31,7 +31,7 @@ class Piece:
     stands_for: str
     """The paper's table or figure."""
     command: str
-    """What makes it alone, or with the whole paper."""
+    """Command that makes it, alone or with the whole paper."""
     runs: Sequence[Run] = ()
     missing: list[Missing] = field(default_factory=list)
     table: PrintedTable | None = None

@@ -59,7 +59,7 @@ ARMS_LENGTH_M = 1.0  # a camera turned about a body is no farther from the centr
 
 
 class Verdict(NamedTuple):
-    """How far matched points of a scene agree with its poses."""
+    """Agreement of a scene's matched points with its poses."""
 
     pairs: int
     rest: float
@@ -209,7 +209,7 @@ def _angle(one_M3: Array, two_M3: Array) -> Array:
 
 
 class Meeting(NamedTuple):
-    """Where the optical axes of a scene's cameras meet, in the least squares sense."""
+    """Least-squares intersection of the optical axes of a scene's cameras."""
 
     behind: float
     """Share of the cameras that have the point behind them."""

@@ -1,4 +1,4 @@
-"""Plot where the cameras stood and looked: every scene from above, training and test frames."""
+"""Plot positions and viewing directions of every scene from above, training and test frames."""
 
 import math
 

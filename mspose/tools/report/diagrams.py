@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mspose.config import BRANCHES
 from mspose.data.frames import evenly
 from mspose.metrics import ERROR_COLUMNS, ESTIMATED_POSITION, TRUE_POSITION
-from mspose.models.network import BRANCHES
 from mspose.run import Run
 
 ALL_SCENES = "all scenes (mean)"

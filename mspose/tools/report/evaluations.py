@@ -104,7 +104,7 @@ def grouped(runs: Sequence[Run]) -> dict[Group, list[Run]]:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """Label runs as briefly as tells them apart, with a mark where one was a quick try."""
+    """Label runs as briefly as distinguishes them, with a mark where one was a quick try."""
     several = len({run.experiment for run in runs}) > 1
     names = [run.name for run in runs]
     found = []

@@ -22,7 +22,8 @@ import pytest
 from mspose.data.cache import open_cache
 from mspose.data.cards import read_card
 from mspose.data.seven_scenes import read_seven_scenes
-from mspose.data.virtual import RECORD, VERSION, dataset, render_virtual, rooms
+from mspose.data.virtual import RECORD, VERSION, dataset, rooms
+from mspose.data.virtual.dataset import render_virtual
 from mspose.data.virtual.rendering import Camera, Lighting, render_frame
 from mspose.data.virtual.rooms import SCENE_NAMES
 from mspose.data.virtual.scene import scene_key
@@ -471,7 +472,7 @@ def test_complete_data_needs_no_permission_to_write(rendered, tmp_path, monkeypa
 
 def test_two_processes_do_not_render_the_same_sequence(rendered, tmp_path):
     call = f"render_virtual(sys.argv[1], frames={LIBRARY!r}, **{TINY!r})"
-    code = f"import sys; from mspose.data.virtual import render_virtual; {call}"
+    code = f"import sys; from mspose.data.virtual.dataset import render_virtual; {call}"
     command = [sys.executable, "-c", code, str(tmp_path)]
     processes = [subprocess.Popen(command, cwd=Path(__file__).parents[3]) for _ in range(2)]
     assert [process.wait(60) for process in processes] == [0, 0]

@@ -293,7 +293,7 @@ def test_the_table_verb_prints_it(capsys: pytest.CaptureFixture[str], tmp_path: 
     [
         (["--ablation", str(FILE), "--kind", "recall"], "--kind: without effect beside --ablation"),
         (["--seeds", "1"], "--seeds: without effect without --ablation"),
-        (["--ablation", "nothing"], "ablation 'nothing' is not in"),
+        (["--ablation", "nothing"], "there is no ablation 'nothing'"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(
