@@ -10,6 +10,7 @@ import torch
 from mspose.ablation.plan import OURS, QUICK, Cell, read_ablation
 from mspose.config import Settings, flatten, read_settings
 from mspose.data.batches import Batch
+from mspose.data.versions import with_version
 from mspose.losses import PoseLoss
 from mspose.models.kinds import make_network
 from mspose.objective import Objective
@@ -50,6 +51,7 @@ def test_the_files_of_the_papers_tables_are_there():
 def test_a_cell_differs_from_its_base_in_the_stated_settings_only(path, quick):
     ablation = read_ablation(path)
     base = read_settings(ablation.base)
+    base = dataclasses.replace(base, data=with_version(base.data))
     toy = QUICK if quick else {}
     cells = cells_of(path, quick)
     assert len(ablation.seeds) >= 3
