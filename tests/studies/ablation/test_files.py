@@ -10,6 +10,7 @@ from mspose.objective import Objective
 
 from mspose.config import Settings, flatten, read_settings
 from mspose.data.batches import Batch
+from mspose.data.versions import with_version
 from mspose.losses import PoseLoss
 from mspose.models.kinds import make_network
 from mspose.studies.ablation.plan import OURS, QUICK, read_ablation
@@ -56,6 +57,7 @@ def test_the_files_of_the_papers_tables_are_there():
 def test_a_run_differs_from_its_base_in_the_stated_settings_only(path, quick):
     ablation = read_ablation(path)
     base = read_settings(ablation.base)
+    base = dataclasses.replace(base, data=with_version(base.data))
     toy = QUICK if quick else {}
     runs = runs_of(path, quick)
     assert len(ablation.seeds) >= 3
