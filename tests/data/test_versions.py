@@ -11,7 +11,8 @@ import yaml
 from mspose.config import DataSettings, config_hash, read_settings
 from mspose.data.cards import read_card
 from mspose.data.versions import predicted_data, recorded_version, rendered_version, with_version
-from mspose.data.virtual import RECORD, VERSION, render_virtual
+from mspose.data.virtual import RECORD, VERSION
+from mspose.data.virtual.dataset import render_virtual
 from mspose.errors import MsposeError
 from mspose.evaluation import evaluate_predictions, evaluate_run
 from mspose.run import load_model

@@ -8,7 +8,7 @@ import pytest
 from tools.importing.builders import FOCAL, SIZE, Room
 
 from mspose.data.cards import load_frames, read_card
-from mspose.data.virtual import render_virtual
+from mspose.data.virtual.dataset import render_virtual
 from mspose.errors import MsposeError
 from mspose.tools.importing.importer import import_data
 
