@@ -18,8 +18,9 @@ ABLATIONS = "experiments/ablations"
 
 
 def bundled_file(name: str) -> Path:
-    """The file `name`, such as `experiments/published.csv`, here or else of the package."""
-    return Path(name) if Path(name).is_file() else BUNDLED / name
+    """Return the file `name`, such as `experiments/published.csv`: here, or else the package's."""
+    here = Path.cwd() / name
+    return here if here.is_file() else BUNDLED / name
 
 
 def named_files(folder: str) -> dict[str, Path]:

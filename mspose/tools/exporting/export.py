@@ -94,7 +94,7 @@ def _content(estimator: PoseEstimator, format: Format, scene: str | None) -> byt
     preprocessing = GraphPreprocessing(
         preparation.resize, preparation.crop, preparation.mean, preparation.std
     )
-    network = copy.deepcopy(estimator.network).float()
+    network = copy.deepcopy(estimator.network).float().requires_grad_(False)
     index = None if scene is None else estimator.scenes.index(scene)
     return format.write(trace(Deployed(preprocessing, network, index)), _metadata(estimator, scene))
 

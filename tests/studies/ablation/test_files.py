@@ -95,7 +95,7 @@ def test_every_file_fits_other_data_and_every_variant_takes_a_step(path):
 def one_step(settings: Settings) -> dict[str, torch.Tensor]:
     """Take a training step on noise as `mspose.training` does; returns its readings."""
     torch.manual_seed(settings.seed)
-    network = make_network(scenes=["attic", "cellar"], **vars(settings.model))
+    network = make_network(["attic", "cellar"], settings.model)
     objective = Objective(network, PoseLoss(**vars(settings.loss)), "float32", compile=False)
     size = settings.data.crop
     fields = {

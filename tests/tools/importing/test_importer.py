@@ -52,7 +52,7 @@ def test_a_round_trip_gives_the_same_poses_and_names(kind, sources, room, tmp_pa
     assert set(frames["scene"]) == {"studio"}
     assert set(frames["sequence"]) == {"walk 1", "walk 2"}
     np.testing.assert_allclose(frames["focal_px"], FOCAL)
-    assert (card.name, card.format, card.ground_truths) == ("own", "label-csv", (kind,))
+    assert (card.name, card.format, card.ground_truths) == ("own", "label-csv", [kind])
     assert (card.label_convention, card.focal_px) == ("camera-to-world", FOCAL)
     assert card.scene_facts["studio"].frames == {"train": 24, "test": 6}
     assert all((card.root / image).is_file() for image in frames.index)
@@ -77,7 +77,7 @@ def test_several_folders_become_scenes_of_one_data_set(sources, room, tmp_path, 
     studio = sources["colmap"]
     _, frames, card = imported("colmap", studio, model, split=ALL)
     assert frames["scene"].value_counts().to_dict() == {"studio": 30, "Kuche-No2": 15}
-    assert card.scenes == ("Kuche-No2", "studio")
+    assert list(card.scenes) == ["Kuche-No2", "studio"]
     assert all((card.root / image).is_file() for image in frames.index)
     _, frames, _ = imported("colmap", studio, model.parent, scenes=["a", "b.2"], out="named")
     assert set(frames["scene"]) == {"a", "b.2"}
@@ -238,7 +238,7 @@ def test_odd_names_of_folders_and_images_come_back(room, tmp_path, imported):
     _, frames, card = imported("nerfstudio", file, split=SplitBy(block=1, margin=0))
     assert {Path(image).name for image in frames.index} == set(names)
     assert all((card.root / image).is_file() for image in frames.index)
-    assert card.scenes == ("two-blanks-a-b",)
+    assert list(card.scenes) == ["two-blanks-a-b"]
 
 
 def test_links_keep_their_names_in_any_working_folder(
