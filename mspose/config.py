@@ -159,7 +159,7 @@ class LossSettings:
     scene_weight: NonNegativeFloat = 1.0
     """Weight of the scene classification term."""
     qka_weight: NonNegativeFloat = 0.1
-    """Weight of query-key alignment (ActMST's lambda); 0: the term is not computed."""
+    """Weight of query-key alignment (ActMST's lambda); 0: no term of the loss."""
     entropy_weight: float = 0.0
     """Weight of the encoders' attention entropy, as a share of its limit log(tokens); above 0 it
     holds attention together, below 0 it spreads it; 0: the term is not computed."""

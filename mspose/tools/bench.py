@@ -9,7 +9,7 @@ reference's median seconds (or bytes) divided by ours: above 1 ours is better.
 
 - `train_b8_*`: seconds of a step: forward, loss with QKA, backward, Adam. The reference runs in
   float32. `*_recomputed`: ours with `training.recompute_backbone`.
-- `predict_b*`: seconds of a forward pass; ours is fused (`MSTransformer.fuse`). Without a precision
+- `predict_b*`: seconds of a forward pass; of the network as trained. Without a precision
   in the name, and for the reference always, in float32.
 - `load_*`: seconds to load an image on one core. The reference decodes a PNG file by PIL, resizes,
   crops and normalises it; ours crops and normalises one from the warm frame cache. `*_jitter`: with
