@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from mspose.objective import Objective
 
 from mspose.config import Settings, flatten, read_settings
 from mspose.data.batches import Batch
 from mspose.data.versions import with_version
-from mspose.losses import PoseLoss
+from mspose.losses import Objective, PoseLoss
 from mspose.models.kinds import make_network
 from mspose.studies.ablation.plan import OURS, QUICK, read_ablation
 
