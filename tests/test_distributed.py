@@ -277,7 +277,8 @@ def test_a_signal_is_noted_only_while_that_is_asked_for():
 @pytest.mark.parametrize("backbone", ["efficientnet_lite0", "test_resnet"])
 def test_synchronised_batch_norms_keep_names_weights_and_activations(backbone):
     torch.manual_seed(0)
-    network = make_network("mspn", scenes=["attic"], backbone=backbone, pretrained=False).eval()
+    network = make_network(["attic"], kind="mspn", backbone=backbone, pretrained=False)
+    network.eval()
     image_B3HW, names = torch.randn(2, 3, 64, 64), list(network.state_dict())
     with torch.no_grad():
         before = network(image_B3HW).position_B3

@@ -10,10 +10,8 @@ from mspose.openmp import SPIN_COUNT, limit_spinning
 
 COMMAND_LINE = """
 from mspose.cli import main
-try:
-    main(["--version"])
-except SystemExit:
-    import torch
+main(["--version"])
+import torch
 """
 NAMES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
@@ -46,7 +44,7 @@ def test_the_setting_is_made_unless_the_user_made_one(environment, expected):
 
 def test_the_openmp_of_pytorch_runs_with_it_in_the_command_line():
     shown = run("-c", COMMAND_LINE, OMP_DISPLAY_ENV="verbose")
-    if "GOMP_SPINCOUNT" not in shown.stderr:
+    if "GOMP_" not in shown.stderr:
         pytest.skip("PyTorch was built with another OpenMP than GNU's")
     assert f"GOMP_SPINCOUNT = '{SPIN_COUNT}'" in shown.stderr
 

@@ -170,7 +170,7 @@ def fresh(kind="ms-transformer"):
     layers = {"position_encoder_layers": 0, "position_decoder_layers": 1}
     layers |= {"orientation_encoder_layers": 1, "orientation_decoder_layers": 1}
     options = {"backbone": "efficientnet_lite0", "pretrained": False, **sizes, **layers}
-    return make_network(kind, scenes=["attic", "cellar"], **options)
+    return make_network(["attic", "cellar"], kind=kind, **options)
 
 
 def test_networks_without_encoders_or_attention_are_evaluated_as_well(batches, tmp_path):
