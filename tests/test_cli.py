@@ -335,7 +335,7 @@ def test_a_bad_experiment_file_is_refused_in_one_line(refused, tmp_path):
         ("--data.labels [nowhere.csv]", "no such label file: .*nowhere.csv"),
         (
             "--data.cache {file}",
-            "cannot write the frame cache .*; .*choose another folder with --data.cache",
+            "cannot write the frame cache .*another folder with --data.cache",
         ),
         ("--runs {file}", "cannot write .*config.yaml: Not a directory"),
         ("--training.start_from nowhere", "nowhere holds no model"),
