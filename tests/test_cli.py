@@ -158,7 +158,8 @@ def test_a_virtual_data_set_is_rendered_before_it_is_trained_on(call, experiment
         "--quiet",
     )
     status, _, lines = call("train", *words, "--training.epochs=1", "--data.holdout=0")
-    assert (status, lines) == (0, [])
+    assert status == 0
+    assert all(": attention of " in line for line in lines)  # of four frames anything may be said
     assert (tmp_path / "rooms" / "library" / "TestSplit.txt").is_file()
     assert not (tmp_path / "rooms" / "atelier").exists()  # nobody asked for it
     assert call("evaluate", tmp_path / "runs/small/library/seed-0", "--quiet")[0] == 0
