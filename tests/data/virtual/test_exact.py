@@ -1,20 +1,16 @@
 """The exact arithmetic against the libraries' own, and its very bits."""
 
+import ast
 import hashlib
 import math
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from mspose.data.virtual.exact import (
-    cosine_sine,
-    length,
-    matrix_product,
-    median,
-    rotation_matrix,
-    uniform,
-)
+from mspose.data.virtual import exact
+from mspose.data.virtual.exact import cosine_sine, length, matrix_product, median, rotation_matrix, uniform
 
 
 def bits(*arrays):
@@ -77,3 +73,23 @@ def test_the_bits_are_these_everywhere():
     assert bits(numbers) == "b45d7a8f16577737"
     assert bits(*cosine_sine(numbers)) == "ce39b8668c9b7f16"
     assert bits(rotation_matrix(numbers), length(numbers)) == "5a2e5ad1b9de2ebd"
+
+
+INEXACT = {
+    *("sin", "cos", "tan", "arctan", "arctan2", "exp", "log", "log2", "power", "hypot", "einsum", "matmul", "inner"),
+    *("linalg", "mean", "std", "average", "prod", "interp", "median", "trapezoid", "pow"),
+    *("normal", "dirichlet", "gamma", "beta", "exponential", "GaussianBlur", "Rodrigues", "INTER_CUBIC", "INTER_AREA"),
+}
+
+
+@pytest.mark.parametrize("path", sorted(Path(exact.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
+def test_the_package_uses_no_arithmetic_that_differs_between_processors(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        assert not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult)), f"line {node.lineno}: @"
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in INEXACT, f"line {node.lineno}: {node.attr}"
+            # `rng.uniform`: a compiler may fuse its multiplication and addition
+            drawn = node.attr == "uniform" and isinstance(node.value, ast.Name) and node.value.id == "rng"
+            assert not drawn, f"line {node.lineno}: rng.uniform"
+        if path.stem not in ("dataset", "sequences") and isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id != "sum", f"line {node.lineno}: sum, which adds otherwise from Python 3.12 on"
