@@ -123,7 +123,7 @@ def render_virtual(
                 for folder in outdated:
                     _delete_scene(folder)
             for scene, record in records.items():
-                if not (root / scene / RECORD).is_file():
+                if not (root / scene / RECORD).is_file() or _is_outdated(root / scene):
                     with whole_file(root / scene / RECORD) as file:
                         json.dump(record, file, indent=2)
             if missing:
@@ -320,9 +320,7 @@ def _rendered_files(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _delete_scene(folder: Path) -> None:
-    """Delete a rendered scene: first what makes it complete, last the record by which the next call
-    would go on.
-    """
+    """Delete a rendered scene, what makes it complete first, but for its record: by that the next call goes on."""
     files, sequences = _rendered_files(folder)
     for name in SPLIT_FILES.values():
         (folder / name).unlink(missing_ok=True)
@@ -330,8 +328,7 @@ def _delete_scene(folder: Path) -> None:
         path.unlink()
     for path in sequences:
         path.rmdir()
-    for name in SCENE_FILES:
-        (folder / name).unlink(missing_ok=True)
+    (folder / "camera-intrinsics.txt").unlink(missing_ok=True)
 
 
 def _missing_of_scene(folder: Path, plan: list[Sequence]) -> list[Sequence]:
