@@ -320,7 +320,9 @@ def _rendered_files(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _delete_scene(folder: Path) -> None:
-    """Delete a rendered scene, what makes it complete first, but for its record: by that the next call goes on."""
+    """Delete a rendered scene, what makes it complete first, but for its record: by that the next
+    call goes on.
+    """
     files, sequences = _rendered_files(folder)
     for name in SPLIT_FILES.values():
         (folder / name).unlink(missing_ok=True)

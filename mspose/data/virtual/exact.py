@@ -1,12 +1,14 @@
 """Arithmetic that gives the same bits on every processor.
 
-Rooms and paths follow from random numbers by many decisions: whether a picture fits on a wall, how many books stand on
-a shelf, which surfaces face the camera. A single bit can turn a decision, so all that leads to one is computed with
-operations whose results IEEE 754 defines to the last bit: + - * / and the square root of single numbers, comparisons
-and rounding. Sine, exponential and power are not among them (their last bit depends on the C library and on the
-processor's vector unit), nor are matrix products, `numpy.sum` and `numpy.linalg.norm`, which add in an order that
-depends on the processor too, nor is Python's `sum`, which adds more precisely from 3.12 on; `math.fsum` is exact. NumPy
-rounds after every operation on whole arrays, as Python does on single numbers.
+Rooms and paths follow from random numbers by many decisions: whether a picture fits on a wall, how
+many books stand on a shelf, which surfaces face the camera. A single bit can turn a decision, so
+all that leads to one is computed with
+operations whose results IEEE 754 defines to the last bit: + - * / and the square root of single
+numbers, comparisons and rounding. Sine, exponential and power are not among them (their last bit
+depends on the C library and on the processor's vector unit), nor are matrix products, `numpy.sum`
+and `numpy.linalg.norm`, which add in an order that depends on the processor too, nor is Python's
+`sum`, which adds more precisely from 3.12 on; `math.fsum` is exact. NumPy rounds after every
+operation on whole arrays, as Python does on single numbers.
 
 Of the generators `random`, `integers` and `permutation` are exact; `uniform` is not, since
 compilers may fuse its multiplication and addition, nor are `normal`, `dirichlet` and the like,

@@ -57,14 +57,17 @@ class Space:
         return Place(0.0, 0.0, 0.0, WALL_YAW[side]).moved(along, distance - out)
 
     def line_up(self, side: str, pieces: Sequence[Piece], margin: float = 0.4) -> None:
-        """Stand pieces along a wall in this order, the rest of its length shared out at random between them."""
+        """Stand pieces along a wall in this order, the rest of its length shared out at random
+        between them.
+        """
         free = self.length(side) - 2 * margin - math.fsum(piece[0] for piece in pieces)
         if free < 0:
             raise ValueError(
                 f"{self.b.name}: the {side} wall is {-free:.2f} m too short for its furniture"
             )
         weights = uniform(self.b.generator(), 0.3, 1.7, len(pieces) + 1).tolist()
-        gaps = [weight / math.fsum(weights) * free for weight in weights]  # `sum` differs between Pythons
+        # `sum` differs between Pythons
+        gaps = [weight / math.fsum(weights) * free for weight in weights]
         left = -self.length(side) / 2 + margin
         for (width, depth, height, build), gap in zip(pieces, gaps[:-1], strict=True):
             self.stand(side, left + gap + width / 2, (width, depth, height, build))

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from mspose.data.virtual import exact
-from mspose.data.virtual.exact import cosine_sine, length, matrix_product, median, rotation_matrix, uniform
+from mspose.data.virtual.exact import (
+    cosine_sine,
+    length,
+    matrix_product,
+    median,
+    rotation_matrix,
+    uniform,
+)
 
 
 def bits(*arrays):
@@ -76,20 +83,58 @@ def test_the_bits_are_these_everywhere():
 
 
 INEXACT = {
-    *("sin", "cos", "tan", "arctan", "arctan2", "exp", "log", "log2", "power", "hypot", "einsum", "matmul", "inner"),
+    *(
+        "sin",
+        "cos",
+        "tan",
+        "arctan",
+        "arctan2",
+        "exp",
+        "log",
+        "log2",
+        "power",
+        "hypot",
+        "einsum",
+        "matmul",
+        "inner",
+    ),
     *("linalg", "mean", "std", "average", "prod", "interp", "median", "trapezoid", "pow"),
-    *("normal", "dirichlet", "gamma", "beta", "exponential", "GaussianBlur", "Rodrigues", "INTER_CUBIC", "INTER_AREA"),
+    *(
+        "normal",
+        "dirichlet",
+        "gamma",
+        "beta",
+        "exponential",
+        "GaussianBlur",
+        "Rodrigues",
+        "INTER_CUBIC",
+        "INTER_AREA",
+    ),
 }
 
 
-@pytest.mark.parametrize("path", sorted(Path(exact.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(Path(exact.__file__).parent.glob("*.py")), ids=lambda path: path.stem
+)
 def test_the_package_uses_no_arithmetic_that_differs_between_processors(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        assert not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult)), f"line {node.lineno}: @"
+        assert not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult)), (
+            f"line {node.lineno}: @"
+        )
         if isinstance(node, ast.Attribute):
             assert node.attr not in INEXACT, f"line {node.lineno}: {node.attr}"
             # `rng.uniform`: a compiler may fuse its multiplication and addition
-            drawn = node.attr == "uniform" and isinstance(node.value, ast.Name) and node.value.id == "rng"
+            drawn = (
+                node.attr == "uniform"
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "rng"
+            )
             assert not drawn, f"line {node.lineno}: rng.uniform"
-        if path.stem not in ("dataset", "sequences") and isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id != "sum", f"line {node.lineno}: sum, which adds otherwise from Python 3.12 on"
+        if (
+            path.stem not in ("dataset", "sequences")
+            and isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+        ):
+            assert node.func.id != "sum", (
+                f"line {node.lineno}: sum, which adds otherwise from Python 3.12 on"
+            )
