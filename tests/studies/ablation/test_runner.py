@@ -494,7 +494,7 @@ def test_the_command_line_has_every_setting_and_refuses_unknown_ones(
         (("--seeds", "1", "1"), "--seeds: expected different whole numbers"),
         (("--model.position_encoding=sine",), "is what the variants of"),
         (("--launcher=pbs",), "launcher"),
-        (("--dataset=nowhere",), "experiment 'nowhere' is not in"),
+        (("--dataset=nowhere",), "no experiment 'nowhere'"),
         (("--variants", "sin"), "no variant 'sin'"),
         (("--slurm.minutes=0",), "slurm"),
     ):
