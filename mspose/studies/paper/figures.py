@@ -77,9 +77,9 @@ def figures(
                 partial(_metrics, entropy_figure),
             ),
             (
-                "query-key-distance",
-                "Query-key distance over training",
-                "F, query-key distance",
+                "query-key-gap",
+                "Query-key gap over training",
+                "F, query-key gap",
                 studied,
                 partial(_metrics, gap_figure),
             ),
