@@ -71,7 +71,7 @@ class PoseNetwork(nn.Module):
         description: content of `model.json` beside scenes and settings, where the network was
             loaded: preprocessing, training data; else {}.
         recompute_backbone: forget the backbone's activations and compute them again in the backward
-            pass (Chen et al., arXiv 1604.06174): a third of the memory of a training step for one
+            pass (Chen et al., arXiv 1604.06174): about 30 % less memory in a training step for one
             more forward pass of the backbone.
     """
 
