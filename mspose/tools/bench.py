@@ -95,7 +95,7 @@ class Workload:
     """Short side of a frame in the cache."""
     matrix: int = 2048
     """Rows of the matrices that the matrix rate is measured on: a power of two."""
-    memory_per_image: int = 7 * 10**8
+    memory_per_image: int = 8 * 10**8
     """Bytes per image that a training step of the reference needs."""
     frames: tuple[int, int] = (256, 16)
     """Frames in the cache, and how many of them the reference loads."""
