@@ -1,4 +1,9 @@
-"""The command line: a table of commands, whose options are their functions' signatures."""
+"""The command line: a table of commands, whose options are their functions' signatures.
+
+A command is a function of `mspose.commands`, or one of another module, named in the table, whose
+signature and docstring serve as they are; that module is imported when its command is used, so that
+`mspose --help` does not wait for PyTorch. What a command returns is printed.
+"""
 
 import inspect
 import logging
@@ -8,15 +13,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from types import UnionType
-from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse as parse_docstring
 from jsonargparse import Namespace
 
 from mspose import __version__, commands
-from mspose.commands import COMMON, Overrides, is_main
+from mspose.commands import is_main
 from mspose.config import (
+    Overrides,
     Parser,
     Settings,
     SlurmSettings,
@@ -28,35 +35,93 @@ from mspose.config import (
 from mspose.errors import MsposeError, Preempted
 from mspose.openmp import limit_spinning
 
-Command = Callable[..., None]
-COMMANDS: dict[str, dict[str, Command]] = {
+
+class Elsewhere(NamedTuple):
+    """A command whose function is not in `mspose.commands`."""
+
+    function: str
+    """Its module and name."""
+    summary: str
+    """The line that `mspose --help` has about it."""
+
+
+Command = Callable[..., object]
+COMMANDS: dict[str, dict[str, Command | Elsewhere]] = {
     "data": {
-        "data get": commands.get_data,
+        "data get": Elsewhere(
+            "mspose.data.preparation.get_data",
+            "Download and unpack a published data set, or render a virtual one.",
+        ),
         "data import": commands.import_data,
         "data check": commands.check_data,
-        "data cache": commands.cache_data,
-        "data list": commands.list_data,
+        "data cache": Elsewhere(
+            "mspose.data.preparation.cache_data",
+            "Decode and resize every frame now, not on first use.",
+        ),
+        "data list": Elsewhere(
+            "mspose.data.preparation.list_data",
+            "List the data sets that there are, and which of their scenes are here.",
+        ),
     },
     "train": {
         "train": commands.train,
         "evaluate": commands.evaluate,
         "baselines": commands.baselines,
     },
-    "look": {"table": commands.table, "report": commands.report, "view": commands.view},
+    "look": {
+        "table": commands.table,
+        "report": Elsewhere(
+            "mspose.tools.report.page.make_report",
+            "Write one self-contained HTML page about the results of runs.",
+        ),
+        "view": Elsewhere(
+            "mspose.tools.viewer.server.view_run",
+            "Show the poses of a run's predictions in a 3-D viewer in the browser.",
+        ),
+    },
     "study": {
         "attention": commands.attention,
-        "ablate": commands.ablate,
-        "cell": commands.cell,
+        "ablate": Elsewhere(
+            "mspose.studies.ablation.runner.ablate",
+            "Run the variants of an ablation file over its seeds, and print their table.",
+        ),
         "paper": commands.paper,
-        "bench": commands.bench,
+        "bench": Elsewhere(
+            "mspose.tools.bench.bench",
+            "Measure speed and memory against a plain reference, and print a table.",
+        ),
     },
     "deploy": {
-        "predict": commands.predict,
-        "export": commands.export,
-        "convert": commands.convert,
+        "predict": Elsewhere(
+            "mspose.tools.prediction.predict.predict_poses",
+            "Estimate the poses of images, of the images in folders, or of videos.",
+        ),
+        "export": Elsewhere(
+            "mspose.tools.exporting.export.export_run",
+            "Write a run's model as one file for deployment: images of any size in, poses out.",
+        ),
+        "convert": Elsewhere(
+            "mspose.tools.conversion.convert_checkpoint",
+            "Turn a checkpoint of the released MS-Transformer or ActMST code into a run.",
+        ),
     },
 }
-ALL = {name: command for group in COMMANDS.values() for name, command in group.items()}
+LISTED = {name: command for group in COMMANDS.values() for name, command in group.items()}
+ALL = {**LISTED, "cell": commands.cell}
+"""With the command that `mspose ablate` starts its runs with, which nobody types."""
+COMMON = {
+    "batch_size": "images at a time",
+    "cache": "folder of the frame cache",
+    "dataset": "another data set than the run's: name or path of a card",
+    "device": "auto, cpu, cuda, cuda:1, ...",
+    "ground_truth": "which poses, where a data set has several",
+    "labels": "label files in place of the data set's own",
+    "on_bad_frame": "broken or missing images: stop, or leave them out",
+    "progress": "no progress bars",
+    "root": "folder of the scenes, in place of the card's",
+    "scenes": "some scenes only",
+}
+"""Help of the options that mean the same in several commands; a docstring's own goes before it."""
 OF_CELLS = {"experiment", "variant", "seed", "runs", "quick"}
 """Settings that an ablation makes itself."""
 
@@ -94,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         reason = next(iter(str(error).splitlines()), "")
         _stop(
-            "out of memory: a smaller --training.batch_size (evaluate: --batch_size) needs less;"
+            "out of memory: a smaller --training.batch_size (evaluate: --batch-size) needs less;"
             f" {reason}"
         )
 
@@ -104,19 +169,30 @@ def run(words: Sequence[str]) -> None:
     name = " ".join(words[:2]) if words[:1] == ["data"] else "".join(words[:1])
     if name in ALL:
         rest = words[len(name.split()) :]
-        ALL[name](**parse(name, rest))
+        result = function_of(name)(**parse(name, rest))
+        if result is not None and is_main():
+            print(result)
     elif name in ("--help", "-h", "data --help", "data -h"):
         print(overview("data" if name.startswith("data") else None))
     elif name == "--version":
         print(f"mspose {__version__}")
     else:
-        known = [other for other in ALL if name != "data" or other.startswith("data ")]
+        known = [other for other in LISTED if name != "data" or other.startswith("data ")]
         close = nearest_names(name, known)
         meant = f"did you mean {' or '.join(close)}? " if close and name != "data" else ""
         wrong = f"there is no command {name!r}: " if name not in ("", "data") else ""
         raise MsposeError(
             f"{wrong}{meant}say what to do: mspose {' | '.join(known)} (more with mspose --help)"
         )
+
+
+def function_of(name: str) -> Command:
+    """The function of a command, imported where it is elsewhere."""
+    command = ALL[name]
+    if not isinstance(command, Elsewhere):
+        return command
+    module, _, function = command.function.rpartition(".")
+    return getattr(import_module(module), function)
 
 
 def overview(only: str | None = None) -> str:
@@ -127,7 +203,10 @@ def overview(only: str | None = None) -> str:
         if only in (None, group):
             lines += ["", f"{group}:"]
             for name, command in members.items():
-                summary = parse_docstring(command.__doc__ or "").short_description or ""
+                if isinstance(command, Elsewhere):
+                    summary = command.summary
+                else:
+                    summary = parse_docstring(command.__doc__ or "").short_description or ""
                 lines.append(f"  {name:<13} {summary}")
     return "\n".join([*lines, "", "mspose COMMAND --help lists the options of a command."])
 
@@ -136,9 +215,10 @@ def parser_of(name: str) -> Parser:
     """The parser of a command: from its signature, with the help of its docstring.
 
     Parameters before the `*` are arguments, those behind it options. Lists take several words; a
-    bool that is False by default is a flag. `Settings` stands for all settings and `--config`.
+    bool that is False by default is a flag, and `progress` is turned off by `--quiet`. `Settings`
+    stands for all settings and `--config`.
     """
-    command = ALL[name]
+    command = function_of(name)
     documented = parse_docstring(inspect.getdoc(command) or "")
     about = " ".join(filter(None, (documented.short_description, documented.long_description)))
     helps = {**COMMON, **{entry.arg_name: entry.description for entry in documented.params}}
@@ -171,6 +251,8 @@ def _add_argument(parser: Parser, parameter: inspect.Parameter, kind: Any, text:
         if (several, required) in nargs:
             options["nargs"] = nargs[several, required]
         parser.add_argument(parameter.name, type=kind, **options)
+    elif parameter.name == "progress":
+        parser.add_argument("--quiet", dest="progress", action="store_false", help=options["help"])
     elif kind is bool and not parameter.default:
         parser.add_argument(f"--{parameter.name}", action="store_true", help=options["help"])
     else:
@@ -181,7 +263,7 @@ def _add_argument(parser: Parser, parameter: inspect.Parameter, kind: Any, text:
 
 def parse(name: str, words: Sequence[str]) -> dict[str, Any]:
     """The arguments of a command's function. Raises MsposeError for words that it does not take."""
-    hints = get_type_hints(ALL[name])
+    hints = get_type_hints(function_of(name))
     parser = parser_of(name)
     if Overrides in hints.values():
         return _split_overrides(hints, parser.parse_args(list(words), defaults=False))
@@ -200,7 +282,7 @@ def _split_overrides(hints: dict[str, Any], parsed: Namespace) -> dict[str, Any]
 
 
 def with_underscores(word: str) -> str:
-    """`--on-bad-frame=skip` as `--on_bad_frame=skip`: options may be typed with dashes or
+    """`--on-bad-frame=skip` as `--on_bad_frame=skip`: options are typed with dashes or with
     underscores.
     """
     if not word.startswith("--"):

@@ -146,12 +146,12 @@ class LossSettings:
     """
 
     weighting: Literal["learned", "fixed"] = "learned"
-    """`learned`: L exp(-s) + s with learned s (Kendall and Cipolla 2017); `fixed`: the two weights
-    below."""
+    """`learned`: L exp(-s) + s with a learned log-variance s of each pose term (Kendall and Cipolla
+    2017); `fixed`: the two weights below."""
     s_position: float = 0.0
-    """Start of the learned s of the position term."""
+    """Start of the learned log-variance of the position term."""
     s_orientation: float = -3.0
-    """Start of the learned s of the orientation term."""
+    """Start of the learned log-variance of the orientation term."""
     position_weight: NonNegativeFloat = 1.0
     """Weight of the position term under `fixed`."""
     orientation_weight: NonNegativeFloat = 1.0
@@ -223,7 +223,7 @@ class TrainingSettings:
     step_factor: PositiveFloat = 0.1
     """Factor of the `step` schedule."""
     warmup: ClosedUnitInterval = 0.1
-    """Share of all steps spent in the warm-up of the `cosine` schedule."""
+    """Share of all steps in which the learning rate grows to its peak, under `cosine` alone."""
     clip_gradient: NonNegativeFloat = 0.0
     """Largest norm of the gradient of all parameters; 0: not clipped."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -303,6 +303,10 @@ class SlurmSettings:
     """Memory of a job in GB."""
 
 
+class Overrides(dict[str, Any]):
+    """Settings that were given on the command line, by dotted name, without the defaults."""
+
+
 PLACES = (
     "runs",
     "device",
@@ -366,6 +370,11 @@ def write_settings(path: Path, settings: Settings) -> None:
         yaml.safe_dump(asdict(settings), file, sort_keys=False)
 
 
+def dashed(name: str) -> str:
+    """An option's name as people type it: `on-bad-frame`. Settings keep theirs: `model.dim`."""
+    return name if "." in name else name.replace("_", "-")
+
+
 class Parser(ArgumentParser):
     """A parser of jsonargparse that raises MsposeError, in one line and with the nearest names that
     exist, where jsonargparse would exit.
@@ -376,6 +385,11 @@ class Parser(ArgumentParser):
             return super().parse_args(*arguments, **options)
         except (UnicodeDecodeError, TypeError, OverflowError, RecursionError) as error:
             self.error(f"cannot read the settings: {error}")
+
+    def format_help(self, *arguments: Any, **options: Any) -> str:
+        """The help, in which commands' options have dashes."""
+        text = super().format_help(*arguments, **options)
+        return re.sub(r"--(\w+)(?![\w.])", lambda found: f"--{dashed(found[1])}", text)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: ARG002
         message = re.sub(r"<class '(\w+)'>|typing\.(\w+)", r"\1\2", " ".join(message.split()))
@@ -391,16 +405,17 @@ class Parser(ArgumentParser):
             return ""
         parts = found["group"], found["name"] or found["option"]
         unknown = ".".join(filter(None, parts)).replace("-", "_")
-        hidden = {"help", "print_config", "print_shtab", "==SUPPRESS=="}
-        names = {action.dest for action in self._actions} - hidden
+        hidden = {"h", "print_config", "print_shtab", "==SUPPRESS=="}
+        options = [action.option_strings or [action.dest] for action in self._actions]
+        names = {words[0].lstrip("-") for words in options} - hidden
         leaves = [name for name in names if not any(n.startswith(f"{name}.") for n in names)]
         group = unknown.rpartition(".")[0]
         listed = {name for name in leaves if group and name.startswith(f"{group}.")} or {
             re.sub(r"\..*", ".*", name) for name in leaves
         }
         close = nearest_names(unknown, leaves)
-        meant = f"did you mean {' or '.join(close)}? " if close else ""
-        return f"; {meant}names that exist: {', '.join(sorted(listed))}"
+        meant = f"did you mean {' or '.join(map(dashed, close))}? " if close else ""
+        return f"; {meant}names that exist: {', '.join(sorted(map(dashed, listed)))}"
 
 
 def nearest_names(unknown: str, names: Iterable[str]) -> list[str]:

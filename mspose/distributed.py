@@ -32,16 +32,16 @@ def is_main() -> bool:
     return not dist.is_torchelastic_launched() or os.environ["RANK"] == "0"
 
 
-def share() -> tuple[int, int]:
-    """Return (number of this process, how many there are), once they have joined; (0, 1) for a
-    single process.
+def rank_and_world_size() -> tuple[int, int]:
+    """Return (number of this process from 0, how many there are), once they have joined; (0, 1) for
+    a single process.
     """
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def processes() -> int:
     """Return how many processes work as one."""
-    return share()[1]
+    return rank_and_world_size()[1]
 
 
 def own_device(name: str) -> str:

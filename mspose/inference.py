@@ -276,7 +276,7 @@ def predict_frames(
     network first.
     """
     chosen = np.arange(len(batches.frames)) if rows is None else rows
-    process, processes = distributed.share()
+    process, processes = distributed.rank_and_world_size()
     starts = range(0, len(chosen), batches.batch_size)[process::processes]
     mine = [chosen[start : start + batches.batch_size] for start in starts]
     bar = tqdm(

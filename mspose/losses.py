@@ -3,10 +3,11 @@
     L = L_x exp(-s_x) + s_x  +  L_q exp(-s_q) + s_q  +  NLL(scene)
         + lambda (QKA_position + QKA_orientation)
 
-with learned s_x and s_q (Kendall and Cipolla, CVPR 2017), as MS-Transformer (Shavit, Ferens and
-Keller, ICCV 2021) trains, and the query-key alignment QKA of ActMST (Lee, Kim and Heo, NeurIPS
-2024, arXiv 2411.01443). Two regularisers of the encoders' self-attention can join, each with its
-weight: `entropy_regulariser` and `diversity_regulariser`, means over layers and then branches.
+with learned log-variances s_x and s_q (Kendall and Cipolla, CVPR 2017), as MS-Transformer (Shavit,
+Ferens and Keller, ICCV 2021) trains, and the query-key alignment QKA of ActMST (Lee, Kim and Heo,
+NeurIPS 2024, arXiv 2411.01443). Two regularisers of the encoders' self-attention can join, each
+with its weight: `entropy_regulariser` and `diversity_regulariser`, means over layers and then
+branches.
 
 B images, S scenes, L encoder layers, H heads.
 """
@@ -128,9 +129,9 @@ class PoseLoss(nn.Module):
         """Take the weights; the arguments are the settings `loss.*`.
 
         Args:
-            weighting: `learned` balances position and orientation by s_x and s_q; `fixed` by the
-                two weights.
-            s_position, s_orientation: starting values of the learned s_x and s_q.
+            weighting: `learned` balances position and orientation by the log-variances s_x and s_q,
+                `fixed` by the two weights.
+            s_position, s_orientation: starting values of the log-variances.
             position_weight, orientation_weight: of `fixed` weighting.
             scene_weight: of the scene's negative log-likelihood.
             qka_weight: lambda of the query-key alignment.
@@ -247,11 +248,11 @@ class PoseLoss(nn.Module):
                 terms[name] = weight * torch.stack(branches).mean()
         return terms
 
-    def weights(self) -> dict[str, Tensor]:
-        """Return the learned weights s_x and s_q for the log; none where weights are fixed."""
+    def log_variances(self) -> dict[str, Tensor]:
+        """Return the learned s_x and s_q by pose term, for the log; none under fixed weights."""
         if not self.learned:
             return {}
-        return {"s_x": self.s_position.detach(), "s_q": self.s_orientation.detach()}
+        return {"position": self.s_position.detach(), "orientation": self.s_orientation.detach()}
 
 
 class Objective(nn.Module):

@@ -55,6 +55,7 @@ from mspose.tensorboard_log import TensorBoardLog
 
 log = logging.getLogger("mspose")
 LOG_EVERY = 10  # steps
+ANEW = "remove it to train anew, or name this run with --variant"
 
 
 def train(settings: Settings, *, progress: bool = True) -> Path:
@@ -153,7 +154,7 @@ class TrainState:
                 getattr(self, name).load_state_dict(checkpoint[name])
         except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise MsposeError(
-                f"{run / CHECKPOINT} is not a checkpoint of this version: {error}"
+                f"{run / CHECKPOINT} is not a checkpoint of this version: {error}; {ANEW}"
             ) from error
         self.epoch, self.step = checkpoint["epoch"], checkpoint["step"]
         if self.steps_done:
@@ -173,9 +174,9 @@ STORED = ("network", "loss", "optimizer", "scaler")
 
 def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor | float]:
     """Learn from one batch. Returns the values to log by tag: loss terms as means over this
-    process's images, gradient norm, learning rate, learned weights of the loss.
+    process's images, gradient norm, learning rate, learned log-variances.
     """
-    options, process = state.settings.training, distributed.share()[0]
+    options, (process, _) = state.settings.training, distributed.rank_and_world_size()
     torch.manual_seed(step_seed(state.settings.seed, state.steps_done, process))  # dropout
     rate = learning_rate(state.steps_done, state.steps_per_epoch, state.settings)
     (group,) = state.optimizer.param_groups
@@ -188,8 +189,10 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor | float]:
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.step += 1
-    weights = {f"loss_weight/{name}": value for name, value in state.loss.weights().items()}
-    return {**logs, **weights, "gradient_norm": norm, "learning_rate": rate}
+    log_variances = {
+        f"log_variance/{name}": value for name, value in state.loss.log_variances().items()
+    }
+    return {**logs, **log_variances, "gradient_norm": norm, "learning_rate": rate}
 
 
 def train_epochs(
@@ -256,7 +259,7 @@ def epoch_batches(
         equalize_scenes=settings.training.equalize_scenes,
         augmentation=Augmentation(augmentation) if augmentation.enabled else None,
         first=first,
-        share=distributed.share(),
+        rank_and_world_size=distributed.rank_and_world_size(),
     )
 
 
@@ -396,12 +399,11 @@ def read_checkpoint(run: Path, settings: Settings) -> dict[str, Any] | None:
         return None
     if missing := {"epoch", "step", "config_hash", *STORED} - checkpoint.keys():
         raise MsposeError(
-            f"{run / CHECKPOINT} is not a checkpoint of this version: it has no {min(missing)}"
+            f"{run / CHECKPOINT} is not a checkpoint of this version: it has no {min(missing)};"
+            f" {ANEW}"
         )
     if checkpoint["config_hash"] != config_hash(settings):
-        raise MsposeError(
-            f"{run / CHECKPOINT} was made with other settings than its {CONFIG}: remove one of them"
-        )
+        raise MsposeError(f"{run / CHECKPOINT} was made with other settings than these: {ANEW}")
     return checkpoint
 
 

@@ -70,6 +70,12 @@ def test_the_mspose_commands_of_all_pages_are_accepted():
         parse(shlex.split(line.partition(" > ")[0], comments=True))
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_options_have_dashes_on_all_pages(page):
+    # settings, which have a dot, are spelled as in YAML
+    assert re.findall(r"--\w+_\w+(?![\w.])", page.read_text(encoding="utf-8")) == []
+
+
 def test_train_takes_every_variable_of_the_makefile():
     command = 'make train DATASET=redkitchen SCENE="a b" SEED=3 ARGS="--training.epochs 2"'
     arguments = parse(dry(command)[0])

@@ -90,7 +90,7 @@ def test_learned_terms_agree_with_numpy():
         },
         rel=1e-12,
     )
-    assert values(loss.weights()) == {"s_x": -0.5, "s_q": -2.0}
+    assert values(loss.log_variances()) == {"position": -0.5, "orientation": -2.0}
     sum(terms.values()).backward()
     assert loss.s_position.grad.item() == pytest.approx(1 - raw["error/position"] * math.exp(0.5))
     assert loss.s_orientation.grad.item() == pytest.approx(
@@ -116,7 +116,7 @@ def test_fixed_terms_agree_with_numpy():
     }
     assert values(loss(output, *LABELS)) == pytest.approx(expected, rel=1e-12)
     assert list(loss.parameters()) == []
-    assert loss.weights() == {}
+    assert loss.log_variances() == {}
     with pytest.raises(MsposeError, match="expected one above 0"):
         PoseLoss(weighting="fixed", position_weight=0, orientation_weight=0, scene_weight=0)
 

@@ -122,14 +122,15 @@ class Batches:
         equalize_scenes: bool,
         augmentation: "Augmentation | None",
         first: int = 0,
-        share: tuple[int, int] = (0, 1),
+        rank_and_world_size: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
         """Iterate over the batches of one training epoch from number `first` on.
 
         Args:
             equalize_scenes: draw every scene as often as the largest, see `epoch_order`.
             augmentation: random changes of the images; None: centre crops, in random order.
-            share: (process, processes): every process gets its `share_of` each batch.
+            rank_and_world_size: number of this process and of all: each has its `share_of` every
+                batch.
 
         Raises MsposeError for `crop_label` `turned` where a focal length is unknown.
         """
@@ -141,7 +142,7 @@ class Batches:
             for number in range(first, -(-len(order) // self.batch_size)):
                 batch = slice(number * self.batch_size, (number + 1) * self.batch_size)
                 row = order[batch]
-                mine = share_of(len(row), share)
+                mine = share_of(len(row), *rank_and_world_size)
                 if augmentation is None:
                     yield self._centred(row[mine], len(row))
                 else:
@@ -242,16 +243,15 @@ def ahead(pieces: Iterator[T]) -> Iterator[T]:
             yield piece
 
 
-def share_of(count: int, share: tuple[int, int]) -> slice:
-    """Return the part of a batch of `count` images that process `share[0]` of `share[1]` has.
+def share_of(count: int, process: int, processes: int) -> slice:
+    """Return the part of a batch of `count` images that process number `process` (from 0) has.
 
     Parts are consecutive and differ by one image at most. Where there are fewer images than
     processes, every process has them all.
     """
-    number, processes = share
     if count < processes:
         return slice(0, count)
-    return slice(count * number // processes, count * (number + 1) // processes)
+    return slice(count * process // processes, count * (process + 1) // processes)
 
 
 def epoch_order(

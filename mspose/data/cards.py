@@ -8,10 +8,10 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, restricted_number_type
@@ -23,18 +23,37 @@ from mspose.data.label_csv import read_label_csv
 from mspose.errors import MsposeError
 from mspose.resources import CARDS, data_folder, find_file
 
-GROUND_TRUTHS = {
-    "7scenes": ["original", "sfm"],
-    "cambridge": ["sfm"],
-    "virtual": ["rendered"],
-    "label-csv": ["labels"],
+
+@dataclass(frozen=True)
+class Format:
+    """A layout of the files of a data set."""
+
+    ground_truths: tuple[str, ...]
+    """Names of its ground truths, the default one first."""
+    label_convention: str = ""
+    """Convention of label CSVs that are read in place of its own files; empty: cards state it."""
+    split_files: Mapping[str, str] = field(default_factory=dict)
+    """Split -> file in the folder of each scene that names the frames of the split."""
+    read: Callable[..., pd.DataFrame] | None = None
+    """Reads the frame table: `read(root, scenes, split, dataset=, ground_truth=, focal_px=,
+    on_bad_frame=)`. None: the card names label CSVs."""
+
+
+SEVEN_SCENES = Format(
+    ("original", "sfm"),
+    CAMERA_TO_WORLD,
+    seven_scenes.SPLIT_FILES,
+    seven_scenes.read_seven_scenes,
+)
+FORMATS = {
+    "7scenes": SEVEN_SCENES,
+    "cambridge": Format(
+        ("sfm",), WORLD_TO_CAMERA_POSITION, cambridge.SPLIT_FILES, cambridge.read_cambridge
+    ),
+    "label-csv": Format(("labels",)),
+    "virtual": dataclasses.replace(SEVEN_SCENES, ground_truths=("rendered",)),
 }
-LABEL_CONVENTIONS = {
-    "7scenes": CAMERA_TO_WORLD,
-    "virtual": CAMERA_TO_WORLD,
-    "cambridge": WORLD_TO_CAMERA_POSITION,
-    "label-csv": "",
-}
+"""Values of a card's `format`."""
 INDOOR_THRESHOLDS = ((0.05, 5.0), (0.1, 5.0), (0.25, 5.0), (0.5, 10.0))
 """Default recall thresholds: pairs of metres and degrees."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -79,8 +98,8 @@ class HeldOut:
 class Card:
     """A data set. `read_card` makes one from a file."""
 
-    format: Literal["7scenes", "cambridge", "label-csv", "virtual"]
-    """Layout of the files."""
+    format: str
+    """Layout of the files, one of `FORMATS`."""
     name: str = ""
     """Name of the data set; by default the file's."""
     title: str = ""
@@ -172,8 +191,8 @@ def read_card(name_or_path: str | Path) -> Card:
         root=_joined(folder, root),
         scenes=dict(sorted(card.scenes.items())),
         extra_scenes=dict(sorted(card.extra_scenes.items())),
-        ground_truths=card.ground_truths or GROUND_TRUTHS[card.format],
-        label_convention=card.label_convention or LABEL_CONVENTIONS[card.format],
+        ground_truths=card.ground_truths or list(FORMATS[card.format].ground_truths),
+        label_convention=card.label_convention or FORMATS[card.format].label_convention,
         labels=[_joined(path.parent, label) for label in card.labels],
         **texts,
     )
@@ -181,6 +200,8 @@ def read_card(name_or_path: str | Path) -> Card:
 
 def _fault(card: Card, values: Mapping[str, Any]) -> str:
     """Describe a wrong value that the fields' types allow; empty without one."""
+    if card.format not in FORMATS:
+        return f"format is one of {', '.join(FORMATS)}, not {card.format!r}"
     names = {"name": [card.name] if card.name else [], "ground_truths": card.ground_truths}
     for key, texts in {**names, "scenes": card.known_scenes, "sequences": card.sequences}.items():
         for text in texts:
@@ -269,7 +290,8 @@ def load_frames(
     if card.format == "7scenes" and truth == "sfm":
         text_files = _sfm_files(card, folder, wanted, split, labels, narrow=not scenes)
         return seven_scenes.read_sfm_poses(text_files, split, **options)
-    if labels or card.format == "label-csv":
+    layout = FORMATS[card.format]
+    if labels or layout.read is None:
         csv_files = _csv_files(card, wanted, split, truth, labels)
         from_card = not labels and bool(card.scenes)
         return read_label_csv(
@@ -281,22 +303,20 @@ def load_frames(
             focal_px=card.focal_px,
             **options,
         )
-    is_cambridge = card.format == "cambridge"
-    split_files = cambridge.SPLIT_FILES if is_cambridge else seven_scenes.SPLIT_FILES
-    if split not in split_files:
-        raise MsposeError(f"there is no split {split!r}; there are: {', '.join(split_files)}")
-    needed = card.sequences or [split_files[split]]
+    if split not in layout.split_files:
+        raise MsposeError(
+            f"there is no split {split!r}; there are: {', '.join(layout.split_files)}"
+        )
+    needed = card.sequences or [layout.split_files[split]]
     paths = {scene: [folder / scene / name for name in needed] for scene in wanted}
     missing = {
         scene: path for scene in wanted for path in reversed(paths[scene]) if not path.exists()
     }
     if missing:
         raise MsposeError(missing_data(card, missing))
-    if is_cambridge:
-        return cambridge.read_cambridge(folder, wanted, split, focal_px=card.focal_px, **options)
-    frames = seven_scenes.read_seven_scenes(
-        folder, wanted, split, sequences=card.sequences, focal_px=card.focal_px, **options
-    )
+    if card.sequences:
+        options["sequences"] = card.sequences
+    frames = layout.read(folder, wanted, split, focal_px=card.focal_px, **options)
     return _held_out(frames, card.split, split) if card.sequences else frames
 
 

@@ -18,15 +18,12 @@ from pathlib import Path, PureWindowsPath
 import requests
 from tqdm import tqdm
 
-from mspose.data import cambridge, seven_scenes
-from mspose.data.cards import Card, data_root
+from mspose.data.cards import FORMATS, Card, data_root
 from mspose.errors import MsposeError
 from mspose.files import whole_file
 
 logger = logging.getLogger("mspose")
 
-READERS = {"7scenes": seven_scenes.read_seven_scenes, "cambridge": cambridge.read_cambridge}
-SPLIT_FILES = {"7scenes": seven_scenes.SPLIT_FILES, "cambridge": cambridge.SPLIT_FILES}
 CHUNK = 1 << 15
 """Bytes. A connection that breaks off loses the chunk that it was in, so chunks are small."""
 TIMEOUT_S = (15, 60)
@@ -61,7 +58,7 @@ def download_scenes(
     the card's checksum or is not an archive of that scene; then nothing of that scene is left
     behind but the part of a download that can be continued.
     """
-    if card.format not in READERS:
+    if card.format == "virtual" or FORMATS[card.format].read is None:
         raise MsposeError(card.how_to_get or f"{card.name} is not a data set to download")
     for scene in scenes:
         if scene not in card.known_scenes:
@@ -133,8 +130,10 @@ def _count_frames(card: Card, scene: str, root: Path) -> str:
     """
     published = card.scene_facts[scene].frames
     counts = {}
-    for split in SPLIT_FILES[card.format]:
-        frames = READERS[card.format](root, [scene], split, on_bad_frame="skip")
+    layout = FORMATS[card.format]
+    assert layout.read is not None  # as `download_scenes` checks
+    for split in layout.split_files:
+        frames = layout.read(root, [scene], split, on_bad_frame="skip")
         counts[split] = len(frames) + frames.attrs["bad_frames"]
         if published.get(split, counts[split]) != counts[split]:
             logger.warning(
@@ -278,7 +277,7 @@ def unpack_scene(archive: Path, card: Card, scene: str, root: Path) -> str:
     beside.mkdir()
     try:
         _unpack_zip(archive, beside / "archive", archive.name)
-        split_file = SPLIT_FILES[card.format]["train"]
+        split_file = FORMATS[card.format].split_files["train"]
         folders = (beside / "archive" / scene, beside / "archive")
         folder = next((folder for folder in folders if (folder / split_file).is_file()), None)
         if folder is None:

@@ -5,39 +5,47 @@ that needs neither starts sooner.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import pandas as pd
+from jsonargparse.typing import PositiveInt
 
+from mspose.config import Settings, read_settings
 from mspose.data.cache import open_split
 from mspose.data.cards import Card, data_root, read_card
 from mspose.errors import MsposeError
-from mspose.resources import CARDS, named_files
+from mspose.resources import CARDS, experiment_file, named_files
 
 RENDER_SETTINGS = ("frames_per_sequence", "width", "height", "focal_px", "seed", "image_format")
 """Keys of `render` in a card of format `virtual`: arguments of `render_virtual`."""
 
 
 def get_data(
-    dataset: str,
-    scenes: Sequence[str] = (),
+    *,
+    dataset: str = "7scenes",
+    scenes: list[str] | None = None,
     root: str | None = None,
     archive: str | None = None,
-    *,
     progress: bool = True,
 ) -> None:
-    """Download and unpack the scenes of a published data set, or render those of a virtual one.
+    """Download and unpack a published data set, or render a virtual one.
 
     Scenes that are whole are left alone.
+
+    Args:
+        dataset: name or path of a card.
+        archive: a local zip, or a folder of <scene>.zip, in place of the download.
     """
     from mspose.data.download import download_scenes
 
     card = read_card(dataset)
     if card.format != "virtual":
-        download_scenes(card, scenes, root, archive, progress)
+        download_scenes(card, scenes or (), root, archive, progress)
     elif archive is not None:
         raise MsposeError(f"{card.name} is rendered, not unpacked: leave out --archive")
     else:
-        render_card(card, root, scenes, progress=progress)
+        render_card(card, root, scenes or (), progress=progress)
 
 
 def render_if_virtual(
@@ -82,51 +90,67 @@ def render_card(
 
 
 def cache_data(
-    dataset: str,
-    splits: Sequence[str],
     *,
-    short_side: int,
-    folder: str,
+    config: str | None = None,
+    dataset: str | None = None,
+    scenes: list[str] | None = None,
     root: str | None = None,
-    scenes: Sequence[str] = (),
+    resize: PositiveInt | None = None,
+    split: str | None = None,
     ground_truth: str | None = None,
-    labels: Sequence[str] = (),
-    frames_per_scene: int = 0,
-    on_bad_frame: str = "stop",
+    labels: list[str] | None = None,
+    cache: str | None = None,
+    on_bad_frame: Literal["stop", "skip"] | None = None,
     progress: bool = True,
 ) -> str:
-    """Build the frame caches of some splits; returns their folders and sizes as Markdown."""
-    card = read_card(dataset)
-    render_if_virtual(dataset, root, scenes, progress=progress)
+    """Decode and resize every frame now, not on first use.
+
+    Args:
+        config: experiment whose data settings count where none follows.
+        dataset: name or path of a card (default: 7scenes).
+        resize: short side of the frames in pixels (default: 256).
+        split: one split only (default: train and test).
+        cache: folder of the frame cache (default: datasets/.cache).
+
+    Returns:
+        Folders and sizes of the caches as Markdown.
+    """
+    base = read_settings(experiment_file(config)) if config else Settings()
+    changes: dict[str, Any] = {
+        "dataset": dataset or (None if config else "7scenes"),
+        "scenes": scenes,
+        "root": root,
+        "ground_truth": ground_truth,
+        "labels": labels,
+        "resize": resize,
+        "cache": cache,
+    }
+    data = replace(base.data, **{name: value for name, value in changes.items() if value})
+    render_if_virtual(data.dataset, data.root, data.scenes, progress=progress)
     rows = []
-    for split in splits:
-        frames, cache, left_out = open_split(
-            card,
-            split,
-            root=root,
-            scenes=scenes,
-            ground_truth=ground_truth,
-            labels=labels,
-            frames_per_scene=frames_per_scene,
-            short_side=short_side,
-            folder=folder,
-            on_bad_frame=on_bad_frame,
+    for name in [split] if split else ["train", "test"]:
+        frames, built, left_out = open_split(
+            read_card(data.dataset),
+            name,
+            short_side=data.resize,
+            on_bad_frame=on_bad_frame or base.on_bad_frame,
             progress=progress,
+            **data.source(),
         )
         rows.append(
             {
-                "split": split,
+                "split": name,
                 "frames": len(frames),
                 "left out": left_out,
-                "GB": f"{cache.nbytes / 1e9:.3f}",
-                "folder": str(cache.folder),
+                "GB": f"{built.nbytes / 1e9:.3f}",
+                "folder": str(built.folder),
             }
         )
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
 def list_data() -> str:
-    """A Markdown table of the data sets with a card, and of their scenes that are on disk."""
+    """List the data sets that there are, and which of their scenes are here."""
     rows = []
     for path in named_files(CARDS).values():
         card = read_card(path)

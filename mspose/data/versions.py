@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mspose.config import DataSettings
-from mspose.data.cards import GROUND_TRUTHS, Card, data_root, read_card
+from mspose.data.cards import FORMATS, Card, data_root, read_card
 from mspose.data.virtual import RECORD, VERSION
 from mspose.errors import MsposeError
 
@@ -72,7 +72,7 @@ def recorded_version(about: Mapping[str, Any]) -> int | None:
     about: what has `ground_truth`, such as metrics. None for data sets that are not rendered.
     """
     return about.get("data_version") or (
-        1 if about.get("ground_truth") in GROUND_TRUTHS["virtual"] else None
+        1 if about.get("ground_truth") in FORMATS["virtual"].ground_truths else None
     )
 
 

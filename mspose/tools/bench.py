@@ -129,7 +129,6 @@ def bench(
 
     Args:
         part: what to measure.
-        device: auto, cpu, cuda, cuda:1, ...
         repeat: samples of each measurement, whose median is taken.
         compile: measure our side through torch.compile as well.
         quick: toy sizes, to see that everything runs.

@@ -22,11 +22,21 @@ PAPER_RESIZE, PAPER_CROP = 256, 224  # pixels, in both papers
 
 
 def convert_checkpoint(
-    checkpoint: Path, out: Path, *, scenes: Sequence[str] | None = None, dataset: str | None = None
+    checkpoint: Path, *, out: Path, scenes: list[str] | None = None, dataset: str | None = None
 ) -> str:
-    """Write `config.yaml`, `model.safetensors` and `model.json` to `out`; returns a report.
+    """Turn a checkpoint of the released MS-Transformer or ActMST code into a run.
 
-    Raises MsposeError for a file that is no such checkpoint, and for a folder that is not empty.
+    Args:
+        checkpoint: a .pth or .safetensors file of tensors.
+        out: folder of the run to write.
+        scenes: scene names in the order of the checkpoint's indices.
+        dataset: data set it was trained on (default: by the number of scenes).
+
+    Returns:
+        Lines about what the checkpoint holds, and the folder.
+
+    Raises:
+        MsposeError: a file that is no such checkpoint, or a folder that is not empty.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise MsposeError(f"{out} is not an empty folder: convert into a new one")

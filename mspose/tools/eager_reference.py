@@ -132,17 +132,17 @@ class ReferenceBranch(nn.Module):
         batch, _, height, width = map_BCHW.shape
         memory_NBC = self.project(map_BCHW).flatten(2).permute(2, 0, 1)
         grid = (height, width, memory_NBC.dtype, memory_NBC.device)
-        position_NC = position_encoding(*grid).added_NC
-        position_NBC = position_NC[:, None].repeat(1, batch, 1)
+        encoding_NC = position_encoding(*grid).added_NC
+        encoding_NBC = encoding_NC[:, None].repeat(1, batch, 1)
         gaps_BH = []
         for layer in self.encoder.layers:
-            memory_NBC, gap_BH = layer(memory_NBC, position_NBC)
+            memory_NBC, gap_BH = layer(memory_NBC, encoding_NBC)
             gaps_BH.append(gap_BH)
         memory_NBC = self.encoder.norm(memory_NBC)
         query_SBC = self.scene_query[:, None].repeat(1, batch, 1)
         scene_SBC = torch.zeros_like(query_SBC)
         for layer in self.decoder.layers:
-            scene_SBC = layer(scene_SBC, query_SBC, memory_NBC, position_NBC)
+            scene_SBC = layer(scene_SBC, query_SBC, memory_NBC, encoding_NBC)
         gap_BLH = torch.stack(gaps_BH, dim=1) if gaps_BH else memory_NBC.new_zeros(batch, 0, 0)
         return self.decoder.norm(scene_SBC), gap_BLH
 
@@ -208,9 +208,9 @@ class ReferenceEncoderLayer(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.dropout1, self.dropout2 = nn.Dropout(dropout), nn.Dropout(dropout)
 
-    def forward(self, tokens_NBC: Tensor, position_NBC: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens_NBC: Tensor, encoding_NBC: Tensor) -> tuple[Tensor, Tensor]:
         normed = self.norm1(tokens_NBC)
-        query = key = normed + position_NBC
+        query = key = normed + encoding_NBC
         attended, gap_BH = self.self_attention(query, key, normed)
         tokens_NBC = tokens_NBC + self.dropout1(attended)
         return tokens_NBC + self.dropout2(self.feedforward(self.norm2(tokens_NBC))), gap_BH
@@ -232,12 +232,12 @@ class ReferenceDecoderLayer(nn.Module):
         )
 
     def forward(
-        self, scene_SBC: Tensor, query_SBC: Tensor, memory_NBC: Tensor, position_NBC: Tensor
+        self, scene_SBC: Tensor, query_SBC: Tensor, memory_NBC: Tensor, encoding_NBC: Tensor
     ) -> Tensor:
         normed = self.norm1(scene_SBC)
         query = key = normed + query_SBC
         scene_SBC = scene_SBC + self.dropout1(self.self_attention(query, key, normed)[0])
-        query, key = self.norm2(scene_SBC) + query_SBC, memory_NBC + position_NBC
+        query, key = self.norm2(scene_SBC) + query_SBC, memory_NBC + encoding_NBC
         scene_SBC = scene_SBC + self.dropout2(self.cross_attention(query, key, memory_NBC)[0])
         return scene_SBC + self.dropout3(self.feedforward(self.norm3(scene_SBC)))
 

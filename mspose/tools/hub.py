@@ -4,63 +4,60 @@ Imported where it is needed: huggingface_hub is an extra.
 """
 
 from pathlib import Path
-from typing import Any, Self
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from huggingface_hub import ModelCard, ModelHubMixin
+from huggingface_hub import HfApi
 
 from mspose.data.cards import read_card
-from mspose.errors import MsposeError
+from mspose.errors import MsposeError, none_if_broken
 from mspose.models.network import PoseNetwork
-from mspose.models.stored import http_status as _status
-from mspose.models.stored import reason as _reason
+from mspose.models.stored import http_status, reason
 from mspose.run import MODEL, WEIGHTS
 
 
-class HubModel(ModelHubMixin):
-    """A network for the hub's mixin, which uploads the files that `save_pretrained` writes.
-
-    The network does not inherit from the mixin, which would add a second description of it, a
-    config.json.
-    """
-
-    network: PoseNetwork
-    name: str
-    """`user/name`."""
-
-    @classmethod
-    def of(cls, network: PoseNetwork, name: str) -> Self:
-        """Wrap a network; arguments of `__init__` would be written into config.json."""
-        model = cls()
-        model.network, model.name = network, name
-        return model
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        self.network.save_pretrained(save_directory)
-
-    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:  # noqa: ARG002
-        """The README.md beside the model."""
-        return ModelCard(card_text(self.network, self.name))
-
-
-def push(network: PoseNetwork, repo_id: str, **options: Any) -> str:
+def push(
+    network: PoseNetwork,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    branch: str | None = None,
+    **options: Any,
+) -> str:
     """Upload a network and a model card to the Hugging Face hub; returns the commit's URL.
 
-    `repo_id` is `user/name`; `options` (`private`, `token`, `branch`, `commit_message`,
-    `create_pr`, or `ignore_patterns="README.md"` to keep a card that is there) are those of
-    `ModelHubMixin.push_to_hub`. Raises MsposeError as `save_pretrained` does, and where the hub
-    cannot be reached or refuses.
+    Args:
+        network: it knows how images are prepared (`PoseNetwork.describe`).
+        repo_id: `user/name`.
+        private: visible to its owner alone, where it is new.
+        token: of the account, where `hf auth login` was not called.
+        branch: made where it is not there (default: main).
+        options: of `HfApi.upload_folder`: `commit_message`, `create_pr`, or
+            `ignore_patterns="README.md"` to keep a card that is there.
+
+    Raises:
+        MsposeError: as `save_pretrained` does, and where the hub cannot be reached or refuses.
     """
     network.describe()  # says what is missing before anything is made on the hub
+    api = HfApi(token=token)
     try:
-        return str(HubModel.of(network, repo_id).push_to_hub(repo_id, **options))
+        name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if branch is not None:
+            api.create_branch(name, branch=branch, exist_ok=True)
+        with TemporaryDirectory() as folder:
+            network.save_pretrained(folder)
+            Path(folder, "README.md").write_text(card_text(network, name), encoding="utf-8")
+            return str(
+                api.upload_folder(repo_id=name, folder_path=folder, revision=branch, **options)
+            )
     except (MsposeError, TypeError):
         raise
     except Exception as error:
-        advice = (
-            "; log in with `hf auth login`, or give token=" if _status(error) in (401, 403) else ""
-        )
+        login = http_status(error) in (401, 403)
+        advice = "; log in with `hf auth login`, or give token=" if login else ""
         raise MsposeError(
-            f"cannot push to {repo_id} on the Hugging Face hub: {_reason(error)}{advice}"
+            f"cannot push to {repo_id} on the Hugging Face hub: {reason(error)}{advice}"
         ) from error
 
 
@@ -114,10 +111,8 @@ The weights are in `{WEIGHTS}`, all else that is needed in `{MODEL}`.
 
 
 def _licence_note(dataset: str | None) -> str:
-    try:
-        licence = read_card(dataset).licence if dataset else ""
-    except MsposeError:  # a data set of one's own, whose card is elsewhere
-        licence = ""
-    if licence:
-        return f"The data set's licence, which may limit the use of the weights: {licence}."
+    # the card of a data set of one's own may be elsewhere
+    card = none_if_broken(lambda: read_card(dataset)) if dataset else None
+    if card and card.licence:
+        return f"The data set's licence, which may limit the use of the weights: {card.licence}."
     return "The licence of the training data may limit the use of the weights."

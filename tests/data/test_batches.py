@@ -116,7 +116,9 @@ def test_processes_share_the_batches_of_one_from_any_number_on(
     batches = make(small_data, tmp_path)  # five of five frames, but the last of four
     whole = epoch(batches, 3, 4, augmentation=augmentation)[2:]
     parts = [
-        epoch(batches, 3, 4, augmentation=augmentation, first=2, share=(one, processes))
+        epoch(
+            batches, 3, 4, augmentation=augmentation, first=2, rank_and_world_size=(one, processes)
+        )
         for one in range(processes)
     ]
     assert [len(part) for part in parts] == [len(whole)] * processes

@@ -5,8 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mspose.data.cards import SceneFacts, data_root, load_frames, read_card
-from mspose.data.frames import COLUMNS
+from mspose.data import cards
+from mspose.data.cards import Format, SceneFacts, data_root, load_frames, read_card
+from mspose.data.frames import CAMERA_TO_WORLD, COLUMNS, frame_table
 from mspose.errors import MsposeError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -145,6 +146,36 @@ def test_a_bad_card_is_named(write, text, message):
 def test_what_is_no_card_is_named(write, text, message):
     with pytest.raises(MsposeError, match=f"mine.yaml.*{message}"):
         read_card(write(text))
+
+
+def test_a_new_format_is_a_reader_and_one_entry(write, tmp_path, monkeypatch):
+    def read(root, scenes, split, **options):
+        lines = [(root / scene / "walk.txt").read_text().split() for scene in scenes]
+        return frame_table(
+            split=split,
+            scene=list(scenes),
+            sequence=["walk"] * len(scenes),
+            image=[f"{scene}/{line[0]}" for scene, line in zip(scenes, lines, strict=True)],
+            position_B3=np.array([line[1:] for line in lines], dtype=float),
+            orientation=np.tile([1.0, 0, 0, 0], (len(scenes), 1)),
+            convention=CAMERA_TO_WORLD,
+            where=str,
+            source=str(root),
+            **options,
+        )
+
+    layout = Format(("gps",), CAMERA_TO_WORLD, {"train": "walk.txt"}, read)
+    monkeypatch.setitem(cards.FORMATS, "walks", layout)
+    card = read_card(write("format: walks\nscenes: [attic]\nfocal_px: 50\n"))
+    with pytest.raises(MsposeError, match="no data of scene attic .*attic/walk.txt"):
+        load_frames(card, split="train")
+    (tmp_path / "mine" / "attic").mkdir(parents=True)
+    (tmp_path / "mine" / "attic" / "walk.txt").write_text("a.png 1 2 3")
+    (frame,) = load_frames(card, split="train").to_dict("records")
+    assert (frame["image"], frame["tz"], frame["focal_px"]) == ("attic/a.png", 3.0, 50)
+    assert (frame["dataset"], frame["ground_truth"]) == ("mine", "gps")
+    with pytest.raises(MsposeError, match="no split 'test'; there are: train"):
+        load_frames(card, split="test")
 
 
 def test_frames_of_the_default_root_another_root_and_a_choice_of_scenes(write, tmp_path):

@@ -50,7 +50,7 @@ def files_below(folder: Path) -> dict[Path, int]:
 
 def test_a_virtual_data_set_is_rendered_as_its_card_says(tmp_path):
     card = write_card(tmp_path)
-    get_data(card, progress=False)
+    get_data(dataset=card, progress=False)
     assert sorted(path.name for path in (tmp_path / "rooms").glob("[!.]*")) == ["atelier"]
     for split, count in FRAMES.items():
         frames = load_frames(read_card(card), split=split)
@@ -67,7 +67,7 @@ def test_what_is_rendered_stays_and_only_what_is_asked_for_is_added(tmp_path):
     render_if_virtual(card, None, progress=False)
     before = files_below(tmp_path / "rooms")
     render_if_virtual(card, None, progress=False)
-    get_data(card, progress=False)
+    get_data(dataset=card, progress=False)
     assert files_below(tmp_path / "rooms") == before
     render_if_virtual(card, None, ["library"], progress=False)
     after = files_below(tmp_path / "rooms")
@@ -80,7 +80,7 @@ def test_what_is_rendered_stays_and_only_what_is_asked_for_is_added(tmp_path):
 
 def test_scenes_go_to_the_folder_that_is_named(tmp_path):
     card = write_card(tmp_path)
-    get_data(card, ["library"], str(tmp_path / "elsewhere"), progress=False)
+    get_data(dataset=card, scenes=["library"], root=str(tmp_path / "elsewhere"), progress=False)
     assert not (tmp_path / "rooms").exists()
     assert (
         len(
@@ -126,7 +126,7 @@ def test_other_data_sets_are_not_rendered(own_data, tmp_path):
 def test_cards_that_cannot_be_rendered_are_one_line(tmp_path, changes, message):
     card = write_card(tmp_path, **changes)
     with pytest.raises(MsposeError, match=message) as caught:
-        get_data(card, progress=False)
+        get_data(dataset=card, progress=False)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "rooms").exists()
 
@@ -136,13 +136,13 @@ def test_what_cannot_be_got_is_one_line(own_data, tmp_path):
     with pytest.raises(
         MsposeError, match="rooms has no scene 'attic'; its scenes: atelier, library"
     ):
-        get_data(card, ["attic"], progress=False)
+        get_data(dataset=card, scenes=["attic"], progress=False)
     with pytest.raises(MsposeError, match="rooms is rendered, not unpacked: leave out --archive"):
-        get_data(card, archive="rooms.zip", progress=False)
+        get_data(dataset=card, archive="rooms.zip", progress=False)
     with pytest.raises(MsposeError, match="small is not a data set to download"):
-        get_data(str(own_data), progress=False)
+        get_data(dataset=str(own_data), progress=False)
     with pytest.raises(MsposeError, match="no data set 'attic'; there are: .*7scenes, cambridge"):
-        get_data("attic", progress=False)
+        get_data(dataset="attic", progress=False)
 
 
 def test_a_published_data_set_is_unpacked(tmp_path, capsys):
@@ -154,7 +154,11 @@ def test_a_published_data_set_is_unpacked(tmp_path, capsys):
                 f"chess/seq-0{sequence}/frame-000000.pose.txt", "1 0 0 0  0 1 0 0  0 0 1 0  0 0 0 1"
             )
     get_data(
-        "7scenes", ["chess"], str(tmp_path / "data"), str(tmp_path / "chess.zip"), progress=False
+        dataset="7scenes",
+        scenes=["chess"],
+        root=str(tmp_path / "data"),
+        archive=str(tmp_path / "chess.zip"),
+        progress=False,
     )
     assert "1 train, 1 test frames" in capsys.readouterr().out
     frames = load_frames(
@@ -192,7 +196,8 @@ def test_caches_of_a_virtual_data_set_are_built_once_for_every_split_and_size(
     tmp_path, monkeypatch
 ):
     card, folder = write_card(tmp_path), tmp_path / "cache"
-    table = cache_data(card, ["train", "test"], short_side=24, folder=str(folder), progress=False)
+    words = {"dataset": card, "cache": str(folder), "progress": False}
+    table = cache_data(resize=24, **words)
     cells = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]
     ]
@@ -203,14 +208,11 @@ def test_caches_of_a_virtual_data_set_are_built_once_for_every_split_and_size(
     monkeypatch.setattr(
         "mspose.data.cache.read_image", lambda path: pytest.fail("it is there already")
     )
-    assert (
-        cache_data(card, ["train", "test"], short_side=24, folder=str(folder), progress=False)
-        == table
-    )
+    assert cache_data(resize=24, **words) == table
     assert files_below(folder) == {
         **built,
         **{path: files_below(folder)[path] for path in built if path.name == "lock"},
     }
     monkeypatch.undo()
-    cache_data(card, ["test"], short_side=30, folder=str(folder), progress=False)
+    cache_data(resize=30, split="test", **words)
     assert len(list(folder.iterdir())) == 3

@@ -18,9 +18,10 @@ from mspose.metrics import average_over_scenes, write_metrics
 from mspose.studies.ablation.plan import Ablation, read_ablation
 from mspose.studies.ablation.table import ablation_table
 from mspose.studies.attention_study import study_run
-from mspose.studies.paper import make_paper, summary, writing
+from mspose.studies.paper import writing
 from mspose.studies.paper.contents import contents
 from mspose.studies.paper.piece import Piece
+from mspose.studies.paper.writing import make_paper, summary
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FILE, RESULTS = GOLDEN / "remedies.yaml", GOLDEN / "results"

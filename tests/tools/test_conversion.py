@@ -93,7 +93,7 @@ def checkpoint(tmp_path_factory) -> Path:
 def converted(checkpoint, tmp_path_factory) -> tuple[Path, str]:
     """(run folder, report); not to be changed."""
     run = tmp_path_factory.mktemp("converted") / "runs" / "released" / "mst"
-    return run, convert_checkpoint(checkpoint, run)
+    return run, convert_checkpoint(checkpoint, out=run)
 
 
 @pytest.fixture
@@ -249,16 +249,18 @@ def test_names_follow_the_folder(folder, names, tmp_path):
 def test_named_scenes_and_a_data_set_of_ones_own(own_data, tmp_path):
     path = save(released_tensors(2, learned=False), tmp_path / "two.pth")
     with pytest.raises(MsposeError, match="the checkpoint has 2 scenes.*name them, --scenes"):
-        convert_checkpoint(path, tmp_path / "run")
+        convert_checkpoint(path, out=tmp_path / "run")
     with pytest.raises(
         MsposeError, match="no published data set has the scenes cellar, attic: .*--dataset"
     ):
-        convert_checkpoint(path, tmp_path / "run", scenes=["cellar", "attic"])
+        convert_checkpoint(path, out=tmp_path / "run", scenes=["cellar", "attic"])
     with pytest.raises(MsposeError, match="7scenes has no scene 'attic'; its scenes: chess"):
-        convert_checkpoint(path, tmp_path / "run", scenes=["cellar", "attic"], dataset="7scenes")
+        convert_checkpoint(
+            path, out=tmp_path / "run", scenes=["cellar", "attic"], dataset="7scenes"
+        )
     assert not (tmp_path / "run").exists()
     report = convert_checkpoint(
-        path, tmp_path / "run", scenes=["cellar", "attic"], dataset=str(own_data)
+        path, out=tmp_path / "run", scenes=["cellar", "attic"], dataset=str(own_data)
     )
     assert "position encoding: sine" in report
     assert mspose.load(tmp_path / "run", "cpu").scenes == ("cellar", "attic")
@@ -268,12 +270,15 @@ def test_named_scenes_and_a_data_set_of_ones_own(own_data, tmp_path):
 
 def test_four_scenes_are_cambridges(tmp_path):
     path = save(released_tensors(4, learned=False), tmp_path / "four.pth")
-    report = convert_checkpoint(path, tmp_path / "run")
+    report = convert_checkpoint(path, out=tmp_path / "run")
     assert "scenes: KingsCollege, OldHospital, ShopFacade, StMarysChurch (cambridge)" in report
     assert load_model(tmp_path / "run")[1]["trained_on"]["ground_truth"] == "sfm"
     with pytest.raises(MsposeError, match="cambridge has no scene"):
         convert_checkpoint(
-            path, tmp_path / "b", scenes=["chess", "fire", "heads", "office"], dataset="cambridge"
+            path,
+            out=tmp_path / "b",
+            scenes=["chess", "fire", "heads", "office"],
+            dataset="cambridge",
         )
 
 
@@ -282,10 +287,10 @@ def test_a_folder_that_holds_something_is_left_alone(checkpoint, tmp_path):
     (tmp_path / "run" / "notes.txt").write_text("mine")
     for out in (tmp_path / "run", tmp_path / "run" / "notes.txt"):
         with pytest.raises(MsposeError, match="is not an empty folder: convert into a new one"):
-            convert_checkpoint(checkpoint, out)
+            convert_checkpoint(checkpoint, out=out)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
     (tmp_path / "empty").mkdir()
-    convert_checkpoint(checkpoint, tmp_path / "empty")
+    convert_checkpoint(checkpoint, out=tmp_path / "empty")
     assert mspose.load(tmp_path / "empty", "cpu").scenes == tuple(SEVEN)
 
 
@@ -295,7 +300,7 @@ def test_code_is_never_unpickled(tmp_path):
         MsposeError,
         match=r"module.pth: refused, .*would run code.*Linear.*save the state dict alone",
     ):
-        convert_checkpoint(tmp_path / "module.pth", tmp_path / "run")
+        convert_checkpoint(tmp_path / "module.pth", out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -303,7 +308,7 @@ def test_a_tensor_that_is_missing_is_named(checkpoint, tmp_path):
     tensors = torch.load(checkpoint, weights_only=True)
     tensors.pop("scene_embed.bias")
     with pytest.raises(MsposeError, match="missing: scene_embed.bias"):
-        convert_checkpoint(save(tensors, tmp_path / "cut.pth"), tmp_path / "run")
+        convert_checkpoint(save(tensors, tmp_path / "cut.pth"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -313,7 +318,7 @@ def test_a_full_disk_leaves_no_half_of_a_run(checkpoint, tmp_path, monkeypatch):
 
     monkeypatch.setattr(conversion, "save_model", full)
     with pytest.raises(MsposeError, match="No space left"):
-        convert_checkpoint(checkpoint, tmp_path / "run")
+        convert_checkpoint(checkpoint, out=tmp_path / "run")
     assert list((tmp_path / "run").iterdir()) == []
     monkeypatch.undo()
-    assert re.match(r"\d+ tensors kept", convert_checkpoint(checkpoint, tmp_path / "run"))
+    assert re.match(r"\d+ tensors kept", convert_checkpoint(checkpoint, out=tmp_path / "run"))

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ from mspose.tools.viewer.scene_view import (
     scene_view,
     up_direction,
 )
-from mspose.tools.viewer.server import free_port, view_run
+from mspose.tools.viewer.server import free_port, viewing
 
 viser = pytest.importorskip("viser")
 from mspose.tools.viewer.viewer import ESTIMATED_CAMERA, OVERVIEW, TRUE_CAMERA, Viewer, facts  # noqa: E402
@@ -78,33 +77,12 @@ def table(run):
     return pd.read_csv(run / "predictions" / "test.csv")
 
 
-@contextmanager
-def viewing(run, **options):
-    """The address of a viewer that runs beside the test."""
-    started, ended, address = threading.Event(), threading.Event(), []
-
-    def on_start(text):
-        address.append(text)
-        started.set()
-
-    options = {"port": 0, "started": on_start, "ended": ended, **options}
-    thread = threading.Thread(target=view_run, args=(run,), kwargs=options)
-    thread.start()
-    assert started.wait(60)
-    try:
-        yield address[0]
-    finally:
-        ended.set()
-        thread.join(30)
-        assert not thread.is_alive()
-
-
 @pytest.fixture
 def viewer(run, table):
     server = viser.ViserServer(host="127.0.0.1", port=free_port("127.0.0.1", 0), verbose=False)
     scenes = {name: scene_view(table, name) for name in ("attic", "cellar")}
     images = images_of_run(Run(run), table["image"].tolist(), None)
-    made = Viewer(server, scenes, images, title="a run", ended=threading.Event())
+    made = Viewer(server, scenes, images, title="a run")
     yield made
     made.end()
     server.stop()
@@ -344,7 +322,8 @@ def test_the_field_of_view_is_that_of_the_training_camera(own_run, table):
 
 
 def test_it_listens_on_this_machine_alone_and_stops(run):
-    with viewing(run, scene="cellar") as address:
+    with viewing(run, "test", "cellar", None, "127.0.0.1", 0) as (viewer, address):
+        assert viewer.view.scene == "cellar"
         host, port = address.removeprefix("http://").split(":")
         assert host == "127.0.0.1"
         socket.create_connection((host, int(port)), timeout=10).close()

@@ -10,9 +10,11 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from mspose.config import Settings, SlurmSettings
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from mspose.config import Overrides, Settings, SlurmSettings
 from mspose.data.cards import data_root, read_card
 from mspose.data.preparation import render_if_virtual
 from mspose.distributed import Preemption
@@ -31,39 +33,59 @@ def ablate(
     file: str,
     *,
     dataset: str | None = None,
-    seeds: Sequence[int] | None = None,
-    variants: Sequence[str] = (),
+    seeds: list[NonNegativeInt] | None = None,
+    variants: list[str] | None = None,
     runs: str = "runs",
-    jobs: int | None = None,
-    launcher: str = "local",
-    slurm: SlurmSettings | None = None,
+    jobs: PositiveInt | None = None,
+    launcher: Literal["local", "slurm"] = "local",
     quick: bool = False,
     record: str | None = None,
-    overrides: Mapping[str, Any] | None = None,
     progress: bool = True,
-) -> tuple[str, list[str]]:
-    """Make the runs of an ablation file that have no result yet.
+    slurm: SlurmSettings,
+    overrides: Overrides,
+) -> None:
+    """Run the variants of an ablation file over its seeds, and print their table.
 
-    Args: see `mspose ablate --help`, and `Ablation.runs`.
+    What has a result is skipped, what was interrupted goes on. Settings given here hold for all
+    variants; what is not given is as in the base experiment, whatever default stands below.
 
-    Returns the table of all runs, and the names of those that failed. Raises MsposeError for a file
-    that is not right; Preempted where a signal asked to stop, which the runs then do.
+    Args:
+        file: an ablation file, or its name in experiments/ablations/.
+        dataset: another base experiment, its name in experiments/ or a path; auto: real data that
+            is here.
+        seeds: in place of the file's, as in --seeds 0 1.
+        variants: some rows only, by their labels, as in --variants qka both.
+        runs: folder of all runs (default: runs).
+        jobs: runs at once (default: 1; quick: the cores; slurm: all).
+        launcher: this machine (default), or a cluster.
+        quick: toy size, to see that everything runs.
+        record: folder for a copy of the results without models, to keep in git.
+        progress: no progress table.
+
+    Raises:
+        MsposeError: a file that is not right, or runs that failed.
+        Preempted: a signal asked to stop, which the runs then do.
     """
     ablation = read_ablation(file)
-    base, shared = (dataset, overrides or {}) if dataset != "auto" else real_data(overrides or {})
-    planned = ablation.runs(base, seeds, quick, shared, runs, variants)
+    base, shared = (dataset, overrides) if dataset != "auto" else real_data(overrides)
+    planned = ablation.runs(base, seeds, quick, shared, runs, variants or ())
     data = planned[0].data
     render_if_virtual(data.dataset, data.root, data.scenes, progress=progress)
-    starter = make_launcher(launcher, planned, jobs, slurm or SlurmSettings())
+    starter = make_launcher(launcher, planned, jobs, slurm)
     failed = run_all(planned, starter, progress=progress)
     if record is not None:
         log.info("%s", record_runs(planned, Path(record)))
     folder = Path(runs) / planned[0].experiment
     if quick:
-        return f"{folder}: at toy size (quick), to see that everything runs: no table", failed
-    if not any(map(is_complete, planned)):
-        return f"{folder}: no run has a result", failed
-    return ablation_table(ablation, [folder], dataset=base), failed
+        print(f"{folder}: at toy size (quick), to see that everything runs: no table")
+    elif not any(map(is_complete, planned)):
+        print(f"{folder}: no run has a result")
+    else:
+        print(ablation_table(ablation, [folder], dataset=base))
+    if failed:
+        raise MsposeError(
+            f"{len(failed)} failed: {', '.join(failed)}; the same command tries again"
+        )
 
 
 def run_all(planned: Sequence[Settings], launcher: Launcher, *, progress: bool) -> list[str]:

@@ -7,20 +7,19 @@ settings it was given and its output lie beside the runs, as
 
 import fcntl
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mspose.config import BRANCHES, Settings, config_hash, differences
-from mspose.errors import MsposeError
+from mspose.errors import MsposeError, none_if_broken
 from mspose.evaluation import evaluate_run
 from mspose.run import Run
 from mspose.studies.attention_study import study_run
 from mspose.training import train
 
 log = logging.getLogger("mspose")
-T = TypeVar("T")
 
 
 def run_of(settings: Settings) -> Run:
@@ -102,31 +101,23 @@ def _epochs_trained(run: Run) -> int | None:
     """Epochs that the run's model has learned; None without a model."""
     if not run.model_file.exists():
         return None
-    return (_unless_broken(lambda: run.description) or {}).get("epochs", 0)
+    return (none_if_broken(lambda: run.description) or {}).get("epochs", 0)
 
 
 def _is_evaluated(run: Run, settings: Settings) -> bool:
     """True where the metrics are of these settings on the test split, the scene predicted."""
-    metrics = _unless_broken(lambda: run.metrics) or {}
+    metrics = none_if_broken(lambda: run.metrics) or {}
     usual = (metrics.get("split"), metrics.get("scene_selection")) == ("test", "predicted")
     return usual and _hash_evaluated(run) == config_hash(settings)
 
 
 def _is_studied(run: Run, settings: Settings) -> bool:
-    study = _unless_broken(lambda: run.attention)
+    study = none_if_broken(lambda: run.attention)
     return study is not None and study.get("config_hash") == config_hash(settings)
 
 
 def _hash_evaluated(run: Run) -> str | None:
-    return _unless_broken(lambda: run.config_hash)
-
-
-def _unless_broken(read: Callable[[], T]) -> T | None:
-    """Read something of a run; None where its file is missing or broken."""
-    try:
-        return read()
-    except MsposeError:
-        return None
+    return none_if_broken(lambda: run.config_hash)
 
 
 @contextmanager

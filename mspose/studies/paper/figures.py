@@ -58,54 +58,20 @@ def figures(
         return [Piece(f"figures-{group}", title, "all figures", command, missing=lacking)]
     of_pair = [(label, run) for label, run in studied if label in pair]
     first = dict(reversed(of_pair))  # of several seeds
-    pieces = [
-        Piece(
-            f"figure-{name}-{group}",
-            f"{title}: {of}",
-            stands_for,
-            command,
-            [run for _, run in shown],
-            [*lacking],
-            draw=partial(draw, shown),
+    pieces = []
+    for name, (title, stands_for, draw) in FIGURES.items():
+        shown = of_pair if name == "purity" else studied  # before and after
+        pieces.append(
+            Piece(
+                f"figure-{name}-{group}",
+                f"{title}: {of}",
+                stands_for,
+                command,
+                [run for _, run in shown],
+                [*lacking],
+                draw=partial(draw, shown),
+            )
         )
-        for name, title, stands_for, shown, draw in (
-            (
-                "entropy",
-                "Attention entropy per encoder layer",
-                "F, attention entropy",
-                studied,
-                partial(_metrics, entropy_figure),
-            ),
-            (
-                "query-key-gap",
-                "Query-key gap over training",
-                "F, query-key gap",
-                studied,
-                partial(_metrics, gap_figure),
-            ),
-            (
-                "purity",
-                "Purity of the query regions",
-                "F, purity",
-                of_pair,
-                partial(_metrics, purity_figure),
-            ),
-            (
-                "encoding",
-                "Token distances under position encodings",
-                "F, token distances",
-                studied,
-                _encodings,
-            ),
-            (
-                "verdicts",
-                "Verdict on every encoder layer",
-                NOT_IN_PAPER,
-                studied,
-                partial(_metrics, verdict_figure),
-            ),
-        )
-    ]
     chosen = [(label, first[label]) for label in pair if label in first]
     return [*pieces, *_of_frames(group, of, chosen, command)]
 
@@ -182,6 +148,28 @@ def _encodings(runs: Labelled) -> Figure:
     return encoding_figure(
         [(label, run.attention_of_metrics or {}) for label, run in runs], matrices
     )
+
+
+FIGURES: dict[str, tuple[str, str, Callable[[Labelled], Figure]]] = {
+    "entropy": (
+        "Attention entropy per encoder layer",
+        "F, attention entropy",
+        partial(_metrics, entropy_figure),
+    ),
+    "query-key-gap": (
+        "Query-key gap over training",
+        "F, query-key gap",
+        partial(_metrics, gap_figure),
+    ),
+    "purity": ("Purity of the query regions", "F, purity", partial(_metrics, purity_figure)),
+    "encoding": ("Token distances under position encodings", "F, token distances", _encodings),
+    "verdicts": (
+        "Verdict on every encoder layer",
+        NOT_IN_PAPER,
+        partial(_metrics, verdict_figure),
+    ),
+}
+"""Name -> title, the paper's figure, and what draws it."""
 
 
 def _space(runs: Labelled, branch: str, layer: int) -> Figure:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,17 +46,23 @@ class Exported:
 
 
 def export_run(
-    run: Path | str, format: str, out: Path | None = None, scene: str | None = None
+    run: str,
+    *,
+    format: Literal["onnx", "torch-export"],
+    out: Path | None = None,
+    scene: str | None = None,
 ) -> Exported:
-    """Write a model, computing in float32 on the CPU, as one file with its preprocessing inside.
+    """Write a run's model as one file for deployment: images of any size in, poses out.
+
+    It computes in float32, and is kept only where it answers as the model does; until then an older
+    file stays.
 
     Args:
-        run: as for `mspose.load`.
-        format: one of `FORMATS`.
-        out: the file, with the format's suffix (default: the format's file name, in the run's
-            folder or, of a model from the hub, in the current one). An older file stays unless the
-            new one passes.
-        scene: the scene of all images; by default the file predicts it.
+        run: folder of a run or of a model, or user/name on the hub.
+        format: onnx, for onnxruntime and others; torch-export, for PyTorch without mspose.
+        out: file to write (default: model.onnx or model.pt2 in the run's folder, for a model of the
+            hub in the current one).
+        scene: the scene of all images (default: the file predicts it).
 
     Raises:
         MsposeError: no such model or scene, a package that is missing, a file that cannot be

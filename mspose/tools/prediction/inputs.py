@@ -164,7 +164,7 @@ def _absolute(path: Path) -> str:
 
 
 def read_queries(sources: Sequence[Source]) -> Iterator[tuple[Query, Image_HW3] | MsposeError]:
-    """Every image with its facts, or the error in its place."""
+    """Every image with its facts, or its error."""
     for source in sources:
         try:
             yield from source.read()

@@ -5,12 +5,15 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
+from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from mspose.allocator import keep_freed_memory
 from mspose.data.batches import ahead
 from mspose.errors import MsposeError
 from mspose.inference import Preprocessing, load
@@ -32,38 +35,48 @@ log = logging.getLogger("mspose")
 
 
 def predict_poses(
-    run: Path | str,
-    inputs: Sequence[Path | str],
+    run: str,
+    images: list[str],
     *,
-    out: Path | None = None,
-    format: str = "csv",
     scene: str | None = None,
-    every: int | None = None,
-    fps: float | None = None,
-    focal_px: float | None = None,
-    batch_size: int = 16,
+    format: Literal["csv", "jsonl", "tum", "colmap"] = "csv",
+    out: Path | None = None,
+    every: PositiveInt | None = None,
+    fps: PositiveFloat | None = None,
+    focal_px: PositiveFloat | None = None,
+    batch_size: PositiveInt = 16,
     device: str = "auto",
-    on_bad_frame: str = "stop",
+    on_bad_frame: Literal["stop", "skip"] = "stop",
     progress: bool = True,
-) -> None:
-    """Write the poses that a model estimates of images and videos, as they are computed.
+) -> Path | None:
+    """Estimate the poses of images, of the images in folders, or of videos.
+
+    A pose is the camera centre in metres and the camera-to-world quaternion w x y z, in the scene
+    that the model takes each image for. Poses are written as they are computed.
 
     Args:
-        run: as for `mspose.load`.
-        inputs: paths, see `find_sources`.
-        out: a file, or for `colmap` a folder that does not exist; by default standard output.
-        format: `csv`, `jsonl`, `tum` or `colmap`, see `pose_files`.
-        scene: the scene of all images; by default that of each is predicted.
-        every: of videos, one frame in so many.
-        fps: of images, how many a second, for the timestamps of `tum`; see `with_times`.
-        focal_px: focal length of all images in their own pixels, to compare with training and for
-            COLMAP's cameras.
-        on_bad_frame: `stop`, or `skip` to leave out images that cannot be read, which are named.
+        run: folder of a run or of a model, or user/name on the hub.
+        images: images; folders, for all images in them and in folders below; videos that OpenCV
+            opens.
+        scene: the scene of all images (default: predicted for each).
+        format: csv; JSON lines; TUM trajectory (timestamp tx ty tz qx qy qz qw); COLMAP's
+            images.txt, world-to-camera.
+        out: file to write, in place of printing; with colmap, folder of a model without points.
+        every: of a video, one frame in so many (default: all).
+        fps: images a second, for timestamps of tum (default: the numbers that their names are, else
+            1).
+        focal_px: focal length of the images in their own pixels, compared with training and used
+            for COLMAP's cameras (default: from EXIF; for cameras, else as in training).
+        progress: no progress bar.
 
-    Raises MsposeError for inputs that cannot be read, and where the format needs a scene and none
-    is given.
+    Returns:
+        `out`.
+
+    Raises:
+        MsposeError: images that cannot be read, or a format that needs a scene and none is given.
     """
-    sources = find_sources(inputs, every=every or 1)
+    keep_freed_memory()
+    sources = find_sources(images, every=every or 1)
     _check_options(sources, format, every=every, fps=fps, focal_px=focal_px)
     times = ""
     if format == "tum":
@@ -112,6 +125,7 @@ def predict_poses(
         log.warning("left out %d of %d images", left_out, done + left_out)
     if summary := check.summary():
         log.warning("%s", summary)
+    return out
 
 
 def _check_options(
@@ -123,7 +137,7 @@ def _check_options(
     focal_px: float | None,
 ) -> None:
     """Raise MsposeError for an option without effect, and for a number that is not finite."""
-    for name, value in (("fps", fps), ("focal_px", focal_px)):
+    for name, value in (("fps", fps), ("focal-px", focal_px)):
         if value is not None and not 0 < value < math.inf:
             raise MsposeError(f"--{name} {value:g}: expected a positive, finite number")
     if every is not None and not any(isinstance(source, Video) for source in sources):

@@ -97,7 +97,7 @@ class QueryCheck:
             short_side = min(query.width, query.height)
             return self.training.focal[1] * short_side, "not measured: as in training"
         raise MsposeError(
-            f"{query.name}: its focal length is not known, nor that of training: give --focal_px"
+            f"{query.name}: its focal length is not known, nor that of training: give --focal-px"
         )
 
     def _size_warnings(self, query: Query, training: TrainingImages) -> dict[str, str]:

@@ -109,7 +109,7 @@ def error_diagrams(
 
 
 class _Axis:
-    """Positions of curve points, bins and cells along one of the two errors, for all runs."""
+    """Curve points, bins and cells along one of the two errors, for all runs."""
 
     def __init__(self, parts: Sequence[NDArray[np.float64]], thresholds: Sequence[float]):
         errors_N = np.concatenate(parts)

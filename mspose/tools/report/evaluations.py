@@ -1,18 +1,16 @@
 """Runs of a report (records, baselines and other methods too): checked, grouped, labelled."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from mspose.config import flatten
-from mspose.errors import MsposeError
+from mspose.errors import MsposeError, none_if_broken
 from mspose.metrics import ERROR_COLUMNS, ERROR_TOLERANCE
 from mspose.run import Run, find_runs
 from mspose.studies.rows import Group, group_of
-
-T = TypeVar("T")
 
 
 def evaluated_runs(paths: Iterable[Path | str], split: str | None = None) -> list[Run]:
@@ -58,19 +56,12 @@ def settings_of(run: Run) -> dict[str, Any]:
     """Settings by dotted name; empty where there are none that can be read."""
     if not run.config_file.is_file():
         return {}
-    return _unless_broken(lambda: flatten(run.settings), {})
+    return none_if_broken(lambda: flatten(run.settings)) or {}
 
 
 def study_of(run: Run) -> Mapping[str, Any] | None:
     """Study of attention of the evaluated model; None where there is none that can be read."""
-    return _unless_broken(lambda: run.attention_of_metrics, None)
-
-
-def _unless_broken(read: Callable[[], T], otherwise: T) -> T:
-    try:
-        return read()
-    except MsposeError:
-        return otherwise
+    return none_if_broken(lambda: run.attention_of_metrics)
 
 
 def faults(run: Run) -> list[str]:

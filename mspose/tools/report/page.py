@@ -59,25 +59,29 @@ PALETTE = [
 
 
 def make_report(
-    runs: Sequence[Path | str],
+    runs: list[str],
     *,
-    out: Path | str | None = None,
+    out: Path | None = None,
     split: str | None = None,
     title: str | None = None,
 ) -> Path:
-    """Write a page about the runs in or below `runs`; returns its path.
+    """Write one self-contained HTML page about the results of runs.
+
+    It has a table, recall curves, errors, trajectories, frames, training, attention and settings,
+    needs no network and can be passed on.
 
     Args:
-        runs: folders of runs, or folders that hold some.
-        out: by default `report.html` in the run's folder, or of several runs in the current one.
-        split: an evaluation on another split than the run's own test split, `metrics-<split>.json`.
-        title: of the page.
+        runs: folders of evaluated runs, or folders that hold some.
+        out: the page (default: report.html in the run's folder, of several in the current one).
+        split: another evaluation than that of the test split, such as train.
+        title: title of the page.
 
-    Raises MsposeError where there is no evaluated run, a file of one is broken, or `out` cannot be
-    written or holds something that is no report.
+    Raises:
+        MsposeError: no evaluated run, a broken file of one, or a page that cannot be written or
+            whose name another file has.
     """
     evaluated = evaluated_runs(runs, split)
-    target = Path(out) if out else (evaluated[0].folder if len(evaluated) == 1 else Path()) / REPORT
+    target = out or (evaluated[0].folder if len(evaluated) == 1 else Path()) / REPORT
     _refuse_to_replace(target)
     words = ["mspose", "report", *map(str, runs), *(["--split", split] if split else [])]
     words += [*(["--title", title] if title else []), *(["--out", str(out)] if out else [])]

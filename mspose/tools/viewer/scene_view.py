@@ -27,7 +27,7 @@ ERRORS = {"position": "m", "orientation": "°"}
 DARKEST = 0.2  # of viridis, whose first colours are too dark for thin lines on a dark ground
 ANGLE = 0.9  # radians, the vertical field of view of an overview
 FAR = 100.0  # times a scene's size
-FEW = 5.0  # times a path's median step: a longer one is a jump to another place
+FEW = 5.0  # times a path's median step: a longer one is a jump
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,19 +3,26 @@
 import errno
 import logging
 import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from jsonargparse.typing import restricted_number_type
 
 from mspose.errors import MsposeError
 from mspose.run import Run
 from mspose.tools.viewer.frame_images import images_of_run
 from mspose.tools.viewer.scene_view import scene_view
+
+if TYPE_CHECKING:
+    from mspose.tools.viewer.viewer import Viewer
+
+    Port = int
+else:
+    Port = restricted_number_type("Port", int, [(">=", 0), ("<=", 65535)])
 
 PORTS = 20
 """Number of ports that are tried."""
@@ -28,20 +35,38 @@ def view_run(
     split: str = "test",
     scene: str | None = None,
     root: str | None = None,
+    port: Port = 8080,
     host: str = "127.0.0.1",
-    port: int = 8080,
-    started: Callable[[str], None] | None = None,
-    ended: threading.Event | None = None,
 ) -> None:
-    """Show the predicted poses of a run's split until interrupted, or until `ended` is set.
+    """Show the poses of a run's predictions in a 3-D viewer in the browser.
+
+    Truth against estimate. Nothing is predicted anew; the page is served until Ctrl-C, to this
+    machine alone.
 
     Args:
-        scene: the one to begin with.
-        root: folder of the scenes' images, in place of the one that the run's settings name.
-        started: called with the address; by default it is printed.
+        run: folder of an evaluated run.
+        split: split whose predictions are shown.
+        scene: scene to begin with (default: the first; the page has all).
+        root: folder of the scenes' images, in place of the run's.
+        port: the first that is free from this one on; 0: any.
+        host: address to listen at (default: this machine alone).
 
-    Raises MsposeError where there are no predictions, no such scene, or no free port.
+    Raises:
+        MsposeError: no predictions, no such scene, or no free port.
     """
+    with viewing(run, split, scene, root, host, port) as (viewer, address):
+        print(f"{address}\nCtrl-C ends it", flush=True)
+        try:
+            viewer.play()
+        except KeyboardInterrupt:  # the usual end
+            log.info("the viewer has ended")
+
+
+@contextmanager
+def viewing(
+    run: Path, split: str, scene: str | None, root: str | None, host: str, port: int
+) -> Iterator[tuple["Viewer", str]]:
+    """Serve the viewer of a run while the block runs; gives it and its address."""
     try:
         from mspose.tools.viewer.viewer import Viewer
     except ImportError as error:
@@ -56,26 +81,13 @@ def view_run(
             images.missing,
         )
     scenes = {name: scene_view(table, name) for name in names}
-    ended = ended or threading.Event()
+    title = f"{'/'.join(run.resolve().parts[-3:])}: {split}"
     with serving(host, port) as (server, address):
-        viewer = Viewer(
-            server,
-            scenes,
-            images,
-            title=f"{'/'.join(run.resolve().parts[-3:])}: {split}",
-            ended=ended,
-        )
+        viewer = Viewer(server, scenes, images, title=title)
         try:
-            (started or _print)(address)
-            viewer.play()
-        except KeyboardInterrupt:  # the usual end
-            log.info("the viewer has ended")
+            yield viewer, address
         finally:
             viewer.end()
-
-
-def _print(address: str) -> None:
-    print(f"{address}\nCtrl-C ends it", flush=True)
 
 
 def scenes_in_order(table: pd.DataFrame, first: str | None) -> list[str]:

@@ -49,12 +49,11 @@ class Viewer:
         images: FrameImages,
         *,
         title: str,
-        ended: threading.Event,
     ) -> None:
         self.server = server
         self.scenes = scenes
         self.images = images
-        self.ended = ended
+        self.ended = threading.Event()
         self.view = next(iter(scenes.values()))
         self.chosen: dict[str, viser.CameraFrustumHandle] = {}
         self.frustums: dict[int, tuple[viser.CameraFrustumHandle, viser.CameraFrustumHandle]] = {}

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from mspose.config import Settings, flatten, read_settings, write_settings
+from mspose.config import Settings, dashed, flatten, read_settings, write_settings
 from mspose.errors import MsposeError, Preempted
 from mspose.run import Run
 from mspose.studies.ablation import runner
@@ -31,7 +31,7 @@ from mspose.studies.ablation.launcher import (
 from mspose.studies.ablation.plan import read_ablation
 from mspose.studies.ablation.progress import Progress
 from mspose.studies.ablation.record import record_runs
-from mspose.studies.ablation.runner import ablate, failure, real_data, run_all
+from mspose.studies.ablation.runner import failure, real_data, run_all
 from mspose.studies.ablation.single_run import complete, is_complete, notes, run_of, title
 
 UNTIL_ASKED = "trap 'echo saved; exit 75' TERM; echo at work; while true; do sleep 0.1; done"
@@ -295,14 +295,17 @@ def test_a_network_without_self_attention_has_no_study(planned, changes):
     assert is_complete(settings) and not (run / "attention").exists()
 
 
-def test_results_at_toy_size_are_marked(file, tmp_path):
+def test_results_at_toy_size_are_marked(call, file, tmp_path):
     runs = str(tmp_path / "runs")
     settings = read_ablation(file).runs(quick=True, folder=runs)[0]
     run = complete(settings, progress=False)
     assert run.parts[-3:] == ("tiny-small-quick", "sine", "seed-0")
     assert Run(run).quick and Run(run).attention["quick"]
-    text, failed = ablate(str(file), quick=True, variants=["sine"], runs=runs, progress=False)
-    assert "at toy size (quick)" in text and "|" not in text and not failed
+    status, text, _ = call(
+        "ablate", file, "--quick", "--variants", "sine", "--runs", runs, "--quiet"
+    )
+    assert status == 0
+    assert "at toy size (quick)" in text and "|" not in text
 
 
 def test_two_processes_do_not_work_on_one_run(planned, tmp_path, caplog):
@@ -487,7 +490,8 @@ def test_the_command_line_has_every_setting_and_refuses_unknown_ones(
     status, out, _ = call("ablate", "--help")
     assert status == 0
     for name in [*flatten(Settings()), "dataset", "seeds", "jobs", "launcher", "slurm.partition"]:
-        assert (f"--{name} " in out) == (name not in ("experiment", "variant", "seed")), name
+        shown = f"--{dashed(name)} " in out
+        assert shown == (name not in ("experiment", "variant", "seed")), name
     for words, said in (
         (("--training.epocs=3",), "did you mean training.epochs"),
         (("--seeds", "-1"), "seeds"),

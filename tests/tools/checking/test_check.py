@@ -349,7 +349,7 @@ def test_a_virtual_set_by_its_card(tmp_path, found, caplog):
     size = {"width": 48, "height": 36, "focal_px": 40}
     card["render"] = {**size, "image_format": "png", "frames_per_sequence": 2}
     (tmp_path / "rooms.yaml").write_text(yaml.safe_dump(card))
-    get_data(str(tmp_path / "rooms.yaml"), ["atelier"], progress=False)
+    get_data(dataset=str(tmp_path / "rooms.yaml"), scenes=["atelier"], progress=False)
     assert set(found(tmp_path)) == {"scene-not-here"}
     (tmp_path / "rooms" / "atelier" / "seq-01" / "frame-000001.pose.txt").write_text("1 0 0")
     kinds = found(tmp_path)

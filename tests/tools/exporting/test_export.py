@@ -163,7 +163,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(exported, tmp_path, monkeypat
     (tmp_path / "model.pt2").write_bytes(b"what was there before")
     message = r"not kept: largest deviation position 3\.0e-04 m, .*; at most 0\.0001"
     with pytest.raises(MsposeError, match=message):
-        export_run(exported[0], "torch-export", tmp_path / "model.pt2")
+        export_run(exported[0], format="torch-export", out=tmp_path / "model.pt2")
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
     assert (tmp_path / "model.pt2").read_bytes() == b"what was there before"
 
@@ -182,7 +182,7 @@ def test_what_exporters_and_readers_do_not_take_is_one_line(
     monkeypatch.setattr(export, "trace", lambda _: None)
     monkeypatch.setattr(export, step, fail)
     with pytest.raises(MsposeError, match=r"run cannot be exported as onnx: no such operation$"):
-        export_run(exported[0], "onnx", tmp_path / "model.onnx")
+        export_run(exported[0], format="onnx", out=tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr() == ("", "")
 
@@ -215,7 +215,7 @@ def test_without_the_extra_it_is_named(small_run, tmp_path, monkeypatch, package
     monkeypatch.setitem(sys.modules, package, None)
     message = rf"--format onnx needs {package}: pip install onnx onnxscript onnxruntime"
     with pytest.raises(MsposeError, match=message):
-        export_run(small_run, "onnx", tmp_path / "model.onnx")
+        export_run(small_run, format="onnx", out=tmp_path / "model.onnx")
 
 
 def test_a_model_without_finite_answers_is_not_exported(small_run, tmp_path, monkeypatch):
@@ -226,5 +226,5 @@ def test_a_model_without_finite_answers_is_not_exported(small_run, tmp_path, mon
     monkeypatch.setattr(export, "load", lambda *_: estimator)
     monkeypatch.setattr(export, "trace", lambda _: pytest.fail("it was traced all the same"))
     with pytest.raises(MsposeError, match="not finite"):
-        export_run(run, "torch-export")
+        export_run(run, format="torch-export")
     assert not (run / "model.pt2").exists()

@@ -174,7 +174,7 @@ def test_evo_agrees_with_our_errors(predict, images, evaluated_frames, tmp_path)
 def test_pycolmap_reads_what_was_predicted(predict, images, tmp_path):
     pycolmap = pytest.importorskip("pycolmap")
     words = (images, "--scene=attic", "--format=colmap")
-    status, out, lines = predict(*words, "--focal_px=70", "--out", tmp_path / "model")
+    status, out, lines = predict(*words, "--focal-px=70", "--out", tmp_path / "model")
     assert (status, out) == (0, f"{tmp_path / 'model'}\n")
     assert len(lines) == 1  # training's focal length is unknown
     model = pycolmap.Reconstruction(str(tmp_path / "model"))
@@ -222,7 +222,7 @@ def test_queries_unlike_training_are_warned_of(predict, images):
     for number in (1, 2):
         Image.open(images / f"{number}.png").rotate(90, expand=True).save(images / f"{number}.png")
     Image.open(images / "3.png").resize((160, 120)).save(images / "3.png")
-    status, _, lines = predict(images, "--focal_px=70")
+    status, _, lines = predict(images, "--focal-px=70")
     assert status == 0
     for pattern, line in zip(
         ("another shape", "focal length", "is resized", "of 5 images: 2 "), lines, strict=True
@@ -259,7 +259,7 @@ def test_an_interrupted_prediction_leaves_nothing(predict, images, monkeypatch, 
     words = (images, "--scene=attic", "--batch_size=2", "--out", tmp_path / "out" / "poses")
     for form in ("csv", "colmap"):
         calls.clear()
-        assert predict(*words, "--format", form, "--focal_px=70")[0] == 130
+        assert predict(*words, "--format", form, "--focal-px=70")[0] == 130
         assert not (tmp_path / "out").exists()
 
 
@@ -310,9 +310,9 @@ def test_bad_input_is_one_line(refused, images, tmp_path):
     )
     refused("--every: without effect on images", images, "--every=2")
     refused("--fps: without effect on --format csv", images, "--fps=2")
-    refused("focal_px.*0", images, "--focal_px=0")
-    refused("focal_px.*nan", images, "--focal_px=nan")
-    refused("--focal_px inf: expected a positive, finite number", images, "--focal_px=inf")
+    refused("focal_px.*0", images, "--focal-px=0")
+    refused("focal_px.*nan", images, "--focal-px=nan")
+    refused("--focal-px inf: expected a positive, finite number", images, "--focal-px=inf")
     refused("required.*images|images.*required")
     refused("format.*html", images, "--format=html")
     (tmp_path / "there.png").write_text("precious")
@@ -322,5 +322,5 @@ def test_bad_input_is_one_line(refused, images, tmp_path):
     )
     assert (tmp_path / "there.png").read_text() == "precious"
     model = (images, "--scene=attic", "--format=colmap", "--out", tmp_path / "model")
-    refused("1.png: its focal length is not known, nor that of training: give --focal_px", *model)
+    refused("1.png: its focal length is not known, nor that of training: give --focal-px", *model)
     assert not (tmp_path / "model").exists()

@@ -131,7 +131,7 @@ def test_the_focal_length_of_a_camera_is_the_best_that_is_known():
     assert QueryCheck(TRAINING).camera(view) == (600, "from EXIF")
     assert QueryCheck(TRAINING).camera(plain) == (1.25 * 240, "not measured: as in training")
     with pytest.raises(
-        MsposeError, match="b: its focal length is not known, nor that of training: give --focal_px"
+        MsposeError, match="b: its focal length is not known, nor that of training: give --focal-px"
     ):
         QueryCheck(TrainingImages(((640, 480),), None)).camera(plain)
     assert np.isfinite(QueryCheck(None).camera(view)[0])

@@ -7,7 +7,7 @@ import pytest
 from tools.report.builders import predictions, write_run
 
 from mspose.config import Settings
-from mspose.tools.report import make_report
+from mspose.tools.report.page import make_report
 
 SCENES = {"attic": 30, "cellar": 17}
 

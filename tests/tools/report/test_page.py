@@ -13,8 +13,8 @@ from tools.report.builders import data_of, predictions, write_record, write_run
 from mspose.cli import main
 from mspose.config import LossSettings, Settings, write_settings
 from mspose.errors import MsposeError
-from mspose.tools.report import make_report
 from mspose.tools.report.evaluations import evaluated_runs
+from mspose.tools.report.page import make_report
 from mspose.tools.report.pictures import Budget, telling_frames
 
 SCENES = {"attic": 20, "cellar": 12}
@@ -84,7 +84,7 @@ def test_the_page_explains_itself(tmp_path):
         [write_run(tmp_path / "run", predictions({"attic": 6, "cellar": 4}))]
     ).read_text(encoding="utf-8")
     for words in (
-        "count every scene alike",
+        "give every scene the same weight",
         "data set's thresholds: 0.05 m / 5°, 0.25 m / 5°.",
         "of all scenes the mean of the scenes' medians",
         "of frames in the right scene, mean over scenes",

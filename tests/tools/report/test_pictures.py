@@ -11,8 +11,8 @@ from tools.report.builders import predictions, write_run
 from mspose.config import DataSettings, Settings, write_settings
 from mspose.metrics import ESTIMATED_POSITION, TRUE_POSITION
 from mspose.run import Run
-from mspose.tools.report import make_report
 from mspose.tools.report.evaluations import evaluated_runs
+from mspose.tools.report.page import make_report
 from mspose.tools.report.pictures import Budget, attention_pictures, image_root, telling_frames
 
 
