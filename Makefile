@@ -21,7 +21,7 @@ EXPERIMENT := experiments/$(DATASET).yaml
 MSPOSE := $(BIN)/$(if $(filter-out 1,$(NPROC)),torchrun --standalone --nproc-per-node $(NPROC) -m )mspose
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint train eval attention baselines ablation table report view paper tensorboard data cache bench clean
+.PHONY: help setup demo test torture lint train eval attention baselines ablation table report view paper tensorboard data cache bench clean
 
 help:  ## this list
 	@echo "usage: make TARGET [NAME=value ...]"
@@ -53,6 +53,9 @@ demo: $(READY)  ## render the virtual data, train, evaluate, print the table bes
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+torture: $(READY)  ## faults and attacks, drawn from SEED=, in minutes: ARGS="--kills 100 --mutations 250 --malformed 1000 --escapes 100"
+	PYTHONPATH=tests $(BIN)/python -m torture.campaigns --seed $(SEED) $(ARGS)
 
 lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .

@@ -6,12 +6,15 @@ signature and docstring serve as they are; that module is imported when its comm
 """
 
 import inspect
+import io
 import logging
 import os
+import re
 import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import UnionType
@@ -153,15 +156,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         log.info("interrupted")
         sys.exit(130)
-    except (MemoryError, RuntimeError) as error:
-        # by name, since PyTorch, whose OutOfMemoryError is a RuntimeError, may not be loaded
-        if type(error).__name__ not in ("MemoryError", "OutOfMemoryError"):
-            raise
+    except Exception as error:
         reason = next(iter(str(error).splitlines()), "")
-        _stop(
-            "out of memory: a smaller --training.batch_size (evaluate: --batch-size) needs less;"
-            f" {reason}"
+        if isinstance(error, ValueError) and re.search("null (byte|character)|surrogates", reason):
+            _stop(f"a name in the input is no name of a file, or not UTF-8: {reason}")
+        if isinstance(error, MemoryError) or (
+            isinstance(error, RuntimeError) and re.search("(out of|allocate|enough) memory", reason)
+        ):
+            _stop(
+                "out of memory: a smaller --training.batch_size (evaluate: --batch-size) needs"
+                f" less; {reason}"
+            )
+        traceback.print_exc()
+        print(
+            "mspose: this is a fault of mspose: please report the lines above, and the command",
+            file=sys.stderr,
         )
+        sys.exit(1)
 
 
 def run(words: Sequence[str]) -> None:
@@ -298,6 +309,8 @@ def set_up_messages() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell, as in `mspose train >&-`
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold any bytes
+        sys.stdout.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("mspose: %(message)s"))
     log.handlers[:] = [handler]

@@ -12,11 +12,12 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from types import NoneType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, TypeVar, get_args
 
 import jsonargparse
 import yaml
@@ -31,18 +32,31 @@ from jsonargparse.typing import (
 )
 
 from mspose.errors import MsposeError
-from mspose.files import whole_file
+from mspose.files import read_bytes, whole_file
 from mspose.resources import experiment_file
 
 T = TypeVar("T")
 BRANCHES = ("position", "orientation")
 """The two branches of a network with attention, which regress one part of a pose each."""
+PLAIN_TAGS = ("map", "seq", "str", "int", "float", "bool", "null")
+"""Kinds of values in YAML files that are read."""
+MOST_VALUES = 100_000
+"""Values in a YAML file."""
 VERDICTS = ("healthy", "uniform", "collapsed")
 """Results of `mspose.models.attention_map.verdict` on a layer's attention."""
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 if TYPE_CHECKING:
     HalfTurn = float
+    Layers = int
+    LayersOrNone = int
+    Pixels = int
+    Width = int
 else:
+    # far more than anyone has used: what is meant is another number
+    Layers = restricted_number_type("Layers", int, [(">=", 1), ("<=", 256)])
+    LayersOrNone = restricted_number_type("LayersOrNone", int, [(">=", 0), ("<=", 256)])
+    Pixels = restricted_number_type("Pixels", int, [(">=", 1), ("<=", 16384)])
+    Width = restricted_number_type("Width", int, [(">=", 1), ("<=", 65536)])
     HalfTurn = restricted_number_type(
         "HalfTurn", float, [(">=", 0), ("<=", 0.5)], docstring="between 0 and 0.5"
     )
@@ -72,9 +86,9 @@ class DataSettings:
     holdout: ClosedUnitInterval = 0.0
     """Share of each training sequence, in one contiguous block, kept from training to watch
     held-out errors."""
-    resize: PositiveInt = 256
+    resize: Pixels = 256
     """Length in pixels that the short side of an image is resized to."""
-    crop: PositiveInt = 224
+    crop: Pixels = 224
     """Side in pixels of the square crop that the network sees: random in augmented training, else
     the centre."""
     cache: str = "datasets/.cache"
@@ -105,23 +119,23 @@ class ModelSettings:
     `tf_efficientnet_b0`."""
     pretrained: bool = True
     """Start the backbone from ImageNet weights."""
-    dim: PositiveInt = 256
+    dim: Width = 256
     """Width of the tokens."""
-    heads: PositiveInt = 8
+    heads: Width = 8
     """Attention heads."""
-    feedforward: PositiveInt = 256
+    feedforward: Width = 256
     """Width of the feed-forward layers."""
     dropout: ClosedUnitInterval = 0.1
     """Dropout of the residual branches and feed-forward layers; in `mspn`, of the hidden layer."""
     attention_dropout: ClosedUnitInterval = 0.1
     """Dropout of the attention weights."""
-    position_encoder_layers: NonNegativeInt = 6
+    position_encoder_layers: LayersOrNone = 6
     """Encoder layers of the position branch; 0 removes its encoder self-attention."""
-    position_decoder_layers: PositiveInt = 6
+    position_decoder_layers: Layers = 6
     """Decoder layers of the position branch."""
-    orientation_encoder_layers: NonNegativeInt = 6
+    orientation_encoder_layers: LayersOrNone = 6
     """Encoder layers of the orientation branch; 0 removes its encoder self-attention."""
-    orientation_decoder_layers: PositiveInt = 6
+    orientation_decoder_layers: Layers = 6
     """Decoder layers of the orientation branch."""
     position_encoding: str = "sine"
     """Encoding of token positions: `learned`, `sine`, `sine-normalized`: MST's learned tables,
@@ -135,7 +149,7 @@ class ModelSettings:
     the number of tokens."""
     query_initialisation: Literal["normal", "orthogonal"] = "normal"
     """Initial values of the decoders' scene queries."""
-    head_hidden: PositiveInt = 1024
+    head_hidden: Width = 1024
     """Hidden width of the two regressor heads; in `mspn`, of the layer before all heads."""
 
 
@@ -381,10 +395,18 @@ class Parser(ArgumentParser):
     """
 
     def parse_args(self, *arguments: Any, **options: Any) -> Any:
+        return self._in_one_line(super().parse_args, *arguments, **options)
+
+    def parse_object(self, *arguments: Any, **options: Any) -> Any:
+        return self._in_one_line(super().parse_object, *arguments, **options)
+
+    def _in_one_line(self, parse: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         try:
-            return super().parse_args(*arguments, **options)
-        except (UnicodeDecodeError, TypeError, OverflowError, RecursionError) as error:
-            self.error(f"cannot read the settings: {error}")
+            return parse(*arguments, **options)
+        except MsposeError:
+            raise
+        except Exception as error:  # of many kinds, for values that nobody thought of
+            self.error(f"cannot read the settings: {type(error).__name__}: {error}")
 
     def format_help(self, *arguments: Any, **options: Any) -> str:
         """The help, in which commands' options have dashes."""
@@ -440,7 +462,9 @@ class _ExperimentFile(jsonargparse.ActionConfigFile):  # type: ignore[name-defin
     """`--config`: the path of an experiment file, or its name."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
-        super().__call__(parser, cfg, str(experiment_file(values)), option_string)
+        plain = _load_yaml(experiment_file(values), "an experiment")
+        text = json.dumps(plain, ensure_ascii=False)  # which jsonargparse reads in the same way
+        super().__call__(parser, cfg, text, option_string)
 
 
 def settings_parser(**options: Any) -> Parser:
@@ -495,10 +519,16 @@ def _instantiate(parser: ArgumentParser, parsed: Namespace, kind: type[T]) -> T:
 
 
 def _plain(value: Any) -> Any:
-    """The value without jsonargparse's restricted number classes, which YAML does not write."""
+    """The value without jsonargparse's restricted number classes, which YAML does not write.
+
+    Raises TypeError for a null where a field takes none, which jsonargparse lets pass.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [item.name for item in dataclasses.fields(value)]
-        return type(value)(**{name: _plain(getattr(value, name)) for name in names})
+        fields = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+        for item in dataclasses.fields(value):
+            if fields[item.name] is None and NoneType not in get_args(item.type):
+                raise TypeError(f"{item.name} is null, and cannot be")
+        return type(value)(**{name: _plain(field) for name, field in fields.items()})
     if isinstance(value, list | tuple):
         return type(value)(_plain(item) for item in value)
     if isinstance(value, dict):
@@ -541,8 +571,21 @@ def changed_settings(settings: Settings, changes: Mapping[str, Any]) -> Settings
     return to_settings(parser.parse_object(tree), parser)
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which YAML would silently keep the last."""
+class _PlainYaml(yaml.SafeLoader):
+    """Reads mappings, lists, text, numbers, true, false and null, and no dates or tags of others.
+
+    Refuses a key that is there twice, of which YAML would silently keep the last.
+    """
+
+    yaml_constructors: ClassVar = {
+        tag: make
+        for tag, make in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in PLAIN_TAGS
+    }
+    yaml_implicit_resolvers: ClassVar = {  # type: ignore[misc]
+        start: [rule for rule in rules if rule[0].rpartition(":")[2] in (*PLAIN_TAGS, "merge")]
+        for start, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -555,16 +598,20 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: Path, what: str) -> dict[str, Any]:
-    """The keys and values of a YAML file, without those that are left empty; `what` it is to be, as
-    in "a card".
+_PlainYaml.add_implicit_resolver(  # 1e-4, which YAML 1.1 takes for text
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
-    Raises MsposeError where it cannot be read, is not a mapping or has a key twice.
+
+def _load_yaml(path: Path, what: str) -> dict[str, Any]:
+    """The keys and values of a YAML file; `what` it is to be, as in "a card".
+
+    Raises MsposeError where it cannot be read, is not a mapping, has a key twice, holds anything
+    but plain values, or more than `MOST_VALUES` of them.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8-sig"), _UniqueKeys)
-    except OSError as error:
-        raise MsposeError(f"cannot read {path}: {error.strerror or error}") from error
+        values = yaml.load(read_bytes(path).decode("utf-8-sig"), _PlainYaml)
+        _refuse_odd(values)
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise MsposeError(f"{path} is not YAML that can be read: {reason}") from error
@@ -572,6 +619,30 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
         raise MsposeError(
             f"{path} is not {what}: expected lines `name: value`, found {values!r:.60}"
         )
+    return values
+
+
+def _refuse_odd(values: Any) -> None:
+    """Raise ValueError for a NUL in a text, and for too many values, which aliases can make endless
+    or very many.
+    """
+    waiting, count = [values], 0
+    while waiting:
+        value = waiting.pop()
+        count += 1
+        if count > MOST_VALUES:
+            raise ValueError(f"it has more than {MOST_VALUES} values, or one that holds itself")
+        if isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, str) and "\0" in value:
+            raise ValueError(f"{value!r} holds a NUL character")
+
+
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """The keys and values of a YAML file, without those that are left empty, see `_load_yaml`."""
+    values = _load_yaml(path, what)
     return {name: value for name, value in values.items() if value is not None}
 
 

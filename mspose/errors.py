@@ -12,9 +12,10 @@ class MsposeError(Exception):
     """
 
 
-class Preempted(Exception):
-    """A signal asked a run to stop; it is saved. The command line says so and exits 75: start me
-    again.
+class Preempted(BaseException):
+    """A signal asked a command to stop. The command line says so and exits 75: start me again.
+
+    No Exception, as it is no error, which code that catches every kind of error would take it for.
     """
 
 

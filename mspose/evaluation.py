@@ -17,10 +17,12 @@ from mspose.data.cards import INDOOR_THRESHOLDS, Card, data_root, read_card
 from mspose.data.versions import recorded_version, rendered_version
 from mspose.data.virtual import VERSION
 from mspose.errors import MsposeError
-from mspose.files import whole_file
+from mspose.escaping import markdown_text
+from mspose.files import checksum, read_bytes, read_json, whole_file, with_checksum
 from mspose.inference import PoseEstimator, load, predict_frames
 from mspose.metrics import (
     ONE_SCENE,
+    PREDICTIONS_CHECKSUM,
     compute_metrics,
     read_predictions,
     write_metrics,
@@ -190,8 +192,9 @@ def store_predictions(run: Run, predictions: pd.DataFrame, **about: Any) -> Path
     """
     path = run.predictions_file
     write_predictions(path, predictions)
+    content = with_checksum({**about, PREDICTIONS_CHECKSUM: checksum(read_bytes(path))})
     with whole_file(path.with_suffix(".json")) as file:
-        json.dump(about, file, indent=2)
+        json.dump(content, file, indent=2)
     return path
 
 
@@ -218,6 +221,11 @@ def evaluate_predictions(
     if path.parent.name == "predictions" and beside.is_file():
         target = Run(path.parent.parent, path.stem).metrics_file
         about = _stored_about(beside)
+        if about.get(PREDICTIONS_CHECKSUM) not in (None, checksum(read_bytes(path))):
+            raise MsposeError(
+                f"{path} was changed since it was predicted: predict it again with `mspose evaluate"
+                f" {path.parent.parent}`, or evaluate a copy of it in another folder"
+            )
         asked = {"dataset": card and card.name, "ground_truth": ground_truth, "split": split}
         for name, given in asked.items():
             if given not in (None, about[name]):
@@ -245,6 +253,7 @@ def evaluate_predictions(
     metrics = {
         **about,
         **compute_metrics(predictions, thresholds=pairs),
+        PREDICTIONS_CHECKSUM: checksum(read_bytes(path)),
         "provenance": {**provenance(), **made_by, "predictions": str(path)},
     }
     write_metrics(target, metrics)
@@ -253,14 +262,14 @@ def evaluate_predictions(
 
 def _stored_about(beside: Path) -> dict[str, Any]:
     """Read what `store_predictions` wrote beside a predictions file."""
+    about = read_json(beside, "evaluate anew")
     try:
-        about = json.loads(beside.read_text(encoding="utf-8"))
         for name in ("dataset", "ground_truth", "split"):
             about[name] = str(about[name])
         about["thresholds"] = [
             (float(metres), float(degrees)) for metres, degrees in about["thresholds"]
         ]
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise MsposeError(
             f"{beside} is not what mspose writes beside predictions: remove it, or evaluate anew"
         ) from error
@@ -297,7 +306,9 @@ def _refuse_to_replace(target: Path, path: Path) -> None:
 
 def summary(metrics: Mapping[str, Any]) -> str:
     """Format `summary_grid` as a Markdown table."""
-    return summary_grid(metrics).to_markdown(index=False, disable_numparse=True)
+    grid = summary_grid(metrics)
+    grid["scene"] = grid["scene"].map(markdown_text)
+    return grid.to_markdown(index=False, disable_numparse=True)
 
 
 def summary_grid(metrics: Mapping[str, Any]) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mspose import distributed
+from mspose.config import Pixels
 from mspose.data.batches import Batch, Batches
 from mspose.data.images import (
     centre_crop,
@@ -134,8 +135,8 @@ class PoseEstimator:
             output = self.network(image_B3HW.to(parameter.device, parameter.dtype), scene_B)
         position_B3 = output.position_B3.double().cpu().numpy()
         orientation_B4 = output.orientation_B4.double().cpu().numpy()
-        if not (np.isfinite(position_B3).all() and np.isfinite(orientation_B4).all()):
-            raise MsposeError("the model's estimate is not finite: its weights are unusable")
+        if not _are_poses(np.hstack([position_B3, orientation_B4])).all():
+            raise MsposeError("the model's estimate is no pose: its weights are unusable")
         probability_BS = output.scene_log_probability_BS.double().exp().tolist()
         return [
             Estimate(
@@ -178,7 +179,10 @@ def load(run: Path | str, device: str = "auto") -> PoseEstimator:
             or not isinstance(description.get("trained_on", {}), dict)
         ):
             raise ValueError("mean and std have three values, trained_on is a mapping")
-        preprocessing = Preprocessing(int(stored["resize"]), int(stored["crop"]), mean, std)
+        if not (np.isfinite([mean, std]).all() and min(std) > 0):
+            raise ValueError(f"mean {mean} and std {std} prepare no image")
+        resize, crop = (int(Pixels(stored[name])) for name in ("resize", "crop"))
+        preprocessing = Preprocessing(resize, crop, mean, std)
     except (KeyError, TypeError, ValueError) as error:
         raise unfit_description(run, error) from error
     return PoseEstimator(network.to(resolve_device(device)).eval(), preprocessing, description)
@@ -245,11 +249,9 @@ def predict_batches(
     parts = [part for of_a_round in rounds for part in of_a_round if part is not None]
     row_N = np.concatenate([row for row, _ in parts])
     answer_N9 = torch.cat([answer_B9 for _, answer_B9 in parts]).numpy()
-    if not (finite_N := np.isfinite(answer_N9[:, 2:]).all(axis=1)).all():
-        image = frames["image"].iloc[row_N[int(finite_N.argmin())]]
-        raise MsposeError(
-            f"the model's estimate for {image} is not finite: its weights are unusable"
-        )
+    if not (good_N := _are_poses(answer_N9[:, 2:])).all():
+        image = frames["image"].iloc[row_N[int(good_N.argmin())]]
+        raise MsposeError(f"the model's estimate for {image} is no pose: its weights are unusable")
     position = [f"{name}_est" for name in ("tx", "ty", "tz")]
     orientation = [f"{name}_est" for name in ("qw", "qx", "qy", "qz")]
     labels = ["image", "scene", "tx", "ty", "tz", "qw", "qx", "qy", "qz"]
@@ -259,6 +261,11 @@ def predict_batches(
     table[position] = answer_N9[:, 2:5]
     table[orientation] = normalize_quaternion(answer_N9[:, 5:])
     return with_errors(table)[list(PREDICTION_COLUMNS)]
+
+
+def _are_poses(pose_N7: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Mask (N,) of the finite positions with quaternions that are not zero."""
+    return np.isfinite(pose_N7).all(axis=1) & (np.abs(pose_N7[:, 3:]).max(axis=1) > 1e-12)
 
 
 def predict_frames(

@@ -14,6 +14,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -22,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from mspose.errors import MsposeError
-from mspose.files import whole_file
+from mspose.files import number, read_bytes, read_json, whole_file, with_checksum
 from mspose.poses import orientation_error, position_error
 
 TRUE_POSITION, TRUE_ORIENTATION = ["tx", "ty", "tz"], ["qw", "qx", "qy", "qz"]
@@ -38,6 +39,9 @@ PREDICTION_COLUMNS = (
 """Columns of a predictions file: camera-to-world poses in metres, quaternions w x y z; `_est` is
 the estimate.
 """
+
+PREDICTIONS_CHECKSUM = "predictions_sha256"
+"""Key of metrics.json for the checksum of the predictions file that they were computed from."""
 
 ONE_SCENE = "all"
 """The scene's name where a predictions file has no `scene` column."""
@@ -56,12 +60,10 @@ def csv_rows(path: Path | str, required: Sequence[str]) -> list[tuple[int, dict[
     """
     path = Path(path)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with StringIO(read_bytes(path).decode("utf-8-sig"), newline="") as file:
             reader = csv.reader(file)
             header = [name.strip() for name in next(reader, [])]
             lines = [(reader.line_num, values) for values in reader if values]
-    except OSError as error:
-        raise MsposeError(f"cannot read {path}: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise MsposeError(f"{path} is not a CSV text file in UTF-8: {error}") from error
     if header and (missing := [name for name in required if name not in header]):
@@ -86,7 +88,7 @@ def csv_rows(path: Path | str, required: Sequence[str]) -> list[tuple[int, dict[
 def csv_number(path: Path | str, line: int, row: Mapping[str, str], column: str) -> float:
     """Read the finite number in a cell; MsposeError with file and line for anything else."""
     try:
-        value = float(row[column])
+        value = number(row[column])
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
@@ -315,7 +317,7 @@ _SCENE_METRICS: Mapping[str, tuple[type, ...]] = {
 def write_metrics(path: Path | str, metrics: Mapping[str, Any]) -> None:
     """Write metrics.json, whole or not at all. Raises MsposeError for NaN and infinity."""
     try:
-        text = json.dumps(metrics, indent=2, allow_nan=False)
+        text = json.dumps(with_checksum(metrics), indent=2, allow_nan=False)
     except (ValueError, TypeError) as error:
         raise MsposeError(f"cannot write metrics to {path}: {error}") from error
     with whole_file(path) as file:
@@ -324,21 +326,12 @@ def write_metrics(path: Path | str, metrics: Mapping[str, Any]) -> None:
 
 def read_metrics(path: Path | str) -> dict[str, Any]:
     """Read what `write_metrics` wrote. Raises MsposeError for a missing, broken or foreign file."""
-    try:
-        metrics = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse)
-    except OSError as error:
-        raise MsposeError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise MsposeError(f"{path} is not JSON: {error}; run `mspose evaluate` again") from error
+    metrics = read_json(Path(path), "run `mspose evaluate` again")
     if fault := _metrics_fault(metrics):
         raise MsposeError(
             f"{path} is not a metrics file of mspose: {fault}; run `mspose evaluate` again"
         )
     return metrics
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not a number")
 
 
 def _metrics_fault(metrics: Any) -> str | None:

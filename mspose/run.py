@@ -16,7 +16,10 @@ Folders that hold some of these files are runs as well: records (without model a
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,13 +28,27 @@ from typing import Any
 import pandas as pd
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from mspose.config import BRANCHES, VERDICTS, Settings, read_settings
 from mspose.errors import MsposeError
-from mspose.files import read_tensors, whole_file
-from mspose.metrics import ERROR_COLUMNS, read_errors, read_metrics, read_predictions
+from mspose.files import (
+    checksum,
+    locked,
+    read_bytes,
+    read_json,
+    read_tensors,
+    whole_file,
+    with_checksum,
+)
+from mspose.metrics import (
+    ERROR_COLUMNS,
+    PREDICTIONS_CHECKSUM,
+    read_errors,
+    read_metrics,
+    read_predictions,
+)
 
 CONFIG = "config.yaml"
 CHECKPOINT = "checkpoint.pt"
@@ -42,8 +59,11 @@ ERRORS = "predictions/errors.csv"
 ATTENTION = "attention/attention.json"
 SAMPLES = "attention/samples.npz"
 EVENTS = "events.out.tfevents.*"
+LOCK = ".lock"
 
 MODEL_FORMAT = 1
+WEIGHTS_CHECKSUM = "weights_sha256"
+"""Key of `model.json`."""
 ATTENTION_FORMAT = 2
 """Format 1 of `attention.json` called the query-key gap `gap`; it is read as well."""
 ATTENTION_MEASURES = ("entropy", "similarity", "query_key_gap", "purity")
@@ -131,14 +151,9 @@ class Run:
     def attention(self) -> dict[str, Any] | None:
         """Study of the self-attention, see `mspose.studies.attention_study`; None without one."""
         path, remedy = self.attention_file, f"run `mspose attention {self.folder}` again"
-        try:
-            study = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not path.exists():
             return None
-        except OSError as error:
-            raise MsposeError(f"cannot read {path}: {error.strerror or error}") from error
-        except (ValueError, RecursionError) as error:
-            raise MsposeError(f"{path} is not JSON: {error}; {remedy}") from error
+        study = read_json(path, remedy)
         try:
             return _checked_study(study)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -212,6 +227,14 @@ class Run:
                 f"{self.folder} has no {path.relative_to(self.folder)}: run `mspose evaluate`"
                 f" first{there}"
             )
+        metrics_file = Run(self.folder, split or self.split).metrics_file
+        if metrics_file.is_file():
+            stated = read_metrics(metrics_file).get(PREDICTIONS_CHECKSUM)
+            if stated not in (None, checksum(read_bytes(path))):
+                raise MsposeError(
+                    f"{path} is not the file that {metrics_file.name} was computed from: run"
+                    " `mspose evaluate` again"
+                )
         return read_predictions(path)
 
     def _predictions_path(self, split: str) -> Path:
@@ -222,10 +245,8 @@ class Run:
     @cached_property
     def about(self) -> dict[str, Any]:
         """Data set, ground truth, split and model of the predictions; {} where none is stated."""
-        try:
-            found = json.loads(self.predictions_file.with_suffix(".json").read_text("utf-8"))
-        except (OSError, ValueError):
-            return {}
+        beside = self.predictions_file.with_suffix(".json")
+        found = read_json(beside) if beside.exists() else {}
         return found if isinstance(found, dict) else {}
 
     @property
@@ -315,27 +336,61 @@ def _metrics_files(folder: Path, other_splits: bool) -> list[Path]:
     ]
 
 
+@contextmanager
+def one_training(run: Path) -> Iterator[None]:
+    """Keep other trainings out of a run's folder until the block ends.
+
+    Raises MsposeError where one is at it, and where the folder cannot be written.
+    """
+    refusal = f"{run}: another process trains this run; to train beside it, choose a --variant"
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(run / LOCK, refusal=refusal))
+        except OSError as error:
+            raise MsposeError(f"cannot write into {run}: {error.strerror or error}") from error
+        yield
+
+
 def save_checkpoint(run: Path, state: Mapping[str, Any]) -> None:
     """Write `checkpoint.pt` of plain values and tensors; the one before survives any failure."""
     with whole_file(run / CHECKPOINT, "wb") as file:
         try:
             torch.save(dict(state), file)
-        except RuntimeError as error:  # torch's zip writer reports a full disk so
-            raise OSError(getattr(error, "errno", None), str(error).splitlines()[0]) from error
+        except RuntimeError as error:  # torch's zip writer, whose message hides the disk's
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__context__
+            raise cause or error from None
 
 
 def load_checkpoint(run: Path) -> dict[str, Any] | None:
-    """Read what `save_checkpoint` wrote, onto the CPU; None where there is none."""
+    """Read what `save_checkpoint` wrote, onto the CPU; None where there is none.
+
+    Raises MsposeError where a part of it does not have its checksum in the file.
+    """
     path = run / CHECKPOINT
-    return dict(read_tensors(path)) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        with zipfile.ZipFile(path) as parts:  # torch writes the checksums, and compares none
+            damaged = parts.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+        damaged = str(error)
+    if damaged:
+        raise MsposeError(f"{path} is damaged ({damaged}): remove it to train this run anew")
+    return dict(read_tensors(path))
 
 
 def save_model(run: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Write `model.safetensors`, then `model.json`: architecture, scenes, preprocessing, data."""
+    """Write `model.safetensors`, then `model.json`: architecture, scenes, preprocessing, data, and
+    checksums of the weights and of itself.
+    """
     plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()}
-    text = json.dumps({"format": MODEL_FORMAT, **description}, indent=2)
+    data = save(plain)
+    content = {"format": MODEL_FORMAT, **description, WEIGHTS_CHECKSUM: checksum(data)}
+    text = json.dumps(with_checksum(content), indent=2)
     with whole_file(run / WEIGHTS, "wb") as file:
-        file.write(save(plain))
+        file.write(data)
     with whole_file(run / MODEL) as file:
         file.write(text + "\n")
 
@@ -348,20 +403,24 @@ def load_model(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 f"{run} holds no model ({path.name} is missing): give the folder of a trained run"
             )
     description = read_description(run)
+    data = read_bytes(run / WEIGHTS)
+    if description.pop(WEIGHTS_CHECKSUM, None) not in (None, checksum(data)):
+        raise MsposeError(
+            f"{run / WEIGHTS} is damaged, or not the one that {MODEL} describes, as after a kill"
+            " between the two: train the run again, which goes on from its checkpoint"
+        )
     try:
-        return load_file(run / WEIGHTS), description
-    except (SafetensorError, OSError) as error:
+        return load(data), description
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise MsposeError(f"{run / WEIGHTS} is broken: {error}") from error
 
 
 def read_description(run: Path) -> dict[str, Any]:
     """Read `model.json`. Raises MsposeError where it is missing, broken or of another format."""
+    description = read_json(run / MODEL)
     try:
-        description = json.loads((run / MODEL).read_text(encoding="utf-8"))
         found = description["format"]
-    except OSError as error:
-        raise MsposeError(f"cannot read {run / MODEL}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (KeyError, TypeError) as error:
         raise MsposeError(f"{run / MODEL} is not a model description written by mspose") from error
     if found != MODEL_FORMAT:
         raise MsposeError(

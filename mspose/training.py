@@ -14,7 +14,7 @@ import signal
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -48,6 +48,7 @@ from mspose.run import (
     WEIGHTS,
     load_checkpoint,
     load_model,
+    one_training,
     save_checkpoint,
     save_model,
 )
@@ -69,11 +70,11 @@ def train(settings: Settings, *, progress: bool = True) -> Path:
     card = read_card(settings.data.dataset)
     settings = replace(settings, data=with_version(settings.data))
     run = settings.run_folder(card.ground_truths[0])
-    check_folder(run, settings)
     network_class(settings.model.kind).check_settings(settings.model)
     check_attention_terms(settings)
     device = resolve_device(settings.device)
-    with distributed.joined(device):
+    with one_training(run) if distributed.is_main() else nullcontext(), distributed.joined(device):
+        check_folder(run, settings)
         checkpoint = distributed.from_main(lambda: read_checkpoint(run, settings))
         if checkpoint is not None and checkpoint["epoch"] == settings.training.epochs:
             log.info("%s is trained already (%d epochs)", run, checkpoint["epoch"])

@@ -316,7 +316,10 @@ def test_bad_words_are_refused_in_one_line(refused, words, pattern, tmp_path, mo
 
 
 def test_a_bad_experiment_file_is_refused_in_one_line(refused, tmp_path):
-    for text, pattern in (("- a\n", "Unexpected config"), ("model:\n  dim: wide\n", "dim.*wide")):
+    for text, pattern in (
+        ("- a\n", "is not an experiment: expected"),
+        ("model:\n  dim: wide\n", "dim.*wide"),
+    ):
         (tmp_path / "bad.yaml").write_text(text)
         refused(pattern, "train", "--config", tmp_path / "bad.yaml")
 
@@ -342,7 +345,7 @@ def test_a_bad_experiment_file_is_refused_in_one_line(refused, tmp_path):
             "--data.cache {file}",
             "cannot write the frame cache .*another folder with --data.cache",
         ),
-        ("--runs {file}", "cannot write .*config.yaml: Not a directory"),
+        ("--runs {file}", "cannot write into .*seed-0: Not a directory"),
         ("--training.start_from nowhere", "nowhere holds no model"),
         (
             "--training.learning_rate 1e30",
@@ -472,9 +475,9 @@ def test_scenes_that_are_not_known(refused, own_run, tmp_path):
 def test_a_broken_run_is_one_line(refused, own_run, small_data):
     weights = (own_run / "model.safetensors").read_bytes()
     (own_run / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    refused("model.safetensors is broken", "evaluate", own_run)
+    refused("model.safetensors is damaged", "evaluate", own_run)
     (own_run / "model.json").write_text('{"format": 1')
-    refused("model.json is not a model description", "evaluate", own_run)
+    refused("model.json is not JSON", "evaluate", own_run)
     (own_run / "metrics.json").write_text("{}")
     refused("metrics.json is not a metrics file", "table", own_run)
     (own_run / "config.yaml").write_text("model: [\n")

@@ -4,11 +4,13 @@ import pytest
 
 from mspose.config import (
     Settings,
+    changed_settings,
     config_hash,
     differences,
     flatten,
     nearest_names,
     read_settings,
+    read_yaml,
     settings_parser,
     to_settings,
     write_settings,
@@ -158,3 +160,61 @@ def test_there_are_experiments():
     assert {"7scenes", "cambridge", "cambridge-finetune", "virtual", "redkitchen"} <= {
         path.stem for path in EXPERIMENTS
     }
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "!!python/object/apply:os.system ['true']",
+        "!!python/name:os.system",
+        "!!timestamp 2020-01-01",
+        "!!binary aGk=",
+        "!!set {a, b}",
+        "!own 3",
+        "&a [*a]",
+        "&a {b: *a}",
+        '"a\\0b"',
+        "[" * 5000,
+        "9" * 5000,
+    ],
+)
+def test_yaml_that_is_more_than_plain_values_is_one_line(tmp_path, value):
+    file = tmp_path / "experiment.yaml"
+    file.write_text(f"experiment: {value}\n")
+    with pytest.raises(MsposeError, match=r"experiment\.yaml") as caught:
+        read_settings(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_aliases_that_multiply_are_refused_at_once(tmp_path):
+    file = tmp_path / "experiment.yaml"
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    file.write_text("\n".join(lines))
+    with pytest.raises(MsposeError, match="more than 100000 values"):
+        read_yaml(file, "a card")
+
+
+def test_yaml_values_are_text_where_they_look_like_dates(tmp_path):
+    file = tmp_path / "card.yaml"
+    file.write_text("a: 2020-01-01\nb: 1e-4\nc: &shared [1, 2.5]\nd: *shared\ne: =\nf:\n")
+    values = {"a": "2020-01-01", "b": 1e-4, "c": [1, 2.5], "d": [1, 2.5], "e": "="}
+    assert read_yaml(file, "a card") == values
+
+
+@pytest.mark.parametrize(
+    "words", [("model.dim", 10**6), ("model.position_encoder_layers", 10**9), ("data.crop", 10**6)]
+)
+def test_sizes_that_nobody_means_are_refused(words):
+    with pytest.raises(MsposeError, match=words[0]):
+        changed_settings(Settings(), {words[0]: words[1]})
+
+
+@pytest.mark.parametrize("text", ["runs: null", "seed:", "model: {dim: null}", "data: {cache: ~}"])
+def test_a_null_where_there_has_to_be_a_value_is_refused(tmp_path, text):
+    file = tmp_path / "experiment.yaml"
+    file.write_text(text)
+    with pytest.raises(MsposeError, match="null|NoneType|None"):
+        read_settings(file)
+    file.write_text("variant: null\ndata: {root: null}")
+    assert read_settings(file).variant is None

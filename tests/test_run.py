@@ -15,8 +15,8 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from mspose.errors import MsposeError
-from mspose.files import read_tensors, whole_file, whole_folder
-from mspose.metrics import ERROR_COLUMNS, write_errors
+from mspose.files import checksum, read_tensors, whole_file, whole_folder
+from mspose.metrics import ERROR_COLUMNS, PREDICTIONS_CHECKSUM, write_errors, write_metrics
 from mspose.run import Run, find_runs, load_checkpoint, load_model, save_checkpoint, save_model
 
 RUN = Path(__file__).parent / "golden" / "results" / "remedies-small" / "none" / "seed-0"
@@ -94,6 +94,7 @@ def test_broken_records_are_refused_with_their_line(tmp_path, row, message):
         ("attention/attention.json", "{}", "attention", "not a study of attention of this version"),
         ("predictions/test.csv", None, "frames", "has no predictions/test.csv: run `mspose eval"),
         ("model.json", None, "description", "cannot read .*model.json"),
+        ("model.json", "{", "description", "model.json is not JSON"),
     ],
 )
 def test_a_file_that_is_broken_or_missing_is_named_in_one_line(run, name, text, attribute, message):
@@ -192,7 +193,7 @@ def test_the_old_checkpoint_survives_a_full_disk(tmp_path, monkeypatch):
     save_checkpoint(tmp_path, {"epoch": 1, "weight": torch.ones(3)})
     real = os.fdopen
     monkeypatch.setattr(os, "fdopen", lambda *args, **kwargs: FullDisk(real(*args, **kwargs)))
-    with pytest.raises(MsposeError, match=r"cannot write .*checkpoint.pt: .*untouched"):
+    with pytest.raises(MsposeError, match=r"checkpoint.pt: No space left on device; .*untouched"):
         save_checkpoint(tmp_path, {"epoch": 2, "weight": torch.zeros(1000)})
     monkeypatch.undo()
     state = load_checkpoint(tmp_path)
@@ -229,7 +230,7 @@ def test_a_model_goes_out_and_in(tmp_path):
     weights = OrderedDict(a=torch.randn(3, 4).t(), b=torch.arange(3))
     save_model(tmp_path, weights, {"kind": "ms-transformer"})
     back, description = load_model(tmp_path)
-    assert description == Run(tmp_path).description == {"format": 1, "kind": "ms-transformer"}
+    assert description == {"format": 1, "kind": "ms-transformer"}
     for name, tensor in weights.items():
         torch.testing.assert_close(back[name], tensor, rtol=0, atol=0)
 
@@ -238,9 +239,9 @@ def test_a_model_goes_out_and_in(tmp_path):
     ("name", "content", "message"),
     [
         ("model.json", None, "model.json is missing"),
-        ("model.json", "{", "not a model description"),
+        ("model.json", "[]", "not a model description"),
         ("model.json", json.dumps({"format": 99}), "format 99 is not 1"),
-        ("model.safetensors", "short", "is broken"),
+        ("model.safetensors", "short", "is damaged"),
     ],
 )
 def test_a_broken_model_is_named(tmp_path, name, content, message):
@@ -250,3 +251,78 @@ def test_a_broken_model_is_named(tmp_path, name, content, message):
         (tmp_path / name).write_text(content)
     with pytest.raises(MsposeError, match=message):
         load_model(tmp_path)
+
+
+# checksums
+
+
+@pytest.mark.parametrize("place", [100, -100, 0.3, 0.5, 0.8])
+def test_a_damaged_checkpoint_is_refused(tmp_path, place):
+    save_checkpoint(tmp_path, {"epoch": 1, "weight": torch.randn(1000)})
+    path = tmp_path / "checkpoint.pt"
+    data = bytearray(path.read_bytes())
+    position = place if isinstance(place, int) else int(place * len(data))
+    data[position] ^= 16
+    path.write_bytes(data)
+    try:
+        state = load_checkpoint(tmp_path)
+    except MsposeError as error:
+        assert "checkpoint.pt" in str(error)
+    else:  # of the file's own bookkeeping, nothing that is read
+        assert isinstance(place, int) and state["epoch"] == 1
+
+
+def test_weights_that_are_not_those_of_the_description_are_refused(tmp_path):
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        save_model(tmp_path / name, {"weight": torch.full((9,), value)}, {"epochs": 1})
+    weights, description = load_model(tmp_path / "a")
+    assert weights["weight"].eq(1).all() and description["epochs"] == 1
+    path = tmp_path / "a" / "model.safetensors"
+    shutil.copy(tmp_path / "b" / "model.safetensors", path)
+    with pytest.raises(MsposeError, match=r"model\.safetensors is damaged, or not the one that"):
+        load_model(tmp_path / "a")
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(MsposeError, match=r"model\.safetensors is damaged"):
+        load_model(tmp_path / "a")
+
+
+def test_models_from_before_checksums_load(tmp_path):
+    save_model(tmp_path, {"weight": torch.ones(9)}, {"epochs": 1})
+    model = json.loads((tmp_path / "model.json").read_text())
+    older = {name: model[name] for name in ("format", "epochs")}
+    (tmp_path / "model.json").write_text(json.dumps(older))
+    assert load_model(tmp_path)[1] == older
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 500, b"\x08" + b"\0" * 7 + b"{}      "])
+def test_weights_of_zeros_are_one_line(tmp_path, data):
+    save_model(tmp_path, {"weight": torch.ones(9)}, {"epochs": 1})
+    (tmp_path / "model.json").write_text('{"format": 1}')
+    (tmp_path / "model.safetensors").write_bytes(data)
+    if data.endswith(b"{}      "):
+        assert load_model(tmp_path)[0] == {}
+        return
+    with pytest.raises(MsposeError, match=r"model\.safetensors is broken") as caught:
+        load_model(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_predictions_that_metrics_were_not_computed_from_are_refused(run):
+    metrics = run.metrics
+    write_metrics(run.metrics_file, {**metrics, PREDICTIONS_CHECKSUM: "another"})
+    with pytest.raises(MsposeError, match=r"test\.csv is not the file that metrics\.json was"):
+        Run(run.folder).predictions()
+    found = checksum(run.predictions_file.read_bytes())
+    write_metrics(run.metrics_file, {**metrics, PREDICTIONS_CHECKSUM: found})
+    assert len(Run(run.folder).predictions())
+
+
+def test_numbers_that_were_changed_by_hand_are_refused(run):
+    write_metrics(run.metrics_file, run.metrics)
+    text = run.metrics_file.read_text()
+    scene = next(iter(run.metrics["scenes"].values()))
+    old = repr(scene["median_position_error_m"])
+    run.metrics_file.write_text(text.replace(old, "0.001"))
+    with pytest.raises(MsposeError, match=r"metrics\.json was changed or damaged.*mspose evaluate"):
+        Run(run.folder).metrics  # noqa: B018

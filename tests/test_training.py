@@ -17,7 +17,7 @@ from mspose.data.batches import Batches
 from mspose.data.cards import read_card
 from mspose.errors import MsposeError
 from mspose.evaluation import evaluate_run
-from mspose.run import load_checkpoint, load_model, save_checkpoint, save_model
+from mspose.run import load_checkpoint, load_model, one_training, save_checkpoint, save_model
 from mspose.training import (
     FiniteCheck,
     learning_rate,
@@ -488,3 +488,14 @@ def test_the_stored_configuration_is_the_resolved_one(small_run):
     assert settings.seed == 5
     assert settings.run_folder("made-up") == Path(small_run)
     assert Path(settings.data.cache).is_absolute()
+
+
+# one run folder, one training
+
+
+def test_a_second_training_of_a_run_is_refused_while_the_first_runs(small_settings):
+    run = small_settings.run_folder("made-up")
+    with one_training(run), pytest.raises(MsposeError, match="another process trains this run"):
+        train(small_settings, progress=False)
+    assert not run.exists()  # nothing was written, so nothing is left
+    assert train(small_settings, progress=False) == run

@@ -11,18 +11,17 @@ A cache folder belongs to one list of images and one size. It holds
 
 The last two are written anew after every `CHUNK` frames, so that an interrupted build continues
 with the next chunk. Opening a cache compares the stamp, the checksum of the index, the size of the
-frames and the checksums of `CHECKED` of them; where one differs, the cache is built anew.
+frames and the checksums of `CHECKED` of them; where one differs, the cache is built anew. The
+others are compared when a process first reads them.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +35,7 @@ from mspose.data.cards import Card, data_root, load_frames
 from mspose.data.frames import evenly
 from mspose.data.images import find_image, read_image, resize_short_side
 from mspose.errors import MsposeError
-from mspose.files import whole_file
+from mspose.files import locked, read_json, whole_file
 
 FORMAT = "pillow-bilinear-4"
 """Changes when the same source gives other pixels."""
@@ -58,17 +57,27 @@ class FrameCache:
         self._index = np.load(folder / "index.npy", allow_pickle=False)
         self._bytes = _map(folder / "frames.u8")
         self._on_device: Tensor | None = None
+        self._compared = np.zeros(len(self._index), bool)
 
     def __len__(self) -> int:
         return len(self._index)
 
     def __getitem__(self, row: int | np.integer) -> NDArray[np.uint8]:
-        offset, height, width = self._index[row, :3].tolist()
+        offset, height, width, _, checksum = self._index[row].tolist()
         if height == 0:
             raise MsposeError(
                 self.problems.get(int(row), f"frame {row} of {self.folder} could not be read")
             )
-        return self._bytes[offset : offset + height * width * 3].reshape(height, width, 3)
+        data = self._bytes[offset : offset + height * width * 3]
+        if not self._compared[row]:
+            if zlib.crc32(data.data) != checksum:
+                (self.folder / "about.json").unlink(missing_ok=True)  # so that it is built anew
+                raise MsposeError(
+                    f"frame {row} of the frame cache {self.folder} is damaged: the same command"
+                    " decodes the frames anew; is the disk sound?"
+                )
+            self._compared[row] = True
+        return data.reshape(height, width, 3)
 
     @property
     def readable(self) -> NDArray[np.bool_]:
@@ -112,6 +121,8 @@ class FrameCache:
                 f"the frames of {self.folder} ({self.nbytes / 1e9:.1f} GB) do not fit into the"
                 f" memory of {device}: leave out --data.cache_on_device"
             ) from error
+        for row in np.flatnonzero(self.readable).tolist():
+            self[row]  # compares its checksum
         for start in range(0, self.nbytes, COPY_BYTES):
             held[start : start + COPY_BYTES] = torch.tensor(self._bytes[start : start + COPY_BYTES])
         self._on_device = held
@@ -216,7 +227,8 @@ def open_cache(
     sources, stamp = _locate(root, images)
     try:
         target.mkdir(parents=True, exist_ok=True)
-        with _locked(target):
+        waiting = f"waiting for another process, which has the frame cache {target}"
+        with locked(target / "lock", waiting=waiting):
             about = _read_about(target)
             index = _read_index(target, about, stamp)
             if not len(index):
@@ -280,22 +292,12 @@ def _locate(root: Path, images: Sequence[str]) -> tuple[list[str], str]:
     return sources, hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
-@contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    with (target / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for another process, which has the frame cache %s", target)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _read_about(target: Path) -> dict:
     try:
-        return json.loads((target / "about.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        about = read_json(target / "about.json")
+    except MsposeError:
         return {}
+    return about if isinstance(about, dict) else {}
 
 
 def _map(path: Path) -> NDArray[np.uint8]:
@@ -311,6 +313,8 @@ def _read_index(target: Path, about: dict, stamp: str) -> NDArray[np.int64]:
         index = np.load(target / "index.npy", allow_pickle=False)
         data = _map(target / "frames.u8")
     except (OSError, ValueError, EOFError):
+        return nothing
+    if index.ndim != 2 or index.shape[1] != nothing.shape[1] or index.dtype != nothing.dtype:
         return nothing
     if about.get("stamp") != stamp or about.get("index_checksum") != zlib.crc32(index.tobytes()):
         return nothing

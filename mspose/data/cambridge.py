@@ -46,12 +46,13 @@ def read_cambridge(
     ]
     faults = {}
     for row, (scene, line) in enumerate(rows):
+        if line.fault:
+            faults[row] = line.fault
+            continue
         try:
             find_image(root / scene, line.image)
         except MsposeError as error:
             faults[row] = str(error)
-        if line.fault:
-            faults[row] = line.fault
     number_B7 = np.array([line.numbers for _, line in rows], dtype=np.float64).reshape(-1, 7)
     return frame_table(
         dataset=dataset,

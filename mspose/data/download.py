@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from mspose.data.cards import FORMATS, Card, data_root
 from mspose.errors import MsposeError
-from mspose.files import whole_file
+from mspose.files import locked, read_limit, whole_file
 
 logger = logging.getLogger("mspose")
 
@@ -28,6 +28,9 @@ CHUNK = 1 << 15
 """Bytes. A connection that breaks off loses the chunk that it was in, so chunks are small."""
 TIMEOUT_S = (15, 60)
 """To connect, and between two chunks of data."""
+LIMIT_VARIABLE = "MSPOSE_MOST_UNPACKED_BYTES"
+MOST_BYTES = read_limit(LIMIT_VARIABLE, 64 * 10**9)
+"""Bytes that an archive may unpack to; a scene of 7Scenes takes up to 6e9."""
 ATTEMPTS = 5
 """Times in a row that a transfer may break off without a byte of progress."""
 
@@ -93,6 +96,16 @@ def _get_scene(
     progress: bool,
     report: Callable[[str], None],
 ) -> None:
+    if _is_there(card, scene, root, report):
+        return
+    waiting = f"waiting for another process, which gets scene {scene} into {root}"
+    with locked(root / f".{scene}.lock", waiting=waiting):
+        if not _is_there(card, scene, root, report):  # nor was it the one that was waited for
+            _get_missing_scene(card, scene, root, archive, progress, report)
+
+
+def _is_there(card: Card, scene: str, root: Path, report: Callable[[str], None]) -> bool:
+    """True where a scene's folder is there. Raises MsposeError where it is not whole."""
     target = root / scene
     if target.is_dir() and any(target.iterdir()):
         try:
@@ -102,7 +115,19 @@ def _get_scene(
                 f"{target} is there but not whole ({error}); move it away, then run this again"
             ) from error
         report(f"{scene}: already in {target} ({found}); left alone")
-        return
+        return True
+    return False
+
+
+def _get_missing_scene(
+    card: Card,
+    scene: str,
+    root: Path,
+    archive: Path | None,
+    progress: bool,
+    report: Callable[[str], None],
+) -> None:
+    target = root / scene
     path = root / f"{scene}.zip" if archive is None else archive
     path = path / f"{scene}.zip" if path.is_dir() else path
     downloaded = not path.is_file()
@@ -286,7 +311,7 @@ def unpack_scene(archive: Path, card: Card, scene: str, root: Path) -> str:
                 " in it"
             )
         folder.rename(beside / scene)
-        for inner in sorted((beside / scene).rglob("*.zip")):
+        for inner in sorted(filter(Path.is_file, (beside / scene).rglob("*.zip"))):
             name = f"{archive.name}/{inner.relative_to(beside).as_posix()}"
             _unpack_zip(inner, inner.parent, name)
             inner.unlink()
@@ -323,6 +348,11 @@ def _unpack_zip(archive: Path, target: Path, name: str) -> None:
                         " file"
                     )
             needed = sum(member.file_size for member in content.infolist())
+            if needed > MOST_BYTES:
+                raise MsposeError(
+                    f"{name} is refused: it unpacks to {needed:,} bytes, more than {MOST_BYTES:,},"
+                    f" a limit that {LIMIT_VARIABLE} in the environment changes"
+                )
             free = shutil.disk_usage(target.parent).free
             if needed > free:
                 reason = f"{name} needs {needed:,} bytes, {free:,} are free"

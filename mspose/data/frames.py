@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mspose import poses
+from mspose.data.images import name_fault
 from mspose.errors import MsposeError
+from mspose.files import number, read_bytes
 
 logger = logging.getLogger("mspose")
 
@@ -40,6 +43,8 @@ WORLD_TO_CAMERA_POSITION = "world-to-camera-position"
 """Position: camera centre. Orientation: world-to-camera. Cambridge Landmarks stores it so."""
 POSE_CONVENTIONS = (CAMERA_TO_WORLD, WORLD_TO_CAMERA, WORLD_TO_CAMERA_POSITION)
 
+FARTHEST = 1e7
+"""Metres from the origin; coordinates of a map have up to 1e7."""
 ROTATION_TOLERANCE = 1e-2
 """7Scenes' published matrices are off by up to 4e-4, scaled or sheared ones by far more."""
 SMALLEST_QUATERNION_NORM = 1e-6
@@ -150,9 +155,8 @@ def read_lines(path: Path) -> list[str]:
     Raises MsposeError where it cannot be read as text.
     """
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
-    except OSError as error:
-        raise MsposeError(f"cannot read {path}: {error.strerror}") from error
+        text = StringIO(read_bytes(path).decode("utf-8-sig"), newline=None)
+        return [line.strip() for line in text.read().split("\n")]
     except UnicodeDecodeError as error:
         raise MsposeError(f"{path} is not a text file (byte {error.start} is not UTF-8)") from error
 
@@ -171,7 +175,7 @@ def parse_numbers(values: Sequence[str] | Sequence[bytes]) -> tuple[list[float],
     numbers = []
     for value in values:
         try:
-            numbers.append(float(value))
+            numbers.append(number(value))
         except ValueError:
             shown = value.decode(errors="replace") if isinstance(value, bytes) else value
             return [math.nan] * len(values), f"{shown[:40]!r} is not a number"
@@ -199,18 +203,19 @@ def read_pose_lines(path: Path, count: int, *, header_lines: int = 0) -> list[Po
     be read as text.
     """
     lines: list[PoseLine] = []
-    for number, text in enumerate(read_lines(path), start=1):
+    for line_number, text in enumerate(read_lines(path), start=1):
         if not text:
             continue
         image, *cells = text.split()
         numbers, fault = parse_numbers(cells)
         holds_number = any(not parse_numbers([cell])[1] for cell in cells)
-        if number <= header_lines and not lines and not holds_number:
+        if line_number <= header_lines and not lines and not holds_number:
             continue
         if len(cells) != count:
             numbers = [math.nan] * count
             fault = f"expected {count} numbers after the image, found {len(cells)}"
-        lines.append(PoseLine(f"{path}, line {number}", image, numbers, fault))
+        fault = name_fault(image) or fault
+        lines.append(PoseLine(f"{path}, line {line_number}", image, numbers, fault))
     return lines
 
 
@@ -243,6 +248,9 @@ def _pose_faults(
             finite &= np.isfinite(norm)
             bad = np.flatnonzero(norm < SMALLEST_QUATERNION_NORM)
     faults: dict[int, str] = {}
+    for row in np.flatnonzero((np.abs(position) > FARTHEST).any(axis=1)).tolist():
+        far = np.abs(position[row]).max()
+        faults[row] = f"a position of {far:g} m is too far away to be meant: is the unit right?"
     for row in np.flatnonzero(np.isinf(focal) | (focal <= 0)).tolist():
         faults[row] = f"a focal length of {focal[row]:g} pixels is impossible"
     for row in bad.tolist():

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from mspose.data.cache import FrameCache
-from mspose.data.images import find_image
+from mspose.data.images import find_image, opened_image
 from mspose.errors import MsposeError
 
 MOST_SIZES = 10  # that model.json lists
@@ -52,10 +51,10 @@ def describe_images(frames: pd.DataFrame, cache: FrameCache, root: Path) -> dict
 def _source_size(root: Path, image: str, height: int, width: int, short: int) -> tuple[int, int]:
     """(width, height) of a source file, or from its cached size where the file has changed."""
     try:
-        with Image.open(find_image(root, image)) as opened:
+        with opened_image(find_image(root, image)) as opened:
             if min(opened.size) == short:
                 return opened.size
-    except (MsposeError, OSError, ValueError):
+    except MsposeError:
         pass
     scale = short / min(height, width)
     return round(width * scale), round(height * scale)

@@ -1,7 +1,9 @@
 """Images: reading them as RGB bytes, and the preprocessing that training and prediction share."""
 
+import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,29 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from mspose.errors import MsposeError
+from mspose.files import read_bytes, read_limit
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
+"""Image formats that are read. Pillow knows others, some of which start other programs."""
+PNG_END = b"IEND\xaeB`\x82"
+JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
+PADDING = b"\xa5\x13\x7e\x42" * 16
+LIMIT_VARIABLE = "MSPOSE_MOST_PIXELS"
+MOST_PIXELS = read_limit(LIMIT_VARIABLE, 2 * (Image.MAX_IMAGE_PIXELS or 2**27))
+"""Pixels of an image; one that claims more is refused before its pixels take memory."""
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # Pillow warns above this and refuses twice as many
 
 
 def find_image(root: Path, image: str) -> Path:
     """Path of `image` under `root`, or of the same name with another of `SUFFIXES`: some copies of
     a data set hold JPEGs for its PNGs.
 
-    Raises MsposeError naming the file where there is none.
+    Raises MsposeError naming the file where there is none, and for a name that leads outside of
+    `root`.
     """
+    if fault := name_fault(image):
+        raise MsposeError(f"image {image!r}: {fault}")
     path = Path(root) / image
     if path.is_file():
         return path
@@ -33,35 +48,89 @@ def find_image(root: Path, image: str) -> Path:
     raise MsposeError(f"image not found: {path.absolute()} (nor with {', '.join(SUFFIXES)})")
 
 
+def name_fault(image: str) -> str:
+    """Describe why an image's name leads outside of the folder that it is relative to, or ""."""
+    if image.startswith("/") or ".." in image.split("/"):
+        return f"{image!r} leads outside of the folder of the images"
+    return f"{image!r} holds a NUL character" if "\0" in image else ""
+
+
+@contextmanager
+def opened_image(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
+    """Open an image of one of `FORMATS`, which its first bytes tell, whatever its name.
+
+    Its header alone is read before its pixels are asked for, from `data` where they were read
+    already. Raises MsposeError, naming the file, where it is no regular file, broken, of another
+    format or of more than `MOST_PIXELS`; also for errors of Pillow inside the block.
+    """
+    if data is None and not path.is_file():
+        raise MsposeError(
+            f"cannot read image {path}: there is no such file, or it is no regular one"
+        )
+    try:
+        with Image.open(path if data is None else BytesIO(data), formats=FORMATS) as image:
+            yield image
+    except UnidentifiedImageError as error:
+        raise MsposeError(
+            f"{path} is not an image ({', '.join(FORMATS)}), or is cut off near its beginning"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise MsposeError(
+            f"image {path} has more than {MOST_PIXELS:,} pixels, a limit that {LIMIT_VARIABLE}"
+            " in the environment changes"
+        ) from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, zlib.error) as error:
+        raise MsposeError(f"image {path} cannot be read: {error}") from error
+
+
 def read_image(path: Path) -> NDArray[np.uint8]:
     """Read an image as RGB uint8 (H, W, 3).
 
     Grey, palette, CMYK and RGBA images are converted (transparency is dropped); of 16 bits per
-    channel the upper 8 are kept. Raises MsposeError, naming the file, where it is missing, empty,
-    truncated, broken, or has 32 bits a channel.
+    channel the upper 8 are kept. Raises MsposeError, naming the file, where `opened_image` does,
+    and where it is missing, empty, truncated, or has 32 bits a channel.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise MsposeError(f"cannot read image {path}: {error.strerror}") from error
+    data = read_bytes(Path(path))
     if not data:
         raise MsposeError(f"image {path} is an empty file")
-    try:
-        with Image.open(BytesIO(data)) as image:
-            image.load()
-            return _to_rgb(image)
-    except UnidentifiedImageError as error:
-        raise MsposeError(f"{path} is not an image, or is cut off near its beginning") from error
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        IndexError,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
-        raise MsposeError(f"image {path} cannot be read: {error}") from error
+    with opened_image(path, data) as image:
+        kind, image_HW3 = image.format, _to_rgb(image)
+    whole = kind != "PNG" or PNG_END in data
+    if kind in ("JPEG", "MPO"):
+        end = _end_of_jpeg(data)
+        whole = end is not None
+        if end is not None:
+            # Decoders fill what is missing before the end marker without a word. Bytes that are put
+            # before it change nothing but what is missing.
+            more = PADDING if data[end - 1] != 0xFF else b"\0" + PADDING
+            with opened_image(path, data[:end] + more + data[end:]) as again:
+                whole = np.array_equal(_to_rgb(again), image_HW3)
+    if not whole:
+        raise MsposeError(f"image {path} is cut off: a part of its data is missing")
+    return image_HW3
+
+
+def _end_of_jpeg(data: bytes) -> int | None:
+    """Find the end marker of a JPEG (ITU T.81, annex B); None where it is missing, or where the
+    scans of a progressive one do not hold every coefficient to its last bit.
+    """
+    missing: dict[int, set[int]] = {}
+    place = 2
+    while found := JPEG_MARKER.search(data, place):
+        code, place = data[found.end() - 1], found.end()
+        if code == 0xD9:
+            return None if any(missing.values()) else found.start()
+        segment = data[place : place + int.from_bytes(data[place : place + 2])]
+        if code == 0xC2:  # begins a progressive frame
+            components = segment[8 : 8 + 3 * segment[7] : 3]
+            missing = {component: set(range(64)) for component in components}
+        elif code == 0xDA and missing:  # begins a scan
+            count = segment[2]
+            first, last, bits = segment[3 + 2 * count : 6 + 2 * count]
+            for component in segment[3 : 3 + 2 * count : 2] if not bits & 15 else b"":
+                missing[component] -= set(range(first, last + 1))
+        place += len(segment)
+    return None
 
 
 def to_rgb8(image_HW3: Any) -> NDArray[np.uint8]:

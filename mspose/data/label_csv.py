@@ -11,13 +11,16 @@ import math
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from mspose.data.frames import frame_table, parse_numbers
+from mspose.data.images import name_fault
 from mspose.errors import MsposeError
+from mspose.files import read_bytes
 
 POSE_COLUMNS = ("t1", "t2", "t3", "q1", "q2", "q3", "q4")
 CSV_COLUMNS = ("scene", "split", "seq", "img_path", *POSE_COLUMNS)
@@ -95,7 +98,9 @@ def read_label_csv(
         if row.focal_px is not None:
             cells[FOCAL_COLUMN] = row.focal_px or "nan"
         values, fault = parse_numbers(list(cells.values()))
-        if fault:
+        if outside := name_fault(row.image):
+            faults[number] = outside
+        elif fault:
             column = next(name for name, cell in cells.items() if parse_numbers([cell])[1])
             faults[number] = f"column {column}: {fault}"
         numbers.append(values if row.focal_px is not None else [*values, focal_px])
@@ -122,7 +127,7 @@ def read_label_csv(
 def _read_rows(file: Path) -> list[_Row]:
     rows = []
     try:
-        with file.open(encoding="utf-8-sig", newline="") as text:
+        with StringIO(read_bytes(file).decode("utf-8-sig"), newline="") as text:
             reader = csv.reader(text, strict=True)
             header = [name.strip() for name in next(reader, [])]
             if missing := [name for name in CSV_COLUMNS if name not in header]:
@@ -156,8 +161,6 @@ def _read_rows(file: Path) -> list[_Row]:
                         cells.get(FOCAL_COLUMN),
                     )
                 )
-    except OSError as error:
-        raise MsposeError(f"cannot read {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise MsposeError(f"{file} is not a text file (byte {error.start} is not UTF-8)") from error
     except csv.Error as error:

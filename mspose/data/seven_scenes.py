@@ -35,7 +35,9 @@ from mspose.errors import MsposeError
 SPLIT_FILES = {"train": "TrainSplit.txt", "test": "TestSplit.txt"}
 INTRINSICS = "camera-intrinsics.txt"
 
-_SEQUENCE_NAME = re.compile(r"seq(?:uence)?[-_ ]?0*(\d+)", re.IGNORECASE)
+MOST_BYTES = 2**16
+"""Bytes of a pose file that are read; one has a few hundred."""
+_SEQUENCE_NAME = re.compile(r"seq(?:uence)?[-_ ]?0*([0-9]+)", re.IGNORECASE)
 _SEQUENCE_FOLDER = re.compile(r"seq-?0*(\d+)")
 _FRAME_FILE = re.compile(r"frame-(\d+)\.(pose\.txt|color\.png|color\.jpe?g)")
 
@@ -210,8 +212,8 @@ def _read_matrix(path: str) -> tuple[list[float], str]:
     """Read a pose file; returns (its 16 numbers, ""), or NaNs and what is wrong."""
     nothing = [math.nan] * 16
     try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - Path objects take as long as reading does
-            values = file.read().split()
+        with open(path, "rb", 0, opener=_not_waiting) as file:
+            values = file.read(MOST_BYTES).split()
     except FileNotFoundError:
         return nothing, "the pose file is missing"
     except OSError as error:
@@ -220,6 +222,11 @@ def _read_matrix(path: str) -> tuple[list[float], str]:
         what = "is empty" if not values else f"holds {len(values)} values"
         return nothing, f"the pose file {what}: expected the 16 of a 4x4 matrix"
     return parse_numbers(values)
+
+
+def _not_waiting(path: str, flags: int) -> int:
+    """Open a file that, should it be a pipe, is not waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _read_focal(path: Path, default: float) -> float:

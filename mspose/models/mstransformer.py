@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mspose.config import ModelSettings
+from mspose.config import BRANCHES, ModelSettings
 from mspose.errors import MsposeError
 from mspose.models.attention import xavier_linear
 from mspose.models.backbone import make_backbone
@@ -185,6 +185,16 @@ class MSTransformer(PoseNetwork):
                 f"dim: expected a multiple of heads ({settings.heads}) and of 4, found"
                 f" {settings.dim}"
             )
+
+    @classmethod
+    def least_weights(cls, settings: ModelSettings) -> int:
+        """As `PoseNetwork.least_weights`: those of the layers' matrices."""
+        layers = sum(
+            getattr(settings, f"{branch}_{part}_layers")
+            for branch in BRANCHES
+            for part in ("encoder", "decoder")
+        )
+        return layers * (4 * settings.dim**2 + 2 * settings.dim * settings.feedforward)
 
     def forward(
         self, image_B3HW: Tensor, scene_B: Tensor | None = None, *, observer: Observer | None = None

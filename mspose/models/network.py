@@ -4,6 +4,7 @@ B images, S scenes, N tokens, L encoder layers, H heads.
 """
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -127,9 +128,21 @@ class PoseNetwork(nn.Module):
                     allowed(value)
                 except (TypeError, ValueError) as error:
                     raise MsposeError(f"{field.name}: {error}") from error
+        if 4 * cls.least_weights(settings) > (
+            memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        ):
+            raise MsposeError(
+                f"dim {settings.dim}, feedforward {settings.feedforward} and the numbers of layers"
+                f" make a network that does not fit into this machine's {memory / 1e9:.0f} GB"
+            )
         for name in ("dropout", "attention_dropout"):
             if getattr(settings, name) == 1:
                 raise MsposeError(f"{name}: expected a probability below 1, found 1")
+
+    @classmethod
+    def least_weights(cls, settings: ModelSettings) -> int:  # noqa: ARG003
+        """Number of weights that the network has at least, without building it."""
+        return 0
 
     @classmethod
     def from_pretrained(cls, source: Path | str, **hub_options: Any) -> Self:
@@ -152,6 +165,9 @@ class PoseNetwork(nn.Module):
         settings, scenes = read_construction(description, source)
         if settings.kind != cls.kind:
             raise MsposeError(f"{source} holds a network of kind {settings.kind}, not {cls.kind}")
+        there = sum(tensor.numel() for tensor in weights.values())
+        if cls.least_weights(settings) > there:
+            raise unfit_description(source, f"its sizes need more than the {there:,} weights there")
         try:
             network = cls(scenes, settings, pretrained=False)
         except (TypeError, ValueError, RuntimeError, OverflowError, MsposeError) as error:
@@ -292,6 +308,8 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
 def _check_scenes(scenes: Sequence[str]) -> None:
     if not scenes:
         raise MsposeError("scenes: expected at least one name, found none")
+    if odd := [name for name in scenes if not isinstance(name, str)]:
+        raise MsposeError(f"scenes: expected names, found {odd[0]!r:.40}")
     twice = sorted({name for name in scenes if scenes.count(name) > 1})
     if twice:
         raise MsposeError(

@@ -121,7 +121,9 @@ def read_construction(
             scenes = named.pop("scenes")
         else:
             named, scenes = description["settings"], description["scenes"]
-        return ModelSettings(**named), list(scenes)
+        if not isinstance(scenes, list):
+            raise TypeError(f"scenes is {scenes!r:.40}, expected a list of names")
+        return ModelSettings(**named), scenes
     except (KeyError, TypeError, ValueError) as error:
         raise unfit_description(source, error) from error
 

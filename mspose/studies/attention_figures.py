@@ -2,6 +2,7 @@
 
 import logging
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -119,7 +120,7 @@ def read_samples(run: Path) -> dict[str, NDArray[Any]] | None:
         if lacking := sorted({"image_F", "scenes", "scene_names"} - arrays.keys()):
             raise ValueError(f"without {lacking[0]}")
         return arrays
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise MsposeError(
             f"{path} is broken ({error}): run `mspose attention {run}` again"
         ) from error

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, get_args
 import pandas as pd
 
 from mspose.errors import MsposeError
+from mspose.escaping import csv_text, markdown_text
 from mspose.studies.rows import (
     OWN,
     PUBLISHED_CSV,
@@ -42,16 +43,13 @@ class Style(NamedTuple):
     plain: Callable[[str], str]
 
 
-_MARKDOWN_SIGNS = str.maketrans({sign: "\\" + sign for sign in "\\|*`"})
 _LATEX_SIGNS = str.maketrans(
     {sign: "\\" + sign for sign in "&%$#_{}"}
     | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
     | {"±": "$\\pm$", "°": "$^{\\circ}$", "†": "$^{\\dagger}$", "‡": "$^{\\ddagger}$"}
     | {DASH: "--", MINUS: "$-$"}
 )
-MARKDOWN = Style(
-    "**{}**".format, "*{}*".format, " [{}]".format, lambda text: text.translate(_MARKDOWN_SIGNS)
-)
+MARKDOWN = Style("**{}**".format, "*{}*".format, " [{}]".format, markdown_text)
 HTML = Style("<b>{}</b>".format, "<i>{}</i>".format, "<sup>{}</sup>".format, html.escape)
 LATEX = Style(
     "\\textbf{{{}}}".format,
@@ -318,7 +316,11 @@ class Table(PrintedTable):
                     line[name] = measure and measure.mean
                     line[f"{name}_std"] = measure and measure.std
                 lines.append({**line, "source": row.source, "note": row.note})
-        table = pd.DataFrame(lines).astype({"seeds": "Int64", "frames": "Int64"})
+        plain = [
+            {name: csv_text(cell) if isinstance(cell, str) else cell for name, cell in line.items()}
+            for line in lines
+        ]
+        table = pd.DataFrame(plain).astype({"seeds": "Int64", "frames": "Int64"})
         return table.to_csv(index=False, lineterminator="\n")
 
 

@@ -3,7 +3,9 @@
 import math
 from pathlib import Path
 
-from PIL import ExifTags, Image
+from PIL import ExifTags
+
+from mspose.data.images import opened_image
 
 
 def read_exif(path: Path) -> tuple[int, float | None]:
@@ -12,7 +14,7 @@ def read_exif(path: Path) -> tuple[int, float | None]:
     Orientations 2 to 8 ask viewers to turn or mirror the image.
     """
     try:
-        with Image.open(path) as image:
+        with opened_image(path) as image:
             tags = image.getexif()
             # Pillow turns TIFF images by itself
             turn = 1 if image.format == "TIFF" else int(tags.get(ExifTags.Base.Orientation, 1))

@@ -1,9 +1,11 @@
+import json
 import logging
 import multiprocessing
 import os
 import signal
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from mspose.data.cache import open_cache, open_split
 from mspose.data.cards import data_root, load_frames, read_card
 from mspose.data.images import read_image, resize_short_side
 from mspose.errors import MsposeError
+from mspose.files import locked
 
 
 def frames_of(card_path: Path):
@@ -219,7 +222,7 @@ def test_waiting_for_another_process_is_logged(small_data, tmp_path, caplog):
     frames, root = frames_of(small_data)
     open_small(frames, root, tmp_path)
     other = threading.Thread(target=open_small, args=(frames, root, tmp_path))
-    with cache_module._locked(next(tmp_path.iterdir())):
+    with locked(next(tmp_path.iterdir()) / "lock"):
         other.start()
         deadline = time.monotonic() + 60
         while "waiting for another process" not in caplog.text and time.monotonic() < deadline:
@@ -277,3 +280,45 @@ def test_open_split_takes_some_frames_of_every_scene_evenly_spread(small_data, t
         assert some.loc[some["scene"] == scene, "image"].tolist() == chosen.tolist()
     plenty, _, _ = open_train(small_data, tmp_path, frames_per_scene=99)
     assert plenty["image"].tolist() == every["image"].tolist()
+
+
+@pytest.mark.parametrize("how", ["read", "crop", "hold"])
+def test_a_frame_that_is_damaged_later_is_noticed_when_it_is_first_read(
+    small_data, tmp_path, monkeypatch, how
+):
+    monkeypatch.setattr(cache_module, "CHECKED", 2)  # the first and the last
+    frames, root = frames_of(small_data)
+    _, cache = open_small(frames, root, tmp_path)
+    expected = np.array(cache[5])
+    path = next(tmp_path.glob("*/frames.u8"))
+    with path.open("r+b") as file:
+        file.seek(5 * expected.size + 7)
+        file.write(b"\xaa\x55")
+    _, cache = open_small(frames, root, tmp_path)
+    assert cache[4].shape == expected.shape
+    with pytest.raises(MsposeError, match="frame 5 of the frame cache .* is damaged: the same com"):
+        if how == "read":
+            cache[5]
+        elif how == "crop":
+            cache.crops(np.array([4, 5]), np.array([0, 0]), np.array([0, 0]), 8)
+        else:
+            cache.hold_on(torch.device("cpu"))
+    _, cache = open_small(frames, root, tmp_path)
+    np.testing.assert_array_equal(cache[5], expected)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [np.zeros(0), np.zeros((0, 5), np.int64), np.zeros((24, 3), np.int64), np.zeros((24, 5))],
+)
+def test_an_index_of_another_shape_is_built_anew(small_data, tmp_path, index):
+    frames, root = frames_of(small_data)
+    _, cache = open_small(frames, root, tmp_path)
+    expected = np.array(cache[5])
+    folder = next(tmp_path.iterdir())
+    np.save(folder / "index.npy", index)
+    about = json.loads((folder / "about.json").read_text())
+    about["index_checksum"] = zlib.crc32(index.tobytes())
+    (folder / "about.json").write_text(json.dumps(about))
+    _, cache = open_small(frames, root, tmp_path)
+    np.testing.assert_array_equal(cache[5], expected)

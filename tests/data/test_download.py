@@ -6,7 +6,9 @@ import random
 import shutil
 import stat
 import threading
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -536,3 +538,31 @@ def test_what_a_killed_run_left_is_cleared(card):
     (card.root / ".attic.unpacking" / "old").mkdir(parents=True)
     fetch(card)
     assert left_behind(card) == ["attic", "attic.sha256"]
+
+
+def test_two_processes_that_get_a_scene_at_once_both_have_it(card, server, caplog):
+    wait = threading.Event()
+    answer = server.answer
+    server.answer = lambda handler: (wait.wait(20), answer(handler))
+    with ThreadPoolExecutor(2) as pool, caplog.at_level("INFO", logger="mspose"):
+        first = pool.submit(fetch, card)
+        while not server.requests and not (card.root / ".attic.lock").exists():
+            time.sleep(0.01)
+        second = pool.submit(fetch, card)
+        while "waiting for another process, which gets scene attic" not in caplog.text:
+            time.sleep(0.01)
+        wait.set()
+        said = [first.result(60), second.result(60)]
+    assert sum("left alone" in text for text in said) == 1
+    assert len(server.requests) == 1
+    assert left_behind(card) == ["attic", "attic.sha256"]
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(card, server, monkeypatch):
+    server.files["/attic.zip"] = seven_scenes_zip(**{"attic/zeros": bytes(2**20)})
+    monkeypatch.setattr(download, "MOST_BYTES", 2**20)
+    with pytest.raises(
+        MsposeError, match=r"it unpacks to .* MSPOSE_MOST_UNPACKED_BYTES in the env"
+    ):
+        fetch(card)
+    assert left_behind(card) == ["attic.sha256"]

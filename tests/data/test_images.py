@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import cv2
@@ -138,9 +139,9 @@ def test_broken_files_are_named(tmp_path, picture):
     (tmp_path / "text.png").write_text("<html>not found</html>")
     with pytest.raises(MsposeError, match=r"text.png is not an image"):
         read_image(tmp_path / "text.png")
-    with pytest.raises(MsposeError, match=r"cannot read image .*nothing.png: No such file"):
+    with pytest.raises(MsposeError, match=r"cannot read .*nothing.png: No such file"):
         read_image(tmp_path / "nothing.png")
-    with pytest.raises(MsposeError, match=r"cannot read image .*: Is a directory"):
+    with pytest.raises(MsposeError, match=r"cannot read .*: Is a directory"):
         read_image(tmp_path)
 
 
@@ -219,3 +220,85 @@ def test_a_real_frame():
     np.testing.assert_array_equal(
         resize_short_side(image, 256), np.array(Resize(256)(Image.open(path).convert("RGB")))
     )
+
+
+def cuts(data: bytes) -> list[int]:
+    """Lengths to cut a file to."""
+    return [*range(12, len(data), max(1, len(data) // 60)), *range(len(data) - 8, len(data))]
+
+
+@pytest.mark.parametrize("tail", [b"", b"\xff", b"\xd9", b"\xff\xd9", b"\0", b"\xff\xd9\0"])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("JPEG", {"restart_marker_rows": 1}),
+        ("PNG", {}),
+        ("BMP", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("WEBP", {}),
+        ("WEBP", {"lossless": True}),
+        ("PPM", {}),
+    ],
+)
+def test_an_image_that_is_cut_off_is_refused_or_is_the_same(tmp_path, kind, options, tail):
+    steps = np.add.outer(np.arange(72), np.arange(96))
+    pixels = np.stack([steps * 2 % 256, steps % 256, 255 - steps % 256], 2).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(0, 40, pixels.shape, dtype=np.uint8)
+    path = tmp_path / "image.jpg"  # whatever its name
+    Image.fromarray(pixels // 2 + noise).save(path, kind, **options)
+    whole, data = read_image(path), path.read_bytes()
+    uncompressed = kind in ("BMP", "PPM") or (kind == "TIFF" and not options)
+    if kind == "WEBP" or uncompressed:
+        tail = b""  # else other pixels, of which the format does not tell that they are
+    for length in cuts(data):
+        path.write_bytes(data[:length] + tail)
+        try:
+            found = read_image(path)
+        except MsposeError:
+            continue
+        assert np.array_equal(found, whole), f"cut to {length} of {len(data)}"
+
+
+def test_formats_are_told_by_content_and_those_that_start_programs_are_not_read(
+    tmp_path, picture, monkeypatch
+):
+    marker = tmp_path / "started"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {marker}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n"
+    (tmp_path / "photo.jpg").write_bytes(postscript)
+    with pytest.raises(MsposeError, match=r"photo\.jpg is not an image \(JPEG, PNG, .*PPM\)"):
+        read_image(tmp_path / "photo.jpg")
+    assert not marker.exists()
+    for kind in ("GIF", "ICO", "PCX"):
+        Image.fromarray(picture).save(tmp_path / "photo.jpg", kind)
+        with pytest.raises(MsposeError, match=r"photo\.jpg is not an image"):
+            read_image(tmp_path / "photo.jpg")
+    Image.fromarray(picture).save(tmp_path / "photo.jpg", "PNG")
+    np.testing.assert_array_equal(read_image(tmp_path / "photo.jpg"), picture)
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_takes_memory(tmp_path):
+    (tmp_path / "huge.ppm").write_bytes(b"P6 60000 60000 255\n")
+    with pytest.raises(MsposeError, match=r"huge\.ppm has more than .* pixels, .*MSPOSE_MOST_PIX"):
+        read_image(tmp_path / "huge.ppm")
+
+
+def test_pipes_and_devices_are_no_images(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    for name in ("pipe.png", "device.png"):
+        with pytest.raises(MsposeError, match="not a regular file"):
+            read_image(tmp_path / name)
+        with pytest.raises(MsposeError, match="image not found"):
+            find_image(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["../b/x.png", "/etc/x.png", "a/../../x.png", "..", "a\0.png"])
+def test_names_that_lead_elsewhere_are_refused(tmp_path, name):
+    with pytest.raises(MsposeError, match="leads outside of the folder|NUL character"):
+        find_image(tmp_path, name)

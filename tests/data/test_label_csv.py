@@ -257,3 +257,28 @@ def test_values_are_as_they_stand_in_a_published_file(name):
     )
     expected = turn if convention == "camera-to-world" else poses.invert_quaternion(turn)
     np.testing.assert_allclose(frames[ORIENTATION], expected, atol=1e-15)
+
+
+@pytest.mark.parametrize("number", ["１", "1_0", "٣"])
+def test_numbers_are_in_ascii_digits(write, number):
+    path = write(row("a.png"), row("b.png", pose=f"{number},2,3,1,0,0,0"))
+    with pytest.raises(MsposeError, match=rf"line 3: column t1: '{number}' is not a number"):
+        read(path)
+
+
+@pytest.mark.parametrize(("metres", "good"), [("1e7", True), ("-1.1e7", False), ("1e300", False)])
+def test_positions_that_are_too_far_away_are_refused(write, metres, good):
+    path = write(row("a.png"), row("b.png", pose=f"1,{metres},3,1,0,0,0"))
+    if good:
+        assert len(read(path)) == 2
+        return
+    with pytest.raises(MsposeError, match=r"line 3: a position of .* m is too far away"):
+        read(path)
+
+
+@pytest.mark.parametrize("image", ["../b.png", "/etc/b.png", "a/../../b.png", "..\\b.png"])
+def test_images_outside_of_the_root_are_refused(write, image):
+    path = write(row("a.png"), row(image))
+    with pytest.raises(MsposeError, match=r"line 3: .*leads outside of the folder"):
+        read(path)
+    assert read(path, on_bad_frame="skip")["image"].tolist() == ["a.png"]

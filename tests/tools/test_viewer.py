@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from http.client import HTTPConnection
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 
 from mspose.data.cards import load_frames, read_card
 from mspose.errors import MsposeError
+from mspose.files import with_checksum
 from mspose.metrics import with_errors, write_predictions
 from mspose.poses import normalize_quaternion, quaternion_to_rotation, rotation_to_quaternion
 from mspose.run import Run
@@ -312,7 +314,7 @@ def test_images_are_found_where_the_run_or_the_caller_says(
 def test_the_field_of_view_is_that_of_the_training_camera(own_run, table):
     description = json.loads((own_run / "model.json").read_text())
     description["trained_on"] |= {"focal_px": 30.0, "image_sizes": [[160, 120, 9]]}
-    (own_run / "model.json").write_text(json.dumps(description))
+    (own_run / "model.json").write_text(json.dumps(with_checksum(description)))
     with_images = images_of_run(Run(own_run), table["image"].tolist(), None)
     assert with_images.angle == pytest.approx(np.pi / 2)  # 60 pixels high
     (own_run / "config.yaml").unlink()
@@ -462,3 +464,46 @@ def test_a_browser_sees_it_and_looks_through_the_cameras(viewer, browser, table)
         for line in said
         if isinstance(line, str) or not line.location["url"].startswith("blob:")
     ] == []
+
+
+@pytest.mark.parametrize("upgrade", [False, True])
+@pytest.mark.parametrize(
+    ("host", "origin", "allowed"),
+    [
+        ("127.0.0.1:{port}", None, True),
+        ("127.0.0.1:{port}", "http://127.0.0.1:{port}", True),
+        ("localhost:{port}", "http://localhost:{port}", True),
+        ("localhost:9000", "http://localhost:9000", True),  # through a tunnel
+        ("127.0.0.1:{port}", "http://evil.example", False),
+        ("127.0.0.1:{port}", "http://127.0.0.1:1", False),
+        ("127.0.0.1:{port}", "null", False),
+        ("evil.example:{port}", "http://evil.example:{port}", False),  # a name that leads here
+        ("", None, False),
+    ],
+)
+def test_pages_of_other_sites_get_no_answer(served, host, origin, allowed, upgrade):
+    port = int(served.rpartition(":")[2])
+    headers = {"Host": host.format(port=port)}
+    if origin is not None:
+        headers["Origin"] = origin.format(port=port)
+    if upgrade:
+        headers |= {
+            "Connection": "Upgrade",
+            "Upgrade": "websocket",
+            "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        }
+    connection = HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.putrequest("GET", "/", skip_host=True)
+    for name, value in headers.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    status = connection.getresponse().status
+    connection.close()
+    assert status == ((101 if upgrade else 200) if allowed else 403)
+
+
+@pytest.fixture(scope="module")
+def served(run):
+    with viewing(run, "test", None, None, "127.0.0.1", 0) as (_, address):
+        yield address

@@ -7,9 +7,11 @@
 The pose of the rendering camera is the label. Everything follows from the seed: a scene from (seed,
 scene), a sequence from (seed, scene, split, its number within the split), so that a larger data set
 has the same scenes and a sequence of more frames follows the same path more slowly. A sequence is
-rendered into a hidden folder and renamed when it is whole,
-the split files come last: what was interrupted is continued by the next call and never taken for
-complete. A scene that an older version of this program rendered is deleted and rendered anew.
+rendered into a hidden folder and renamed when it is whole, the split files come last: what was
+interrupted is continued by the next call and never taken for complete, and a sequence that is not
+whole any more is rendered anew. Rendering processes end with the one that started them, and hold
+its lock until then. A scene that an older version of this program rendered is deleted and rendered
+anew.
 """
 
 import fcntl
@@ -19,10 +21,10 @@ import math
 import multiprocessing
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from mspose.data.virtual.rendering import Camera
 from mspose.data.virtual.rooms import SCENE_NAMES
 from mspose.data.virtual.sequences import (
     ENCODINGS,
+    InheritedLock,
     Sequence,
     file_names,
     matrix_text,
@@ -42,7 +45,7 @@ from mspose.data.virtual.sequences import (
     start_worker,
 )
 from mspose.errors import MsposeError
-from mspose.files import whole_file
+from mspose.files import locked, read_json, whole_file
 
 LOCK = ".rendering.lock"
 SPLIT_FILES = {"train": "TrainSplit.txt", "test": "TestSplit.txt"}
@@ -113,7 +116,8 @@ def render_virtual(
         root.mkdir(parents=True, exist_ok=True)
         if _is_complete(root, shared, records, plans):
             return
-        with _alone(root, progress):
+        waiting = f"waiting for another process that renders into {root}"
+        with locked(root / LOCK, waiting=waiting) as lock:
             missing = _missing_sequences(root, shared, records, plans)
             if outdated := [root / scene for scene in records if _is_outdated(root / scene)]:
                 names = ", ".join(folder.name for folder in outdated)
@@ -132,7 +136,8 @@ def render_virtual(
                     if hasattr(os, "sched_getaffinity")
                     else os.cpu_count() or 1
                 )
-                _render_all(root, missing, max(1, min(workers or cores, len(missing))), progress)
+                processes = max(1, min(workers or cores, len(missing)))
+                _render_all(root, missing, processes, lock, progress)
             for scene, plan in plans.items():
                 _finish_scene(root / scene, plan)
     except OSError as error:
@@ -179,19 +184,6 @@ def _check_settings(
         raise MsposeError(
             f"virtual data: image_format is one of {', '.join(ENCODINGS)}, not {image_format!r}"
         )
-
-
-@contextmanager
-def _alone(root: Path, progress: bool) -> Iterator[None]:
-    """Wait until no other process renders into `root`."""
-    with (root / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if progress:
-                tqdm.write(f"waiting for another process that renders into {root}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _is_rendered_into(root: Path) -> bool:
@@ -252,7 +244,7 @@ def _missing_sequences(
 def _check_root(root: Path, shared: Mapping[str, Any]) -> None:
     """Refuse a `root` with anything but virtual scenes of the same settings and hidden files."""
     for folder in sorted(root.iterdir()):
-        if folder.name.startswith(".") or (folder.is_dir() and not any(folder.iterdir())):
+        if folder.name.startswith(".") or (folder.is_dir() and not any(folder.glob("[!.]*"))):
             continue
         if folder.name not in SCENE_NAMES or not (folder / RECORD).is_file():
             raise MsposeError(
@@ -278,12 +270,7 @@ def _check_record(folder: Path, wanted: Mapping[str, Any]) -> None:
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise MsposeError(
-            f"{folder / RECORD} cannot be read ({error}); move {folder} away to have it rendered"
-        ) from error
+    found = read_json(folder / RECORD, f"move {folder} away to have it rendered")
     return found if isinstance(found, dict) else {}
 
 
@@ -343,11 +330,15 @@ def _missing_of_scene(folder: Path, plan: list[Sequence]) -> list[Sequence]:
         path = folder / sequence.folder
         if not path.exists():
             missing.append(sequence)
-        elif {file.name for file in path.iterdir()} != file_names(sequence):
+            continue
+        sizes = {file.name: file.stat().st_size for file in os.scandir(path)}
+        if foreign := [name for name in sizes if not FRAME_FILE.fullmatch(name)]:
             raise MsposeError(
-                f"{path} does not hold the {sequence.frames} frames that it was rendered with; "
-                "move it away to have it rendered again"
+                f"{path / foreign[0]} is no part of the virtual data set; move it away"
             )
+        if sizes.keys() != file_names(sequence) or not all(sizes.values()):
+            log.info("%s is not whole: it is rendered anew", path)
+            missing.append(sequence)
     return missing
 
 
@@ -364,7 +355,9 @@ def _finish_scene(folder: Path, plan: list[Sequence]) -> None:
             )
 
 
-def _render_all(root: Path, missing: list[Sequence], workers: int, progress: bool) -> None:
+def _render_all(
+    root: Path, missing: list[Sequence], workers: int, lock: int, progress: bool
+) -> None:
     total = sum(sequence.frames for sequence in missing)
     with tqdm(
         total=total, desc="rendering", unit="frame", disable=not progress, dynamic_ncols=True
@@ -376,7 +369,14 @@ def _render_all(root: Path, missing: list[Sequence], workers: int, progress: boo
             return
         # Spawned, not forked: a fork of a process with threads (torch, OpenCV) can hang.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker) as pool:
+        ended, running = context.Pipe(duplex=False)  # closed with this process, however it ends
+        started = (ended, InheritedLock(lock))
+        with (
+            closing(running),
+            ProcessPoolExecutor(
+                workers, mp_context=context, initializer=start_worker, initargs=started
+            ) as pool,
+        ):
             try:
                 jobs = [
                     pool.submit(render_job, sequence, root / sequence.scene) for sequence in missing
@@ -389,5 +389,8 @@ def _render_all(root: Path, missing: list[Sequence], workers: int, progress: boo
                     " '__main__':`); the same command continues, workers=1 renders without further"
                     " processes"
                 ) from error
+            except BaseException:
+                running.close()  # nobody waits for sequences that nobody will take
+                raise
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)

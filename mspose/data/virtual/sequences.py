@@ -6,11 +6,17 @@ more than it needs.
 """
 
 import functools
+import os
 import shutil
 import signal
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import DupFd
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -100,8 +106,9 @@ def render_sequence(sequence: Sequence, folder: Path) -> Iterator[int]:
     """
     suffix, options = ENCODINGS[sequence.image_format]
     partial = folder / f".{sequence.folder}.partial"
-    if partial.exists():
-        shutil.rmtree(partial)  # of an interrupted call
+    for left in (partial, folder / sequence.folder):  # of an interrupted call; not whole any more
+        if left.exists():
+            shutil.rmtree(left)
     partial.mkdir(parents=True)
     for number, (image, pose_44) in enumerate(sequence.render()):
         encoded = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1]
@@ -118,18 +125,29 @@ def matrix_text(matrix: NDArray[np.float64]) -> str:
     return "".join("\t".join(repr(float(value)) for value in row) + "\n" for row in matrix)
 
 
-def start_worker() -> None:
-    """Prepare a rendering process."""
+class InheritedLock:
+    """A locked file's descriptor that processes inherit, which hold the lock until they end."""
+
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
+
+    def __reduce__(self) -> Any:
+        return InheritedLock, (DupFd(self.handle),)
+
+
+def start_worker(main: Connection, lock: InheritedLock) -> None:  # noqa: ARG001 - held by being here
+    """Prepare a rendering process, which ends at once when the other end of `main` is closed."""
     cv2.setNumThreads(1)
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # a waiting worker has nothing to say when a person presses ctrl-C
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C ends the main process, and that this one
+    threading.Thread(target=_end_with, args=(main,), daemon=True).start()
+
+
+def _end_with(main: Connection) -> None:
+    with suppress(EOFError, OSError):
+        main.recv()  # nothing is ever sent
+    os._exit(1)
 
 
 def render_job(sequence: Sequence, folder: Path) -> int:
     """Render one whole sequence in a rendering process. Returns its number of frames."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return sum(1 for _ in render_sequence(sequence, folder))
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return sum(1 for _ in render_sequence(sequence, folder))

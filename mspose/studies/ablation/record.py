@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from mspose.config import Settings
-from mspose.files import whole_file
+from mspose.files import CHECKSUM, read_json, whole_file, with_checksum
 from mspose.metrics import write_errors
 from mspose.run import Run
 from mspose.studies.ablation.single_run import is_complete, run_of, title
@@ -48,7 +48,9 @@ def _copy(source: Path, target: Path, run: Path) -> None:
     """Copy a JSON or YAML file without paths of this machine."""
     text = source.read_text(encoding="utf-8")
     if source.suffix == ".json":
-        values = _portable(json.loads(text), run)
+        values = _portable(read_json(source), run)
+        if CHECKSUM in json.loads(text):
+            values = with_checksum(values)
         indented = text.startswith("{\n")
         text = json.dumps(
             values,

@@ -5,7 +5,6 @@ settings it was given and its output lie beside the runs, as
 `runs/<experiment>/cells/<variant>-seed-<n>.yaml` and `.log`.
 """
 
-import fcntl
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 from mspose.config import BRANCHES, Settings, config_hash, differences
 from mspose.errors import MsposeError, none_if_broken
 from mspose.evaluation import evaluate_run
+from mspose.files import locked
 from mspose.run import Run
 from mspose.studies.attention_study import study_run
 from mspose.training import train
@@ -123,12 +123,6 @@ def _hash_evaluated(run: Run) -> str | None:
 @contextmanager
 def _one_process(settings: Settings) -> Iterator[None]:
     """Wait until no other process works on this run."""
-    path = notes(settings, ".lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for another process, which is at %s", run_of(settings).folder)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    waiting = f"waiting for another process, which is at {run_of(settings).folder}"
+    with locked(notes(settings, ".lock"), waiting=waiting):
         yield

@@ -6,10 +6,8 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from PIL import Image
-
 from mspose.data.frames import evenly
-from mspose.data.images import SUFFIXES
+from mspose.data.images import SUFFIXES, opened_image
 from mspose.errors import MsposeError
 from mspose.tools.importing.views import View, plain_name
 
@@ -116,7 +114,7 @@ def images_folder(candidates: Sequence[Path], images: Sequence[str]) -> Path | N
 def image_size(file: Path) -> tuple[float, float]:
     """Width and height of an image in pixels, from its header alone; NaN where it is unreadable."""
     try:
-        with Image.open(file) as image:
+        with opened_image(file) as image:
             return float(image.width), float(image.height)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except MsposeError:
         return math.nan, math.nan

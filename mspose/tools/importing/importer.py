@@ -4,7 +4,7 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,11 @@ def import_data(
     if split.how != "given" and any(view.given_split for _, view in views):
         notes["the files have a split of their own: --split given takes it"] = None
     sources = ", ".join(str(capture.source) for capture in captures.values())
+    if copy:
+        _refuse_others_files(
+            frames["image"],
+            [folder for capture in captures.values() for folder in capture.image_folders],
+        )
     card = write_data_set(
         folder,
         frames,
@@ -340,6 +345,19 @@ def _refuse_known_name(folder: Path) -> None:
         raise MsposeError(
             f"--out: there is a data set {folder.name} already: call the folder otherwise"
         )
+
+
+def _refuse_others_files(files: Iterable[str], folders: Iterable[Path]) -> None:
+    """Refuse to copy images from anywhere else than the folders, which a path in the files or a
+    link could name.
+    """
+    real = [folder.resolve() for folder in folders]
+    for file in files:
+        if not any(Path(file).resolve().is_relative_to(folder) for folder in real):
+            raise MsposeError(
+                f"{file} is not copied, as it lies outside of the images' folder: give the folder"
+                " that it lies in with --images, or leave out --copy"
+            )
 
 
 def _refuse_bad_scenes(names: Sequence[str], paths: Sequence[str], given: bool) -> None:

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from mspose.data.frames import natural_order
-from mspose.data.images import SUFFIXES, read_image
+from mspose.data.images import SUFFIXES, opened_image, read_image
 from mspose.errors import MsposeError
 from mspose.tools.exif import read_exif
 
@@ -184,6 +183,8 @@ def _images_in(folder: Path) -> tuple[list[ImageFile], list[Path]]:
             visited.add(real)
             folders[:] = [name for name in folders if not name.startswith(".")]
             for path in (Path(parent, name) for name in names if not name.startswith(".")):
+                if path.exists() and not path.is_file():  # a pipe or a device
+                    continue
                 suffix = path.suffix.lower()
                 depth = any(part.lower() == DEPTH_MAP for part in path.suffixes[:-1])
                 if suffix in IMAGE_SUFFIXES and not depth:
@@ -242,9 +243,9 @@ def _source(path: Path, every: int) -> Source:
 
 def _is_still(path: Path) -> bool:
     try:
-        with Image.open(path) as image:
-            return image.format not in ("GIF", "MPEG")
-    except Exception:  # Pillow's readers fail in many ways; then OpenCV decides
+        with opened_image(path):
+            return True
+    except MsposeError:  # then OpenCV decides
         return False
 
 

@@ -3,11 +3,16 @@
 import errno
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
+from http import HTTPStatus
 from io import StringIO
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+from urllib.parse import urlsplit
 
 import pandas as pd
 from jsonargparse.typing import restricted_number_type
@@ -102,15 +107,51 @@ def scenes_in_order(table: pd.DataFrame, first: str | None) -> list[str]:
 def serving(host: str, port: int) -> Iterator[tuple[Any, str]]:
     """Start viser's server at `port` or the next free one; gives it and its address."""
     import viser
+    import websockets.asyncio.server as websockets
 
     port = free_port(host, port)
-    with redirect_stdout(StringIO()):  # its greeting
+    own = partial(_serve_own_pages, websockets.serve, names={host, socket.gethostname()})
+    # its greeting is left out; it takes no other server, and starts this one before it returns
+    with redirect_stdout(StringIO()), patch.object(websockets, "serve", own):
         server = viser.ViserServer(host=host, port=port, verbose=False)
     try:
         yield server, f"http://{f'[{host}]' if ':' in host else host}:{server.get_port()}"
     finally:
         with redirect_stdout(StringIO()):
             server.stop()
+
+
+def _serve_own_pages(
+    serve: Callable[..., Any],
+    *arguments: Any,
+    names: Collection[str],
+    process_request: Callable[..., Any],
+    **options: Any,
+) -> Any:
+    """Serve as `websockets.serve`, but refuse what pages of other sites ask for.
+
+    Such pages run in browsers on this machine. Their requests bear the name of their own site, as
+    `Origin`, or, where that name was made to lead here, as `Host`.
+    """
+
+    def check(connection: Any, request: Any) -> Any:
+        host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
+        name = urlsplit(f"//{host}").hostname or ""
+        if not (name in {"localhost", *names} or _is_address(name)):
+            return connection.respond(HTTPStatus.FORBIDDEN, "this host is not served here\n")
+        if origin is not None and urlsplit(origin).netloc != host:
+            return connection.respond(HTTPStatus.FORBIDDEN, "pages of other sites get no answer\n")
+        return process_request(connection, request)
+
+    return serve(*arguments, process_request=check, **options)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def free_port(host: str, port: int) -> int:

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +29,7 @@ from mspose.data.virtual.scene import scene_key
 from mspose.data.virtual.sequences import SPLITS, plan_sequences
 from mspose.data.virtual.trajectory import trajectory
 from mspose.errors import MsposeError
+from mspose.files import locked
 from mspose.poses import orientation_error, position_error, rotation_to_quaternion
 
 TINY = {
@@ -466,7 +466,7 @@ def test_complete_data_needs_no_permission_to_write(rendered, tmp_path, monkeypa
     def refuse(*args, **kwargs):
         raise AssertionError("wrote into complete data")
 
-    monkeypatch.setattr(dataset, "_alone", refuse)
+    monkeypatch.setattr(dataset, "locked", refuse)
     render_virtual(rendered, frames=FRAMES, **TINY)
 
 
@@ -479,33 +479,74 @@ def test_two_processes_do_not_render_the_same_sequence(rendered, tmp_path):
     assert contents(tmp_path / "library") == contents(rendered / "library")
 
 
-def test_who_comes_while_another_process_begins_waits_for_it(tmp_path, monkeypatch):
-    waits, begun = threading.Event(), tmp_path / "library" / ".virtual.json.part"
-    monkeypatch.setattr(dataset.tqdm, "write", lambda _: waits.set())
-    with ThreadPoolExecutor(1) as thread:
-        with dataset._alone(tmp_path, False):
+def test_who_comes_while_another_process_begins_waits_for_it(tmp_path, caplog):
+    begun = tmp_path / "library" / "begun"
+    with ThreadPoolExecutor(1) as thread, caplog.at_level("INFO", logger="mspose"):
+        with locked(tmp_path / dataset.LOCK):
             begun.parent.mkdir()
             begun.touch()
-            coming = thread.submit(
-                render_virtual, tmp_path, frames={"library": (2, 1)}, **TINY | {"progress": True}
-            )
-            while not waits.wait(0.05):
+            coming = thread.submit(render_virtual, tmp_path, frames={"library": (2, 1)}, **TINY)
+            while "waiting for another process that renders" not in caplog.text:
                 assert not coming.done(), coming.exception()
+                time.sleep(0.05)
             begun.unlink()
         coming.result(60)
     assert (tmp_path / "library" / RECORD).is_file()
 
 
-def test_foreign_files_in_a_scene_and_lost_frames_are_named(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_rendering_processes_end_with_the_one_that_started_them(tmp_path, number):
+    options = {**TINY, "width": 320, "height": 240, "workers": 2}
+    call = f"render_virtual(sys.argv[1], frames={{'atelier': (300, 300)}}, **{options!r})"
+    script = tmp_path / "render.py"  # a file, which the rendering processes can import
+    script.write_text(
+        "import sys\nfrom mspose.data.virtual.dataset import render_virtual\n"
+        f"if __name__ == '__main__':\n    {call}\n"
+    )
+    root = tmp_path / "data"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    main = subprocess.Popen([sys.executable, script, root], env=environment)
+    deadline = time.monotonic() + 60
+    while len(list(root.glob("atelier/.seq-*.partial/*"))) < 4:
+        assert main.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    main.send_signal(number)
+    main.wait()
+    with locked(root / dataset.LOCK):  # as all of them held it, until the last has ended
+        written = contents(root)
+        time.sleep(0.5)
+        assert contents(root) == written
+
+
+def test_a_sequence_that_is_not_whole_is_rendered_anew(rendered, tmp_path, caplog):
+    shutil.copytree(rendered, tmp_path / "data")
+    root = tmp_path / "data"
+    (root / "library/seq-01/frame-000001.pose.txt").unlink()
+    (root / "atelier/seq-02/frame-000003.color.jpg").write_bytes(b"")
+    kept = stamps(root / "library/seq-02")
+    with caplog.at_level("INFO", logger="mspose"):
+        render_virtual(root, frames=FRAMES, **TINY)
+    assert contents(root) == contents(rendered)
+    assert stamps(root / "library/seq-02") == kept
+    assert caplog.text.count("is not whole: it is rendered anew") >= 2
+
+
+def test_what_a_killed_process_left_in_its_first_moment_is_no_obstacle(tmp_path):
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library/.virtual.json.abcd1234.part").touch()
+    render_virtual(tmp_path, frames={"library": (1, 1)}, **TINY)
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("name", ["holiday.jpg", "seq-01/holiday.jpg"])
+def test_foreign_files_in_a_scene_are_named(tmp_path, name):
     render_virtual(tmp_path, frames={"library": (2, 1)}, **TINY)
-    foreign = tmp_path / "library/holiday.jpg"
+    foreign = tmp_path / "library" / name
     foreign.write_text("precious")
+    (tmp_path / "library/seq-01/frame-000001.pose.txt").unlink()
     with pytest.raises(MsposeError, match=r"holiday\.jpg is no part"):
         render_virtual(tmp_path, frames={"library": (2, 1)}, **TINY)
-    foreign.unlink()
-    (tmp_path / "library/seq-01/frame-000001.pose.txt").unlink()
-    with pytest.raises(MsposeError, match=r"seq-01 does not hold the 2 frames"):
-        render_virtual(tmp_path, frames={"library": (2, 1)}, **TINY)
+    assert foreign.read_text() == "precious"
 
 
 def test_hidden_files_and_empty_folders_are_no_obstacle(tmp_path):
@@ -548,7 +589,7 @@ def test_a_root_that_is_a_file_is_refused(tmp_path):
 def test_an_unreadable_record_is_named(tmp_path):
     (tmp_path / "atelier").mkdir()
     (tmp_path / "atelier" / RECORD).write_text("{")
-    with pytest.raises(MsposeError, match=r"virtual\.json cannot be read"):
+    with pytest.raises(MsposeError, match=r"virtual\.json is not JSON.*move .*atelier away"):
         render_virtual(tmp_path, frames=FRAMES, **TINY)
 
 

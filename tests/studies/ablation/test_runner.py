@@ -18,6 +18,7 @@ import yaml
 
 from mspose.config import Settings, dashed, flatten, read_settings, write_settings
 from mspose.errors import MsposeError, Preempted
+from mspose.files import with_checksum
 from mspose.run import Run
 from mspose.studies.ablation import runner
 from mspose.studies.ablation.launcher import (
@@ -251,7 +252,8 @@ def test_a_complete_run_has_all_results_of_these_settings(planned):
 
     # an evaluation of another kind, and a broken or missing file, is made anew; the rest stays
     study_before = (run / "attention" / "attention.json").stat().st_mtime_ns
-    for text in (json.dumps(metrics | {"scene_selection": "given"}), "{"):
+    given = with_checksum(metrics | {"scene_selection": "given"})
+    for text in (json.dumps(given), "{"):
         (run / "metrics.json").write_text(text)
         assert not is_complete(settings)
     complete(settings, progress=False)
@@ -260,7 +262,7 @@ def test_a_complete_run_has_all_results_of_these_settings(planned):
 
     # results of a model that was not trained to the end are not those of the run
     model = json.loads((run / "model.json").read_text())
-    (run / "model.json").write_text(json.dumps(model | {"epochs": 1}))
+    (run / "model.json").write_text(json.dumps(with_checksum(model | {"epochs": 1})))
     assert not is_complete(settings)
 
     # a record is complete without a model

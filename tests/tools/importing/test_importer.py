@@ -1,5 +1,6 @@
 """Import in every format: the same poses after a round trip; bad input is one line."""
 
+import json
 import os
 import shutil
 import zipfile
@@ -283,3 +284,20 @@ def test_bad_poses_stop_or_are_left_out(room, tmp_path, refused, imported):
     assert reasons[0].startswith("bad pose: ")
     assert reasons[0].endswith("frame 4 (walk 1/frame-4.jpg): the pose holds NaN or infinity")
     assert "frame 9 (walk 1/frame-9.jpg): the pose is not a rotation" in reasons[1]
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.jpg", "{outside}/secret.jpg", "link.jpg", "in/secret.jpg"]
+)
+def test_only_images_of_the_folders_given_are_copied(room, tmp_path, refused, name):
+    write_nerfstudio(tmp_path / "scan", room)
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes(room.files[0].read_bytes())
+    (tmp_path / "scan/link.jpg").symlink_to(secret)
+    (tmp_path / "scan/in").symlink_to(tmp_path)
+    file = tmp_path / "scan/transforms.json"
+    content = json.loads(file.read_text())
+    content["frames"][0]["file_path"] = name.format(outside=tmp_path)
+    file.write_text(json.dumps(content))
+    refused(r"secret\.jpg|link\.jpg", "nerfstudio", tmp_path / "scan", copy=True)
+    assert not (tmp_path / "own").exists()

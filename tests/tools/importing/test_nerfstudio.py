@@ -81,7 +81,7 @@ def test_images_whose_ending_is_in_capitals_here(studio, room, imported):
         assert all(image.endswith(".JPG") for image in frames.index)
 
 
-def test_full_paths_that_lead_elsewhere(tmp_path, studio, room, imported):
+def test_full_paths_that_lead_elsewhere(tmp_path, studio, room, imported, refused):
     """The root is common to the images, not to the images and transforms.json."""
     room.copy_images(tmp_path / "disk" / "walks")
     rewrite(studio, f"{tmp_path}/disk/walks/{{}}".format)
@@ -90,7 +90,9 @@ def test_full_paths_that_lead_elsewhere(tmp_path, studio, room, imported):
     _, frames, card = imported("nerfstudio", file, split=ALL)
     assert card.root == tmp_path / "disk" / "walks"
     assert set(frames.index) == set(room.names)
-    _, frames, card = imported("nerfstudio", file, split=ALL, copy=True, out="copied")
+    refused("is not copied, as it lies outside of .*--images", "nerfstudio", file, copy=True)
+    given = {"copy": True, "images": [tmp_path / "disk" / "walks"]}
+    _, frames, card = imported("nerfstudio", file, split=ALL, out="copied", **given)
     assert card.root == tmp_path / "copied" / "images"
     assert set(frames.index) == {f"cameras/{name}" for name in room.names}
 

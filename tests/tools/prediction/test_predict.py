@@ -20,6 +20,7 @@ from mspose.data.cards import data_root, read_card
 from mspose.data.images import read_image
 from mspose.errors import MsposeError
 from mspose.evaluation import evaluate_run
+from mspose.files import with_checksum
 from mspose.inference import PoseEstimator
 from mspose.metrics import read_predictions
 
@@ -240,7 +241,7 @@ def test_a_model_that_does_not_know_its_training_images_says_so(
     assert description["trained_on"]["image_sizes"] == [[80, 60, 18]]
     for name in ("image_sizes", "focal_per_short_side"):
         del description["trained_on"][name]
-    (run / "model.json").write_text(json.dumps(description))
+    (run / "model.json").write_text(json.dumps(with_checksum(description)))
     status, out, lines = predict(images, model=run)
     assert (status, len(csv(out)), len(lines)) == (0, 5, 1)
     assert "does not say what sizes and focal lengths" in lines[0]

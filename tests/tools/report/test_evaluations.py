@@ -8,6 +8,7 @@ from tools.report.builders import predictions, write_record, write_run
 from mspose.config import Settings
 from mspose.errors import MsposeError
 from mspose.evaluation import evaluate_predictions
+from mspose.files import with_checksum
 from mspose.metrics import compute_metrics, read_metrics, write_metrics, write_predictions
 from mspose.tools.report.evaluations import (
     evaluated_runs,
@@ -127,7 +128,7 @@ def test_labels_tell_runs_from_each_other(tmp_path):
     assert labels(evaluated_runs(folders[:1])) == ["walk/both"]
     again = write_run(tmp_path / "d", table, variant="neither", seed=0, dataset="halls", quick=True)
     stated = json.loads((again / "metrics.json").read_text())
-    (again / "metrics.json").write_text(json.dumps(stated | {"experiment": "other"}))
+    (again / "metrics.json").write_text(json.dumps(with_checksum(stated | {"experiment": "other"})))
     assert labels(evaluated_runs([folders[2], again])) == ["walk/neither", "other/neither (quick)"]
     assert in_short(["both, seed 0", "both, seed 2", "neither", "qka, seed 1"]) == [
         "both, seeds 0, 2",
