@@ -344,3 +344,10 @@ def _close_pinholes(
         )
         closed_HW |= between_HW
     return closed_HW
+
+
+def render_frame(
+    scene: Scene, pose_44: ArrayLike, camera: Camera, lighting: Lighting
+) -> tuple[Image, NDArray[np.float64]]:
+    """Render one frame: RGB image (H, W, 3) and depth (H, W) in metres."""
+    return Renderer(scene, camera, lighting).render(pose_44)

@@ -60,8 +60,8 @@ def view_run(
         MsposeError: no predictions, no such scene, or no free port.
     """
     with viewing(run, split, scene, root, host, port) as (viewer, address):
-        print(f"{address}\nCtrl-C ends it", flush=True)
         try:
+            print(f"{address}\nCtrl-C ends it", flush=True)
             viewer.play()
         except KeyboardInterrupt:  # the usual end
             log.info("the viewer has ended")

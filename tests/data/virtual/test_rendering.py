@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mspose.data.virtual.atlas import MIP_LEVELS, halved, pack_atlas
-from mspose.data.virtual.rendering import Camera, Lighting, Renderer, _close_pinholes, clip_near
+from mspose.data.virtual.rendering import Camera, Lighting, _close_pinholes, clip_near, render_frame
 from mspose.data.virtual.rooms import SCENE_NAMES, build_scene
 from mspose.data.virtual.scene import Place, SceneBuilder, blurred
 from mspose.data.virtual.space import Space
@@ -17,11 +17,6 @@ from mspose.data.virtual.textures import bricks, paving, plaster
 from mspose.data.virtual.trajectory import trajectory
 
 EVEN = Lighting(vignette=0.0, ambient=1.0, lamp_strength=0.0)
-
-
-def render_frame(scene, pose, camera, lighting):
-    """Image (H, W, 3) and depth (H, W) of one frame."""
-    return Renderer(scene, camera, lighting).render(pose)
 
 
 def plain(value):
