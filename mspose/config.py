@@ -33,12 +33,11 @@ from jsonargparse.typing import (
 from mspose.errors import MsposeError
 from mspose.files import whole_file
 from mspose.resources import experiment_file
+from mspose.verdict import Thresholds
 
 T = TypeVar("T")
 BRANCHES = ("position", "orientation")
 """The two branches of a network with attention, which regress one part of a pose each."""
-VERDICTS = ("healthy", "uniform", "collapsed")
-"""Results of `mspose.models.attention_map.verdict` on a layer's attention."""
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 if TYPE_CHECKING:
     HalfTurn = float
@@ -249,6 +248,26 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True)
+class AttentionSettings:
+    """What is said of a network's attention; none of it changes the training."""
+
+    uniform: ClosedUnitInterval = 0.9
+    """Attention entropy, as a share of its limit, from which on a layer's attention is called
+    `uniform`."""
+    similar: ClosedUnitInterval = 0.9
+    """Mean cosine similarity of different queries' attention from which on, below that entropy, it
+    is called `collapsed`."""
+    knock_out: bool = False
+    """In ablations: measure what the encoders' self-attention is worth (`mspose attention
+    --knock-out`)."""
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """The two thresholds together."""
+        return Thresholds(self.uniform, self.similar)
+
+
+@dataclass(frozen=True)
 class Settings:
     """One experiment."""
 
@@ -274,6 +293,7 @@ class Settings:
     loss: LossSettings = field(default_factory=LossSettings)
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    attention: AttentionSettings = field(default_factory=AttentionSettings)
 
     def run_folder(self, default_ground_truth: str) -> Path:
         """`runs/<experiment>/<variant>/seed-<n>`."""
@@ -315,8 +335,12 @@ PLACES = (
     "data.cache_on_device",
     "training.compile",
     "training.recompute_backbone",
+    "attention.uniform",
+    "attention.similar",
+    "attention.knock_out",
 )
-"""Settings that may differ between two starts of one run: paths and devices, not mathematics."""
+"""Settings that may differ between two starts of one run: paths, devices and what is measured
+beside the training, not mathematics."""
 ADDED_LATER = (
     ("data.version", None),
     ("augmentation.blur", 0.0),
