@@ -354,7 +354,7 @@ def test_the_worth_of_attention_stands_below_the_table_with_intervals_over_seeds
     assert table.unmeasured == ["none", "scaled"]
     text = ablation_table(FILE, [results])
     (below,) = text.split("worth of self-attention")[1:]
-    (line,) = [line for line in below.splitlines() if "| position " in line][:1]
+    line = next(line for line in below.splitlines() if re.search(r"\|\s+position\s+\|", line))
     assert not line.split("|")[4].strip().endswith("†")
     assert line.split("|")[5].strip().endswith("†")
     assert "Without a knock-out: none, scaled" in below
