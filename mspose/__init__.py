@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mspose.models.mspn import MSPN
     from mspose.models.mstransformer import MSTransformer
 
+RENAMED = {"attention_study": "attention"}  # of earlier versions
 MODULES = {"load": "inference", "MSTransformer": "models.mstransformer", "MSPN": "models.mspn"}
 
 
@@ -24,6 +25,7 @@ def __getattr__(name: str) -> Any:
     """
     if name in MODULES:
         return getattr(importlib.import_module(f"mspose.{MODULES[name]}"), name)
+    name = RENAMED.get(name, name)
     try:
         return importlib.import_module(f"mspose.{name}")
     except ModuleNotFoundError as error:

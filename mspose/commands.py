@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import (
+    ClosedUnitInterval,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -320,13 +321,16 @@ def attention(
     runs: list[str],
     *,
     split: str = "test",
-    frames: PositiveInt = 64,
+    knock_out: bool = False,
+    frames: PositiveInt | None = None,
     neighbours: PositiveInt = 10,
     samples: PositiveInt = 3,
     branch: Literal["position", "orientation"] | None = None,
     layer: PositiveInt | None = None,
     head: PositiveInt | None = None,
     projection: Literal["tsne", "pca"] = "tsne",
+    uniform: ClosedUnitInterval | None = None,
+    similar: ClosedUnitInterval | None = None,
     numbers: bool = True,
     pictures: bool = True,
     out: Path | None = None,
@@ -340,20 +344,27 @@ def attention(
     cache: str | None = None,
     progress: bool = True,
 ) -> None:
-    """Study the self-attention in the encoders of finished runs.
+    """Study the attention of finished runs: what it selects, and what it is worth.
 
-    Entropy, similarity, query-key gap, purity and a verdict per layer, and pictures.
+    Entropy, similarity, query-key gap, purity and a verdict per layer, advice, and pictures.
 
     Args:
         runs: folders of runs; several share their pictures.
         split: split whose frames are used.
-        frames: largest number of frames, spread evenly over the scenes.
+        knock_out: measure in metres and degrees what the encoders' self-attention is worth, by
+            replacing it in the trained network.
+        frames: largest number of frames, spread evenly over the scenes (default: 64; of the
+            knock-out, all).
         neighbours: nearest neighbours of a query that purity counts.
         samples: frames that pictures show.
         branch: branch of the query-key space.
         layer: encoder layer that pictures show, from 1 (default: the last).
         head: head that pictures show, from 1 (default: all, or 1).
         projection: projection of queries and keys; pca is fast.
+        uniform: entropy, as a share of its limit, from which on attention is called uniform
+            (default: as in the run's settings, 0.9).
+        similar: similarity of queries from which on it is else called collapsed (default: as in
+            the run's settings, 0.9).
         numbers: with false, take those of an earlier call and draw anew.
         pictures: with false, numbers alone.
         out: folder for pictures of several runs together (default: attention/ in their common one).
@@ -372,7 +383,10 @@ def attention(
     if not numbers:
         changed = {
             "split": split != "test",
-            "frames": frames != 64,
+            "knock_out": knock_out,
+            "frames": frames is not None,
+            "uniform": uniform is not None,
+            "similar": similar is not None,
             "neighbours": neighbours != 10,
             "samples": samples != 3,
             "device": device != "auto",
@@ -383,8 +397,11 @@ def attention(
             "without effect on the numbers of an earlier call, leave out --numbers false",
         )
     from mspose.allocator import keep_freed_memory
-    from mspose.attention.attention_json import read_study, study_table
+    from mspose.attention.advice import advice
+    from mspose.attention.attention_json import label, read_study, study_table
+    from mspose.run import Run
     from mspose.studies.attention_study import check_choice, study_run
+    from mspose.studies.knock_out import knock_out_grid
 
     keep_freed_memory()
     folders = [Path(name) for name in dict.fromkeys(map(os.path.abspath, runs))]
@@ -399,6 +416,8 @@ def attention(
                 frames=frames,
                 neighbours=neighbours,
                 samples=samples,
+                knock_out=knock_out,
+                thresholds=_given({"uniform": uniform, "similar": similar}),
                 device=device,
                 on_bad_frame=on_bad_frame,
                 progress=progress,
@@ -408,6 +427,14 @@ def attention(
     else:
         studies = [read_study(folder) for folder in folders]
     print(study_table(studies))
+    if len(knocked_out := knock_out_grid(studies)):
+        table = knocked_out.to_markdown(index=False, disable_numparse=True)
+        print(f"\n{table}\n\n† the interval includes 0")
+    for folder, study in zip(folders, studies, strict=True):
+        if not Run(folder).config_file.is_file():  # a record of the study alone
+            continue
+        lines = advice(study, Run(folder).settings)
+        print("\n".join([f"\n{label(study)} (docs/attention.md):", *lines]))
     if not pictures:
         return
     from mspose.studies.attention_figures import draw

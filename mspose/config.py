@@ -34,6 +34,7 @@ from jsonargparse.typing import (
 from mspose.errors import MsposeError
 from mspose.files import read_bytes, whole_file
 from mspose.resources import experiment_file
+from mspose.verdict import Thresholds
 
 T = TypeVar("T")
 BRANCHES = ("position", "orientation")
@@ -42,8 +43,6 @@ PLAIN_TAGS = ("map", "seq", "str", "int", "float", "bool", "null")
 """Kinds of values in YAML files that are read."""
 MOST_VALUES = 100_000
 """Values in a YAML file."""
-VERDICTS = ("healthy", "uniform", "collapsed")
-"""Results of `mspose.models.attention_map.verdict` on a layer's attention."""
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 if TYPE_CHECKING:
     HalfTurn = float
@@ -263,6 +262,26 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True)
+class AttentionSettings:
+    """What is said of a network's attention; none of it changes the training."""
+
+    uniform: ClosedUnitInterval = 0.9
+    """Attention entropy, as a share of its limit, from which on a layer's attention is called
+    `uniform`."""
+    similar: ClosedUnitInterval = 0.9
+    """Mean cosine similarity of different queries' attention from which on, below that entropy, it
+    is called `collapsed`."""
+    knock_out: bool = False
+    """In ablations: measure what the encoders' self-attention is worth (`mspose attention
+    --knock-out`)."""
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """The two thresholds together."""
+        return Thresholds(self.uniform, self.similar)
+
+
+@dataclass(frozen=True)
 class Settings:
     """One experiment."""
 
@@ -288,6 +307,7 @@ class Settings:
     loss: LossSettings = field(default_factory=LossSettings)
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    attention: AttentionSettings = field(default_factory=AttentionSettings)
 
     def run_folder(self, default_ground_truth: str) -> Path:
         """`runs/<experiment>/<variant>/seed-<n>`."""
@@ -329,8 +349,12 @@ PLACES = (
     "data.cache_on_device",
     "training.compile",
     "training.recompute_backbone",
+    "attention.uniform",
+    "attention.similar",
+    "attention.knock_out",
 )
-"""Settings that may differ between two starts of one run: paths and devices, not mathematics."""
+"""Settings that may differ between two starts of one run: paths, devices and what is measured
+beside the training, not mathematics."""
 ADDED_LATER = (
     ("data.version", None),
     ("augmentation.blur", 0.0),

@@ -3,11 +3,13 @@
     config.yaml                         resolved settings of the training
     checkpoint.pt                       state of the training, to resume it
     model.safetensors, model.json       trained network: weights, architecture and preprocessing
+    attention-at-start.json             attention of the network before its first step
     events.out.tfevents.*               TensorBoard log of the training
     predictions/<split>.csv, .json      a pose per frame; data set, split and model it is of
     predictions/errors.csv              in a record: the two errors per test frame, without poses
     metrics.json, metrics-<split>.json  computed from predictions alone
-    attention/attention.json            study of the encoders' self-attention
+    attention/attention.json            study of the network's attention
+    attention/knock-out.csv             errors per frame without the encoders' self-attention
     attention/samples.npz               arrays behind the study's plots of single frames
 
 Folders that hold some of these files are runs as well: records (without model and poses), baselines
@@ -31,7 +33,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from mspose.config import BRANCHES, VERDICTS, Settings, read_settings
+from mspose.config import BRANCHES, Settings, read_settings
 from mspose.errors import MsposeError
 from mspose.files import (
     checksum,
@@ -49,6 +51,7 @@ from mspose.metrics import (
     read_metrics,
     read_predictions,
 )
+from mspose.verdict import DEFAULT, VERDICTS, WORTH, Thresholds, verdict
 
 CONFIG = "config.yaml"
 CHECKPOINT = "checkpoint.pt"
@@ -58,14 +61,18 @@ METRICS = "metrics.json"
 ERRORS = "predictions/errors.csv"
 ATTENTION = "attention/attention.json"
 SAMPLES = "attention/samples.npz"
+KNOCK_OUT = "attention/knock-out.csv"
+START = "attention-at-start.json"
 EVENTS = "events.out.tfevents.*"
 LOCK = ".lock"
 
 MODEL_FORMAT = 1
 WEIGHTS_CHECKSUM = "weights_sha256"
 """Key of `model.json`."""
-ATTENTION_FORMAT = 2
-"""Format 1 of `attention.json` called the query-key gap `gap`; it is read as well."""
+ATTENTION_FORMAT = 3
+"""Of `attention.json`. Format 1 called the query-key gap `gap`; formats 1 and 2 had other words for
+a layer (`healthy`), and nothing on decoders, tokens, the start and knock-outs. They are read as
+well: words are those of the present, from the stored metrics."""
 ATTENTION_MEASURES = ("entropy", "similarity", "query_key_gap", "purity")
 EXTERNAL = "external"
 """Experiment in the metrics of predictions that no run of mspose wrote."""
@@ -113,6 +120,16 @@ class Run:
         return self.folder / SAMPLES
 
     @property
+    def knock_out_file(self) -> Path:
+        """Errors of the study's frames with self-attention knocked out."""
+        return self.folder / KNOCK_OUT
+
+    @property
+    def start_file(self) -> Path:
+        """Attention of the network before its first step."""
+        return self.folder / START
+
+    @property
     def errors_file(self) -> Path:
         """Errors of test frames in a record, which has no poses."""
         return self.folder / ERRORS
@@ -149,7 +166,7 @@ class Run:
 
     @cached_property
     def attention(self) -> dict[str, Any] | None:
-        """Study of the self-attention, see `mspose.studies.attention_study`; None without one."""
+        """Study of the attention, see `mspose.studies.attention_study`; None without one."""
         path, remedy = self.attention_file, f"run `mspose attention {self.folder}` again"
         if not path.exists():
             return None
@@ -435,33 +452,85 @@ def _checked_study(study: Any) -> dict[str, Any]:
     Raises ValueError, TypeError, KeyError or AttributeError for anything that plots and tables
     could not read.
     """
-    if study.get("format") not in (1, ATTENTION_FORMAT):
+    if study.get("format") not in (1, 2, ATTENTION_FORMAT):
         found = study.get("format", "missing")
         raise ValueError(f"format is {found!r}, expected {ATTENTION_FORMAT}")
     _check_types(study, str, "experiment", "variant", "dataset", "split")
     _check_types(study, int, "seed", "frames", "neighbours")
     _check_types(study, bool, "quick")
+    if study["format"] < ATTENTION_FORMAT:
+        study = _modernised(study)
+    _check_types(study, str, "start")
     for layer in study["layers"]:
         for values in (layer, *layer["heads"]):
-            if study["format"] == 1 and "gap" in values:
-                values["query_key_gap"] = values.pop("gap")
             _check_types(values, float, *ATTENTION_MEASURES)
         _check_types(layer, int, "layer", "tokens")
         _check_types(layer, float, "entropy_limit")
-        if layer["branch"] not in BRANCHES or layer["verdict"] not in VERDICTS:
-            raise ValueError(f"unknown branch or verdict: {layer['branch']}, {layer['verdict']}")
+        _check_words(layer, VERDICTS)
+        if layer["token_similarity"] is not None:
+            _check_types(layer["token_similarity"], float, "before", "after")
         histogram = layer["purity_histogram"]
         _check_curves(histogram["edges"][1:], *histogram["share"])
         if len(histogram["share"]) != len(layer["heads"]):
             raise ValueError("purity_histogram does not have a share for every head")
     if not study["layers"]:
         raise ValueError("there are no layers")
+    for layer in study["decoder"]:
+        _check_types(layer, int, "layer", "tokens")
+        for values in (layer, *layer["scenes"]):
+            _check_types(values, float, "entropy")
+            _check_words({**layer, **values}, (*VERDICTS, None))
+            if values["similarity"] is not None:
+                _check_types(values, float, "similarity")
+        _check_types(layer, float, "entropy_limit")
+    for layer in (*study["layers"], *study["decoder"]):
+        if layer["start"] is not None:
+            _check_types(layer["start"], float, "entropy")
     for profile in study["encoding"].values():
         _check_curves(profile["grid_distance"], profile["token_distance"])
     if (training := study.get("training")) is not None:
         _check_types(training, int, "steps_per_epoch")
         _check_curves(training["step"], *training["query_key_gap"].values())
-    return {**study, "format": ATTENTION_FORMAT}
+    if (knock_out := study["knock_out"]) is not None:
+        _check_types(knock_out, int, "frames")
+        for row in knock_out["rows"]:
+            _check_types(row, str, "branch", "by")
+            _check_words({**row, "branch": BRANCHES[0]}, WORTH)
+            for error in ("position_m", "orientation_deg"):
+                _check_types(row[error], float, "median", "difference", "low", "high")
+    return study
+
+
+def _modernised(study: Any) -> dict[str, Any]:
+    """Return a study of an older format in the present one."""
+    old = study.get("thresholds") or {}
+    thresholds = Thresholds(
+        float(old.get("spread", DEFAULT.uniform)), float(old.get("similar", DEFAULT.similar))
+    )
+    layers = []
+    for layer in study["layers"]:
+        layer = {**layer, "heads": [dict(head) for head in layer["heads"]]}
+        for values in (layer, *layer["heads"]):
+            if "gap" in values:
+                values["query_key_gap"] = values.pop("gap")
+        _check_types(layer, float, "entropy", "similarity", "entropy_limit")
+        measured = layer["entropy"], layer["similarity"], layer["entropy_limit"]
+        layer["verdict"] = verdict(*measured, thresholds)
+        layers.append({**layer, "start": None, "token_similarity": None, "worth": None})
+    return {
+        **study,
+        "format": ATTENTION_FORMAT,
+        "thresholds": thresholds._asdict(),
+        "layers": layers,
+        "decoder": [],
+        "start": "unknown: studied by an older version",
+        "knock_out": None,
+    }
+
+
+def _check_words(layer: Mapping[str, Any], verdicts: Sequence[str | None]) -> None:
+    if layer["branch"] not in BRANCHES or layer.get("verdict", layer.get("worth")) not in verdicts:
+        raise ValueError(f"unknown branch or word: {layer['branch']}, {layer.get('verdict')}")
 
 
 def _check_types(values: Mapping[str, Any], kind: type, *names: str) -> None:

@@ -3,10 +3,13 @@
 An evaluation logs, for a fixed choice of training frames and of held-out frames, median errors,
 scene accuracy and a plot of the trajectory, and for a few of them the attention entropy (Zhai et
 al., ICML 2023), the similarity of different queries' attention and the query-key gap of every
-encoder layer. A layer whose attention collapsed is named in the log.
+encoder layer, the similarity of tokens behind it (Gong et al., arXiv 2104.12753), and entropy and
+similarity of the scenes' attention in every decoder layer. Attention is measured before the first
+step as well. A layer whose attention collapsed is named in the log.
 """
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,19 +19,22 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from mspose import distributed
-from mspose.attention.measures import AttentionMeasures, LayerMeasures
+from mspose.attention.attention_json import write_start
+from mspose.attention.measures import AttentionMeasures
 from mspose.attention.sample_frames import denormalized
 from mspose.data.batches import Batch, Batches
 from mspose.data.frames import evenly
 from mspose.errors import MsposeError
 from mspose.inference import predict_frames
 from mspose.metrics import compute_metrics
-from mspose.models.attention_map import COLLAPSED, HEALTHY, UNIFORM
 from mspose.models.network import PoseNetwork
+from mspose.models.transformer import EncoderLayer
 from mspose.poses import widest_axes
+from mspose.verdict import COLLAPSED, DEFAULT, UNIFORM, Thresholds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,8 +43,6 @@ log = logging.getLogger("mspose")
 ATTENTION_FRAMES = 8
 SHOWN_IMAGES = 8
 BLUE, ORANGE = "#0072B2", "#D55E00"  # from the colour-blind safe palette of Okabe and Ito
-Layers = Mapping[tuple[str, int], LayerMeasures]
-"""Measures of encoder layers, by (branch, layer counted from 1)."""
 
 
 class TensorBoardLog:
@@ -47,10 +51,12 @@ class TensorBoardLog:
     Of several processes the main one writes; all evaluate, each a part of the frames.
     """
 
-    def __init__(self, folder: Path, *, first_step: int, frames: int):
+    def __init__(
+        self, folder: Path, *, first_step: int, frames: int, judged_by: Thresholds = DEFAULT
+    ):
         """Open the event file; `frames` is how many an evaluation uses of each part at most."""
         self.folder, self.first_step, self.frames = folder, first_step, frames
-        self.collapse = CollapseLog()
+        self.collapse = CollapseLog(judged_by)
         self.writer: SummaryWriter | None = None
         if distributed.is_main():
             with self._writing():
@@ -71,6 +77,16 @@ class TensorBoardLog:
         image_B3HW = denormalized(batch, batches)[:SHOWN_IMAGES]
         with self._writing():
             self.writer.add_images("inputs/after_augmentation", image_B3HW, step)
+
+    def start(self, network: PoseNetwork, parts: Mapping[str, Batches]) -> None:
+        """Measure attention before the first step, which later is compared with it: as scalars of
+        step 0, and in the run's folder.
+        """
+        if self.writer is None or not network.has_attention:
+            return
+        measures = measure_attention(network, list(parts.values())[-1])
+        self.scalars(0, attention_scalars(measures))
+        write_start(self.folder, measures)
 
     def evaluate(
         self, step: int, network: PoseNetwork, parts: Mapping[str, Batches]
@@ -93,9 +109,9 @@ class TensorBoardLog:
                 self.writer.add_figure(f"trajectory/{name}", trajectory_figure(table), step)
         if self.writer is None:
             return {}
-        layers = measure_attention(network, list(parts.values())[-1])
-        self.collapse.report(layers)
-        values |= attention_scalars(layers)
+        measures = measure_attention(network, list(parts.values())[-1])
+        self.collapse.report(measures)
+        values |= attention_scalars(measures)
         self.scalars(step, values)
         with self._writing():
             self.writer.flush()
@@ -118,65 +134,100 @@ class TensorBoardLog:
             ) from error
 
 
-def measure_attention(network: PoseNetwork, batches: Batches) -> Layers:
-    """Measure the encoders' self-attention on a few frames; empty for a network without any."""
+def measure_attention(network: PoseNetwork, batches: Batches) -> AttentionMeasures:
+    """Measure the attention on a few frames; nothing of a network without any."""
     measures = AttentionMeasures()
     if not network.has_attention:
-        return measures.layers
+        return measures
     training = network.training
     network.eval()
     with torch.inference_mode():
         for batch in batches.in_order(evenly(len(batches.frames), ATTENTION_FRAMES)):
             network(batch.image_B3HW, observer=measures)
     network.train(training)
-    return measures.layers
+    return measures
 
 
-def attention_scalars(layers: Layers) -> dict[str, float]:
-    """Return `attention_entropy/<branch>_layer_<n>`, `attention_similarity/...` and
-    `query_key_gap/...`.
+def attention_scalars(measures: AttentionMeasures) -> dict[str, float]:
+    """Return the scalars of every layer by tag, `<metric>/<branch>_layer_<n>`.
+
+    `attention_entropy`, `attention_similarity`, `query_key_gap` and `token_similarity` are of
+    encoder layers (tokens of layer 0: before the first), `decoder_entropy` and `decoder_similarity`
+    of decoder layers, means over the scenes' queries.
     """
     tags = {"entropy": "attention_entropy", "similarity": "attention_similarity"}
     tags["query_key_gap"] = "query_key_gap"
-    return {
+    values = {
         f"{tag}/{branch}_layer_{number}": layer.mean()[name]
-        for (branch, number), layer in layers.items()
+        for (branch, number), layer in measures.layers.items()
         for name, tag in tags.items()
     }
+    for (branch, number), tokens in measures.tokens_of.items():
+        before, values[f"token_similarity/{branch}_layer_{number}"] = tokens.mean()
+        if number == 1:
+            values[f"token_similarity/{branch}_layer_0"] = before
+    for (branch, number), scenes in measures.decoders.items():
+        mean = scenes.mean()
+        values[f"decoder_entropy/{branch}_layer_{number}"] = mean["entropy"]
+        if not math.isnan(mean["similarity"]):  # of a single scene
+            values[f"decoder_similarity/{branch}_layer_{number}"] = mean["similarity"]
+    return values
+
+
+def query_key_gradients(network: PoseNetwork) -> dict[str, Tensor]:
+    """Compute the norm of the gradient of the query and key weights of every encoder layer that
+    learns, by tag, `query_key_gradient_norm/<branch>_layer_<n>`.
+
+    It vanishes where attention no longer learns what to attend to.
+    """
+    norms = {}
+    for name, layer in network.named_modules():
+        if not isinstance(layer, EncoderLayer):
+            continue
+        attention = layer.self_attention
+        if attention.in_proj_weight.grad is not None:
+            branch, *_, number = name.split(".")  # position.encoder.layers.0
+            gradient_2CC = attention.in_proj_weight.grad[: 2 * attention.dim]
+            tag = f"query_key_gradient_norm/{branch}_layer_{int(number) + 1}"
+            norms[tag] = torch.linalg.vector_norm(gradient_2CC)
+    return norms
 
 
 class CollapseLog:
     """Logs when a layer's attention collapses (a warning) and when it becomes uniform.
 
-    A state is logged once, until the layer has been in another. Uniform attention is not logged at
-    the first evaluation: a fresh network starts with it.
+    A state is logged once, until the layer has been in another. Uniform attention is not logged
+    where the layer has had no other: a fresh network starts with it.
     """
 
-    def __init__(self) -> None:
-        self._logged: dict[tuple[str, int], str] | None = None
+    def __init__(self, thresholds: Thresholds = DEFAULT) -> None:
+        self.thresholds = thresholds
+        self._before: dict[tuple[str, str, int], str | None] = {}
 
-    def report(self, layers: Layers) -> None:
-        """Log what changed since the last evaluation."""
-        before = self._logged
-        self._logged = {}
-        for (branch, number), layer in layers.items():
-            found = layer.verdict
-            if found == UNIFORM and before is None:
-                found = HEALTHY
-            if found not in (HEALTHY, (before or {}).get((branch, number))):
-                mean = layer.mean()
+    def report(self, measures: AttentionMeasures) -> None:
+        """Log what changed since the last report."""
+        found = {
+            (part, *key): (layer.verdict(self.thresholds), layer.mean())
+            for part, layers in (("encoder", measures.layers), ("decoder", measures.decoders))
+            for key, layer in layers.items()
+        }
+        for key, (word, mean) in found.items():
+            part, branch, number = key
+            before = self._before.get(key, UNIFORM)
+            if word != before and word in (COLLAPSED, UNIFORM):
                 log.log(
-                    logging.WARNING if found == COLLAPSED else logging.INFO,
-                    "attention of %s encoder layer %d is %s: entropy %.2f of at most %.2f nats,"
+                    logging.WARNING if word == COLLAPSED else logging.INFO,
+                    "attention of %s %s layer %d is %s: entropy %.2f of at most %.2f nats,"
                     " similarity %.2f",
                     branch,
+                    part,
                     number,
-                    found,
+                    word,
                     mean["entropy"],
                     mean["entropy_limit"],
                     mean["similarity"],
                 )
-            self._logged[branch, number] = found
+        self._before = {key: word for key, (word, _) in found.items()}
 
 
 def trajectory_figure(table: pd.DataFrame) -> "Figure":

@@ -52,7 +52,7 @@ from mspose.run import (
     save_checkpoint,
     save_model,
 )
-from mspose.tensorboard_log import TensorBoardLog
+from mspose.tensorboard_log import TensorBoardLog, query_key_gradients
 
 log = logging.getLogger("mspose")
 LOG_EVERY = 10  # steps
@@ -186,6 +186,7 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor | float]:
     state.optimizer.zero_grad(set_to_none=True)
     state.scaler.scale(loss * share_of_mean(batch)).backward()
     state.scaler.unscale_(state.optimizer)
+    of_queries_and_keys = query_key_gradients(state.network)
     norm = nn.utils.clip_grad_norm_(group["params"], options.clip_gradient or math.inf)
     state.scaler.step(state.optimizer)
     state.scaler.update()
@@ -193,7 +194,8 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor | float]:
     log_variances = {
         f"log_variance/{name}": value for name, value in state.loss.log_variances().items()
     }
-    return {**logs, **log_variances, "gradient_norm": norm, "learning_rate": rate}
+    gradients = {"gradient_norm": norm, **of_queries_and_keys}
+    return {**logs, **log_variances, **gradients, "learning_rate": rate}
 
 
 def train_epochs(
@@ -213,10 +215,17 @@ def train_epochs(
         unit="step",
         disable=not progress,
     )
-    board = TensorBoardLog(run, first_step=state.steps_done, frames=options.evaluate_frames)
+    board = TensorBoardLog(
+        run,
+        first_step=state.steps_done,
+        frames=options.evaluate_frames,
+        judged_by=state.settings.attention.thresholds,
+    )
     # in float16 a step whose gradients overflow is skipped, and the loss scaled down
     check = FiniteCheck(batches, gradients=not state.scaler.is_enabled())
     with distributed.Preemption() as preemption, closing(board), closing(bar):
+        if not state.steps_done:
+            board.start(state.network, parts)
         for epoch in range(state.epoch, options.epochs):
             state.learning.train()
             speed = Speed()

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "mspose"
 LAYERS = (
     ("errors", "openmp", "resources", "files", "poses", "provenance", "escaping"),
     ("plotting", "distributed", "allocator"),
-    ("config", "run", "metrics"),
+    ("config", "run", "metrics", "verdict"),
     ("losses", "models", "data"),
     ("attention", "inference"),
     ("training", "evaluation", "tensorboard_log"),

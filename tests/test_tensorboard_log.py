@@ -8,7 +8,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import mspose
-from mspose.attention.measures import LayerMeasures
+from mspose.attention.attention_json import read_start
+from mspose.attention.measures import AttentionMeasures, LayerMeasures, SceneMeasures
+from mspose.config import BRANCHES
 from mspose.data.batches import Batches
 from mspose.data.cache import open_cache
 from mspose.data.cards import data_root, load_frames, read_card
@@ -16,7 +18,6 @@ from mspose.data.frames import evenly
 from mspose.errors import MsposeError
 from mspose.inference import predict_frames
 from mspose.metrics import compute_metrics
-from mspose.models.attention_map import COLLAPSED, HEALTHY, UNIFORM
 from mspose.models.kinds import make_network
 from mspose.models.network import Observer
 from mspose.tensorboard_log import (
@@ -25,8 +26,10 @@ from mspose.tensorboard_log import (
     TensorBoardLog,
     attention_scalars,
     measure_attention,
+    query_key_gradients,
     trajectory_figure,
 )
+from mspose.verdict import COLLAPSED, SELECTIVE, UNIFORM, Thresholds
 
 POSITION, ESTIMATE = ["tx", "ty", "tz"], ["tx_est", "ty_est", "tz_est"]
 
@@ -128,10 +131,11 @@ def test_a_trajectory_has_a_panel_for_every_scene(count):
 
 
 TAGS = ("attention_entropy", "attention_similarity", "query_key_gap")
+OF_DECODERS = ("decoder_entropy", "decoder_similarity")
 
 
 def test_attention_scalars_are_means_over_the_chosen_frames(network, batches):
-    layers = measure_attention(network, batches)
+    measures = measure_attention(network, batches)
     assert not network.training
     rows = evenly(10, ATTENTION_FRAMES)
     assert len(rows) == 8  # in batches of three, three and two: a mean of batch means would differ
@@ -153,14 +157,32 @@ def test_attention_scalars_are_means_over_the_chosen_frames(network, batches):
             for tag, value in zip(TAGS, values, strict=True):
                 expected[f"{tag}/{branch}_layer_{layer + 1}"] = value
 
+        def tokens(self, branch, layer, before_BNC, after_BNC):
+            for number, tokens in ((layer, before_BNC), (layer + 1, after_BNC)):
+                tokens = tokens.double().numpy()
+                unit = tokens / np.linalg.norm(tokens, axis=-1, keepdims=True)
+                others = ~np.eye(unit.shape[1], dtype=bool)
+                cosine = (unit @ unit.swapaxes(1, 2))[:, others].mean()
+                expected[f"token_similarity/{branch}_layer_{number}"] = cosine
+
+        def decoder(self, branch, layer, weight_BHSN):
+            weight = weight_BHSN.double().numpy()
+            unit = weight / np.linalg.norm(weight, axis=-1, keepdims=True)
+            values = (
+                -(weight * np.log(weight)).sum(axis=-1).mean(),
+                (unit[:, :, 0] * unit[:, :, 1]).sum(axis=-1).mean(),  # two scenes: one pair
+            )
+            for tag, value in zip(OF_DECODERS, values, strict=True):
+                expected[f"{tag}/{branch}_layer_{layer + 1}"] = value
+
     image = centre_crops(batches, rows)
     image = (image / 255 - np.array(network.mean)) / np.array(network.std)
     with torch.inference_mode():
         network(torch.from_numpy(image).permute(0, 3, 1, 2).float(), observer=Oracle())
-    assert len(expected) == 9
+    assert len(expected) == 9 + 5 + 4
     # float32 against float64, and batches of three against one of eight
-    assert attention_scalars(layers) == pytest.approx(expected, rel=1e-3)
-    limits = [layer.mean()["entropy_limit"] for layer in layers.values()]
+    assert attention_scalars(measures) == pytest.approx(expected, rel=1e-3)
+    limits = [layer.mean()["entropy_limit"] for layer in measures.layers.values()]
     assert limits == pytest.approx(np.log([9, 25, 25]))
 
 
@@ -175,9 +197,13 @@ def fresh(kind="ms-transformer"):
 
 def test_networks_without_encoders_or_attention_are_evaluated_as_well(batches, tmp_path):
     network = fresh().train()
-    layers = measure_attention(network, batches)
+    measures = measure_attention(network, batches)
     assert network.training
-    assert attention_scalars(layers).keys() == {f"{tag}/orientation_layer_1" for tag in TAGS}
+    assert attention_scalars(measures).keys() == {
+        *(f"{tag}/orientation_layer_1" for tag in TAGS),
+        *(f"token_similarity/orientation_layer_{number}" for number in (0, 1)),
+        *(f"{tag}/{branch}_layer_1" for tag in OF_DECODERS for branch in BRANCHES),
+    }
     board = TensorBoardLog(tmp_path, first_step=0, frames=4)
     values = board.evaluate(5, fresh("mspn"), {"train": batches})
     board.close()
@@ -187,20 +213,25 @@ def test_networks_without_encoders_or_attention_are_evaluated_as_well(batches, t
 
 # collapse
 
-MEASURED = {HEALTHY: (2.0, 0.3), UNIFORM: (3.2, 0.99), COLLAPSED: (0.7, 0.95)}
+MEASURED = {SELECTIVE: (2.0, 0.3), UNIFORM: (3.2, 0.2), COLLAPSED: (0.7, 0.95)}
 
 
-def logged(collapse, caplog, position, orientation=HEALTHY):
-    """Levels and messages of an evaluation in which the first layers have these verdicts."""
+def logged(collapse, caplog, position, orientation=SELECTIVE, decoder=SELECTIVE):
+    """Levels and messages of an evaluation in which the first layers, of both encoders and of the
+    position branch's decoder, have these verdicts.
+    """
     caplog.clear()
     caplog.set_level("INFO", logger="mspose")
-    layers = {}
+    measures = AttentionMeasures()
     for branch, verdict in (("position", position), ("orientation", orientation)):
         entropy, similarity = MEASURED[verdict]
         values = torch.tensor([[entropy], [np.log(25)], [similarity], [0.5]]).double()
-        layers[branch, 1] = LayerMeasures(images=2, sum_MH=2 * values)
-        assert layers[branch, 1].verdict == verdict
-    collapse.report(layers)
+        measures.layers[branch, 1] = LayerMeasures(2, 2 * values, torch.full_like(values, 2))
+        assert measures.layers[branch, 1].verdict() == verdict
+    entropy_2, similarity_2 = (torch.full((2,), 2 * of).double() for of in MEASURED[decoder])
+    measures.decoders["position", 1] = SceneMeasures(2, 25, entropy_2, similarity_2)
+    assert measures.decoders["position", 1].verdict() == decoder
+    collapse.report(measures)
     return [(record.levelname, record.message) for record in caplog.records]
 
 
@@ -210,12 +241,12 @@ def test_a_collapse_is_logged_once_until_the_layer_recovered(caplog):
         "attention of position encoder layer 1 is collapsed: entropy 0.70 of at most 3.22 nats,"
         " similarity 0.95"
     )
-    assert logged(collapse, caplog, HEALTHY) == []
+    assert logged(collapse, caplog, SELECTIVE) == []
     assert logged(collapse, caplog, COLLAPSED) == [("WARNING", message)]
     assert logged(collapse, caplog, COLLAPSED) == []
     ((_, other),) = logged(collapse, caplog, COLLAPSED, COLLAPSED)
     assert "orientation encoder layer 1" in other
-    assert logged(collapse, caplog, HEALTHY, COLLAPSED) == []
+    assert logged(collapse, caplog, SELECTIVE, COLLAPSED) == []
     assert logged(collapse, caplog, COLLAPSED, COLLAPSED) == [("WARNING", message)]
     assert logged(CollapseLog(), caplog, COLLAPSED) == [("WARNING", message)]
 
@@ -223,10 +254,25 @@ def test_a_collapse_is_logged_once_until_the_layer_recovered(caplog):
 def test_uniform_attention_is_information_and_expected_at_first(caplog):
     collapse = CollapseLog()
     assert logged(collapse, caplog, UNIFORM) == []
+    assert logged(collapse, caplog, UNIFORM) == []
+    assert logged(collapse, caplog, SELECTIVE) == []
     ((level, message),) = logged(collapse, caplog, UNIFORM)
     assert level == "INFO"
     assert message.startswith("attention of position encoder layer 1 is uniform: entropy 3.20 of")
     assert logged(collapse, caplog, UNIFORM) == []
+
+
+def test_a_decoder_whose_scenes_attend_to_the_same_few_tokens_is_logged(caplog):
+    collapse = CollapseLog()
+    assert logged(collapse, caplog, SELECTIVE) == []
+    ((level, message),) = logged(collapse, caplog, SELECTIVE, decoder=COLLAPSED)
+    assert level == "WARNING"
+    assert message.startswith("attention of position decoder layer 1 is collapsed: entropy 0.70 of")
+
+
+def test_the_alarm_goes_by_thresholds_that_can_be_set(caplog):
+    messages = logged(CollapseLog(Thresholds(similar=0.2)), caplog, SELECTIVE, UNIFORM)
+    assert "position encoder layer 1 is collapsed" in messages[0][1]
 
 
 def test_an_evaluation_warns_of_a_layer_that_collapsed(batches, tmp_path, caplog):
@@ -327,3 +373,33 @@ def test_events_that_cannot_be_written_are_one_line(tmp_path, monkeypatch):
     with pytest.raises(MsposeError, match="No space left on device; the last checkpoint is kept"):
         board.scalars(0, {"loss": 1.0})
     board.close()
+
+
+def test_gradients_of_query_and_key_weights_are_those_of_the_two_matrices():
+    network = fresh()
+    assert query_key_gradients(network) == {}  # before the first backward pass
+    network(torch.randn(2, 3, 64, 64), torch.tensor([0, 1])).orientation_B4.sum().backward()
+    (layer,) = network.orientation.encoder.layers
+    gradient = layer.self_attention.in_proj_weight.grad[:32]
+    expected = {"query_key_gradient_norm/orientation_layer_1": float(gradient.norm())}
+    assert {name: float(norm) for name, norm in query_key_gradients(network).items()} == (
+        pytest.approx(expected)
+    )
+    assert expected["query_key_gradient_norm/orientation_layer_1"] > 0
+
+
+def test_the_start_is_measured_for_the_log_and_kept_beside_it(network, batches, tmp_path):
+    board = TensorBoardLog(tmp_path, first_step=0, frames=4)
+    board.start(network, {"train": batches})
+    board.close()
+    values = attention_scalars(measure_attention(network, batches))
+    events = read_events(tmp_path)
+    for name, value in values.items():
+        (event,) = events.Scalars(name)
+        assert (event.step, event.value) == (0, pytest.approx(value, rel=1e-5))
+    start = read_start(tmp_path)
+    assert start is not None
+    assert [len(start[part]) for part in ("layers", "decoder")] == [3, 2]
+    for layer in start["layers"]:
+        tag = "attention_entropy/{branch}_layer_{layer}".format(**layer)
+        assert layer["entropy"] == pytest.approx(values[tag], rel=1e-5)

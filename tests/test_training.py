@@ -349,13 +349,22 @@ def test_tensorboard_shows_the_run(small_run):
     for layer in ("position_layer_1", "orientation_layer_1", "orientation_layer_2"):
         assert {
             f"{name}/{layer}"
-            for name in ("attention_entropy", "attention_similarity", "query_key_gap")
+            for name in (
+                "attention_entropy",
+                "attention_similarity",
+                "query_key_gap",
+                "query_key_gradient_norm",
+                "token_similarity",
+            )
         } <= scalars
+    for branch in ("position", "orientation"):
+        names = ("decoder_entropy", "decoder_similarity")
+        assert {f"{name}/{branch}_layer_1" for name in names} <= scalars
     assert {"trajectory/train", "trajectory/held_out", "inputs/after_augmentation"} <= set(
         events.Tags()["images"]
     )
     entropy = events.Scalars("attention_entropy/orientation_layer_1")
-    assert len(entropy) == 2
+    assert [event.step for event in entropy] == [0, 4, 9]  # before the first step, two epochs
     assert 0 < entropy[-1].value <= np.log(25) + 1e-5  # 5x5 tokens of a 40-pixel crop
 
 

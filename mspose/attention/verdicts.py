@@ -1,7 +1,9 @@
-"""Figures of every encoder layer: histograms of purity, and the verdict on it."""
+"""Figures of every encoder layer: histograms of purity, the verdict on it, and what its
+self-attention is worth.
+"""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,10 @@ from mspose import plotting
 from mspose.attention.attention_json import Studies, Study, by_label, layers_of, named
 from mspose.config import BRANCHES
 from mspose.errors import MsposeError
-from mspose.models.attention_map import COLLAPSED, HEALTHY, UNIFORM
+from mspose.verdict import COLLAPSED, SELECTIVE, UNIFORM
 
 VERDICTS = {
-    HEALTHY: (plotting.GREEN, "o"),
+    SELECTIVE: (plotting.GREEN, "o"),
     UNIFORM: (plotting.ORANGE, "s"),
     COLLAPSED: (plotting.VERMILLION, "X"),
 }
@@ -167,8 +169,8 @@ def verdict_figure(studies: Studies) -> Figure:
     the measures behind it.
 
     Below the word: entropy as a share of its limit log L, and similarity of different queries'
-    attention. Of several runs of the same label the most frequent verdict, and how many of them
-    have it, with means.
+    attention; then what a knock-out says, where all runs had one. Of several runs of the same label
+    the most frequent word, and how many of them have it, with means.
 
     Raises MsposeError where no study has an encoder layer.
     """
@@ -215,6 +217,8 @@ def verdict_figure(studies: Studies) -> Figure:
         "below the word: entropy (share of log L), similarity of different queries' attention"
         " (cosine)"
     )
+    if any(layer["worth"] for _, study in studies for layer in study["layers"]):
+        below += "; whether errors change where something else replaces the attention (knock-out)"
     figure.supxlabel(plotting.wrapped(below, round(17 * width)), fontsize=plotting.TINY)
     return figure
 
@@ -231,8 +235,8 @@ def _cell(axes: Any, column: int, row: int, layers: Sequence[Mapping[str, Any]])
             color=plotting.GREY,
         )
         return
-    word, count = Counter(layer["verdict"] for layer in layers).most_common(1)[0]
-    color, mark = VERDICTS[word]
+    text = _most_frequent(layer["verdict"] for layer in layers)
+    color, mark = VERDICTS[text.split()[0]]
     axes.add_patch(
         Rectangle((column + 0.03, row + 0.05), 0.94, 0.9, facecolor=(color, 0.35), edgecolor=color)
     )
@@ -244,7 +248,6 @@ def _cell(axes: Any, column: int, row: int, layers: Sequence[Mapping[str, Any]])
         markeredgecolor=plotting.BLACK,
         markeredgewidth=0.5,
     )
-    text = word if count == len(layers) else f"{word} {count}/{len(layers)}"
     axes.text(column + 0.56, row + 0.34, text, ha="center", va="center", fontsize=plotting.TINY)
     share = np.mean(
         [
@@ -253,11 +256,21 @@ def _cell(axes: Any, column: int, row: int, layers: Sequence[Mapping[str, Any]])
         ]
     )
     similarity = np.mean([layer["similarity"] for layer in layers])
+    measured = f"{share:.2f}, {similarity:.2f}"
+    if all(layer["worth"] for layer in layers):
+        measured += "; " + _most_frequent(layer["worth"] for layer in layers)
     axes.text(
         column + 0.5,
         row + 0.74,
-        f"{share:.2f}, {similarity:.2f}",
+        measured,
         ha="center",
         va="center",
         fontsize=plotting.TINY - 0.5,
     )
+
+
+def _most_frequent(words: Iterable[str]) -> str:
+    """Format the most frequent word, and its share `2/3` where it is not the only one."""
+    counts = Counter(words)
+    word, count = counts.most_common(1)[0]
+    return word if count == counts.total() else f"{word} {count}/{counts.total()}"

@@ -4,6 +4,7 @@ B images, Q queries, K keys, C channels, H heads, D channels per head (C = H * D
 """
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,12 @@ from mspose.models.attention_map import AttentionMap
 from mspose.models.cpu_attention import attend
 from mspose.models.query_key_weights import make_query_key_weights
 from mspose.models.token_positions import TokenPositions, rotate
+
+Replacement = Literal["mean", "own", "nothing"]
+REPLACEMENTS: tuple[Replacement, ...] = get_args(Replacement)
+"""Substitutes for self-attention that attend to nothing: each token gets the mean of all values,
+its own value, or nothing at all.
+"""
 
 
 def expect_shape(name: str, tensor: Tensor, expected: Sequence[int | str]) -> None:
@@ -45,7 +52,11 @@ class Attention(nn.Module):
 
     Attributes:
         query_key_weights: parametrisation of the weights of queries and keys; None: plain.
+        replacement: what stands in for attention, in self-attention; None: nothing does. Set by
+            `mspose.attention.knock_out`.
     """
+
+    replacement: Replacement | None = None
 
     def __init__(
         self,
@@ -115,15 +126,22 @@ class Attention(nn.Module):
             query_BHQD, key_BHKD = rotate(query_BHQD, rotation_2NP), rotate(key_BHKD, rotation_2NP)
         divisor = key_BHKD.shape[2] if self.scale == "tokens" else key_BHKD.shape[3]
         scale = divisor**-0.5
-        attended_BHQD = attend(
-            query_BHQD,
-            key_BHKD,
-            value_BHKD,
-            scale=scale,
-            bias_HQK=bias_HQK,
-            dropout=self.dropout if self.training else 0.0,
-        )
         attention = AttentionMap(query_BHQD, key_BHKD, scale=scale, bias=bias_HQK)
+        if self.replacement == "nothing":
+            return torch.zeros_like(query_BQC), attention
+        if self.replacement == "mean":
+            attended_BHQD = value_BHKD.mean(dim=2, keepdim=True).expand_as(query_BHQD)
+        elif self.replacement == "own":
+            attended_BHQD = value_BHKD
+        else:
+            attended_BHQD = attend(
+                query_BHQD,
+                key_BHKD,
+                value_BHKD,
+                scale=scale,
+                bias_HQK=bias_HQK,
+                dropout=self.dropout if self.training else 0.0,
+            )
         return self.out_proj(attended_BHQD.transpose(1, 2).flatten(2)), attention
 
     def _weights(self) -> tuple[Tensor, ...]:

@@ -5,22 +5,14 @@ The measures go through the map a chunk of queries at a time, so that the whole 
 B images, H heads, Q queries, K keys, R queries of a chunk, D channels per head.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-
-from mspose.config import VERDICTS
-
-HEALTHY, UNIFORM, COLLAPSED = VERDICTS
-SIMILAR = 0.9
-"""Mean cosine similarity of different queries' attention from which on all count as the same."""
-SPREAD = 0.9
-"""Attention entropy, as a share of its limit log K, from which on it counts as uniform."""
 
 
 class AttentionMap(NamedTuple):
@@ -69,6 +61,9 @@ class Observer:
 
     def encoder(self, branch: str, layer: int, attention: AttentionMap) -> None:
         """Called with the self-attention of every encoder layer."""
+
+    def tokens(self, branch: str, layer: int, before_BNC: Tensor, after_BNC: Tensor) -> None:
+        """Called with the image tokens before and after every encoder layer."""
 
     def decoder(self, branch: str, layer: int, weight_BHSN: Tensor) -> None:
         """Called with the attention of every scene's query to the image, of every decoder layer."""
@@ -149,13 +144,18 @@ def _summed(of_queries: Callable[[Tensor], Tensor], attention: AttentionMap, chu
     return torch.stack([of_chunk(*part) for part in attention.chunks(chunk)]).sum(dim=0)
 
 
-def verdict(entropy: float, similarity: float, keys: float) -> str:
-    """Return `healthy`, `uniform` (all queries attend to everything) or `collapsed` (all queries
-    attend to the same few keys).
+def token_similarity(token_BNC: Tensor) -> Tensor:
+    """Compute the mean cosine similarity of two different tokens of an image (Gong et al., Vision
+    Transformers with Patch Diversification, arXiv 2104.12753), in at least float32.
 
-    Attention is the same for all queries at a similarity of at least `SIMILAR`; it is uniform where
-    the entropy in nats is at least `SPREAD` of its limit log `keys`, else collapsed.
+    It nears 1 where layers smooth the tokens of an image until they are the same (over-smoothing).
+
+    Returns:
+        similarity_B: -1 to 1; at least two tokens are needed.
     """
-    if similarity < SIMILAR:
-        return HEALTHY
-    return UNIFORM if keys == 1 or entropy >= SPREAD * math.log(keys) else COLLAPSED
+    tokens = token_BNC.shape[1]
+    dtype = torch.promote_types(token_BNC.dtype, torch.float32)
+    unit_BNC = F.normalize(token_BNC.to(dtype), dim=-1)
+    # as in `attention_similarity`, but a token of zeros has the length 0
+    own_B = unit_BNC.square().sum(dim=(1, 2))
+    return (unit_BNC.sum(dim=1).square().sum(dim=-1) - own_B) / (tokens * (tokens - 1))

@@ -56,7 +56,7 @@ class MSPN(PoseNetwork):
     ) -> PoseOutput:
         """As `PoseNetwork.forward`; there is no attention, so that the observer is never called."""
         self._check_input(image_B3HW, scene_B)
-        map_BCHW, _ = self._feature_maps(image_B3HW)
+        map_BCHW, _ = self.feature_maps(image_B3HW)
         # Positions in half precision would be rounded to centimetres, so nothing after the backbone
         # computes in it.
         with without_autocast(image_B3HW.device):

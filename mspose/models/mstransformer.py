@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from mspose.config import BRANCHES, ModelSettings
 from mspose.errors import MsposeError
 from mspose.models.attention import xavier_linear
+from mspose.models.attention_map import AttentionMap
 from mspose.models.backbone import make_backbone
 from mspose.models.network import Observer, PoseNetwork, PoseOutput, without_autocast
-from mspose.models.token_positions import TOKEN_POSITIONS
+from mspose.models.token_positions import TOKEN_POSITIONS, TokenPositions
 from mspose.models.transformer import Decoder, DecoderLayer, Encoder, EncoderLayer
 
 
@@ -54,6 +55,19 @@ class Branch(nn.Module):
         `name` is the branch's, for the observer; `added` is the encoding of token positions that is
         added to tokens.
         """
+        tokens_BNC, encoder_positions, added_NC = self.tokens(map_BCHW, added)
+        observe_encoder = observe_decoder = None
+        if observer is not None:
+            observe_encoder = partial(_observe_encoder, observer, name)
+            observe_decoder = partial(observer.decoder, name)
+        memory_BNC, gap_BLH = self.encoder(tokens_BNC, encoder_positions, observer=observe_encoder)
+        scene_BSC = self.decoder(self.scene_query, memory_BNC, added_NC, observer=observe_decoder)
+        return scene_BSC, gap_BLH
+
+    def tokens(self, map_BCHW: Tensor, added: nn.Module) -> tuple[Tensor, TokenPositions, Tensor]:
+        """Return tokens_BNC, their positions for the encoder, and added_NC, which the decoder adds
+        to its keys.
+        """
         # In the parameters' dtype, so that the residual stream keeps its precision under autocast.
         tokens_BNC = self.project(map_BCHW.flatten(2).transpose(1, 2)).to(self.scene_query.dtype)
         grid = (*map_BCHW.shape[2:], tokens_BNC.dtype, tokens_BNC.device)
@@ -61,15 +75,19 @@ class Branch(nn.Module):
         encoder_positions = (
             decoder_positions if self.relative_position is None else self.relative_position(*grid)
         )
-        observe_encoder = observe_decoder = None
-        if observer is not None:
-            observe_encoder = partial(observer.encoder, name)
-            observe_decoder = partial(observer.decoder, name)
-        memory_BNC, gap_BLH = self.encoder(tokens_BNC, encoder_positions, observer=observe_encoder)
-        scene_BSC = self.decoder(
-            self.scene_query, memory_BNC, decoder_positions.added_NC, observer=observe_decoder
-        )
-        return scene_BSC, gap_BLH
+        return tokens_BNC, encoder_positions, decoder_positions.added_NC
+
+
+def _observe_encoder(
+    observer: Observer,
+    branch: str,
+    layer: int,
+    attention: AttentionMap,
+    before_BNC: Tensor,
+    after_BNC: Tensor,
+) -> None:
+    observer.encoder(branch, layer, attention)
+    observer.tokens(branch, layer, before_BNC, after_BNC)
 
 
 def make_scene_queries(initialisation: str, scenes: int, dim: int) -> Tensor:
@@ -201,16 +219,29 @@ class MSTransformer(PoseNetwork):
     ) -> PoseOutput:
         """As `PoseNetwork.forward`."""
         self._check_input(image_B3HW, scene_B)
-        position_map_BCHW, orientation_map_BCHW = self._feature_maps(image_B3HW)
+        position_map_BCHW, orientation_map_BCHW = self.feature_maps(image_B3HW)
         position_BSC, position_gap_BLH = self.position(
             "position", position_map_BCHW, self.position_encoding, observer
         )
         orientation_BSC, orientation_gap_BLH = self.orientation(
             "orientation", orientation_map_BCHW, self.position_encoding, observer
         )
+        gaps = {"position": position_gap_BLH, "orientation": orientation_gap_BLH}
+        return self.poses(position_BSC, orientation_BSC, scene_B, gaps)
+
+    def poses(
+        self,
+        position_BSC: Tensor,
+        orientation_BSC: Tensor,
+        scene_B: Tensor | None = None,
+        query_key_gap: dict[str, Tensor] | None = None,
+    ) -> PoseOutput:
+        """Choose the scene, unless it is given, and regress its poses from what the two branches
+        made of every scene. `query_key_gap` is part of the output.
+        """
         # Positions in half precision would be rounded to centimetres, so the heads never compute in
         # it under autocast.
-        with without_autocast(image_B3HW.device):
+        with without_autocast(position_BSC.device):
             dtype = self.scene.weight.dtype
             position_BSC, orientation_BSC = position_BSC.to(dtype), orientation_BSC.to(dtype)
             logit_BS = self.scene(torch.cat((position_BSC, orientation_BSC), dim=-1)).squeeze(-1)
@@ -223,5 +254,5 @@ class MSTransformer(PoseNetwork):
                 orientation_B4=self.orientation_head(orientation_BSC[image_B, scene_B]),
                 scene_log_probability_BS=log_probability_BS,
                 scene_B=scene_B,
-                query_key_gap={"position": position_gap_BLH, "orientation": orientation_gap_BLH},
+                query_key_gap=query_key_gap or {},
             )

@@ -247,7 +247,7 @@ class PoseNetwork(nn.Module):
         """
         raise NotImplementedError
 
-    def _feature_maps(self, image_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+    def feature_maps(self, image_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         """The backbone's maps of stride 16 and 8."""
         if (
             image_B3HW.device.type == "cpu"

@@ -14,8 +14,10 @@ from mspose.models.attention import Attention, xavier_linear
 from mspose.models.attention_map import AttentionMap, query_key_gap
 from mspose.models.token_positions import TokenPositions
 
-EncoderObserver = Callable[[int, AttentionMap], None]
-"""Called with the layer and the self-attention of every encoder layer."""
+EncoderObserver = Callable[[int, AttentionMap, Tensor, Tensor], None]
+"""Called with the layer, its self-attention, and tokens_BNC before and after it, of every encoder
+layer.
+"""
 DecoderObserver = Callable[[int, Tensor], None]
 """Called with the layer and weight_BHSN, each scene query's attention to the image, of every
 decoder layer.
@@ -90,10 +92,11 @@ class Encoder(nn.Module):
         """Returns tokens_BNC and query_key_gap_BLH, empty where there are no layers."""
         gaps_BH = []
         for index, layer in enumerate(self.layers):
-            tokens_BNC, attention = layer(tokens_BNC, positions)
+            before_BNC = tokens_BNC
+            tokens_BNC, attention = layer(before_BNC, positions)
             gaps_BH.append(query_key_gap(attention.query_BHQD, attention.key_BHKD))
             if observer is not None:
-                observer(index, attention)
+                observer(index, attention, before_BNC, tokens_BNC)
         none_B00 = tokens_BNC.new_zeros(tokens_BNC.shape[0], 0, 0)
         return self.norm(tokens_BNC), torch.stack(gaps_BH, dim=1) if gaps_BH else none_B00
 

@@ -25,6 +25,7 @@ from mspose.config import BRANCHES
 from mspose.errors import MsposeError
 from mspose.plotting import save_figure
 from mspose.run import EVENTS, SAMPLES, Run
+from mspose.studies.knock_out_figure import knock_out_figure
 
 __all__ = [
     "decoder_maps_figure",
@@ -33,6 +34,7 @@ __all__ = [
     "encoding_figure",
     "entropy_figure",
     "gap_figure",
+    "knock_out_figure",
     "labels",
     "purity_figure",
     "read_samples",
@@ -139,6 +141,7 @@ def _of_runs(
         "query-key-gap": partial(gap_figure, studies),
         "purity": partial(purity_figure, studies, head=head),
         "verdicts": partial(verdict_figure, studies),
+        "knock-out": partial(knock_out_figure, studies),
         "encoding": partial(encoding_figure, studies, samples),
     }
     count = Counter(label for label, _ in studies)

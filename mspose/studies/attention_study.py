@@ -1,12 +1,16 @@
-"""Why a run's self-attention works or collapses: measures of its encoders, in `<run>/attention/`.
+"""Why a run's attention works or collapses: measures of it, in `<run>/attention/`.
 
 `attention.json` holds, besides where it comes from: `layers`, one object per encoder layer with its
 `branch`, `layer` (from 1), `tokens`, `entropy` (nats) and its limit log(tokens), `similarity`,
-`query_key_gap`, `purity`, the `verdict`, the same measures per head, and a histogram of purity over
-queries per head; `thresholds` of the verdict; `encoding`, per branch the mean distance of two
-tokens' encodings over their distance on the map, of encodings that are added to tokens; `training`,
-the query-key gap of every logged step, where there is a log. All are means over frames, queries and
-heads.
+`query_key_gap`, `purity`, the `verdict`, `start` (entropy and similarity before the first step of
+the training), `token_similarity` before and after the layer, `worth` where a knock-out was
+measured, the same measures per head, and a histogram of purity over queries per head; `decoder`,
+one per decoder layer with `entropy`, its limit, `similarity` (of the scenes' queries), `verdict`,
+`start`, and these per scene; `start`, where the values at the start come from; `thresholds` of the
+verdict; `encoding`, per branch the mean distance of two tokens' encodings over their distance on
+the map, of encodings that are added to tokens; `training`, the query-key gap of every logged step,
+where there is a log; `knock_out`, see `mspose.studies.knock_out`. All are means over frames,
+queries and heads. Similarity and verdict of a single scene's query are null.
 
 `samples.npz` holds what figures of a few frames need, as plain arrays. F sample frames, H heads, M
 chosen queries, S scenes, P chosen tokens, D channels per head, N tokens of a map of h times w,
@@ -38,7 +42,7 @@ both.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -50,26 +54,43 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from mspose.attention.attention_json import short, write_study
+from mspose.attention.attention_json import (
+    read_start,
+    short,
+    short_or_none,
+    start_of,
+    write_study,
+)
 from mspose.attention.encoding_distance import distance_profile, token_distances
-from mspose.attention.measures import AttentionMeasures
+from mspose.attention.measures import AttentionMeasures, SceneMeasures
 from mspose.attention.purity import query_purity
 from mspose.attention.sample_frames import SampleFrames
 from mspose.config import BRANCHES, TrainingSettings
+from mspose.data.batches import Batches
 from mspose.data.frames import evenly
 from mspose.errors import MsposeError
 from mspose.evaluation import open_for_run
 from mspose.files import whole_file
 from mspose.inference import load
-from mspose.models.attention_map import SIMILAR, SPREAD, AttentionMap
+from mspose.models.attention_map import AttentionMap
 from mspose.models.mstransformer import MSTransformer
 from mspose.models.network import PoseNetwork
 from mspose.models.stored import read_construction
 from mspose.models.token_positions import TOKEN_POSITIONS
 from mspose.provenance import provenance
 from mspose.run import ATTENTION_FORMAT, ATTENTION_MEASURES, Run, load_model
+from mspose.studies.initial_network import initial_network
+from mspose.studies.knock_out import (
+    evaluate_knock_outs,
+    summarise,
+    worth,
+    write_knock_out_errors,
+)
+from mspose.verdict import Thresholds, verdict
 
+FRAMES = 64
 FRAMES_AT_ONCE = 4
+EVALUATED_AT_ONCE = 16  # by the knock-out, which keeps no attention maps
 GAPS = "query_key_gap/"
 EVALUATION = "median_position_m/train"
 """Logged after the last step of every `training.evaluate_every` epochs."""
@@ -80,25 +101,31 @@ def study_run(
     run: Path,
     *,
     split: str = "test",
-    frames: int = 64,
+    frames: int | None = None,
     neighbours: int = 10,
     samples: int = 3,
+    knock_out: bool = False,
+    thresholds: Mapping[str, float] | None = None,
     data: dict[str, Any] | None = None,
     device: str = "auto",
     on_bad_frame: str = "stop",
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Study the self-attention in the encoders of a run; writes `attention.json` and `samples.npz`,
-    returns the first.
+    """Study the attention of a run; writes `attention.json` and `samples.npz`, returns the first.
 
     The network is the trained one in evaluation mode, in the precision of its weights. Memory is
     bounded on any map: statistics stream over frames, and of attention maps and distances only a
     chunk of rows exists at a time.
 
     Args:
-        frames: how many frames of the split at most, spread evenly over the scenes and within each.
+        frames: how many frames of the split at most, spread evenly over the scenes and within each;
+            by default `FRAMES`, and all for the knock-out.
         neighbours: how many neighbours of a query purity counts, see `mspose.attention.purity`.
         samples: how many of the frames are kept for figures; with 0 there is no `samples.npz`.
+        knock_out: evaluate the network without its encoders' self-attention as well, and keep the
+            errors of its frames in `knock-out.csv`.
+        thresholds: of the verdict, by the names in `mspose.verdict.Thresholds`, in place of those
+            in the run's settings.
         data: overrides the run's data settings, as in `mspose.evaluation.evaluate_run`.
 
     Raises:
@@ -107,7 +134,7 @@ def study_run(
     """
     layers_of, _ = encoder_layers(run)
     for name, value, least in (
-        ("frames", frames, 1),
+        ("frames", FRAMES if frames is None else frames, 1),
         ("neighbours", neighbours, 1),
         ("samples", samples, 0),
     ):
@@ -124,8 +151,10 @@ def study_run(
         progress=progress,
     )
     batches, settings, network = opened.batches, opened.settings, estimator.network
+    assert isinstance(network, MSTransformer)
+    judged_by = settings.attention.thresholds._replace(**(thresholds or {}))
     parameter = next(network.parameters())
-    rows = spread_over_scenes(batches.frames["scene"], frames)
+    rows = spread_over_scenes(batches.frames["scene"], FRAMES if frames is None else frames)
     measures, sampled = StudyMeasures(neighbours), SampleFrames()
     with torch.inference_mode():
         with tqdm(
@@ -138,11 +167,35 @@ def study_run(
             sampled.frames(batch, batches)
             network(batch.image_B3HW.to(parameter.dtype), observer=sampled)
 
-    layers = measures.as_json()
+    layers = measures.as_json(judged_by)
     if not all(math.isfinite(layer[name]) for layer in layers for name in ATTENTION_MEASURES):
         raise MsposeError(
             f"the attention of the model of {run} is not finite: its weights are unusable"
         )
+    decoder = [
+        _decoder_layer(*key, scenes, network.scenes, judged_by)
+        for key, scenes in measures.decoders.items()
+    ]
+    start, measured_at_start = attention_at_start(run, batches, rows, data)
+    for part, found in (("layers", layers), ("decoder", decoder)):
+        at_start = {
+            (layer["branch"], layer["layer"]): {
+                name: layer[name] for name in ("entropy", "similarity")
+            }
+            for layer in (measured_at_start or {}).get(part, ())
+            if layer["entropy"] is not None
+        }
+        for layer in found:
+            layer["start"] = at_start.get((layer["branch"], layer["layer"]))
+    knocked_out = None
+    if knock_out:
+        every = np.arange(len(batches.frames)) if frames is None else rows
+        batches.batch_size = EVALUATED_AT_ONCE
+        errors = evaluate_knock_outs(network, batches, every, progress=progress)
+        write_knock_out_errors(Run(run).knock_out_file, errors)
+        knocked_out = summarise(errors)
+        for layer in layers:
+            layer["worth"] = worth(knocked_out, layer["branch"], layer["layer"])
     distance_of = encoding_distances(
         network, {layer["branch"]: layer["tokens"] for layer in layers}
     )
@@ -158,8 +211,11 @@ def study_run(
         "frames": len(rows),
         "neighbours": neighbours,
         "quick": settings.quick,
-        "thresholds": {"similar": SIMILAR, "spread": SPREAD},
+        "thresholds": judged_by._asdict(),
+        "start": start,
         "layers": layers,
+        "decoder": decoder,
+        "knock_out": knocked_out,
         "encoding": {
             branch: {"kind": network.settings.position_encoding, **_profile(distance_NN)}
             for branch, distance_NN in distance_of.items()
@@ -286,11 +342,12 @@ class StudyMeasures(AttentionMeasures):
         key, purity = (branch, layer + 1), LayerPurity.of(attention, self.neighbours)
         self.purity[key] = self.purity[key] + purity if key in self.purity else purity
 
-    def as_json(self) -> list[dict[str, Any]]:
-        """Return the objects of `layers` in `attention.json`."""
-        return [self._layer(*key) for key in self.layers]
+    def as_json(self, thresholds: Thresholds) -> list[dict[str, Any]]:
+        """Return the objects of `layers` in `attention.json`, without start and worth."""
+        return [self._layer(*key, thresholds) for key in self.layers]
 
-    def _layer(self, branch: str, number: int) -> dict[str, Any]:
+    def _layer(self, branch: str, number: int, thresholds: Thresholds) -> dict[str, Any]:
+        before, after = self.tokens_of[branch, number].mean()
         layer, purity = self.layers[branch, number], self.purity[branch, number]
         purity_H = purity.sum_H / layer.images
         heads = [
@@ -305,13 +362,74 @@ class StudyMeasures(AttentionMeasures):
             "tokens": purity.tokens,
             "entropy_limit": short(mean["entropy_limit"]),
             **{name: short(mean[name]) for name in ATTENTION_MEASURES},
-            "verdict": layer.verdict,
+            "verdict": layer.verdict(thresholds),
+            "start": None,
+            "token_similarity": {"before": short(before), "after": short(after)},
+            "worth": None,
             "heads": [{name: short(head[name]) for name in ATTENTION_MEASURES} for head in heads],
             "purity_histogram": {
                 "edges": [edge / BINS for edge in range(BINS + 1)],
                 "share": [[short(share) for share in share_K] for share_K in share_HK.tolist()],
             },
         }
+
+
+def _decoder_layer(
+    branch: str,
+    number: int,
+    measured: SceneMeasures,
+    scenes: Sequence[str],
+    thresholds: Thresholds,
+) -> dict[str, Any]:
+    """Return an object of `decoder` in `attention.json`, without start."""
+
+    def of(values: dict[str, float]) -> dict[str, Any]:
+        entropy, limit, similarity = (
+            values[name] for name in ("entropy", "entropy_limit", "similarity")
+        )
+        return {
+            "entropy": short(entropy),
+            "similarity": short_or_none(similarity),
+            "verdict": verdict(entropy, similarity, limit, thresholds),
+        }
+
+    mean = measured.mean()
+    return {
+        "branch": branch,
+        "layer": number,
+        "tokens": measured.tokens,
+        "entropy_limit": short(mean["entropy_limit"]),
+        **of(mean),
+        "start": None,
+        "scenes": [
+            {"scene": scene, **of(values)}
+            for scene, values in zip(scenes, measured.scenes(), strict=True)
+        ],
+    }
+
+
+def attention_at_start(
+    run: Path, batches: Batches, rows: NDArray[np.int64], data: dict[str, Any] | None
+) -> tuple[str, dict[str, Any] | None]:
+    """Find the attention of a run's network before its first step.
+
+    It is what training recorded. Where it recorded nothing, the network is built anew from its seed
+    and measured on frames `rows`, if that is the network with which the training began.
+
+    Returns:
+        Where it comes from, or why it is unknown, and the content of `attention-at-start.json`.
+    """
+    if (recorded := read_start(run)) is not None:
+        return "recorded in training", recorded
+    try:
+        network = initial_network(run, str(batches.device), data)
+    except MsposeError as error:
+        return f"unknown: training did not record it, and {error}", None
+    measures = AttentionMeasures()
+    with torch.inference_mode():
+        for batch in batches.in_order(rows):
+            network(batch.image_B3HW, observer=measures)
+    return "measured on the network built anew from its seed", start_of(measures)
 
 
 def encoding_distances(

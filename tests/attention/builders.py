@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from mspose.attention.attention_json import write_study
-from mspose.models.attention_map import verdict
+from mspose.verdict import verdict
 
 EDGES = [round(0.05 * edge, 2) for edge in range(21)]
 
@@ -29,7 +29,10 @@ def layer(branch, number, tokens, *, entropy, similarity, purity, heads=4, gap=3
         "similarity": similarity,
         "query_key_gap": gap,
         "purity": purity,
-        "verdict": verdict(entropy * limit, similarity, tokens),
+        "verdict": verdict(entropy * limit, similarity, limit),
+        "start": None,
+        "token_similarity": None,
+        "worth": None,
         "heads": [head] * heads,
         "purity_histogram": {"edges": EDGES, "share": share},
     }
@@ -81,7 +84,7 @@ def study(
         },
     }
     return {
-        "format": 2,
+        "format": 3,
         "experiment": "made-up",
         "variant": variant,
         "seed": seed,
@@ -92,7 +95,10 @@ def study(
         "neighbours": 10,
         "quick": False,
         "provenance": {},
+        "start": "unknown: made up",
         "layers": listed,
+        "decoder": [],
+        "knock_out": None,
         "encoding": {
             branch: {
                 "kind": kind,
@@ -106,6 +112,27 @@ def study(
         },
         "training": training if steps else None,
     }
+
+
+def knock_out(layers=(2, 2), seed=0):
+    """The object `knock_out` of an `attention.json`: nothing does worse than the other two."""
+    rng = np.random.default_rng(seed)
+    depth = dict(zip(("position", "orientation"), layers, strict=True))
+    wholes = [(branch, None) for branch in ("both", *depth)]
+    places = wholes + [(name, n + 1) for name, count in depth.items() for n in range(count)]
+    rows = []
+    for branch, number in places:
+        for by in ("mean", "own", "nothing"):
+            row = {"branch": branch, "layer": number, "by": by}
+            for error, size in (("position_m", 0.01), ("orientation_deg", 0.3)):
+                difference = size * (rng.normal(0.2) + 3 * (by == "nothing"))
+                low, high = difference - size, difference + size
+                found = {"median": 10 * size + difference, "difference": difference}
+                row[error] = {**found, "low": low, "high": high}
+            matters = any(row[error]["low"] > 0 for error in ("position_m", "orientation_deg"))
+            rows.append({**row, "worth": "matters" if matters else "does not matter"})
+    intact = {"position_m": 0.1, "orientation_deg": 3.0}
+    return {"frames": 40, "level": 0.95, "resamples": 2000, "intact": intact, "rows": rows}
 
 
 def softmax(score):

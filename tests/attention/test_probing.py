@@ -4,12 +4,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import mspose
 from mspose.attention.probing import probe
 from mspose.errors import MsposeError
-from mspose.models.attention_map import COLLAPSED, HEALTHY, UNIFORM
+from mspose.verdict import COLLAPSED, SELECTIVE, UNIFORM
 
 DIM, HEADS = 16, 4
 
@@ -29,7 +30,7 @@ def tokens(*shape: int) -> torch.Tensor:
 
 
 def entropy_by_hand(weight: torch.Tensor) -> float:
-    weight = weight.detach()
+    weight = weight.detach().double()
     return float(-(weight * weight.clamp(min=1e-300).log()).sum(dim=-1).mean())
 
 
@@ -217,7 +218,7 @@ def built(query_gain: float, shared_key: float) -> tuple[nn.MultiheadAttention, 
 
 @pytest.mark.parametrize(
     ("gain", "shared", "expected"),
-    [(0.0, 0.0, UNIFORM), (0.0, 30.0, COLLAPSED), (30.0, 0.0, HEALTHY)],
+    [(0.0, 0.0, UNIFORM), (0.0, 30.0, COLLAPSED), (30.0, 0.0, SELECTIVE)],
 )
 def test_attentions_that_are_built_to_be_something_are_called_that(gain, shared, expected):
     module, x = built(gain, shared)
@@ -349,18 +350,16 @@ def test_half_precision_and_autocast(dtype):
 # bad input
 
 
-def test_a_module_without_attention_is_refused():
-    with pytest.raises(MsposeError, match=r"Linear holds no torch.nn.MultiheadAttention"):
-        probe(nn.Linear(2, 2))
-
-
 def test_nothing_is_said_before_a_forward_pass():
-    with probe(encoder()) as p:
-        for ask in (lambda: p.verdicts, p.table):
-            with pytest.raises(
-                MsposeError, match="none of the 2 attentions was called: run the module, not"
-            ):
-                ask()
+    module = nn.Linear(2, 2)
+    for silent in (probe(encoder()), probe(module)):
+        with silent as p:
+            module(torch.ones(2))
+            for ask in (lambda p=p: p.verdicts, p.table):
+                with pytest.raises(
+                    MsposeError, match=r"(Linear|TransformerEncoder) called neither a torch\.nn\."
+                ):
+                    ask()
 
 
 def test_the_probe_is_there_after_import_mspose():
@@ -370,3 +369,282 @@ def test_the_probe_is_there_after_import_mspose():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     ).stdout.split()
     assert not {"matplotlib", "sklearn", "pandas", "tensorboard", "torchvision"} & set(loaded)
+
+
+# scaled_dot_product_attention
+
+
+class Block(nn.Module):
+    """Attention as timm and Hugging Face have it: own projections, then PyTorch's function."""
+
+    def __init__(self, **options) -> None:
+        super().__init__()
+        self.qkv, self.options = nn.Linear(DIM, 3 * DIM), options
+
+    def forward(self, x_BNC: torch.Tensor) -> torch.Tensor:
+        query, key, value = self.qkv(x_BNC).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        y_BHND = F.scaled_dot_product_attention(query, key, value, **self.options)
+        return y_BHND.transpose(1, 2).flatten(2)
+
+
+class Two(nn.Module):
+    def __init__(self, **options) -> None:
+        super().__init__()
+        self.first, self.second = Block(**options), Block(**options)
+
+    def forward(self, x_BNC: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x_BNC))
+
+
+def by_hand(block: Block, x_BNC: torch.Tensor, bias=0.0, scale=None) -> torch.Tensor:
+    """weight_BHQK of a block."""
+    query, key, _ = block.qkv(x_BNC).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+    return (query @ key.mT * (scale or query.shape[-1] ** -0.5) + bias).softmax(dim=-1).detach()
+
+
+def test_callers_of_the_function_are_named_by_their_module():
+    module, x = Two().double(), tokens(2, 6, DIM)
+    expected = module(x)
+    with probe(module) as p:
+        answer = module(x)
+    assert torch.equal(answer, expected)
+    table = p.table()
+    assert table.index.tolist() == ["first", "second"]
+    for name, inputs in (("first", x), ("second", module.first(x))):
+        weight_BHQK = by_hand(module.get_submodule(name), inputs)
+        row = table.loc[name]
+        assert row["entropy"] == pytest.approx(entropy_by_hand(weight_BHQK))
+        assert row["entropy_limit"] == pytest.approx(np.log(6))
+        similarity = [similarity_by_hand(map_QK) for map_QK in weight_BHQK.flatten(0, 1)]
+        assert row["similarity"] == pytest.approx(np.mean(similarity))
+        assert row["calls"] == 1
+        query, key, _ = module.get_submodule(name).qkv(inputs).detach().chunk(3, dim=-1)
+        gap_BH = (query - key).mean(dim=1).unflatten(-1, (HEADS, -1)).norm(dim=-1)
+        assert row["query_key_gap"] == pytest.approx(float(gap_BH.mean()))
+
+
+def test_the_function_is_seen_under_a_name_that_was_imported_before():
+    from torch.nn.functional import scaled_dot_product_attention
+
+    class Named(Block):
+        def forward(self, x_BNC):
+            return scaled_dot_product_attention(x_BNC, x_BNC, x_BNC)
+
+    with probe(Named()) as p:
+        p._running.clear()
+        Named()(tokens(1, 4, DIM))  # another module's
+        with pytest.raises(MsposeError, match="Named called neither"):
+            p.table()
+    module = Named()
+    with probe(module) as p:
+        module(tokens(1, 4, DIM))
+    assert p.table()["calls"].to_dict() == {"": 1}
+
+
+MASK = (
+    torch.tensor([False, True, True, False, True, True]).expand(6, 6).clone().fill_diagonal_(True)
+)
+
+
+@pytest.mark.parametrize("number", ["bool", -torch.inf, -100.0, -1e3, -1e4, -1e9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_mask_counts_by_its_effect_whatever_the_number(number, dtype):
+    mask = MASK if number == "bool" else torch.zeros(6, 6, dtype=dtype).masked_fill(~MASK, number)
+    module, x = Block(attn_mask=mask).to(dtype), torch.randn(2, 6, DIM, dtype=dtype)
+    hidden = torch.zeros(6, 6, dtype=dtype).masked_fill(~MASK, -torch.inf)
+    with probe(module) as p:
+        module(x)
+    row, weight_BHQK = p.table().loc[""], by_hand(module, x, hidden)
+    assert row["entropy"] == pytest.approx(entropy_by_hand(weight_BHQK), rel=1e-4)
+    assert row["entropy_limit"] == pytest.approx(np.log(MASK.sum(dim=1)).mean())
+    even = similarity_by_hand(MASK.double() / MASK.sum(dim=1, keepdim=True))
+    found = [similarity_by_hand(map_QK) / even for map_QK in weight_BHQK.double().flatten(0, 1)]
+    assert row["similarity"] == pytest.approx(np.minimum(found, 1).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("number", [-100.0, -1e4, -1e9])
+def test_the_number_of_a_padding_mask_does_not_matter_either(number):
+    module, x = attention(), tokens(2, 7, DIM)
+    hidden = torch.zeros(2, 7, dtype=torch.bool)
+    hidden[1, 2:] = True
+    with probe(module) as exact:
+        module(x, x, x, key_padding_mask=hidden)
+    with probe(module) as p:
+        mask = torch.zeros(2, 7, dtype=torch.float64).masked_fill(hidden, number)
+        module(x, x, x, key_padding_mask=mask)
+    columns = ["entropy", "entropy_limit", "similarity", "query_key_gap"]
+    np.testing.assert_allclose(p.table()[columns], exact.table()[columns], rtol=1e-6)
+
+
+def test_a_mask_that_is_the_same_for_all_keys_hides_none():
+    x = tokens(2, 5, DIM)
+    with probe(module := Block(attn_mask=torch.full((5, 5), -1e4).double()).double()) as p:
+        module(x)
+    assert p.table()["entropy_limit"].item() == pytest.approx(np.log(5))
+    assert p.table()["entropy"].item() == pytest.approx(entropy_by_hand(by_hand(module, x)))
+
+
+@pytest.mark.parametrize(
+    ("options", "bias", "scale"),
+    [
+        ({"is_causal": True}, torch.full((6, 6), -torch.inf).double().triu(1), None),
+        ({"scale": 0.03}, 0.0, 0.03),
+        ({"attn_mask": 3 * torch.randn(HEADS, 1, 6).double()}, "attn_mask", None),
+        ({"attn_mask": 3 * torch.randn(2, 1, 6, 6).double()}, "attn_mask", None),
+        ({"attn_mask": 3 * torch.randn(6, 1).double()}, "attn_mask", None),
+        ({"dropout_p": 0.5}, 0.0, None),
+    ],
+)
+def test_every_argument_of_the_function(options, bias, scale):
+    module, x = Block(**options).double(), tokens(2, 6, DIM)
+    with probe(module) as p:
+        module(x)
+    bias = options["attn_mask"] if isinstance(bias, str) else bias
+    expected = entropy_by_hand(by_hand(module, x, bias, scale))
+    assert p.table()["entropy"].item() == pytest.approx(expected)
+
+
+class Function(nn.Module):
+    """The function alone."""
+
+    def forward(self, *tensors, **options):
+        return F.scaled_dot_product_attention(*tensors, **options)
+
+
+@pytest.mark.parametrize("shape", [(7, 8), (3, 7, 8), (2, 3, 7, 8), (2, 1, 3, 7, 8)])
+def test_images_and_heads_in_any_shape(shape):
+    query, key = torch.randn(2, *shape, dtype=torch.float64)
+    module = Function()
+    with probe(module) as p:
+        module(query, key, key)
+    weight = (query @ key.mT / 8**0.5).softmax(dim=-1)
+    assert p.table()["entropy"].item() == pytest.approx(entropy_by_hand(weight))
+
+
+def test_keys_that_several_heads_or_images_share():
+    query, key = torch.randn(2, 4, 5, 8).double(), torch.randn(2, 2, 6, 8).double()
+    module = Function()
+    with probe(module) as p:
+        module(query, key, key, enable_gqa=True)
+    weight = (query @ key.repeat_interleave(2, dim=1).mT / 8**0.5).softmax(dim=-1)
+    assert p.table()["entropy"].item() == pytest.approx(entropy_by_hand(weight))
+    with probe(module) as p:
+        module(query[:, :1], key[:1], key[:1])
+    weight = (query[:, :1] @ key[:1].mT / 8**0.5).softmax(dim=-1)
+    assert p.table()["entropy"].item() == pytest.approx(entropy_by_hand(weight))
+
+
+def test_two_calls_in_one_forward_pass_are_two_attentions():
+    class Both(nn.Module):
+        def forward(self, x, y):
+            F.scaled_dot_product_attention(x, x, x)
+            F.scaled_dot_product_attention(x[..., :4], y[..., :4], y)
+
+    module = nn.ModuleDict({"block": Both()})
+    x, y = torch.randn(1, 2, 5, 8), torch.randn(1, 2, 9, 8)
+    with probe(module) as p:
+        module["block"](x, y)
+        module["block"](x, y)
+    limit = p.table()["entropy_limit"].to_dict()
+    assert limit == pytest.approx({"block": np.log(5), "block (call 2)": np.log(9)})
+    assert p.table()["calls"].tolist() == [2, 2]
+
+
+# faults that once were
+
+
+def test_one_query_alone_has_no_similarity_and_no_verdict():
+    module, query, x = attention(), tokens(2, 1, DIM), tokens(2, 7, DIM)
+    with probe(module) as p:
+        _, weight = module(query, x, x, average_attn_weights=False)
+    assert p.verdicts == {"": "one query"}
+    assert p.table()["entropy"].item() == pytest.approx(entropy_by_hand(weight))
+    assert p.table()["similarity"].isna().all()
+    with probe(module) as p:  # of two, one of which sees nothing, one remains
+        module(x[:, :2], x, x, attn_mask=torch.tensor([[False], [True]]).expand(2, 7))
+    assert p.verdicts == {"": "one query"}
+
+
+@pytest.mark.parametrize("number", ["bool", -torch.inf])
+def test_a_head_that_sees_no_key_leaves_the_others_figures_as_they_are(number):
+    module, x = attention(), tokens(2, 5, DIM)
+    hidden = torch.tensor([False, True, False, False]).repeat(2).view(-1, 1, 1).expand(-1, 5, 5)
+    mask = hidden
+    if number != "bool":
+        mask = torch.zeros(8, 5, 5, dtype=torch.float64).masked_fill(hidden, number)
+    with probe(module) as p:
+        module(x, x, x, attn_mask=mask, need_weights=False)
+    weight_BHQK = module(x, x, x, average_attn_weights=False)[1][:, [0, 2, 3]]
+    row = p.table().loc[""]
+    assert row["entropy"] == pytest.approx(entropy_by_hand(weight_BHQK))
+    assert row["entropy_limit"] == pytest.approx(np.log(5))
+    found = [similarity_by_hand(map_QK) for map_QK in weight_BHQK.flatten(0, 1)]
+    assert row["similarity"] == pytest.approx(np.mean(found))
+    assert p.verdicts[""] in (SELECTIVE, UNIFORM, COLLAPSED)
+
+
+def test_blocks_in_blocks_and_errors_leave_everything_as_it_was():
+    module, x = Two().double(), tokens(2, 4, DIM)
+    whole = F.scaled_dot_product_attention
+    with probe(module) as outer:
+        with probe(module.second) as inner, outer:
+            module(x)
+        module(x)
+    assert inner.table()["calls"].to_dict() == {"": 1}
+    assert outer.table()["calls"].to_dict() == {"first": 2, "second": 2}
+    with pytest.raises(RuntimeError), probe(module) as p:
+        module(x)
+        module(x[..., :3])
+    module(x)
+    assert p.table()["calls"].tolist() == [1, 1]
+    assert F.scaled_dot_product_attention is whole
+    for part in module.modules():
+        assert not (part._forward_hooks or part._forward_pre_hooks)
+        assert not part._forward_hooks_always_called
+
+
+def test_a_forward_pass_that_failed_does_not_lend_its_name_to_the_next():
+    class Careful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Block()
+
+        def forward(self, x):
+            try:
+                self.block(x[..., :3])
+            except RuntimeError:
+                return F.scaled_dot_product_attention(x, x, x)
+
+    module = Careful()
+    with probe(module) as p:
+        module(torch.randn(1, 2, 5, DIM))
+    assert list(p.verdicts) == [""]
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224"])
+def test_a_vision_transformer_of_timm(name):
+    timm = pytest.importorskip("timm")
+    module = timm.create_model(name, pretrained=False, img_size=32, depth=2).eval()
+    with torch.no_grad(), probe(module) as p:
+        module(torch.randn(1, 3, 32, 32))
+    assert list(p.verdicts) == ["blocks.0.attn", "blocks.1.attn"]
+    assert p.table()["entropy_limit"].tolist() == pytest.approx([np.log(5)] * 2)
+
+
+def test_our_own_network_is_seen_as_its_observer_sees_it():
+    from mspose.attention.measures import AttentionMeasures
+    from mspose.models.mstransformer import MSTransformer
+
+    sizes = {"dim": 16, "heads": 2, "feedforward": 16, "head_hidden": 16}
+    layers = {f"{branch}_{part}_layers": 1 for branch in ("position", "orientation")
+              for part in ("encoder", "decoder")}  # fmt: skip
+    module = MSTransformer(
+        ["attic", "cellar"], backbone="efficientnet_lite0", pretrained=False, **sizes, **layers
+    ).eval()
+    image, seen = torch.randn(1, 3, 64, 64), AttentionMeasures()
+    with torch.no_grad(), probe(module) as p:
+        module(image)
+        module(image, observer=seen)
+    for (branch, number), layer in seen.layers.items():
+        row = p.table().loc[f"{branch}.encoder.layers.{number - 1}.self_attention"]
+        assert row[list(layer.mean())].tolist() == pytest.approx(list(layer.mean().values()))

@@ -7,15 +7,13 @@ import pytest
 import torch
 
 from mspose.models.attention_map import (
-    COLLAPSED,
-    HEALTHY,
-    UNIFORM,
     AttentionMap,
     attention_entropy,
     attention_similarity,
     query_key_gap,
-    verdict,
+    token_similarity,
 )
+from mspose.verdict import COLLAPSED, SELECTIVE, UNIFORM, Thresholds, verdict
 
 QUERIES, KEYS = 7, 5
 MEASURES = (attention_entropy, attention_similarity)
@@ -129,16 +127,14 @@ def test_at_the_ends():
     cases = {
         UNIFORM: (torch.zeros(1, 1, 6, 6, dtype=torch.float64), math.log(6), 1.0),
         COLLAPSED: (1e6 * key[:, :, :1].expand(-1, -1, 6, -1), 0.0, 1.0),
-        HEALTHY: (1e6 * key, 0.0, 0.0),
+        SELECTIVE: (1e6 * key, 0.0, 0.0),
     }
     for expected, (query, entropy, similarity) in cases.items():
         attention = AttentionMap(query, key, 1.0)
         assert attention_entropy(attention).item() == pytest.approx(entropy, abs=1e-9)
         assert attention_similarity(attention).item() == pytest.approx(similarity, abs=1e-9)
-        assert (
-            verdict(attention_entropy(attention).item(), attention_similarity(attention).item(), 6)
-            == expected
-        )
+        measured = attention_entropy(attention).item(), attention_similarity(attention).item()
+        assert verdict(*measured, math.log(6)) == expected
 
 
 def test_a_single_query_is_like_itself_and_a_single_key_is_all_there_is():
@@ -146,22 +142,42 @@ def test_a_single_query_is_like_itself_and_a_single_key_is_all_there_is():
     assert torch.equal(attention_similarity(attention), torch.ones(2, 3, dtype=torch.float64))
     attention = AttentionMap(random(2, 3, 5, 4), random(2, 3, 1, 4), 0.5)
     assert torch.equal(attention_entropy(attention), torch.zeros(2, 3, dtype=torch.float64))
-    assert verdict(0.0, 1.0, 1) == UNIFORM
+    assert verdict(0.0, 1.0, 0.0) == UNIFORM
 
 
 @pytest.mark.parametrize(
     ("share", "similarity", "expected"),
     [
-        (0.95, 0.89, HEALTHY),
-        (0.2, 0.5, HEALTHY),
+        (0.95, 0.1, UNIFORM),
+        (0.89, 0.89, SELECTIVE),
+        (0.2, 0.5, SELECTIVE),
         (0.9, 0.9, UNIFORM),
         (1.0, 1.0, UNIFORM),
         (0.89, 0.9, COLLAPSED),
         (0.1, 0.99, COLLAPSED),
     ],
 )
-def test_the_verdict_comes_from_similarity_first_then_from_entropy(share, similarity, expected):
-    assert verdict(share * math.log(784), similarity, 784) == expected
+def test_the_verdict_comes_from_entropy_first_then_from_similarity(share, similarity, expected):
+    assert verdict(share * math.log(784), similarity, math.log(784)) == expected
+
+
+def test_the_verdicts_thresholds_can_be_set_and_a_single_query_has_none():
+    assert verdict(0.85, 0.2, 1.0, Thresholds(uniform=0.8)) == UNIFORM
+    assert verdict(0.5, 0.7, 1.0, Thresholds(similar=0.6)) == COLLAPSED
+    assert verdict(1.0, math.nan, 1.0) is None
+
+
+def test_token_similarity_is_the_mean_cosine_of_different_tokens():
+    tokens = random(2, 6, 5)
+    unit = tokens.numpy() / np.linalg.norm(tokens.numpy(), axis=-1, keepdims=True)
+    pairs = ~np.eye(6, dtype=bool)
+    expected = [(one @ one.T)[pairs].mean() for one in unit]
+    np.testing.assert_allclose(token_similarity(tokens), expected, rtol=1e-12)
+    same = tokens[:, :1].expand(-1, 6, -1)
+    np.testing.assert_allclose(token_similarity(same), [1, 1])
+    half = token_similarity(tokens.bfloat16())
+    assert half.dtype == torch.float32
+    np.testing.assert_allclose(half, expected, atol=0.02)
 
 
 def test_gap_agrees_with_numpy():

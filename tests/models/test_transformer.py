@@ -112,12 +112,14 @@ def test_encoder_returns_gaps_and_shows_its_attention_in_order():
     encoder, seen = jumbled(encoder_of(3)), []
     tokens, positions = random(2, 7, DIM), TokenPositions(random(7, DIM, seed=1))
     output, gap = encoder(tokens, positions, observer=lambda *shown: seen.append(shown))
-    assert [layer for layer, _ in seen] == [0, 1, 2]
-    gaps = [query_key_gap(attention.query_BHQD, attention.key_BHKD) for _, attention in seen]
+    assert [layer for layer, *_ in seen] == [0, 1, 2]
+    gaps = [query_key_gap(attention.query_BHQD, attention.key_BHKD) for _, attention, *_ in seen]
     torch.testing.assert_close(gap, torch.stack(gaps, dim=1))
     expected = tokens
-    for layer in encoder.layers:
+    for layer, (*_, before, after) in zip(encoder.layers, seen, strict=True):
+        torch.testing.assert_close(before, expected)
         expected, _ = layer(expected, positions)
+        torch.testing.assert_close(after, expected)
     torch.testing.assert_close(output, encoder.norm(expected))
 
 

@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from attention.builders import EDGES, samples, study, write_run
+from attention.builders import EDGES, knock_out, samples, study, write_run
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.patches import StepPatch
@@ -24,6 +24,7 @@ from mspose.studies.attention_figures import (
     encoding_figure,
     entropy_figure,
     gap_figure,
+    knock_out_figure,
     labels,
     purity_figure,
     read_samples,
@@ -44,6 +45,10 @@ ONE_SIDED = [
     ("no position encoder", study(layers=(0, 2), steps=0, kind="none")),
     ("one", study(layers=(0, 1))),
 ]
+KNOCKED_OUT = [("both", {**REMEDY, "knock_out": knock_out()})] + [
+    ("neither", {**study(seed=seed), "knock_out": knock_out(seed=seed)}) for seed in range(2)
+]
+WORTH = {**BASE, "layers": [{**layer, "worth": "does not matter"} for layer in BASE["layers"]]}
 BARE = {**BASE, "layers": [], "encoding": {}, "training": None}
 OKABE_ITO = {"#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"}
 GREYS = {"#666666", "#ffffff"}
@@ -189,15 +194,45 @@ def test_verdicts_in_words_colours_and_marks():
     )
     axes = figure.axes[0]
     said = [text.get_text() for text in axes.texts]
-    assert [said.count(word) for word in ("uniform", "healthy", "collapsed", "healthy 2/3")] == [
-        4,
-        4,
-        4,
-        4,
-    ]
+    words = ("uniform", "selective", "collapsed", "selective 2/3", "uniform 1/3")
+    assert [said.count(word) for word in words] == [4, 4, 4, 2, 2]
     marks = {(line.get_marker(), to_hex(line.get_color())) for line in axes.lines}
     assert marks == {("o", "#009e73"), ("s", "#e69f00"), ("X", "#d55e00")}
     assert said[said.index("collapsed") + 1] == "0.40, 0.95"
+
+
+def test_the_worth_of_attention_is_said_beside_the_verdict_where_it_was_measured():
+    said = [text.get_text() for text in verdict_figure([("a", WORTH), ("b", BASE)]).axes[0].texts]
+    assert [words.endswith("; does not matter") for words in said].count(True) == 4
+
+
+def test_changes_of_every_knock_out_with_their_intervals_and_range_of_seeds():
+    figure = knock_out_figure(KNOCKED_OUT)
+    assert legend_words(figure) == ["mean of all values", "own value", "sublayer removed"]
+    one, seeds = figure.axes[1], figure.axes[2]  # degrees of one run, metres of two
+    places = ["both branches", "position branch", "orientation branch"]
+    places += [f"{branch}, layer {n}" for branch in ("position", "orientation") for n in (1, 2)]
+    for axes in figure.axes[::2]:  # the panels beside them have the same
+        assert [label.get_text() for label in axes.get_yticklabels()] == places
+    (row,) = [
+        row
+        for row in KNOCKED_OUT[0][1]["knock_out"]["rows"]
+        if (row["branch"], row["layer"], row["by"]) == ("orientation", 1, "nothing")
+    ]
+    marks = [line for line in one.lines if line.get_marker() not in ("None", None)]
+    spans = [line for line in one.lines if line.get_marker() in ("None", None)]
+    index = 2 * len(places) + places.index("orientation, layer 1")
+    assert marks[index].get_xdata()[0] == row["orientation_deg"]["difference"]
+    expected = [row["orientation_deg"]["low"], row["orientation_deg"]["high"]]
+    assert list(spans[index].get_xdata()) == expected
+    changes = [
+        row["position_m"]["difference"]
+        for _, content in KNOCKED_OUT[1:]
+        for row in content["knock_out"]["rows"][:1]
+    ]
+    spans = [line for line in seeds.lines if line.get_marker() in ("None", None)]
+    assert sorted(spans[0].get_xdata()) == sorted(changes)
+    assert seeds.get_title(loc="left") == "neither (2 seeds)"
 
 
 def test_encodings_as_profile_and_matrices():
@@ -230,7 +265,15 @@ def test_encodings_as_profile_and_matrices():
 
 
 @pytest.mark.parametrize(
-    "make", [entropy_figure, gap_figure, purity_figure, verdict_figure, encoding_figure]
+    "make",
+    [
+        entropy_figure,
+        gap_figure,
+        purity_figure,
+        verdict_figure,
+        encoding_figure,
+        knock_out_figure,
+    ],
 )
 def test_nothing_to_draw_is_said_in_one_line(make):
     for runs in ([], [("bare", BARE)]):
@@ -255,6 +298,12 @@ FIGURES = {
     "purity-seeds": lambda: purity_figure(SEEDS),
     "verdicts-one": lambda: verdict_figure(PAIR[:1]),
     "verdicts-eight": lambda: verdict_figure(LONG),
+    "knock-out-one": lambda: knock_out_figure(KNOCKED_OUT[:1]),
+    "knock-out-seeds": lambda: knock_out_figure(KNOCKED_OUT),
+    "knock-out-deep": lambda: knock_out_figure(
+        [("full", {**study(layers=(6, 6)), "knock_out": knock_out((6, 6))})]
+    ),
+    "verdicts-worth": lambda: verdict_figure([("a", WORTH), *PAIR]),
     "encoding-eight": lambda: encoding_figure(LONG),
     "encoding-matrices": lambda: encoding_figure(PAIR, [samples(), samples()]),
     "encoding-matrix": lambda: encoding_figure(PAIR[:1], [samples()]),

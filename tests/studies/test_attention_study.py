@@ -13,6 +13,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from mspose import evaluation
+from mspose.attention.advice import advice
 from mspose.attention.attention_json import read_study, study_table
 from mspose.attention.encoding_distance import distance_profile, token_distances
 from mspose.attention.purity import query_purity
@@ -20,10 +21,10 @@ from mspose.cli import main
 from mspose.config import TrainingSettings, config_hash, read_settings, write_settings
 from mspose.errors import MsposeError
 from mspose.inference import load
-from mspose.models.attention_map import AttentionMap, verdict
+from mspose.models.attention_map import AttentionMap, token_similarity
 from mspose.models.mstransformer import MSTransformer
 from mspose.models.network import Observer
-from mspose.run import load_model, save_model
+from mspose.run import Run, load_model, save_model
 from mspose.studies import attention_figures
 from mspose.studies.attention_study import (
     StudyMeasures,
@@ -32,6 +33,7 @@ from mspose.studies.attention_study import (
     spread_over_scenes,
     study_run,
 )
+from mspose.verdict import Thresholds, verdict
 
 TOKENS = {"position": 9, "orientation": 25}  # of crops of 40 pixels
 DEPTH = {"position": 1, "orientation": 2}
@@ -88,12 +90,16 @@ class Whole(Observer):
     """The whole attention maps with queries and keys, in float64."""
 
     def __init__(self) -> None:
-        self.encoders, self.decoders = {}, {}
+        self.encoders, self.decoders, self.tokens_of = {}, {}, {}
 
     def encoder(self, branch, layer, attention):
         query, key = attention.query_BHQD.double(), attention.key_BHKD.double()
         weight_BHQK = (attention.scale * query @ key.mT).softmax(dim=-1)
         self.encoders.setdefault((branch, layer + 1), []).append((query, key, weight_BHQK))
+
+    def tokens(self, branch, layer, before_BNC, after_BNC):
+        pair = before_BNC.double(), after_BNC.double()
+        self.tokens_of.setdefault((branch, layer + 1), []).append(pair)
 
     def decoder(self, branch, layer, weight_BHSN):
         self.decoders.setdefault((branch, layer + 1), []).append(weight_BHSN.double())
@@ -140,7 +146,124 @@ def test_layers_hold_what_whole_maps_in_float64_give(studied, whole):
                 values.tolist(), rel=2e-5
             ), name
             assert layer[name] == pytest.approx(float(values.mean()), rel=2e-5), name
-        assert layer["verdict"] == verdict(layer["entropy"], layer["similarity"], tokens)
+        measured = layer["entropy"], layer["similarity"], layer["entropy_limit"]
+        assert layer["verdict"] == verdict(*measured)
+        pairs = whole[0].tokens_of[layer["branch"], layer["layer"]]
+        before, after = (
+            float(torch.cat([token_similarity(tokens) for tokens in of]).mean())
+            for of in zip(*pairs, strict=True)
+        )
+        assert layer["token_similarity"] == pytest.approx(
+            {"before": before, "after": after}, abs=1e-5
+        )
+
+
+def test_decoder_layers_hold_what_whole_maps_give_of_every_scene(studied, whole):
+    found = read_study(studied)["decoder"]
+    assert [(layer["branch"], layer["layer"]) for layer in found] == list(whole[0].decoders)
+    for layer in found:
+        weight_FHSN = torch.cat(whole[0].decoders[layer["branch"], layer["layer"]])
+        entropy_S = -(weight_FHSN * weight_FHSN.log()).sum(dim=-1).mean(dim=(0, 1))
+        unit = torch.nn.functional.normalize(weight_FHSN, dim=-1)
+        cosine = float((unit[:, :, 0] * unit[:, :, 1]).sum(dim=-1).mean())  # two scenes
+        assert [scene["scene"] for scene in layer["scenes"]] == ["attic", "cellar"]
+        assert [scene["entropy"] for scene in layer["scenes"]] == pytest.approx(
+            entropy_S.tolist(), rel=2e-5
+        )
+        assert layer["entropy"] == pytest.approx(float(entropy_S.mean()), rel=2e-5)
+        assert layer["entropy_limit"] == pytest.approx(math.log(TOKENS[layer["branch"]]), rel=1e-5)
+        for values in (layer, *layer["scenes"]):
+            assert values["similarity"] == pytest.approx(cosine, rel=2e-5)
+            assert values["verdict"] == verdict(
+                values["entropy"], values["similarity"], layer["entropy_limit"]
+            )
+
+
+def test_a_model_of_one_scene_has_no_similarity_of_scenes_and_no_verdict(own_run, tmp_path):
+    weights, description = load_model(own_run)
+    for branch in TOKENS:
+        weights[f"{branch}.scene_query"] = weights[f"{branch}.scene_query"][:1].clone()
+    save_model(own_run, weights, {**description, "scenes": ["attic"]})
+    (own_run / "attention-at-start.json").unlink()
+    data = {"cache": str(tmp_path / "cache"), "scenes": ["attic"]}
+    study(own_run, tmp_path, frames=2, samples=0, data=data)
+    found = read_study(own_run)
+    for layer in found["decoder"]:
+        (scene,) = layer["scenes"]
+        assert layer["similarity"] is layer["verdict"] is scene["verdict"] is None
+        assert layer["entropy"] == scene["entropy"] > 0
+    assert "–" in study_table([found])
+
+
+def test_thresholds_are_those_of_the_run_or_of_the_call(own_run, tmp_path):
+    settings = read_settings(own_run / "config.yaml")
+    changed = replace(settings, attention=replace(settings.attention, uniform=1.0, similar=0.0))
+    write_settings(own_run / "config.yaml", changed)
+    found = study(own_run, tmp_path, frames=2, samples=0)
+    assert {layer["verdict"] for layer in found["layers"]} == {"collapsed"}
+    found = study(own_run, tmp_path, frames=2, samples=0, thresholds={"uniform": 0.0})
+    assert found["thresholds"] == {"uniform": 0.0, "similar": 0.0}
+    assert {layer["verdict"] for layer in found["layers"]} == {"uniform"}
+
+
+# the start
+
+
+def test_training_records_attention_before_its_first_step(studied, small_settings):
+    found = read_study(studied)
+    assert found["start"] == "recorded in training"
+    recorded = json.loads((studied / "attention-at-start.json").read_text())
+    for part in ("layers", "decoder"):
+        assert [
+            {"branch": layer["branch"], "layer": layer["layer"], **layer["start"]}
+            for layer in found[part]
+        ] == recorded[part]
+        assert {layer["branch"] for layer in recorded[part]} == set(TOKENS)
+    logged = Run(studied).scalars()
+    for layer in recorded["layers"]:
+        tag = "attention_entropy/{branch}_layer_{layer}".format(**layer)
+        assert logged[tag][0] == pytest.approx(layer["entropy"], rel=1e-5)
+        assert logged[tag].dropna().index.tolist() == [0, 4, 9]
+
+
+def test_without_a_record_the_start_is_that_of_the_network_built_anew(own_run, tmp_path):
+    recorded = json.loads((own_run / "attention-at-start.json").read_text())
+    (own_run / "attention-at-start.json").unlink()
+    found = study(own_run, tmp_path, frames=4, samples=0)
+    assert found["start"] == "measured on the network built anew from its seed"
+    for part in ("layers", "decoder"):
+        for layer, wanted in zip(found[part], recorded[part], strict=True):
+            # other frames
+            assert layer["start"]["entropy"] == pytest.approx(wanted["entropy"], rel=0.02)
+            assert layer["start"]["entropy"] != pytest.approx(layer["entropy"], rel=1e-6)
+
+
+def test_where_the_seed_makes_another_network_the_start_is_unknown(own_run, tmp_path):
+    (own_run / "attention-at-start.json").unlink()
+    settings = read_settings(own_run / "config.yaml")
+    write_settings(own_run / "config.yaml", replace(settings, seed=6))
+    found = study(own_run, tmp_path, frames=2, samples=0)
+    assert found["start"].startswith("unknown: training did not record it, and its seed now makes")
+    assert [layer["start"] for layer in found["layers"]] == [None] * 3
+    assert found["start"] in study_table([found])
+    for log in own_run.glob("events*"):
+        log.unlink()
+    found = study(own_run, tmp_path, frames=2, samples=0)
+    assert found["start"].endswith("there is no log of its first step")
+
+
+# knock-out
+
+
+def test_a_knock_out_is_kept_with_its_words_and_errors(own_run, tmp_path):
+    found = study(own_run, tmp_path, samples=0, knock_out=True)
+    assert read_study(own_run) == found
+    assert found["knock_out"]["frames"] == 10
+    assert len(found["knock_out"]["rows"]) == 3 * (3 + 3)
+    assert {layer["worth"] for layer in found["layers"]} <= {"matters", "does not matter"}
+    assert Run(own_run).knock_out_file.read_text().count("\n") == 11
+    found = study(own_run, tmp_path, frames=4, samples=0, knock_out=True)
+    assert found["frames"] == found["knock_out"]["frames"] == 4
 
 
 def test_histograms_count_the_queries_by_their_purity(studied, whole):
@@ -183,7 +306,7 @@ def test_the_study_says_what_it_is_of(studied):
     found = read_study(studied)
     settings = read_settings(studied / "config.yaml")
     about = {
-        "format": 2,
+        "format": 3,
         "experiment": "small",
         "variant": "all",
         "seed": 5,
@@ -191,7 +314,7 @@ def test_the_study_says_what_it_is_of(studied):
         "split": "test",
     }
     about |= {"ground_truth": "made-up", "frames": 6, "neighbours": 5, "quick": False}
-    about |= {"config_hash": config_hash(settings), "thresholds": {"similar": 0.9, "spread": 0.9}}
+    about |= {"config_hash": config_hash(settings), "thresholds": Thresholds()._asdict()}
     assert {name: found[name] for name in about} == about
     assert found["provenance"]["torch"]
 
@@ -430,12 +553,16 @@ def test_layers_and_heads_that_are_not_there_are_refused(studied, choice, messag
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 3},
+        {"format": 4},
+        {"start": None},
+        {"decoder": [{"branch": "position", "layer": 1, "tokens": 9, "scenes": []}]},
+        {"knock_out": {"frames": 2, "rows": [{"branch": "both", "by": "mean", "worth": "maybe"}]}},
         {"split": None},
         {"seed": "0"},
         {"quick": 1},
         {"layers": []},
         {"layers": [{"branch": "up"}]},
+        {"layers": [{"verdict": "healthy"}]},
         {"layers": [{"query_key_gap": "1"}]},
         {"layers": [{"heads": [{}]}]},
         {"layers": [{"purity_histogram": {}}]},
@@ -457,19 +584,36 @@ def test_files_that_are_no_study_are_refused_with_the_remedy(studied, tmp_path, 
             read_study(tmp_path)
 
 
-def test_studies_of_the_first_format_are_read(studied, tmp_path):
-    """It called the query-key gap `gap`; committed records have it."""
+def test_studies_of_older_formats_are_read_with_the_words_of_the_present(studied, tmp_path):
+    """Format 1 called the query-key gap `gap`, and both said `healthy`; committed records do."""
     found = read_study(studied)
-    older = json.loads(json.dumps(found).replace('"query_key_gap": ', '"gap": ')) | {
+    lacking = dict.fromkeys(("start", "token_similarity", "worth"))
+    expected = {
+        **found,
+        "start": "unknown: studied by an older version",
+        "layers": [{**layer, **lacking} for layer in found["layers"]],
+        "decoder": [],
+    }
+    older = json.loads(json.dumps(found))
+    for layer in older["layers"]:
+        layer["verdict"] = "healthy"
+    for name in ("start", "decoder", "knock_out"):
+        del older[name]
+    older |= {"format": 2, "thresholds": {"similar": 0.9, "spread": 0.9}}
+    oldest = json.loads(json.dumps(older).replace('"query_key_gap": ', '"gap": ')) | {
         "format": 1,
         "training": found["training"],
     }
     (tmp_path / "attention").mkdir()
-    (tmp_path / "attention" / "attention.json").write_text(json.dumps(older))
-    assert read_study(tmp_path) == found
+    for content in (older, oldest):
+        (tmp_path / "attention" / "attention.json").write_text(json.dumps(content))
+        assert read_study(tmp_path) == expected
     records = list(Path("experiments/results").glob("*/*/seed-0"))
     studies = [read_study(run) for run in records if (run / "attention").is_dir()]
-    assert all(study["layers"][0]["query_key_gap"] > 0 for study in studies)
+    assert studies
+    for layer in (layer for study in studies for layer in study["layers"]):
+        assert layer["query_key_gap"] > 0
+        assert (layer["verdict"] == "uniform") == (layer["entropy"] >= 0.9 * layer["entropy_limit"])
 
 
 def test_files_that_are_missing_or_broken_are_refused_with_the_remedy(tmp_path):
@@ -516,9 +660,16 @@ def test_the_verb_studies_runs_prints_their_table_and_draws(
     )
     printed = capsys.readouterr().out
     lines = [line for line in printed.splitlines() if line.startswith("| small/all/seed-5")]
-    assert [re.sub(r"\s+", "", line).split("|")[2:4] for line in lines] == 2 * [
-        ["position", "1"], ["orientation", "1"], ["orientation", "2"],
-    ]  # fmt: skip
+    encoders = [["position", "1"], ["orientation", "1"], ["orientation", "2"]]
+    decoders = [["position", "1"], ["orientation", "1"]]
+    assert [re.sub(r"\s+", "", line).split("|")[2:4] for line in lines] == [
+        *(2 * encoders),
+        *(2 * decoders),
+    ]
+    for run in runs:
+        lines = advice(read_study(run), read_settings(run / "config.yaml"))
+        assert lines
+        assert all(line in printed.splitlines() for line in lines)
     assert "entropy.png" in printed
     for run in runs:
         found = read_study(run)
@@ -526,6 +677,19 @@ def test_the_verb_studies_runs_prints_their_table_and_draws(
         assert (run / "attention" / "samples.npz").is_file()
     choice = {"branch": None, "layer": 1, "head": None, "projection": "pca"}
     draw.assert_called_once_with(runs, out=tmp_path / "attention", **choice)
+
+
+def test_the_verb_measures_what_attention_is_worth(own_run, tmp_path, capsys):
+    words = ["attention", str(own_run), "--knock-out", "--samples=1", "--device=cpu", "--quiet"]
+    words += [f"--cache={tmp_path / 'cache'}", "--neighbours=3", "--uniform=0.5"]
+    main([*words, "--root", str(root_of(own_run))])
+    printed = capsys.readouterr().out
+    assert printed.count("nothing knocked out") == 1
+    assert printed.count("mean of all values") == 3 + 3
+    found = read_study(own_run)
+    assert found["knock_out"]["frames"] == 10
+    assert {layer["verdict"] for layer in found["layers"]} == {"uniform"}
+    assert (own_run / "attention" / "knock-out.png").is_file()
 
 
 def root_of(run: Path) -> Path:
@@ -539,7 +703,7 @@ def test_the_verb_can_draw_anew_from_numbers_alone_and_leave_pictures_out(
     (run / "attention").mkdir(parents=True)
     shutil.copy(studied / "attention" / "attention.json", run / "attention")
     main(["attention", str(run), "--numbers=false", "--pictures=false"])
-    assert capsys.readouterr().out.count("small/all/seed-5") == 3
+    assert capsys.readouterr().out.count("small/all/seed-5") == 3 + 2  # encoder, decoder layers
     assert list((run / "attention").iterdir()) == [run / "attention" / "attention.json"]
 
 

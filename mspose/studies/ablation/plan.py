@@ -7,6 +7,7 @@
     reference: neither             # label of the row without further changes, with which the others
                                    are compared
     seeds: [0, 1, 2]
+    knock_out: true                # optional: measure the worth of the encoders' self-attention too
     variants:
       qka: {loss.qka_weight: 0.1}  # label: what it changes
 
@@ -72,6 +73,8 @@ class AblationFile:
     """Label: the settings that it changes, nested or by dotted name."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Changes to the base that all rows share."""
+    knock_out: bool = False
+    """Measure what the encoders' self-attention is worth to every run (`attention.knock_out`)."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,10 @@ def read_ablation(path_or_name: str | Path) -> Ablation:
         path=path,
         title=file.title,
         base=base,
-        settings=_changes(f"{path}: settings", file.settings),
+        settings={
+            **_changes(f"{path}: settings", file.settings),
+            **({"attention.knock_out": True} if file.knock_out else {}),
+        },
         reference=file.reference,
         seeds=_seeds(f"{path}: seeds", file.seeds),
         variants={

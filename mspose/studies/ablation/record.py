@@ -35,6 +35,10 @@ def record_runs(planned: Sequence[Settings], folder: Path) -> str:
         for file in kept:
             _copy(file, record.folder / file.relative_to(run.folder), run.folder)
         write_errors(record.errors_file, run.errors())
+        if run.knock_out_file.exists():  # errors alone, as well
+            with whole_file(record.knock_out_file) as copy:
+                copy.write(run.knock_out_file.read_text(encoding="utf-8"))
+            kept.append(run.knock_out_file)
         every = [path for path in run.folder.rglob("*") if path.is_file()]
         left_out += sum(path.stat().st_size for path in every if path not in kept)
     text = (

@@ -63,7 +63,13 @@ def complete(settings: Settings, *, progress: bool) -> Path:
         if not _is_evaluated(run, settings):
             evaluate_run(run.folder, **options)
         if has_self_attention(settings) and not _is_studied(run, settings):
-            study_run(run.folder, samples=0, frames=8 if settings.quick else 64, **options)
+            study_run(
+                run.folder,
+                samples=0,
+                frames=8 if settings.quick else None,
+                knock_out=settings.attention.knock_out,
+                **options,
+            )
     return run.folder
 
 
@@ -113,7 +119,9 @@ def _is_evaluated(run: Run, settings: Settings) -> bool:
 
 def _is_studied(run: Run, settings: Settings) -> bool:
     study = none_if_broken(lambda: run.attention)
-    return study is not None and study.get("config_hash") == config_hash(settings)
+    if study is None or (settings.attention.knock_out and study["knock_out"] is None):
+        return False
+    return study.get("config_hash") == config_hash(settings)
 
 
 def _hash_evaluated(run: Run) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from mspose.attention.attention_json import counted
 from mspose.config import BRANCHES
 from mspose.errors import MsposeError
 from mspose.metrics import ERROR_COLUMNS
@@ -27,6 +28,7 @@ from mspose.studies.ablation.bootstrap import (
 )
 from mspose.studies.ablation.finished import Finished, finished_ablation, named_by_seeds
 from mspose.studies.ablation.plan import Ablation, read_ablation
+from mspose.studies.ablation.worth import make_worth_table
 from mspose.studies.rows import Group, Measure
 from mspose.studies.tables import (
     AVERAGE,
@@ -253,7 +255,8 @@ def ablation_table(
     seeds: Sequence[int] | None = None,
     format: Format = "markdown",
 ) -> str:
-    """Format the table of the finished runs of an ablation in or below `runs`.
+    """Format the table of the finished runs of an ablation in or below `runs`; below it, except in
+    CSV, what self-attention is worth to them, where it was knocked out.
 
     Args:
         ablation: the object, its file, or its name in `experiments/ablations/`.
@@ -264,7 +267,9 @@ def ablation_table(
     """
     ablation = ablation if isinstance(ablation, Ablation) else read_ablation(ablation)
     finished = finished_ablation(ablation, runs, dataset=dataset, seeds=seeds)
-    return make_ablation_table(ablation, finished).to_text(format)
+    text = make_ablation_table(ablation, finished).to_text(format)
+    worth = None if format == "csv" else make_worth_table(ablation, finished)
+    return text if worth is None else f"{text}\n{worth.to_text(format)}"
 
 
 def make_ablation_table(ablation: Ablation, finished: Finished) -> AblationTable:
@@ -375,8 +380,5 @@ def _attention_texts(attention: Attention | None) -> tuple[str, str, str]:
 
 
 def _verdict_text(verdicts: Mapping[str, int]) -> str:
-    """Format `healthy`, or `collapsed 4, healthy 2`, the most frequent first."""
-    if len(verdicts) == 1:
-        return next(iter(verdicts))
-    ordered = sorted(verdicts.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{name} {count}" for name, count in ordered)
+    """Format `uniform`, or `uniform 4, selective 2`, the most frequent first."""
+    return counted(Counter(verdicts).elements())

@@ -15,6 +15,7 @@ from mspose.studies.ablation.finished import finished_ablation
 from mspose.studies.ablation.plan import Ablation
 from mspose.studies.ablation.single_run import has_self_attention
 from mspose.studies.ablation.table import make_ablation_table
+from mspose.studies.ablation.worth import make_worth_table, was_knocked_out
 from mspose.studies.paper.figures import figures
 from mspose.studies.paper.piece import NOT_IN_PAPER, Missing, Piece
 from mspose.studies.rows import finished_runs, group_of, rows_of
@@ -141,7 +142,18 @@ def _ablation_pieces(
     if not with_attention:
         return piece, []
     pair = (ablation.reference, remedy)
-    return piece, figures(experiment, piece.title, with_attention, pair, command, piece.missing)
+    more = figures(experiment, piece.title, with_attention, pair, command, piece.missing)
+    if (worth := make_worth_table(ablation, finished)) is not None:
+        of_worth = Piece(
+            name=f"table-worth-{experiment}",
+            title=f"Worth of self-attention: {piece.title}",
+            stands_for=NOT_IN_PAPER,
+            command=piece.command,
+            runs=[run for _, run in with_attention if was_knocked_out(run)],
+            table=worth,
+        )
+        more = [of_worth, *more]
+    return piece, more
 
 
 def _version(run: Run) -> str:

@@ -15,6 +15,7 @@ from mspose.studies.attention_figures import (
     encoding_figure,
     entropy_figure,
     gap_figure,
+    knock_out_figure,
     purity_figure,
     read_samples,
     space_figure,
@@ -57,10 +58,16 @@ def figures(
         title = f"Attention: {of}"
         return [Piece(f"figures-{group}", title, "all figures", command, missing=lacking)]
     of_pair = [(label, run) for label, run in studied if label in pair]
+    knocked_out = [
+        (label, run) for label, run in studied if (run.attention_of_metrics or {})["knock_out"]
+    ]
     first = dict(reversed(of_pair))  # of several seeds
     pieces = []
+    shown_of = {"purity": of_pair, "knock-out": knocked_out}  # purity before and after
     for name, (title, stands_for, draw) in FIGURES.items():
-        shown = of_pair if name == "purity" else studied  # before and after
+        shown = shown_of.get(name, studied)
+        if not shown:
+            continue
         pieces.append(
             Piece(
                 f"figure-{name}-{group}",
@@ -167,6 +174,11 @@ FIGURES: dict[str, tuple[str, str, Callable[[Labelled], Figure]]] = {
         "Verdict on every encoder layer",
         NOT_IN_PAPER,
         partial(_metrics, verdict_figure),
+    ),
+    "knock-out": (
+        "Errors without the encoders' self-attention",
+        NOT_IN_PAPER,
+        partial(_metrics, knock_out_figure),
     ),
 }
 """Name -> title, the paper's figure, and what draws it."""

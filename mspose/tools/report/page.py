@@ -2,14 +2,14 @@
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
 
-from mspose.attention.attention_json import study_grid
+from mspose.attention.attention_json import Study, decoder_grid, study_grid
 from mspose.config import PLACES
 from mspose.errors import MsposeError
 from mspose.evaluation import summary_grid
@@ -17,6 +17,7 @@ from mspose.files import whole_file
 from mspose.plotting import line
 from mspose.provenance import commit_text, provenance
 from mspose.run import Run
+from mspose.studies.knock_out import knock_out_grid
 from mspose.studies.pages import environment
 from mspose.studies.rows import PUBLISHED_CSV, Group, published_rows, rows_of
 from mspose.studies.tables import make_table
@@ -194,7 +195,9 @@ def _group(
         "all_right": in_short(right),
         "logged": any(curves),
         "unlogged": in_short(n for n, logged in zip(names, curves, strict=True) if not logged),
-        "verdicts": _verdicts(runs),
+        "verdicts": _of_studies(study_grid, runs),
+        "decoders": _of_studies(decoder_grid, runs),
+        "worth": _of_studies(knock_out_grid, runs),
         "attention": [
             (name, found) for name, run in named if (found := attention_pictures(run, pictures))
         ],
@@ -283,9 +286,12 @@ def _all_right(counts: pd.DataFrame) -> bool:
     return int(counts.to_numpy().sum()) == int(counts.to_numpy().trace())
 
 
-def _verdicts(runs: Sequence[Run]) -> pd.DataFrame | None:
-    studies = [study for run in runs if (study := study_of(run)) is not None]
-    return study_grid(studies) if studies else None
+def _of_studies(
+    tabulate: Callable[[Sequence[Study]], pd.DataFrame], runs: Sequence[Run]
+) -> pd.DataFrame | None:
+    """Tabulate something of the runs' studies of attention; None where there is nothing of it."""
+    table = tabulate([study for run in runs if (study := study_of(run)) is not None])
+    return table if len(table) else None
 
 
 def _differing(runs: Sequence[Run]) -> pd.DataFrame | None:

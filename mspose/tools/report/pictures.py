@@ -181,7 +181,7 @@ def attention_pictures(run: Run, budget: Budget) -> list[Picture]:
 
 
 def _order(path: Path) -> tuple[int, str]:
-    shown_first = ("entropy", "query-key-gap", "verdicts", "purity", "encoding.")
+    shown_first = ("knock-out", "entropy", "query-key-gap", "verdicts", "purity", "encoding.")
     return (
         next(
             (i for i, name in enumerate(shown_first) if path.name.startswith(name)),

@@ -169,3 +169,11 @@ def test_what_is_no_ablation_file(tmp_path, text, pattern):
 def test_an_unknown_name_is_answered_with_those_that_exist():
     with pytest.raises(MsposeError, match=r"no ablation 'qka'; there are: .*qka-and-encoding"):
         read_ablation("qka")
+
+
+def test_a_file_can_ask_for_knock_outs_which_make_no_other_runs(write):
+    asked = read_ablation(write(knock_out=True)).runs()
+    plain = read_ablation(write()).runs()
+    assert all(settings.attention.knock_out for settings in asked)
+    assert not any(settings.attention.knock_out for settings in plain)
+    assert list(map(config_hash, asked)) == list(map(config_hash, plain))

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from mspose.attention.knock_out import KnockOut
 from mspose.cli import main
 from mspose.errors import MsposeError
 from mspose.metrics import write_errors
@@ -22,6 +23,8 @@ from mspose.run import Run
 from mspose.studies.ablation.finished import finished_ablation
 from mspose.studies.ablation.plan import Ablation, read_ablation
 from mspose.studies.ablation.table import ablation_table
+from mspose.studies.ablation.worth import make_worth_table
+from mspose.studies.knock_out import Errors, summarise, write_knock_out_errors
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 FILE, RESULTS = GOLDEN / "remedies.yaml", GOLDEN / "results"
@@ -125,7 +128,7 @@ def test_medians_differences_and_attention_are_those_of_the_records() -> None:
         entropies.append(np.mean([layer["entropy"] for layer in layers]))
     reference = table.loc[("none", "Average")]
     assert reference["orientation_entropy_nats"] == pytest.approx(np.mean(entropies), abs=1e-12)
-    assert reference["orientation_layers"] == "uniform 5, healthy 1"
+    assert reference["orientation_layers"] == "uniform 5, selective 1"
 
 
 def test_rounding_of_the_errors_changes_nothing_but_the_last_digits(results: Path) -> None:
@@ -303,3 +306,68 @@ def test_what_does_not_go_together_is_one_line(
         main(["table", str(RESULTS), *words])
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and named in error and error.count("\n") == 1
+
+
+# the worth of self-attention
+
+
+def knock_out(folder: Path, shift: float, seed: int) -> None:
+    """Give a record a knock-out, in which only the position branch's selection is worth something,
+    `shift` metres.
+    """
+    run = Run(folder)
+    rng = np.random.default_rng(seed)
+    errors = run.errors()
+    error_F2 = errors[["position_error_m", "orientation_error_deg"]].to_numpy()
+    whole = {
+        KnockOut(by, branch): error_F2
+        + rng.normal(0, 1e-3, error_F2.shape)
+        + [shift * (branch == "position" and by == "mean"), 0]
+        for branch in ("both", "position", "orientation")
+        for by in ("mean", "own", "nothing")
+    }
+    found = Errors(errors[["image", "scene"]], {None: error_F2, **whole})
+    write_knock_out_errors(run.knock_out_file, found)
+    study = json.loads(run.attention_file.read_text())
+    # as an older study is read
+    study |= {"format": 3, "layers": run.attention["layers"], "start": "unknown: made up"}
+    study |= {"decoder": [], "knock_out": summarise(found)}
+    run.attention_file.write_text(json.dumps(study))
+
+
+def test_the_worth_of_attention_stands_below_the_table_with_intervals_over_seeds(
+    results: Path,
+) -> None:
+    assert "worth of self-attention" not in ablation_table(FILE, [results])
+    for seed, shift in enumerate((0.1, 0.11, 0.12)):
+        knock_out(run_folder(results, "aligned", seed), shift, seed)
+    ablation = read_ablation(FILE)
+    table = make_worth_table(ablation, finished_ablation(ablation, [results]))
+    assert table is not None
+    assert [(row.label, row.branch, row.seeds) for row in table.rows] == [
+        ("aligned", branch, (0, 1, 2)) for branch in ("both", "position", "orientation")
+    ]
+    found = table.rows[1].differences["position_m", "mean"]
+    assert found.mean == pytest.approx(0.11, abs=2e-3)
+    assert 0 < found.low < 0.1 < 0.12 < found.high  # three seeds: wider than the seeds themselves
+    assert abs(table.rows[1].differences["position_m", "own"].mean) < 2e-3
+    assert table.unmeasured == ["none", "scaled"]
+    text = ablation_table(FILE, [results])
+    (below,) = text.split("worth of self-attention")[1:]
+    line = next(line for line in below.splitlines() if re.search(r"\|\s+position\s+\|", line))
+    assert not line.split("|")[4].strip().endswith("†")
+    assert line.split("|")[5].strip().endswith("†")
+    assert "Without a knock-out: none, scaled" in below
+    assert ablation_table(FILE, [results], format="latex").count("\\begin{table}") == 2
+    csv = pd.read_csv(io.StringIO(table.to_csv()))
+    assert len(csv) == 9
+    assert csv["position_m_difference"][3] == pytest.approx(found.mean)
+
+
+def test_knock_outs_on_other_frames_do_not_share_a_row(results: Path) -> None:
+    for seed in (0, 1):
+        knock_out(run_folder(results, "aligned", seed), 0.1, seed)
+    path = Run(run_folder(results, "aligned", 1)).knock_out_file
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(MsposeError, match=r"was knocked out on other frames than .*seed-0"):
+        ablation_table(FILE, [results])

@@ -223,7 +223,7 @@ def test_attention_is_shown_where_there_is_a_study(run, tmp_path):
     (folder / "attention").mkdir()
     Image.new("RGB", (400, 200), "white").save(folder / "attention" / "entropy.png")
     _, words = read(make_report([folder]))
-    assert "Attention in the encoders" in words.text
+    assert "Attention" in words.text
     assert "walk/all: entropy" in [
         attributes.get("alt") for tag, attributes in words.opened if tag == "img"
     ]
