@@ -240,9 +240,11 @@ class TrainingSettings:
     """Weights that learn; the rest stays as it is, in evaluation mode and without gradients."""
     start_from: str | None = None
     """Run folder whose model is the start, in place of fresh weights (two-stage training)."""
+    log_every: PositiveInt = 10
+    """Steps between two entries of loss, gradient norm and speed in TensorBoard."""
     evaluate_every: PositiveInt = 1
-    """Epochs between two evaluations of medians, attention entropy and query-key gap; the last
-    epoch always has one."""
+    """Epochs between two evaluations of medians, recall, attention entropy and query-key gap; the
+    last epoch always has one."""
     evaluate_frames: PositiveInt = 200
     """Largest number of frames, evenly spread, that such an evaluation takes of the training part
     and of the held-out part."""
@@ -315,8 +317,10 @@ PLACES = (
     "data.cache_on_device",
     "training.compile",
     "training.recompute_backbone",
+    "training.log_every",
 )
-"""Settings that may differ between two starts of one run: paths and devices, not mathematics."""
+"""Settings that may differ between two starts of one run: paths, devices, logging, not mathematics.
+"""
 ADDED_LATER = (
     ("data.version", None),
     ("augmentation.blur", 0.0),
