@@ -262,7 +262,7 @@ def table(
     block: PositiveInt | None = None,
     format: Literal["markdown", "latex", "csv"] = "markdown",
     kind: Literal["median", "quantiles", "recall", "recall-scenes", "auc"] = "median",
-    costs: list[Literal["parameters", "megabytes", "milliseconds_per_image"]] | None = None,
+    costs: list[str] | None = None,
     published: bool = True,
     dataset: str | None = None,
     ground_truth: str | None = None,

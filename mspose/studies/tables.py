@@ -31,7 +31,6 @@ from mspose.studies.rows import (
 
 Format = Literal["markdown", "latex", "csv"]
 Kind = Literal["median", "quantiles", "recall", "recall-scenes", "auc"]
-Cost = Literal["parameters", "megabytes", "milliseconds_per_image"]
 AVERAGE = "Average"
 DASH, MINUS = "–", "−"
 
@@ -196,7 +195,7 @@ class Table(PrintedTable):
     kind: Kind
     digits: int
     remarks: tuple[str, ...] = ()
-    costs: tuple[Cost, ...] = ()
+    costs: tuple[str, ...] = ()
     """Further columns, of what the models cost."""
 
     def average(self, row: Row) -> SceneMetrics | None:
@@ -211,7 +210,7 @@ class Table(PrintedTable):
         """Columns beside the label."""
         return [*self._metric_columns(), *map(self._cost_column, self.costs)]
 
-    def _cost_column(self, cost: Cost) -> Column:
+    def _cost_column(self, cost: str) -> Column:
         measures = [row.costs.get(cost) for row in self.rows]
         if cost == "parameters":
             measures = [m and Measure(tuple(value / 1e6 for value in m.values)) for m in measures]
@@ -410,7 +409,7 @@ def make_table(
     kind: Kind = "median",
     digits: int = 2,
     remarks: Sequence[str] = (),
-    costs: Sequence[Cost] = (),
+    costs: Sequence[str] = (),
 ) -> Table:
     """Make a table of published rows and runs.
 
@@ -468,7 +467,7 @@ def table_text(
     split: str | None = None,
     digits: int = 2,
     kind: Kind = "median",
-    costs: Sequence[Cost] = (),
+    costs: Sequence[str] = (),
     published_csv: Path | str = PUBLISHED_CSV,
 ) -> str:
     """Format the table of the runs in or below `paths`, as `mspose table` prints it.
@@ -494,7 +493,7 @@ def table_of(
     published: bool = True,
     digits: int = 2,
     kind: Kind = "median",
-    costs: Sequence[Cost] = (),
+    costs: Sequence[str] = (),
     published_csv: Path | str = PUBLISHED_CSV,
 ) -> Table:
     """Make the table of runs under the published rows of their group, see `table_text`."""

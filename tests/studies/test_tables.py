@@ -570,15 +570,15 @@ def test_what_models_cost_stands_in_columns_of_its_own(tmp_path: Path) -> None:
         (run / "metrics.json").write_text(json.dumps(metrics))
     write_run(tmp_path, {"attic": (0.1, 4)}, variant="external")
     costs = ["parameters", "megabytes", "milliseconds_per_image"]
-    text = table_text([tmp_path], costs=costs)  # type: ignore[arg-type]
+    text = table_text([tmp_path], costs=costs)
     assert "| Parameters (M) | Weights (MB) | ms per image |" in squeezed(text)
     assert cells(text, "rooms/all")[-3:] == ["1.2", "5.0", "11.0"]
     assert cells(text, "rooms/external")[-3:] == ["–", "–", "–"]
     assert "Time: of the whole evaluation" in text and "Parameters" not in table_text([tmp_path])
-    table = pd.read_csv(io.StringIO(table_text([tmp_path], costs=costs, format="csv")))  # type: ignore[arg-type]
+    table = pd.read_csv(io.StringIO(table_text([tmp_path], costs=costs, format="csv")))
     assert table["parameters"].tolist()[:2] == [1_250_000, 1_250_000]
     with pytest.raises(MsposeError, match="column price: expected one of parameters"):
-        table_text([tmp_path], costs=["price"])  # type: ignore[list-item]
+        table_text([tmp_path], costs=["price"])
 
 
 def test_where_no_run_fits_the_message_names_those_that_there_are(tmp_path: Path) -> None:
