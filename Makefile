@@ -15,6 +15,7 @@ NPROC ?= 1
 ABLATION ?= qka-and-encoding
 SEEDS ?=
 DEMO_RUN := $(RUNS)/virtual/all/seed-$(SEED)
+DEMO_BASELINES := $(foreach name,mean-pose retrieval structure,$(RUNS)/virtual/baseline-$(name))
 
 SCENES := $(if $(strip $(SCENE)),--scenes $(SCENE))
 EXPERIMENT := experiments/$(DATASET).yaml
@@ -42,14 +43,14 @@ $(READY): setup.cfg setup.py pyproject.toml constraints.txt
 
 setup: $(READY)  ## install everything into .venv (the other targets do it by themselves)
 
-demo: $(READY)  ## render the virtual data, train, evaluate, print the table beside two baselines, write a report
+demo: $(READY)  ## render the virtual data, train, evaluate, print the table beside three baselines, write a report
 	$(BIN)/mspose data get --dataset virtual
 	$(BIN)/mspose train --config experiments/virtual.yaml --runs $(RUNS) --seed $(SEED) $(ARGS)
 	$(BIN)/mspose evaluate $(DEMO_RUN)
 	$(BIN)/mspose baselines --config experiments/virtual.yaml --runs $(RUNS) --quiet
-	$(BIN)/mspose table $(DEMO_RUN) $(RUNS)/virtual/baseline-mean-pose $(RUNS)/virtual/baseline-retrieval --digits 3
-	$(BIN)/mspose table $(DEMO_RUN) $(RUNS)/virtual/baseline-mean-pose $(RUNS)/virtual/baseline-retrieval --kind recall
-	$(BIN)/mspose report $(DEMO_RUN) $(RUNS)/virtual/baseline-mean-pose $(RUNS)/virtual/baseline-retrieval --out $(RUNS)/virtual/report.html
+	$(BIN)/mspose table $(DEMO_RUN) $(DEMO_BASELINES) --digits 3
+	$(BIN)/mspose table $(DEMO_RUN) $(DEMO_BASELINES) --kind recall
+	$(BIN)/mspose report $(DEMO_RUN) $(DEMO_BASELINES) --out $(RUNS)/virtual/report.html
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
@@ -73,7 +74,7 @@ attention: $(READY)  ## study the encoders' self-attention of one run or several
 	@test -n "$(RUN)" || { echo "make attention needs RUN=, the folders of runs, such as RUN=runs/7scenes/all/seed-0"; exit 2; }
 	$(BIN)/mspose attention $(RUN) $(SCENES) $(ARGS)
 
-baselines: $(READY)  ## evaluate the mean-pose and retrieval baselines: DATASET= SCENE=
+baselines: $(READY)  ## evaluate the mean-pose, retrieval and structure baselines: DATASET= SCENE=
 	$(BIN)/mspose baselines --config $(EXPERIMENT) --runs $(RUNS) $(SCENES) $(ARGS)
 
 # without DATASET= on the real data that is here, else on the data that the file names

@@ -233,7 +233,9 @@ def evaluate(
 def baselines(
     settings: Settings, *, scenes: list[str] | None = None, progress: bool = True
 ) -> None:
-    """Evaluate two baselines: the mean training pose, and the most similar training image's.
+    """Evaluate baselines: mean training pose, pose of the most similar training image, structure.
+
+    Structure needs the focal length: keypoints matched with similar training images, PnP.
 
     Args:
         scenes: the same as --data.scenes, as in --scenes chess fire.
@@ -258,8 +260,10 @@ def table(
     *,
     ablation: str | None = None,
     seeds: list[NonNegativeInt] | None = None,
+    block: PositiveInt | None = None,
     format: Literal["markdown", "latex", "csv"] = "markdown",
-    kind: Literal["median", "recall", "recall-scenes"] = "median",
+    kind: Literal["median", "quantiles", "recall", "recall-scenes", "auc"] = "median",
+    costs: list[str] | None = None,
     published: bool = True,
     dataset: str | None = None,
     ground_truth: str | None = None,
@@ -273,8 +277,11 @@ def table(
         runs: runs, or folders of runs (default: runs).
         ablation: the table of this ablation, its file or its name, from runs and records.
         seeds: with --ablation, some seeds only.
+        block: with --ablation, neighbouring frames that the bootstrap draws together (default: by
+            the autocorrelation of the errors).
         format: form of the text.
-        kind: errors; recall; recall of every scene.
+        kind: median errors; their quantiles; recall; recall of every scene; area under recall.
+        costs: further columns: parameters, megabytes, milliseconds_per_image.
         published: show published rows of the same data set (true or false).
         dataset: only runs on this data set; of an ablation, the base experiment.
         ground_truth: only runs on this ground truth.
@@ -285,14 +292,18 @@ def table(
     filters: dict[str, Any] = {"ground_truth": ground_truth, "split": split}
     if ablation:
         of_runs = {"kind": kind != "median", "published": not published, "digits": digits != 2}
+        of_runs["costs"] = bool(costs)
         _refuse({**of_runs, **filters}, "without effect beside --ablation, leave it out")
 
         from mspose.studies.ablation.finished import ROOTS
         from mspose.studies.ablation.table import ablation_table
 
-        text = ablation_table(ablation, runs or ROOTS, dataset=dataset, seeds=seeds, format=format)
+        text = ablation_table(
+            ablation, runs or ROOTS, dataset=dataset, seeds=seeds, block=block, format=format
+        )
     else:
-        _refuse({"seeds": seeds}, "without effect without --ablation, leave it out")
+        idle = {"seeds": seeds, "block": block}
+        _refuse(idle, "without effect without --ablation, leave it out")
 
         from mspose.studies.tables import table_text
 
@@ -300,6 +311,7 @@ def table(
             runs or ["runs"],
             format=format,
             kind=kind,
+            costs=costs or (),
             published=published,
             digits=digits,
             dataset=dataset,

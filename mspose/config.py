@@ -253,9 +253,11 @@ class TrainingSettings:
     """Weights that learn; the rest stays as it is, in evaluation mode and without gradients."""
     start_from: str | None = None
     """Run folder whose model is the start, in place of fresh weights (two-stage training)."""
+    log_every: PositiveInt = 10
+    """Steps between two entries of loss, gradient norm and speed in TensorBoard."""
     evaluate_every: PositiveInt = 1
-    """Epochs between two evaluations of medians, attention entropy and query-key gap; the last
-    epoch always has one."""
+    """Epochs between two evaluations of medians, recall, attention entropy and query-key gap; the
+    last epoch always has one."""
     evaluate_frames: PositiveInt = 200
     """Largest number of frames, evenly spread, that such an evaluation takes of the training part
     and of the held-out part."""
@@ -352,9 +354,10 @@ PLACES = (
     "attention.uniform",
     "attention.similar",
     "attention.knock_out",
+    "training.log_every",
 )
-"""Settings that may differ between two starts of one run: paths, devices and what is measured
-beside the training, not mathematics."""
+"""Settings that may differ between two starts of one run: paths, devices, logging and what is
+measured beside the training, not mathematics."""
 ADDED_LATER = (
     ("data.version", None),
     ("augmentation.blur", 0.0),

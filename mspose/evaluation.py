@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,6 +73,7 @@ def evaluate_run(
             on_bad_frame=on_bad_frame,
             progress=progress,
         )
+        began = time.perf_counter()
         predictions = predict_frames(
             estimator.network,
             opened.batches,
@@ -79,6 +81,12 @@ def evaluate_run(
             compile=compile,
             progress=progress,
         )
+        seconds = time.perf_counter() - began
+        costs = {
+            "parameters": sum(weight.numel() for weight in estimator.network.parameters()),
+            "megabytes": Run(run).weights_file.stat().st_size / 1e6,
+            "milliseconds_per_image": 1000 * seconds / len(opened.batches.frames),
+        }
         trained_on = estimator.description.get("trained_on") or {}
         on = {"dataset": opened.dataset, "ground_truth": opened.ground_truth}
         same = all(trained_on.get(name) == value for name, value in on.items())
@@ -95,7 +103,11 @@ def evaluate_run(
             "quick": settings.quick,
             "bad_frames": opened.bad_frames,
             "thresholds": list(thresholds or opened.thresholds),
-            "model": {"config_hash": estimator.description.get("config_hash"), **trained_on},
+            "model": {
+                "config_hash": estimator.description.get("config_hash"),
+                **trained_on,
+                **costs,
+            },
             "device": device_name(device_used),
         }
         return distributed.from_main(

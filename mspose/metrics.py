@@ -2,7 +2,9 @@
 
 Protocol (Shavit et al., ICCV 2021): per scene the median position error (metres) and the median
 orientation error (degrees); a data set's average is the unweighted mean over its scenes. Recall is
-the share of frames whose two errors are both within a pair of thresholds.
+the share of frames whose two errors are both within a pair of thresholds. Beside them, the
+QUANTILES of both errors, and the area under the recall curve (AUC): recall at a pair of thresholds
+scaled by a common factor, averaged over factors from 0 to 1.
 
 The two errors of a frame are computed once, where its poses enter: by `with_errors` for new
 predictions, by `read_predictions` for a file. Writing stores them; metrics, tables and reports take
@@ -42,6 +44,7 @@ the estimate.
 
 PREDICTIONS_CHECKSUM = "predictions_sha256"
 """Key of metrics.json for the checksum of the predictions file that they were computed from."""
+QUANTILES = (0.75, 0.9, 0.95)
 
 ONE_SCENE = "all"
 """The scene's name where a predictions file has no `scene` column."""
@@ -241,7 +244,7 @@ def write_errors(path: Path | str, errors: pd.DataFrame) -> None:
 def compute_metrics(
     predictions: pd.DataFrame, *, thresholds: Sequence[tuple[float, float]]
 ) -> dict[str, Any]:
-    """Compute `thresholds`, `scenes` (sorted by name) and `average` of metrics.json.
+    """Compute `thresholds`, `quantiles`, `scenes` (sorted by name) and `average` of metrics.json.
 
     predictions: a table of `with_errors` or `read_predictions`.
     thresholds: pairs of metres and degrees; a frame counts where both errors are within (<=) a
@@ -260,7 +263,12 @@ def compute_metrics(
         raise MsposeError("no metrics without predictions")
     groups = predictions.groupby("scene", sort=True)
     scenes = {str(name): _scene_metrics(frames, pairs) for name, frames in groups}
-    return {"thresholds": pairs, "scenes": scenes, "average": average_over_scenes(scenes)}
+    return {
+        "thresholds": pairs,
+        "quantiles": list(QUANTILES),
+        "scenes": scenes,
+        "average": average_over_scenes(scenes),
+    }
 
 
 def _scene_metrics(frames: pd.DataFrame, thresholds: Sequence[Sequence[float]]) -> dict[str, Any]:
@@ -271,12 +279,29 @@ def _scene_metrics(frames: pd.DataFrame, thresholds: Sequence[Sequence[float]]) 
         "frames": len(frames),
         "median_position_error_m": float(np.median(position)),
         "median_orientation_error_deg": float(np.median(orientation)),
+        "position_error_m_quantiles": np.quantile(position, QUANTILES).tolist(),
+        "orientation_error_deg_quantiles": np.quantile(orientation, QUANTILES).tolist(),
         "recall": [
             float(np.mean((position <= metres) & (orientation <= degrees)))
             for metres, degrees in thresholds
         ],
+        "auc": [
+            area_under_recall(np.maximum(position / metres, orientation / degrees))
+            for metres, degrees in thresholds
+        ],
         "scene_accuracy": accuracy,
     }
+
+
+def area_under_recall(error_N: np.ndarray) -> float:
+    """Area from 0 to 1 under the cumulative curve of errors, from 0 to 1, by the trapezoid rule.
+
+    As in SuperGlue (Sarlin et al., CVPR 2020) and `kornia.metrics.auc_from_errors`, with which a
+    test compares it: kornia's import would cost every command a second.
+    """
+    within = np.sort(error_N[error_N < 1])
+    recall = np.arange(len(within) + 1) / len(error_N)
+    return float(np.trapezoid([*recall, recall[-1]], [0, *within, 1]))
 
 
 def average_over_scenes(scenes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -285,11 +310,14 @@ def average_over_scenes(scenes: Mapping[str, Mapping[str, Any]]) -> dict[str, An
     """
     rows = list(scenes.values())
     accuracies = [row["scene_accuracy"] for row in rows]
-    medians = ("median_position_error_m", "median_orientation_error_deg")
+    own = ("frames", "scene_accuracy")
     return {
         "frames": sum(row["frames"] for row in rows),
-        **{name: float(np.mean([row[name] for row in rows])) for name in medians},
-        "recall": np.mean([row["recall"] for row in rows], axis=0).tolist(),
+        **{
+            name: np.mean([row[name] for row in rows], axis=0).tolist()
+            for name in rows[0]
+            if name not in own
+        },
         "scene_accuracy": None if None in accuracies else float(np.mean(accuracies)),
     }
 
@@ -312,6 +340,8 @@ _SCENE_METRICS: Mapping[str, tuple[type, ...]] = {
     "recall": (list,),
     "scene_accuracy": (int, float, NoneType),
 }
+ADDED_LATER = ("position_error_m_quantiles", "orientation_error_deg_quantiles", "auc")
+"""Lists of a scene's metrics that files of older versions do not have."""
 
 
 def write_metrics(path: Path | str, metrics: Mapping[str, Any]) -> None:
@@ -343,6 +373,8 @@ def _metrics_fault(metrics: Any) -> str | None:
             return f"{name}: {fault}"
         if len(scene["recall"]) != len(metrics["thresholds"]):
             return f"{name}: recall has not one number per threshold"
+        if fault := _type_fault(scene, {key: (list,) for key in ADDED_LATER if key in scene}):
+            return f"{name}: {fault}"
     return None if metrics["scenes"] else "scenes is empty"
 
 

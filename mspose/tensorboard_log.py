@@ -1,31 +1,37 @@
 """TensorBoard events of a training run: scalars of steps, and an evaluation after an epoch.
 
 An evaluation logs, for a fixed choice of training frames and of held-out frames, median errors,
-scene accuracy and a plot of the trajectory, and for a few of them the attention entropy (Zhai et
-al., ICML 2023), the similarity of different queries' attention and the query-key gap of every
-encoder layer, the similarity of tokens behind it (Gong et al., arXiv 2104.12753), and entropy and
-similarity of the scenes' attention in every decoder layer. Attention is measured before the first
-step as well. A layer whose attention collapsed is named in the log.
+recall, scene accuracy and a plot of the trajectory, and for a few of them the attention entropy
+(Zhai et al., ICML 2023), the similarity of different queries' attention and the query-key gap of
+every encoder layer, the similarity of tokens behind it (Gong et al., arXiv 2104.12753), and entropy
+and similarity of the scenes' attention in every decoder layer. Attention is measured before the
+first step as well. A layer whose attention collapsed is named in the log.
 """
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from textwrap import indent
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 from numpy.typing import NDArray
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR, Summary, SummaryMetadata
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from mspose import distributed
 from mspose.attention.attention_json import write_start
 from mspose.attention.measures import AttentionMeasures
 from mspose.attention.sample_frames import denormalized
+from mspose.config import Settings
 from mspose.data.batches import Batch, Batches
 from mspose.data.frames import evenly
 from mspose.errors import MsposeError
@@ -34,6 +40,7 @@ from mspose.metrics import compute_metrics
 from mspose.models.network import PoseNetwork
 from mspose.models.transformer import EncoderLayer
 from mspose.poses import widest_axes
+from mspose.run import EVENTS, Run
 from mspose.verdict import COLLAPSED, DEFAULT, UNIFORM, Thresholds
 
 if TYPE_CHECKING:
@@ -43,6 +50,15 @@ log = logging.getLogger("mspose")
 ATTENTION_FRAMES = 8
 SHOWN_IMAGES = 8
 BLUE, ORANGE = "#0072B2", "#D55E00"  # from the colour-blind safe palette of Okabe and Ito
+DESCRIPTIONS = {
+    "loss/total": (
+        "Under learned weights each pose term is L exp(-s) + s, so that the total goes below zero"
+        " as the errors shrink; under fixed weights it stays above."
+    )
+}
+"""Text that TensorBoard shows beside a scalar, by tag."""
+HYPER_PARAMETERS = "hparams"
+"""Folder, in a run's, of the events for TensorBoard's page of hyper-parameters."""
 
 
 class TensorBoardLog:
@@ -52,15 +68,37 @@ class TensorBoardLog:
     """
 
     def __init__(
-        self, folder: Path, *, first_step: int, frames: int, judged_by: Thresholds = DEFAULT
+        self,
+        folder: Path,
+        *,
+        first_step: int,
+        frames: int,
+        recall: Sequence[tuple[float, float]] = (),
+        judged_by: Thresholds = DEFAULT,
     ):
-        """Open the event file; `frames` is how many an evaluation uses of each part at most."""
+        """Open the event file.
+
+        Args:
+            frames: how many an evaluation uses of each part at most.
+            recall: its thresholds, pairs of metres and degrees.
+            judged_by: thresholds of the words for attention.
+        """
         self.folder, self.first_step, self.frames = folder, first_step, frames
+        self.recall = recall
         self.collapse = CollapseLog(judged_by)
         self.writer: SummaryWriter | None = None
         if distributed.is_main():
             with self._writing():
                 self.writer = SummaryWriter(str(folder), purge_step=first_step, flush_secs=30)
+
+    def settings(self, settings: Settings) -> None:
+        """Write the settings as text."""
+        if self.writer is None:
+            return
+        text = yaml.safe_dump(asdict(settings), sort_keys=False)
+        with self._writing():
+            # four blanks before each line: Markdown's verbatim text
+            self.writer.add_text("settings", indent(text, "    "), self.first_step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write scalars of one step, by tag."""
@@ -68,7 +106,10 @@ class TensorBoardLog:
             return
         with self._writing():
             for tag, value in values.items():
-                self.writer.add_scalar(tag, value, step)
+                if tag in DESCRIPTIONS:
+                    self.writer._get_file_writer().add_summary(_described(tag, value), step)
+                else:
+                    self.writer.add_scalar(tag, value, step)
 
     def images(self, step: int, batch: Batch, batches: Batches) -> None:
         """Write the first images of a batch as the network gets them, without the normalisation."""
@@ -101,10 +142,12 @@ class TensorBoardLog:
             table = predict_frames(network, batches, evenly(len(batches.frames), self.frames))
             if self.writer is None:
                 continue
-            average = compute_metrics(table, thresholds=[])["average"]
+            average = compute_metrics(table, thresholds=self.recall)["average"]
             values[f"median_position_m/{name}"] = average["median_position_error_m"]
             values[f"median_orientation_deg/{name}"] = average["median_orientation_error_deg"]
             values[f"scene_accuracy/{name}"] = average["scene_accuracy"]
+            for (metres, degrees), share in zip(self.recall, average["recall"], strict=True):
+                values[f"recall_{metres:g}m_{degrees:g}deg/{name}"] = share
             with self._writing():
                 self.writer.add_figure(f"trajectory/{name}", trajectory_figure(table), step)
         if self.writer is None:
@@ -132,6 +175,44 @@ class TensorBoardLog:
                 f"cannot write TensorBoard events to {self.folder}: {error.strerror or error}; "
                 "the last checkpoint is kept"
             ) from error
+
+
+def _described(tag: str, value: float) -> Summary:
+    """Make the summary of a scalar with its description, which `add_scalar` cannot write."""
+    metadata = SummaryMetadata(
+        summary_description=DESCRIPTIONS[tag],
+        plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"),
+        data_class=DATA_CLASS_SCALAR,
+    )
+    return Summary(value=[Summary.Value(tag=tag, simple_value=value, metadata=metadata)])
+
+
+def log_hyper_parameters(run: Run, values: Mapping[str, Any]) -> None:
+    """Write settings of an evaluated run, and its medians, for TensorBoard's HParams page.
+
+    They replace what was written before. Raises MsposeError where they cannot be written.
+    """
+    folder, average = run.folder / HYPER_PARAMETERS, run.metrics["average"]
+    medians = {
+        "test/median_position_m": average["median_position_error_m"],
+        "test/median_orientation_deg": average["median_orientation_error_deg"],
+    }
+    plain = {
+        name: value if isinstance(value, bool | int | float | str) else str(value)
+        for name, value in values.items()
+    }
+    try:
+        for file in folder.glob(EVENTS):
+            file.unlink()
+        with SummaryWriter(str(folder)) as writer:
+            for summary in hparams(plain, medians):
+                writer.file_writer.add_summary(summary)
+            for tag, value in medians.items():
+                writer.add_scalar(tag, value)
+    except OSError as error:
+        raise MsposeError(
+            f"cannot write TensorBoard events to {folder}: {error.strerror or error}"
+        ) from error
 
 
 def measure_attention(network: PoseNetwork, batches: Batches) -> AttentionMeasures:

@@ -13,7 +13,7 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -55,7 +55,7 @@ from mspose.run import (
 from mspose.tensorboard_log import TensorBoardLog, query_key_gradients
 
 log = logging.getLogger("mspose")
-LOG_EVERY = 10  # steps
+CHECK_EVERY = 10  # steps
 ANEW = "remove it to train anew, or name this run with --variant"
 
 
@@ -88,7 +88,7 @@ def train(settings: Settings, *, progress: bool = True) -> Path:
         if distributed.is_main():
             write_settings(run / CONFIG, settings)
         description = describe(network, settings, card, parts["train"])
-        train_epochs(state, parts, run, description, progress=progress)
+        train_epochs(state, parts, run, description, card.thresholds, progress=progress)
     return run
 
 
@@ -203,10 +203,14 @@ def train_epochs(
     parts: Mapping[str, Batches],
     run: Path,
     description: dict[str, Any],
+    recall: Sequence[tuple[float, float]],
     *,
     progress: bool,
 ) -> None:
-    """Train to the last epoch, from wherever `state` is, and keep model and checkpoint in `run`."""
+    """Train to the last epoch, from wherever `state` is, and keep model and checkpoint in `run`.
+
+    recall: its thresholds, pairs of metres and degrees, which TensorBoard shows.
+    """
     options, batches = state.settings.training, parts["train"]
     bar = tqdm(
         total=state.steps_per_epoch * options.epochs,
@@ -219,8 +223,10 @@ def train_epochs(
         run,
         first_step=state.steps_done,
         frames=options.evaluate_frames,
+        recall=recall,
         judged_by=state.settings.attention.thresholds,
     )
+    board.settings(state.settings)
     # in float16 a step whose gradients overflow is skipped, and the loss scaled down
     check = FiniteCheck(batches, gradients=not state.scaler.is_enabled())
     with distributed.Preemption() as preemption, closing(board), closing(bar):
@@ -236,8 +242,10 @@ def train_epochs(
                 step = state.steps_done - 1
                 if step == board.first_step:
                     board.images(step, batch, batches)
-                if step % LOG_EVERY == 0:
+                log_now = step % options.log_every == 0
+                if log_now or step % CHECK_EVERY == 0:
                     check.raise_if_not_finite()
+                if log_now:
                     mine = {name: float(value) for name, value in logs.items()}
                     values = distributed.average(mine, share_of_mean(batch))
                     board.scalars(step, {**values, "images_per_second": speed.read()})

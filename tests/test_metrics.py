@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kornia.metrics import auc_from_errors
 
 from mspose import provenance as provenance_module
 from mspose.errors import MsposeError
 from mspose.metrics import (
     POSE_COLUMNS,
     PREDICTION_COLUMNS,
+    area_under_recall,
     compute_metrics,
     read_metrics,
     read_predictions,
@@ -338,11 +341,16 @@ def test_an_average_counts_scenes_alike_and_an_even_count_takes_the_middle_two()
     assert list(computed["scenes"]) == ["a", "b"]
     assert computed["scenes"]["b"] == {
         "frames": 4, "median_position_error_m": 0.75, "median_orientation_error_deg": 0.0,
-        "recall": [0.75], "scene_accuracy": 1.0,
+        "position_error_m_quantiles": pytest.approx([1.75, 3.1, 3.55]),
+        "orientation_error_deg_quantiles": [0.0, 0.0, 0.0],
+        "recall": [0.75], "auc": [0.375], "scene_accuracy": 1.0,
     }  # fmt: skip
     assert computed["average"] == {
         "frames": 5, "median_position_error_m": (8.0 + 0.75) / 2,
-        "median_orientation_error_deg": 0.0, "recall": [0.375], "scene_accuracy": 0.5,
+        "median_orientation_error_deg": 0.0,
+        "position_error_m_quantiles": pytest.approx([4.875, 5.55, 5.775]),
+        "orientation_error_deg_quantiles": [0.0, 0.0, 0.0],
+        "recall": [0.375], "auc": [0.1875], "scene_accuracy": 0.5,
     }  # fmt: skip
 
 
@@ -476,3 +484,46 @@ def test_the_commit_is_that_of_the_repository_that_holds_the_package(
 def test_no_git_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert provenance_module._git_state(tmp_path) == (None, None)
+
+
+# quantiles and the area under recall
+
+
+def test_quantiles_are_of_each_error_by_itself() -> None:
+    table = predictions([0.4, 0.1, 0.2, 0.3, 0.0], [1.0, 5.0, 3.0, 2.0, 4.0])
+    scene = compute_metrics(table, thresholds=[])["scenes"]["chess"]
+    assert scene["position_error_m_quantiles"] == pytest.approx([0.3, 0.36, 0.38])
+    assert scene["orientation_error_deg_quantiles"] == pytest.approx([4, 4.6, 4.8])
+
+
+def test_the_area_under_recall_is_that_of_kornia() -> None:
+    rng = np.random.default_rng(0)
+    for error_N in (rng.gamma(1, 1, 50), np.zeros(3), np.full(4, 2.0), np.array([0.5, 1.0, 1.5])):
+        expected = auc_from_errors(torch.from_numpy(error_N), 1.0)[1.0] / 100
+        assert area_under_recall(error_N) == pytest.approx(expected, abs=1e-12)
+
+
+def test_both_errors_count_as_shares_of_their_thresholds() -> None:
+    """Recall at the scaled thresholds, integrated numerically."""
+    rng = np.random.default_rng(1)
+    table = predictions(rng.gamma(2, 0.1, 40).tolist(), rng.gamma(2, 2, 40).tolist())
+    found = compute_metrics(table, thresholds=[(0.3, 5.0)])["average"]["auc"]
+    recall = [
+        compute_metrics(table, thresholds=[(0.3 * scale, 5 * scale)])["average"]["recall"][0]
+        for scale in np.linspace(0.005, 0.995, 100)
+    ]
+    # the trapezoid rule counts half a frame more at each step
+    assert found == [pytest.approx(np.mean(recall), abs=0.5 / 40 + 0.01)]
+
+
+def test_metrics_of_older_versions_have_neither(tmp_path: Path) -> None:
+    metrics = run_metrics()
+    for scene in (*metrics["scenes"].values(), metrics["average"]):
+        for name in ("auc", "position_error_m_quantiles", "orientation_error_deg_quantiles"):
+            del scene[name]
+    write_metrics(tmp_path / "metrics.json", metrics)
+    assert read_metrics(tmp_path / "metrics.json") == metrics
+    metrics["average"]["auc"] = 0.5
+    write_metrics(tmp_path / "metrics.json", metrics)
+    with pytest.raises(MsposeError, match=r"average: auc is 0\.5, expected list"):
+        read_metrics(tmp_path / "metrics.json")

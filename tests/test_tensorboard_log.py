@@ -1,4 +1,6 @@
 import errno
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -6,25 +8,28 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import mspose
 from mspose.attention.attention_json import read_start
 from mspose.attention.measures import AttentionMeasures, LayerMeasures, SceneMeasures
-from mspose.config import BRANCHES
+from mspose.config import BRANCHES, Settings
 from mspose.data.batches import Batches
 from mspose.data.cache import open_cache
 from mspose.data.cards import data_root, load_frames, read_card
 from mspose.data.frames import evenly
 from mspose.errors import MsposeError
 from mspose.inference import predict_frames
-from mspose.metrics import compute_metrics
+from mspose.metrics import compute_metrics, write_metrics
 from mspose.models.kinds import make_network
 from mspose.models.network import Observer
+from mspose.run import Run
 from mspose.tensorboard_log import (
     ATTENTION_FRAMES,
     CollapseLog,
     TensorBoardLog,
     attention_scalars,
+    log_hyper_parameters,
     measure_attention,
     query_key_gradients,
     trajectory_figure,
@@ -327,6 +332,53 @@ def test_an_evaluation_has_the_metrics_of_its_frames(network, batches, tmp_path)
         (event,) = events.Scalars(name)
         assert event.value == pytest.approx(value, rel=1e-6)
     assert [event.step for event in events.Images("trajectory/train")] == [5]
+
+
+def test_recall_is_that_of_the_thresholds(network, batches, tmp_path):
+    board = TensorBoardLog(tmp_path, first_step=0, frames=10, recall=[(0.5, 10), (1000, 180)])
+    values = board.evaluate(5, network, {"train": batches, "held_out": batches})
+    board.close()
+    table = predict_frames(network, batches)
+    recall = compute_metrics(table, thresholds=[(0.5, 10)])["average"]["recall"][0]
+    for part in ("train", "held_out"):
+        assert values[f"recall_0.5m_10deg/{part}"] == recall
+        (event,) = read_events(tmp_path).Scalars(f"recall_1000m_180deg/{part}")
+        assert event.value == 1
+
+
+def test_settings_are_text_and_the_total_loss_is_explained(tmp_path):
+    board = TensorBoardLog(tmp_path, first_step=0, frames=4)
+    board.settings(Settings(seed=7))
+    for step, value in enumerate((0.5, -1.0)):
+        board.scalars(step, {"loss/total": value, "loss/scene": 1.0})
+    board.close()
+    events = read_events(tmp_path)
+    assert [event.value for event in events.Scalars("loss/total")] == [0.5, -1.0]
+    assert "goes below zero" in events.SummaryMetadata("loss/total").summary_description
+    assert Run(tmp_path).scalars()["loss/total"].tolist() == [0.5, -1.0]
+    (text,) = events.Tensors("settings/text_summary")
+    lines = text.tensor_proto.string_val[0].decode().splitlines()
+    assert "    seed: 7" in lines and all(line.startswith("    ") for line in lines)
+
+
+def test_hyper_parameters_stand_beside_the_medians_and_replace_older_ones(small_run, tmp_path):
+    run = Run(Path(shutil.copytree(small_run, tmp_path / "run")))
+    medians = {"median_position_error_m": 0.25, "median_orientation_error_deg": 4.0}
+    scene = {**medians, "frames": 5, "recall": [], "scene_accuracy": None}
+    about = dict.fromkeys(("dataset", "ground_truth", "split", "seed"))
+    about |= {"scene_selection": "predicted", "experiment": "e", "variant": "v"}
+    metrics = {**about, "thresholds": [], "scenes": {"attic": scene}, "average": scene}
+    write_metrics(run.metrics_file, metrics)
+    before = run.scalars()
+    for seed in (3, 4):
+        log_hyper_parameters(run, {"seed": seed, "loss.qka_weight": 0.1, "data.scenes": ["a"]})
+    events = read_events(run.folder / "hparams")
+    assert [event.value for event in events.Scalars("test/median_position_m")] == [0.25]
+    start = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    values = HParamsPluginData.FromString(start).session_start_info.hparams
+    assert values["seed"].number_value == 4 and values["loss.qka_weight"].number_value == 0.1
+    assert values["data.scenes"].string_value == "['a']"
+    pd.testing.assert_frame_equal(run.scalars(), before)
 
 
 def test_a_continued_run_replaces_what_the_interrupted_one_wrote_later(network, batches, tmp_path):

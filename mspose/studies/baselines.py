@@ -1,10 +1,13 @@
-"""Two baselines that tell whether a network learned anything.
+"""Three baselines that tell what a network's errors are worth.
 
 `baseline-mean-pose` answers each scene's mean training pose (the scene is given: it uses no image).
 `baseline-retrieval` answers the pose of the most similar training image of any scene, by backbone
-features.
+features. `baseline-structure` answers the pose that keypoints give, matched with those of the most
+similar training images (`mspose.studies.structure`); it needs the focal length.
 """
 
+import logging
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from tqdm import tqdm
 from mspose.config import Settings, config_hash, write_settings
 from mspose.data.batches import Batches
 from mspose.data.cache import open_split
-from mspose.data.cards import read_card
+from mspose.data.cards import data_root, read_card
 from mspose.data.versions import with_version
 from mspose.evaluation import evaluate_predictions, store_predictions
 from mspose.inference import resolve_device
@@ -35,7 +38,11 @@ from mspose.models.backbone import make_backbone
 from mspose.poses import mean_quaternion
 from mspose.provenance import device_name
 from mspose.run import Run
+from mspose.studies.structure import structure_poses
 
+log = logging.getLogger("mspose")
+CANDIDATES = 60
+"""Most similar training images that the structure baseline chooses from."""
 POSE = [*TRUE_POSITION, *TRUE_ORIENTATION]
 
 
@@ -53,18 +60,23 @@ def mean_pose(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
     return _predictions(test, np.stack([means[scene] for scene in test["scene"]]), None)
 
 
-def nearest_image(
-    train: pd.DataFrame, test: pd.DataFrame, train_ND: Tensor, test_MD: Tensor
-) -> pd.DataFrame:
-    """Predict pose and scene of the training frame with the largest cosine similarity of features.
+def most_similar(train_ND: Tensor, test_MD: Tensor, count: int) -> np.ndarray:
+    """Rows (M, count) of the training frames with the largest cosine similarity to each test frame.
 
     train_ND, test_MD: features of the N training and M test frames.
     """
     unit_DN = F.normalize(train_ND, dim=1).T
-    nearest = torch.cat(
-        [(part_BD @ unit_DN).argmax(dim=1) for part_BD in F.normalize(test_MD, dim=1).split(1024)]
-    )
-    found = train.iloc[nearest.numpy()]
+    count = min(count, len(train_ND))
+    nearest = [
+        (part_BD @ unit_DN).topk(count, dim=1).indices
+        for part_BD in F.normalize(test_MD, dim=1).split(1024)
+    ]
+    return torch.cat(nearest).numpy()
+
+
+def nearest_image(train: pd.DataFrame, test: pd.DataFrame, nearest_M: np.ndarray) -> pd.DataFrame:
+    """Predict pose and scene of the most similar training frame, whose rows are given."""
+    found = train.iloc[nearest_M]
     return _predictions(test, found[POSE].to_numpy(), found["scene"].to_numpy())
 
 
@@ -92,7 +104,8 @@ def image_features(backbone: torch.nn.Module, batches: Batches, *, progress: boo
 def evaluate_baselines(
     settings: Settings, *, progress: bool = True
 ) -> dict[str, tuple[dict[str, Any], Path]]:
-    """Predict and evaluate both baselines on the test split.
+    """Predict and evaluate the baselines on the test split; that of structure where focal lengths
+    are known.
 
     Their folders, `runs/<experiment>/baseline-.../seed-0`, are runs for tables; those of some
     scenes, or of another ground truth than the card's first, carry that variant's name too.
@@ -126,14 +139,11 @@ def evaluate_baselines(
         )
         features[split] = image_features(backbone, batches, progress=progress)
     train, test = frames["train"], frames["test"]
-    predictions = {
-        "baseline-mean-pose": mean_pose(train, test),
-        "baseline-retrieval": nearest_image(train, test, features["train"], features["test"]),
-    }
     own_variant = settings.run_folder(card.ground_truths[0]).parent.name
     suffix = "" if own_variant == "all" else f"-{own_variant}"
     metrics = {}
-    for baseline, table in predictions.items():
+
+    def store(baseline: str, table: pd.DataFrame, **about: Any) -> None:
         named = replace(settings, variant=baseline + suffix, seed=0)
         run = Run(named.run_folder(card.ground_truths[0]))
         write_settings(run.config_file, named)
@@ -151,8 +161,29 @@ def evaluate_baselines(
             quick=named.quick,
             bad_frames=bad_frames,
             thresholds=list(card.thresholds),
-            model={"config_hash": config_hash(named)},
+            model={"config_hash": config_hash(named), **about.pop("model", {})},
             device=device_name(device),
+            **about,
         )
         metrics[run.folder.parent.name] = evaluate_predictions(path)
+
+    nearest_MK = most_similar(features["train"], features["test"], CANDIDATES)
+    retrieved = nearest_image(train, test, nearest_MK[:, 0])
+    store("baseline-mean-pose", mean_pose(train, test))
+    store("baseline-retrieval", retrieved)
+    if train["focal_px"].isna().all() or test["focal_px"].isna().all():
+        log.info("no structure baseline: the focal length of %s is not known", card.name)
+        return metrics
+    began = time.perf_counter()
+    root = data_root(card, settings.data.root)
+    pose_M7, localised_M = structure_poses(train, test, nearest_MK, root, progress=progress)
+    seconds = time.perf_counter() - began
+    lost = int((~localised_M).sum())
+    log.info("%d of %d frames not localised: they have the retrieved pose", lost, len(test))
+    store(
+        "baseline-structure",
+        _predictions(test, pose_M7, retrieved["predicted_scene"].to_numpy()),
+        not_localised=lost,
+        model={"milliseconds_per_image": 1000 * seconds / len(test)},
+    )
     return metrics

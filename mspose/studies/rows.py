@@ -6,12 +6,14 @@ A row is a variant of an experiment over its seeds, or a published method. Publi
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mspose.data.cards import read_card
 from mspose.data.versions import recorded_version
 from mspose.errors import MsposeError
 from mspose.metrics import csv_number, csv_rows
@@ -28,6 +30,13 @@ PUBLISHED_COLUMNS = (
 )
 PRINTED_AVERAGE = "average"
 """In place of a scene in the published CSV: the source's own average over scenes."""
+
+COSTS = {
+    "parameters": "Parameters (M)",
+    "megabytes": "Weights (MB)",
+    "milliseconds_per_image": "ms per image",
+}
+"""Columns of what a model costs, by their names in metrics.json."""
 
 SECTIONS = PUBLISHED, OWN = ("Published", "This repository")
 
@@ -96,6 +105,10 @@ class SceneMetrics:
     orientation_deg: Measure
     recall: tuple[Measure, ...] = ()
     """Share of frames (0 to 1) within each threshold."""
+    quantiles: tuple[tuple[Measure, Measure], ...] = ()
+    """Position and orientation errors of `mspose.metrics.QUANTILES`."""
+    auc: tuple[Measure, ...] = ()
+    """Area (0 to 1) under the recall curve up to each threshold."""
     scene_accuracy: Measure | None = None
     frames: int | None = None
 
@@ -108,9 +121,18 @@ class Row:
     section: str
     group: Group
     scenes: dict[str, SceneMetrics]
-    average: SceneMetrics
+    average: SceneMetrics | None
+    """None for a published row whose cells are empty."""
     average_printed: bool = False
     """The average is the source's own and stands even where a scene is missing."""
+    empty: str = ""
+    """Lines of the published CSV that are still to be filled in, and its name."""
+    lacking: tuple[str, ...] = ()
+    """Test frames of the data set that were not evaluated: `chess 16 of 2,000`."""
+    of_one_scene: bool = False
+    """The model was trained on one scene alone."""
+    costs: dict[str, Measure] = field(default_factory=dict)
+    """COSTS of the model, as far as they are recorded."""
     thresholds: tuple[tuple[float, float], ...] = ()
     seeds: tuple[int, ...] = ()
     baseline: bool = False
@@ -213,6 +235,13 @@ def _row(seeds: Sequence[Run]) -> Row:
                 f" different {what}: name one of them"
             )
     bad = max(metrics.get("bad_frames") or 0 for metrics in every)
+    lacking = lacking_frames(seeds)
+    retrieved = max(metrics.get("not_localised") or 0 for metrics in every)
+    notes = [
+        f"bad frames left out: {bad}" if bad else "",
+        f"test frames evaluated: {', '.join(lacking)}" if lacking else "",
+        f"frames not localised, which have the retrieved pose: {retrieved}" if retrieved else "",
+    ]
     return Row(
         name=first.name,
         section=OWN,
@@ -227,19 +256,75 @@ def _row(seeds: Sequence[Run]) -> Row:
         seeds=tuple(run.seed for run in seeds if run.seed is not None),
         baseline=first.is_baseline,
         machines=tuple(dict.fromkeys(filter(None, map(_machine, seeds)))),
-        note=f"bad frames left out: {bad}" if bad else "",
+        lacking=tuple(lacking),
+        of_one_scene=len(scenes) == 1 and _is_of_one_scene(first),
+        costs=_costs(seeds),
+        note="; ".join(filter(None, notes)),
     )
+
+
+def lacking_frames(runs: Iterable[Run]) -> list[str]:
+    """List the scenes of which a run has fewer frames than the data set: `chess 16 of 2,000`.
+
+    The data set's number is in metrics.json; in those of older versions, on the card of that name.
+    """
+    found: dict[str, str] = {}
+    for run in runs:
+        metrics = run.metrics
+        on_card = _frames_of_card(str(metrics["dataset"]), str(metrics["split"]))
+        for name, scene in metrics["scenes"].items():
+            expected = scene.get("frames_expected") or on_card.get(name, 0)
+            if scene["frames"] < expected:
+                found[name] = f"{name} {scene['frames']:,} of {expected:,}"
+    return list(found.values())
+
+
+@cache
+def _frames_of_card(dataset: str, split: str) -> dict[str, int]:
+    """Published number of frames by scene; {} without a card of that name."""
+    try:
+        facts = read_card(dataset).scene_facts
+    except MsposeError:
+        return {}
+    return {scene: found.frames[split] for scene, found in facts.items() if split in found.frames}
+
+
+def _is_of_one_scene(run: Run) -> bool:
+    """True where the settings, where there are any, name one scene."""
+    return run.config_file.is_file() and len(run.settings.data.scenes) == 1
+
+
+def _costs(seeds: Sequence[Run]) -> dict[str, Measure]:
+    """Collect the COSTS that all seeds have recorded; of their time, the mean."""
+    models = [run.provenance.get("model") or {} for run in seeds]
+    return {
+        name: Measure((float(np.mean([model[name] for model in models])),))
+        for name in COSTS
+        if all(name in model for model in models)
+    }
 
 
 def _scene_metrics(seeds: Sequence[Mapping[str, Any]]) -> SceneMetrics:
     def measure(key: str) -> Measure:
         return Measure(tuple(float(scene[key]) for scene in seeds))
 
+    def measures(key: str) -> tuple[Measure, ...]:
+        """One per element of a list, which metrics of older versions may not have."""
+        return tuple(map(Measure, zip(*(scene.get(key, ()) for scene in seeds), strict=False)))
+
     predicted = all(scene["scene_accuracy"] is not None for scene in seeds)
     return SceneMetrics(
         position_m=measure(MEDIANS[0]),
         orientation_deg=measure(MEDIANS[1]),
-        recall=tuple(map(Measure, zip(*(scene["recall"] for scene in seeds), strict=True))),
+        recall=measures("recall"),
+        quantiles=tuple(
+            zip(
+                measures("position_error_m_quantiles"),
+                measures("orientation_error_deg_quantiles"),
+                strict=True,
+            )
+        ),
+        auc=measures("auc"),
         scene_accuracy=measure("scene_accuracy") if predicted else None,
         frames=seeds[0]["frames"],
     )
@@ -255,25 +340,31 @@ def _machine(run: Run) -> str:
 def published_rows(path: Path | str = PUBLISHED_CSV, dataset: str | None = None) -> list[Row]:
     """Read a row per published method of a data set (all where None), in the file's order.
 
-    Published scenes count as predicted; methods with one model per scene say so in their note.
-    Raises MsposeError with the line for a value that is not a finite number or a scene that is
-    there twice.
+    Published scenes count as predicted; methods with one model per scene say so in their note. A
+    line without the two medians is still to be filled in: its cell is empty. Raises MsposeError
+    with the line for a value that is not a finite number or a scene that is there twice.
     """
-    scenes: dict[tuple[str, Group], dict[str, SceneMetrics]] = {}
+    scenes: dict[tuple[str, Group], dict[str, SceneMetrics | None]] = {}
+    empty: dict[tuple[str, Group], list[int]] = {}
     words: dict[tuple[str, Group], list[dict[str, str]]] = {}
     for line, row in csv_rows(path, PUBLISHED_COLUMNS):
         key = (row["method"], group_of(row))
-        position, orientation = (
-            Measure((csv_number(path, line, row, column),)) for column in MEDIANS
-        )
         if row["scene"] in scenes.setdefault(key, {}):
             raise MsposeError(
                 f"{path}, line {line}: {row['method']} has scene {row['scene']} twice"
             )
-        scenes[key][row["scene"]] = SceneMetrics(position, orientation)
+        if any(row[column] for column in MEDIANS):
+            position, orientation = (
+                Measure((csv_number(path, line, row, column),)) for column in MEDIANS
+            )
+            scenes[key][row["scene"]] = SceneMetrics(position, orientation)
+        else:
+            scenes[key][row["scene"]] = None
+            empty.setdefault(key, []).append(line)
         words.setdefault(key, []).append(row)
     rows = []
-    for (method, group), of_scene in scenes.items():
+    for (method, group), every in scenes.items():
+        of_scene = {scene: found for scene, found in every.items() if found is not None}
         printed = of_scene.pop(PRINTED_AVERAGE, None)
         source, note = (
             "; ".join(dict.fromkeys(row[key] for row in words[method, group] if row[key]))
@@ -285,13 +376,21 @@ def published_rows(path: Path | str = PUBLISHED_CSV, dataset: str | None = None)
                 section=PUBLISHED,
                 group=group,
                 scenes=of_scene,
-                average=printed or _mean(list(of_scene.values())),
+                average=printed or (_mean(list(of_scene.values())) if of_scene else None),
                 average_printed=printed is not None,
+                empty=_lines_to_fill(path, empty.get((method, group), [])),
                 source=source,
                 note=note,
             )
         )
     return [row for row in rows if dataset in (None, row.group.dataset)]
+
+
+def _lines_to_fill(path: Path | str, lines: Sequence[int]) -> str:
+    """Format `lines 18, 19 of experiments/published.csv`; empty without any."""
+    name = "experiments/published.csv" if Path(path) == PUBLISHED_CSV else str(path)
+    numbers = ", ".join(map(str, lines))
+    return f"line{'s' if lines[1:] else ''} {numbers} of {name}" if lines else ""
 
 
 def _mean(scenes: Sequence[SceneMetrics]) -> SceneMetrics:

@@ -15,7 +15,9 @@ import pandas as pd
 
 from mspose.errors import MsposeError
 from mspose.escaping import csv_text, markdown_text
+from mspose.metrics import QUANTILES
 from mspose.studies.rows import (
+    COSTS,
     OWN,
     PUBLISHED_CSV,
     SECTIONS,
@@ -29,7 +31,7 @@ from mspose.studies.rows import (
 )
 
 Format = Literal["markdown", "latex", "csv"]
-Kind = Literal["median", "recall", "recall-scenes"]
+Kind = Literal["median", "quantiles", "recall", "recall-scenes", "auc"]
 AVERAGE = "Average"
 DASH, MINUS = "–", "−"
 
@@ -71,6 +73,10 @@ class PrintedTable(ABC):
     def closing(self) -> list[str]:
         """List what else a reader must know, in sentences below the table."""
 
+    def aside(self) -> list[str]:
+        """List remarks on the files that the table was made from: below it, or LaTeX comments."""
+        return []
+
     @abstractmethod
     def grid(self, style: Style) -> tuple[pd.DataFrame, list[str]]:
         """Format all cells as text, section titles as rows; with the numbered footnotes."""
@@ -91,7 +97,7 @@ class PrintedTable(ABC):
         table = grid.to_markdown(index=False, disable_numparse=True, colalign=align)
         footnotes = "\n".join(f"{number}. {note}" for number, note in enumerate(notes, 1))
         parts = [MARKDOWN.plain(self.caption()), table, footnotes]
-        parts += map(MARKDOWN.plain, self.closing())
+        parts += map(MARKDOWN.plain, [*self.closing(), *self.aside()])
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def to_latex(self) -> str:
@@ -111,8 +117,9 @@ class PrintedTable(ABC):
         body = body.replace("\\\\\n\\emph{", "\\\\\n\\midrule\n\\emph{")
         small = [f"{LATEX.mark(number)} {note}" for number, note in enumerate(notes, 1)]
         small += map(LATEX.plain, self.closing())
+        comments = "".join(f"% {' '.join(text.split())}\n" for text in self.aside())
         return (
-            f"\\begin{{table}}[t]\n\\centering\n\\caption{{{LATEX.plain(self.caption())}}}\n"
+            f"{comments}\\begin{{table}}[t]\n\\centering\n\\caption{{{LATEX.plain(self.caption())}}}\n"
             f"\\footnotesize\n{body}\n\\par\\smallskip\n{{\\footnotesize\\raggedright\n"
             + "\\par\n".join(small)
             + "\\par}\n\\end{table}\n"
@@ -124,7 +131,7 @@ class PrintedTable(ABC):
         with pd.option_context("display.max_colwidth", None):  # else pandas cuts long cells
             body = grid.to_html(index=False, escape=False, border=0)
         small = [f"{HTML.mark(number)} {note}" for number, note in enumerate(notes, 1)]
-        small += map(HTML.plain, self.closing())
+        small += map(HTML.plain, [*self.closing(), *self.aside()])
         below = "".join(f"<p class='small'>{text}</p>" for text in small)
         caption = HTML.plain(self.caption())
         return f"<p class='small'>{caption}</p><div class='wide'>{body}</div>{below}"
@@ -147,7 +154,8 @@ class Column(NamedTuple):
     header: str
     cells: list[Cell]
     digits: tuple[int, ...]
-    larger_is_better: bool = False
+    larger_is_better: bool | None = False
+    """None: no value is the best."""
 
     def texts(self, style: Style) -> list[str]:
         """Format a text per row.
@@ -166,7 +174,10 @@ class Column(NamedTuple):
             parts = []
             for measure, value, digits, best in zip(cell, values, self.digits, bests, strict=False):
                 text = style.plain(measure.text(digits))
-                parts.append(style.bold(text) if value == best and len(self.cells) > 1 else text)
+                is_best = (
+                    value == best and len(self.cells) > 1 and self.larger_is_better is not None
+                )
+                parts.append(style.bold(text) if is_best else text)
             texts.append(" / ".join(parts) or style.plain(DASH))
         return texts
 
@@ -182,6 +193,8 @@ class Table(PrintedTable):
     kind: Kind
     digits: int
     remarks: tuple[str, ...] = ()
+    costs: tuple[str, ...] = ()
+    """Further columns, of what the models cost."""
 
     def average(self, row: Row) -> SceneMetrics | None:
         """Average of a row; None where one of the table's scenes is missing and none is printed."""
@@ -193,7 +206,16 @@ class Table(PrintedTable):
 
     def columns(self) -> list[Column]:
         """Columns beside the label."""
+        return [*self._metric_columns(), *map(self._cost_column, self.costs)]
 
+    def _cost_column(self, cost: str) -> Column:
+        measures = [row.costs.get(cost) for row in self.rows]
+        if cost == "parameters":
+            measures = [m and Measure(tuple(value / 1e6 for value in m.values)) for m in measures]
+        cells: list[Cell] = [(measure,) if measure else () for measure in measures]
+        return Column(COSTS[cost], cells, (1,), None)
+
+    def _metric_columns(self) -> list[Column]:
         def cells(take: Callable[[SceneMetrics], Cell], scene: str = AVERAGE) -> list[Cell]:
             found = [self._metrics(row, scene) for row in self.rows]
             return [take(metrics) if metrics else () for metrics in found]
@@ -214,6 +236,25 @@ class Table(PrintedTable):
                 )
                 for scene in scenes
             ]
+        if self.kind == "quantiles":
+            return [
+                Column(
+                    f"{quantile * 100:g} %",
+                    cells(lambda m, i=i: m.quantiles[i] if m.quantiles else ()),  # type: ignore[misc]
+                    (self.digits, 2),
+                )
+                for i, quantile in enumerate(QUANTILES)
+            ]
+        if self.kind == "auc":
+            return [
+                Column(
+                    _threshold_text(pair),
+                    cells(lambda m, i=i: tuple(a.percent() for a in m.auc[i : i + 1])),  # type: ignore[misc]
+                    (1,),
+                    True,
+                )
+                for i, pair in enumerate(self.thresholds)
+            ]
         if self.kind == "recall-scenes":
             places = (1,) * len(self.thresholds)
             columns = [Column(scene, cells(shares, scene), places, True) for scene in scenes]
@@ -231,6 +272,10 @@ class Table(PrintedTable):
         remarks = [seed_count(len(row.seeds))] if row.seeds else []
         if row.group.scene_selection != self.group.scene_selection:
             remarks.append(f"scene {row.group.scene_selection}")
+        if row.section == OWN and len(row.scenes) == 1 < len(self.scenes):
+            remarks.append("model of one scene" if row.of_one_scene else "one scene")
+        if row.lacking:
+            remarks.append("not all test frames")
         return f"{row.name} ({', '.join(remarks)})" if remarks else row.name
 
     def caption(self) -> str:
@@ -241,6 +286,14 @@ class Table(PrintedTable):
                 "Median position error (m) / median orientation error (°); Average: unweighted mean"
                 " over scenes"
             ),
+            "quantiles": (
+                f"{', '.join(f'{q * 100:g}' for q in QUANTILES)} % quantiles of position error (m)"
+                " / orientation error (°); unweighted mean over scenes"
+            ),
+            "auc": (
+                "Area under the recall curve (%) up to the thresholds, both errors as shares of"
+                " theirs; unweighted mean over scenes"
+            ),
             "recall": share + "the thresholds; unweighted mean over scenes",
             "recall-scenes": share + " / ".join(map(_threshold_text, self.thresholds)),
         }[self.kind]
@@ -249,7 +302,7 @@ class Table(PrintedTable):
         return f"{metric}. Data set {self.group}.{spread}"
 
     def closing(self) -> list[str]:
-        """See `PrintedTable`: number of frames, remarks."""
+        """See `PrintedTable`: number of frames, machines."""
         own = [row for row in self.rows if row.section == OWN]
         counts = {
             scene: dict.fromkeys(
@@ -262,7 +315,14 @@ class Table(PrintedTable):
         machines = list(dict.fromkeys(name for row in own for name in row.machines))
         if machines:
             lines.append(f"Evaluated on: {'; '.join(machines)}.")
-        return [*lines, *self.remarks]
+        if "milliseconds_per_image" in self.costs:
+            lines.append("Time: of the whole evaluation, frames read from the cache.")
+        return lines
+
+    def aside(self) -> list[str]:
+        """See `PrintedTable`: rows to be filled in, remarks."""
+        empty = [f"Empty cells of {row.name}: {row.empty}." for row in self.rows if row.empty]
+        return [*empty, *self.remarks]
 
     def grid(self, style: Style) -> tuple[pd.DataFrame, list[str]]:
         """See `PrintedTable`."""
@@ -288,10 +348,14 @@ class Table(PrintedTable):
 
     def to_csv(self) -> str:
         """See `PrintedTable`: a line per row and scene, `Average` last."""
-        recalls = [
-            f"recall_{metres:g}m_{degrees:g}deg"
-            for metres, degrees in self.thresholds
-            if self.kind != "median"
+        pairs = [f"{metres:g}m_{degrees:g}deg" for metres, degrees in self.thresholds]
+        recalls = [f"recall_{pair}" for pair in pairs if self.kind.startswith("recall")]
+        areas = [f"auc_{pair}" for pair in pairs if self.kind == "auc"]
+        quantiles = [
+            f"{name}_{quantile * 100:g}_percent"
+            for quantile in QUANTILES
+            for name in ("position_m", "orientation_deg")
+            if self.kind == "quantiles"
         ]
         lines = []
         for row in self.rows:
@@ -301,9 +365,14 @@ class Table(PrintedTable):
                     "position_m": found.position_m if found else None,
                     "orientation_deg": found.orientation_deg if found else None,
                     "scene_accuracy": found.scene_accuracy if found else None,
-                    **dict.fromkeys(recalls),
-                    **dict(zip(recalls, found.recall if found else (), strict=False)),
                 }
+                further: list[tuple[list[str], Sequence[Measure]]] = [
+                    (recalls, found.recall if found else ()),
+                    (areas, found.auc if found else ()),
+                    (quantiles, [m for pair in found.quantiles for m in pair] if found else ()),
+                ]
+                for names, values in further:
+                    measures |= dict.fromkeys(names) | dict(zip(names, values, strict=False))
                 line = {
                     "label": row.name,
                     "section": row.section,
@@ -315,6 +384,7 @@ class Table(PrintedTable):
                 for name, measure in measures.items():
                     line[name] = measure and measure.mean
                     line[f"{name}_std"] = measure and measure.std
+                line |= {name: (m := row.costs.get(name)) and m.mean for name in self.costs}
                 lines.append({**line, "source": row.source, "note": row.note})
         plain = [
             {name: csv_text(cell) if isinstance(cell, str) else cell for name, cell in line.items()}
@@ -341,14 +411,16 @@ def make_table(
     kind: Kind = "median",
     digits: int = 2,
     remarks: Sequence[str] = (),
+    costs: Sequence[str] = (),
 ) -> Table:
     """Make a table of published rows and runs.
 
     Args:
         scenes: their columns come first, in this order; the other scenes follow by name.
-        kind: `median` (per scene and average), `recall` (a column per threshold, averaged over
-            scenes) or `recall-scenes`.
+        kind: `median` (per scene and average), `quantiles` (of both errors, averaged over scenes),
+            `recall` or `auc` (a column per threshold, averaged over scenes), or `recall-scenes`.
         digits: decimals of positions; orientations have 2, shares in percent 1.
+        costs: further columns, of COSTS.
 
     Raises MsposeError where rows belong to several groups, and for a recall table where thresholds
     differ.
@@ -361,20 +433,29 @@ def make_table(
             f"kind {kind}, digits {digits}: expected one of {', '.join(get_args(Kind))}; digits 0"
             " to 9"
         )
+    if unknown := [name for name in costs if name not in COSTS]:
+        raise MsposeError(f"column {unknown[0]}: expected one of {', '.join(COSTS)}")
     group = shared_group(rows)
     thresholds = {row.thresholds: row.name for row in runs}
-    if kind != "median" and (len(thresholds) > 1 or not any(thresholds)):
+    if kind not in ("median", "quantiles") and (len(thresholds) > 1 or not any(thresholds)):
         found = "; ".join(
             f"{name}: {', '.join(map(_threshold_text, pairs)) or 'none'}"
             for pairs, name in thresholds.items()
         )
         raise MsposeError(
-            f"a recall table needs runs with the same thresholds, found {found}; evaluate them"
+            f"a table of {kind} needs runs with the same thresholds, found {found}; evaluate them"
             " again"
         )
     others = sorted({scene for row in rows for scene in row.scenes} - set(scenes))
     return Table(
-        group, rows, [*scenes, *others], next(iter(thresholds), ()), kind, digits, tuple(remarks)
+        group,
+        rows,
+        [*scenes, *others],
+        next(iter(thresholds), ()),
+        kind,
+        digits,
+        tuple(remarks),
+        tuple(costs),
     )
 
 
@@ -388,6 +469,7 @@ def table_text(
     split: str | None = None,
     digits: int = 2,
     kind: Kind = "median",
+    costs: Sequence[str] = (),
     published_csv: Path | str = PUBLISHED_CSV,
 ) -> str:
     """Format the table of the runs in or below `paths`, as `mspose table` prints it.
@@ -397,7 +479,12 @@ def table_text(
     """
     rows = collect_runs(paths, dataset=dataset, ground_truth=ground_truth, split=split)
     table = table_of(
-        rows, published=published, digits=digits, kind=kind, published_csv=published_csv
+        rows,
+        published=published,
+        digits=digits,
+        kind=kind,
+        costs=costs,
+        published_csv=published_csv,
     )
     return table.to_text(format)
 
@@ -408,6 +495,7 @@ def table_of(
     published: bool = True,
     digits: int = 2,
     kind: Kind = "median",
+    costs: Sequence[str] = (),
     published_csv: Path | str = PUBLISHED_CSV,
 ) -> Table:
     """Make the table of runs under the published rows of their group, see `table_text`."""
@@ -416,4 +504,4 @@ def table_of(
     fitting = [row for row in known if row.group == group]
     nothing_fits = [f"No published rows are shown: none is for {group}."]
     remarks = nothing_fits if known and not fitting else []
-    return make_table(rows, fitting, kind=kind, digits=digits, remarks=remarks)
+    return make_table(rows, fitting, kind=kind, digits=digits, remarks=remarks, costs=costs)

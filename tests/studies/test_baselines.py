@@ -12,7 +12,12 @@ from mspose.config import read_settings
 from mspose.data.cards import load_frames, read_card
 from mspose.errors import MsposeError
 from mspose.metrics import PREDICTION_COLUMNS, compute_metrics
-from mspose.studies.baselines import evaluate_baselines, mean_pose, nearest_image
+from mspose.studies.baselines import (
+    evaluate_baselines,
+    mean_pose,
+    most_similar,
+    nearest_image,
+)
 from mspose.studies.tables import table_text
 
 REPOSITORY = Path(__file__).parents[2]
@@ -69,7 +74,9 @@ def test_the_training_image_with_the_smallest_angle_between_features():
     train = torch.tensor([[1.0, 0.0], [0.0, 100.0], [3.0, 3.0], [-1.0, 0.0]])
     test = torch.tensor([[0.1, 0.9], [50.0, 1.0], [2.0, 1.5], [-5.0, 0.1]])  # lengths do not count
     truth = frames(*[("hall", [0, 0, 0], about_z(0))] * 4).assign(image=list("abcd"))
-    table = nearest_image(TRAIN, truth, train, test)
+    nearest_MK = most_similar(train, test, 3)
+    assert nearest_MK.tolist() == [[1, 2, 0], [0, 2, 1], [2, 0, 1], [3, 1, 2]]
+    table = nearest_image(TRAIN, truth, nearest_MK[:, 0])
     assert list(table) == list(PREDICTION_COLUMNS)
     found = TRAIN.iloc[[1, 0, 2, 3]]
     assert (
@@ -90,7 +97,7 @@ def test_features_of_many_images_are_compared_in_parts():
     test = pd.concat([many.iloc[:1]] * 2100, ignore_index=True).assign(
         image=[str(number) for number in range(2100)]
     )
-    table = nearest_image(many, test, train, 2 * train[order])
+    table = nearest_image(many, test, most_similar(train, 2 * train[order], 1)[:, 0])
     np.testing.assert_array_equal(table["tx_est"], order.numpy())
 
 

@@ -1,9 +1,10 @@
 """Tables of runs and published rows, as Markdown, LaTeX and CSV."""
 
 import io
+import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mspose.config import DataSettings, Settings, write_settings
 from mspose.errors import MsposeError
 from mspose.metrics import average_over_scenes, write_metrics
-from mspose.studies.rows import PUBLISHED_CSV, Measure, collect_runs, published_rows
-from mspose.studies.tables import LATEX, MARKDOWN, Column, make_table, table_text
+from mspose.run import Run
+from mspose.studies.rows import (
+    PUBLISHED_CSV,
+    Measure,
+    collect_runs,
+    lacking_frames,
+    published_rows,
+)
+from mspose.studies.tables import LATEX, MARKDOWN, Column, Kind, make_table, table_text
 
 SOURCE = "Doe: A Method, 2020"
 HEADER = (
@@ -109,7 +118,7 @@ seeds.
 | *This repository* | | | |
 | rooms/all (3 seeds) | 0.12±0.02 / 4.50±0.50 | **0.40±0.00** / **5.00±0.00** | \
 0.26±0.01 / 4.75±0.25 |
-| rooms/attic (1 seed) [3] | **0.10** / **3.00** | – | – |
+| rooms/attic (1 seed, one scene) [3] | **0.10** / **3.00** | – | – |
 | rooms/baseline-mean-pose (1 seed, scene given) | 0.80 / 32.00 | 0.90 / 30.00 | 0.85 / 31.00 |
 
 1. Doe: A Method, 2020; a note
@@ -151,7 +160,7 @@ Half$^{2}$ & \textbf{0.10} / \textbf{3.00} & -- & \textbf{0.15} / \textbf{3.50} 
 \emph{This repository} &  &  &  \\
 rooms/all (3 seeds) & 0.12$\pm$0.02 / 4.50$\pm$0.50 & \
 \textbf{0.40$\pm$0.00} / \textbf{5.00$\pm$0.00} & 0.26$\pm$0.01 / 4.75$\pm$0.25 \\
-rooms\_50\%/a\&b (1 seed) & 0.50 / 9.00 & -- & -- \\
+rooms\_50\%/a\&b (1 seed, one scene) & 0.50 / 9.00 & -- & -- \\
 \bottomrule
 \end{tabular}}
 \par\smallskip
@@ -207,7 +216,7 @@ rooms, ground truth original, split test, scene predicted. Mean ± standard devi
 |:-|:-:|:-:|:-:|
 | *This repository* | | | |
 | rooms/all (2 seeds) | **15.0±7.1** | **60.0±14.1** | **99.0±0.0** |
-| rooms/attic (1 seed) | – | – | – |
+| rooms/attic (1 seed, one scene) | – | – | – |
 
 Frames evaluated in this repository: attic 100, cellar 100.
 """
@@ -224,7 +233,7 @@ def test_recall_tables(tmp_path: Path, published: Path) -> None:
     assert "within 0.05 m, 5° / 0.25 m, 5°. Data set rooms" in per_scene
     (row,) = [line for line in per_scene.splitlines() if line.startswith("| rooms/attic")]
     assert [cell.strip() for cell in row.split("|")[1:-1]] == [
-        "rooms/attic (1 seed)",
+        "rooms/attic (1 seed, one scene)",
         "**30.0** / 40.0",
         "–",
         "–",
@@ -418,6 +427,8 @@ def test_a_table_says_that_no_published_row_fits(
     write_run(tmp_path / "runs", {"attic": (0.1, 4)}, **change)
     text = table_text([tmp_path / "runs"], published_csv=published)
     assert "Net_1" not in text and "No published rows are shown" in text
+    latex = table_text([tmp_path / "runs"], format="latex", published_csv=published)
+    assert latex.startswith("% No published rows are shown") and latex.count("No published") == 1
     assert "No published rows" not in table_text([tmp_path / "runs"], published=False)
 
 
@@ -477,6 +488,99 @@ def test_rows_on_other_frames_are_visible(tmp_path: Path) -> None:
     assert "attic 100 or 98." in table_text([tmp_path])
 
 
+@pytest.mark.parametrize("stated", [None, 2000])
+def test_a_row_without_all_test_frames_of_the_data_set_says_so(
+    tmp_path: Path, stated: int | None
+) -> None:
+    """Their number is in the metrics, or else on the card."""
+    seven = {"dataset": "7scenes", "experiment": "7scenes"}
+    run = write_run(tmp_path, {"chess": (0.1, 4), "fire": (0.2, 5)}, frames=16, **seven)
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["scenes"]["chess"]["frames_expected"] = stated
+    metrics["scenes"]["fire"]["frames"] = 2000
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    assert lacking_frames([Run(run)]) == ["chess 16 of 2,000"]
+    for kind in get_args(Kind):
+        for format in ("markdown", "latex"):
+            text = table_text([tmp_path], kind=kind, format=format, published=False)
+            assert "7scenes/all (1 seed, not all test frames)" in text
+            assert "test frames evaluated: chess 16 of 2,000" in text
+    assert "test frames evaluated: chess 16" in table_text([tmp_path], format="csv")
+    metrics["scenes"]["chess"]["frames"] = 2000
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    assert "not all" not in table_text([tmp_path], published=False)
+
+
+def test_frames_that_were_not_localised_are_counted_in_a_note(tmp_path: Path) -> None:
+    write_run(tmp_path, {"attic": (0.1, 4)}, variant="baseline-structure", not_localised=7)
+    assert "which have the retrieved pose: 7" in table_text([tmp_path])
+
+
+def test_a_model_of_one_scene_is_marked_beside_rows_of_several(tmp_path: Path) -> None:
+    write_run(tmp_path, {"attic": (0.1, 4), "cellar": (0.1, 4)}, variant="both")
+    alone = write_run(tmp_path, {"attic": (0.1, 4)}, variant="attic")
+    write_run(tmp_path, {"cellar": (0.1, 4)}, variant="tested-on-cellar")
+    write_settings(alone / "config.yaml", Settings(data=DataSettings(scenes=["attic"])))
+    text = squeezed(table_text([tmp_path]))
+    assert "| rooms/attic (1 seed, model of one scene) |" in text
+    assert "| rooms/tested-on-cellar (1 seed, one scene) |" in text
+    assert "| rooms/both (1 seed) |" in text
+    assert "| rooms/attic (1 seed) |" in squeezed(table_text([alone]))
+
+
+# quantiles, area under recall, costs
+
+
+def test_quantiles_and_areas_under_recall_are_averaged_over_scenes(tmp_path: Path) -> None:
+    run = write_run(tmp_path, {"attic": (0.1, 4), "cellar": (0.1, 4)})
+    older = write_run(tmp_path, {"attic": (0.1, 4), "cellar": (0.1, 4)}, variant="older")
+    metrics = json.loads((run / "metrics.json").read_text())
+    for scene, factor in (("attic", 1), ("cellar", 3)):
+        metrics["scenes"][scene] |= {
+            "position_error_m_quantiles": [0.1 * factor, 0.2 * factor, 0.3 * factor],
+            "orientation_error_deg_quantiles": [1.0 * factor, 2.0 * factor, 3.0 * factor],
+            "auc": [0.1 * factor, 0.2 * factor],
+        }
+    metrics["average"] = average_over_scenes(metrics["scenes"])
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    text = table_text([tmp_path], kind="quantiles")
+    assert "75, 90, 95 % quantiles of position error (m) / orientation error (°)" in text
+    assert cells(text, "rooms/all") == [
+        "**0.20** / **2.00**",
+        "**0.40** / **4.00**",
+        "**0.60** / **6.00**",
+    ]
+    assert cells(text, "rooms/older") == ["–", "–", "–"]
+    text = table_text([tmp_path], kind="auc")
+    assert cells(text, "rooms/all") == ["**20.0**", "**40.0**"]
+    assert cells(text, "rooms/older") == ["–", "–"]
+    table = pd.read_csv(io.StringIO(table_text([tmp_path], kind="auc", format="csv")))
+    assert table["auc_0.25m_5deg"].tolist()[:3] == pytest.approx([0.2, 0.6, 0.4])
+    table = pd.read_csv(io.StringIO(table_text([tmp_path], kind="quantiles", format="csv")))
+    assert table["orientation_deg_95_percent"].tolist()[:3] == pytest.approx([3, 9, 6])
+    assert Run(older).metrics["average"]["frames"] == 200
+
+
+def test_what_models_cost_stands_in_columns_of_its_own(tmp_path: Path) -> None:
+    for seed, time in enumerate((10.0, 12.0)):
+        run = write_run(tmp_path, {"attic": (0.1, 4)}, seed=seed)
+        metrics = json.loads((run / "metrics.json").read_text())
+        cost = {"parameters": 1_250_000, "megabytes": 5.04, "milliseconds_per_image": time}
+        metrics["provenance"] = {"model": cost}
+        (run / "metrics.json").write_text(json.dumps(metrics))
+    write_run(tmp_path, {"attic": (0.1, 4)}, variant="external")
+    costs = ["parameters", "megabytes", "milliseconds_per_image"]
+    text = table_text([tmp_path], costs=costs)
+    assert "| Parameters (M) | Weights (MB) | ms per image |" in squeezed(text)
+    assert cells(text, "rooms/all")[-3:] == ["1.2", "5.0", "11.0"]
+    assert cells(text, "rooms/external")[-3:] == ["–", "–", "–"]
+    assert "Time: of the whole evaluation" in text and "Parameters" not in table_text([tmp_path])
+    table = pd.read_csv(io.StringIO(table_text([tmp_path], costs=costs, format="csv")))
+    assert table["parameters"].tolist()[:2] == [1_250_000, 1_250_000]
+    with pytest.raises(MsposeError, match="column price: expected one of parameters"):
+        table_text([tmp_path], costs=["price"])
+
+
 def test_where_no_run_fits_the_message_names_those_that_there_are(tmp_path: Path) -> None:
     run = write_run(tmp_path, {"attic": (0.1, 4)})
     there = "there are runs of rooms, ground truth original, split test"
@@ -510,6 +614,7 @@ def test_impossible_requests_are_refused(tmp_path: Path) -> None:
 
 def test_printed_averages_are_the_means_of_their_scenes_to_rounding() -> None:
     rows = published_rows()
+    rows = [row for row in rows if not row.empty]
     assert len(rows) == 6 and {row.group[:3] for row in rows} == {
         ("7scenes", "original", "test"),
         ("cambridge", "sfm", "test"),
@@ -555,15 +660,53 @@ def test_published_rows_are_those_of_the_papers() -> None:
     )
     church = medians["MS-Transformer", "cambridge"].scenes["StMarysChurch"]
     assert (church.position_m.mean, church.orientation_deg.mean) == (1.62, 3.99)
-    assert [row.name for row in published_rows(dataset="cambridge")] == ["MSPN", "MS-Transformer"]
-    assert all("secondary copy" in row.note for row in medians.values() if row.name == "MSPN")
-    assert "ActMST" in transformer.note
+    names = [row.name for row in published_rows(dataset="cambridge")]
+    assert names == ["MSPN", "MS-Transformer", "ActMST"]
+    assert {row.note for row in medians.values()} == {"", "one model per scene"}
+
+
+def test_rows_to_fill_in_stand_as_named_and_the_lines_are_given(tmp_path: Path) -> None:
+    """In Markdown as text; in LaTeX, whose tables go into papers, as a comment."""
+    path = tmp_path / "published.csv"
+    lines = ["Net,rooms,original,test,attic,0.2,4,Doe,", "New,rooms,original,test,attic,,,Roe,"]
+    lines += ["New,rooms,original,test,cellar,,,Roe,", "New,rooms,original,test,average,,,Roe,"]
+    path.write_text(HEADER + "\n".join(lines) + "\n")
+    write_run(tmp_path / "runs", {"attic": (0.1, 4), "cellar": (0.2, 5)})
+    text = table_text([tmp_path / "runs"], published_csv=path)
+    assert cells(text, "New [2]") == ["–", "–", "–"]
+    assert f"Empty cells of New: lines 3, 4, 5 of {path}." in text
+    latex = table_text([tmp_path / "runs"], format="latex", published_csv=path)
+    assert "\nNew$^{2}$ & -- & -- & -- \\\\\n" in latex
+    printed = [line for line in latex.splitlines() if not line.startswith("%")]
+    assert latex.startswith(f"% Empty cells of New: lines 3, 4, 5 of {path}.")
+    assert "published.csv" not in "".join(printed)
+    path.write_text(
+        path.read_text().replace(
+            "New,rooms,original,test,attic,,", "New,rooms,original,test,attic,0.3,5"
+        )
+    )
+    text = table_text([tmp_path / "runs"], published_csv=path)
+    assert cells(text, "New [2]") == ["0.30 / 5.00", "–", "–"]
+    assert f"Empty cells of New: lines 4, 5 of {path}." in text
+
+
+def test_the_published_file_names_actmst_on_both_data_sets(tmp_path: Path) -> None:
+    rows = [row for row in published_rows() if row.name == "ActMST"]
+    lines = PUBLISHED_CSV.read_text().splitlines()
+    for row, scenes in zip(rows, (7, 4), strict=True):
+        assert not row.scenes and row.average is None and "NeurIPS 2024" in row.source
+        numbers = re.fullmatch(r"lines ([\d, ]+) of experiments/published.csv", row.empty)
+        assert numbers is not None
+        named = [lines[int(number) - 1] for number in numbers[1].split(", ")]
+        assert len(named) == scenes + 1
+        assert all(line.startswith(f"ActMST,{row.group.dataset},") for line in named)
 
 
 @pytest.mark.parametrize(
     ("line", "named"),
     [
         ("Net,rooms,original,test,attic,small,4,s,", "line 3: median_position_error_m is 'small'"),
+        ("Net,rooms,original,test,attic,,4,s,", "line 3: median_position_error_m is ''"),
         ("Net,rooms,original,test,attic,0.1,,s,", "line 3: median_orientation_error_deg is ''"),
         ("Old,rooms,original,test,attic,0.1,4,s,", "line 3: Old has scene attic twice"),
         (

@@ -14,17 +14,25 @@ from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from mspose.config import Overrides, Settings, SlurmSettings
+from mspose.config import PLACES, Overrides, Settings, SlurmSettings, flatten
 from mspose.data.cards import data_root, read_card
 from mspose.data.preparation import render_if_virtual
 from mspose.distributed import Preemption
 from mspose.errors import MsposeError, Preempted
+from mspose.run import EVENTS
 from mspose.studies.ablation.launcher import Job, Launcher, LocalLauncher, SlurmLauncher
-from mspose.studies.ablation.plan import read_ablation
+from mspose.studies.ablation.plan import OURS, read_ablation
 from mspose.studies.ablation.progress import DONE, FAILED, RUNNING, SKIPPED, Progress
 from mspose.studies.ablation.record import record_runs
-from mspose.studies.ablation.single_run import is_complete, notes, refuse_other_settings, title
+from mspose.studies.ablation.single_run import (
+    is_complete,
+    notes,
+    refuse_other_settings,
+    run_of,
+    title,
+)
 from mspose.studies.ablation.table import ablation_table
+from mspose.tensorboard_log import log_hyper_parameters
 
 log = logging.getLogger("mspose")
 
@@ -103,6 +111,12 @@ def run_all(planned: Sequence[Settings], launcher: Launcher, *, progress: bool) 
         faults[title(settings)] = why
         board.set(settings, FAILED)
 
+    def finish(settings: Settings, state: str) -> None:
+        run = run_of(settings)
+        if any(run.folder.glob(EVENTS)):  # a record has no log
+            log_hyper_parameters(run, hyper_parameters(settings, planned))
+        board.set(settings, state)
+
     for settings in planned:
         try:
             refuse_other_settings(settings)
@@ -110,7 +124,7 @@ def run_all(planned: Sequence[Settings], launcher: Launcher, *, progress: bool) 
             fail(settings, str(error))
         else:
             if is_complete(settings):
-                board.set(settings, SKIPPED)
+                finish(settings, SKIPPED)
             else:
                 waiting.append(settings)
     try:
@@ -126,7 +140,7 @@ def run_all(planned: Sequence[Settings], launcher: Launcher, *, progress: bool) 
                     if (fault := job.fault()) is not None:
                         running.remove((settings, job))
                         if is_complete(settings):
-                            board.set(settings, DONE)
+                            finish(settings, DONE)
                         else:
                             fail(settings, failure(notes(settings, ".log"), fault))
                 if asked := preemption.asked():
@@ -143,6 +157,17 @@ def run_all(planned: Sequence[Settings], launcher: Launcher, *, progress: bool) 
     for name, why in faults.items():
         log.error("%s failed: %s", name, why)
     return list(faults)
+
+
+def hyper_parameters(settings: Settings, planned: Sequence[Settings]) -> dict[str, Any]:
+    """Variant, seed, and the settings in which the planned runs differ, by dotted name."""
+    every = [flatten(other) for other in planned]
+    own = {
+        name: value
+        for name, value in flatten(settings).items()
+        if name not in (*OURS, *PLACES) and any(other.get(name) != value for other in every)
+    }
+    return {"variant": str(settings.variant), "seed": settings.seed, **own}
 
 
 def failure(path: Path, fault: str) -> str:

@@ -23,13 +23,15 @@ from mspose.studies.ablation.bootstrap import (
     RESAMPLES,
     SEED,
     Difference,
+    block_length,
     bootstrap_medians,
+    in_sequences,
     paired_difference,
 )
 from mspose.studies.ablation.finished import Finished, finished_ablation, named_by_seeds
 from mspose.studies.ablation.plan import Ablation, read_ablation
 from mspose.studies.ablation.worth import make_worth_table
-from mspose.studies.rows import Group, Measure
+from mspose.studies.rows import Group, Measure, lacking_frames
 from mspose.studies.tables import (
     AVERAGE,
     DASH,
@@ -90,6 +92,10 @@ class AblationTable(PrintedTable):
     group: Group
     frames: Mapping[str, int]
     """Number of frames by scene."""
+    lacking: list[str]
+    """Test frames of the data set that were not evaluated: `chess 16 of 2,000`."""
+    blocks: Mapping[str, int]
+    """Length of the blocks that frames were resampled in, by scene."""
     rows: list[AblationRow]
     remarks: list[str]
     """Notes below the table."""
@@ -106,19 +112,19 @@ class AblationTable(PrintedTable):
         if len(self.rows) > 1:
             sentences.append("Bold: the smallest mean, established or not.")
         if pairs := {len(row.paired) for row in self.rows} - {0}:
-            over = "frames and seeds, the seeds' part widened for their small number"
+            over = "blocks of frames and seeds, both parts widened for their small number"
             if pairs == {1}:
                 over = (
-                    "frames alone, since there is one seed: it is about these very networks, and"
-                    " another seed may differ"
+                    "blocks of frames alone, since there is one seed: it is about these very"
+                    " networks, and another seed may differ"
                 )
             one_seed = ", or is of one seed" if 1 in pairs else ""
             sentences.append(
                 f"Difference: average minus that of {self.reference}, paired by seed and frame,"
                 f" with a {LEVEL * 100:g} % bootstrap interval over {over} ({RESAMPLES} resamples;"
-                " frames count as independent; not corrected for the number of comparisons). † not"
-                f" established: the interval includes 0{one_seed}. ‡ an established worsening. No"
-                " mark: an established improvement."
+                " not corrected for the number of comparisons). † not established: the interval"
+                f" includes 0{one_seed}. ‡ an established worsening. No mark: an established"
+                " improvement."
             )
         if self._studied():
             sentences.append(
@@ -133,6 +139,11 @@ class AblationTable(PrintedTable):
         """See `PrintedTable`: frames, seeds without a partner, rows of one seed, remarks."""
         frames = ", ".join(f"{scene} {count}" for scene, count in self.frames.items())
         lines = [f"Frames evaluated: {frames}."]
+        if self.lacking:
+            lines.append(f"Not all test frames of the data set: {', '.join(self.lacking)}.")
+        if any(row.paired for row in self.rows):
+            blocks = ", ".join(f"{scene} {length}" for scene, length in self.blocks.items())
+            lines.append(f"Neighbouring frames resampled together: {blocks}.")
         others = [row for row in self.rows if row.label != self.reference]
         reference = [row for row in self.rows if row.label == self.reference]
         unpaired = [row.label for row in others if not row.paired]
@@ -253,6 +264,7 @@ def ablation_table(
     *,
     dataset: str | None = None,
     seeds: Sequence[int] | None = None,
+    block: int | None = None,
     format: Format = "markdown",
 ) -> str:
     """Format the table of the finished runs of an ablation in or below `runs`; below it, except in
@@ -262,28 +274,38 @@ def ablation_table(
         ablation: the object, its file, or its name in `experiments/ablations/`.
         dataset: the experiment that it was run on, by default the file's base.
         seeds: count only these.
+        block: see `make_ablation_table`.
 
     Raises MsposeError as `finished_ablation` and `make_ablation_table` do.
     """
     ablation = ablation if isinstance(ablation, Ablation) else read_ablation(ablation)
     finished = finished_ablation(ablation, runs, dataset=dataset, seeds=seeds)
-    text = make_ablation_table(ablation, finished).to_text(format)
+    text = make_ablation_table(ablation, finished, block=block).to_text(format)
     worth = None if format == "csv" else make_worth_table(ablation, finished)
     return text if worth is None else f"{text}\n{worth.to_text(format)}"
 
 
-def make_ablation_table(ablation: Ablation, finished: Finished) -> AblationTable:
+def make_ablation_table(
+    ablation: Ablation, finished: Finished, *, block: int | None = None
+) -> AblationTable:
     """Compute medians, differences to the reference and attention of finished runs.
 
-    Raises MsposeError where runs were tested on different frames.
+    block: neighbouring frames that are resampled together, see `block_length`, which chooses it by
+    default. Raises MsposeError where runs were tested on different frames.
     """
     keys = [(label, seed) for label, seeds in finished.runs.items() for seed in seeds]
-    errors = _errors_by_scene([finished.runs[label][seed] for label, seed in keys])
+    runs = [finished.runs[label][seed] for label, seed in keys]
+    errors, sequences = _errors_by_scene(runs)
     measured: dict[tuple[str, str], np.ndarray] = {}
     resampled: dict[tuple[str, str], np.ndarray] = {}
+    blocks: dict[str, int] = {}
     for number, (scene, error_2RF) in enumerate(errors.items()):
         generator = np.random.default_rng([SEED, number])
-        median_B2R = bootstrap_medians(error_2RF.reshape(2 * len(keys), -1), generator)
+        error_RF = error_2RF.reshape(2 * len(keys), -1)
+        blocks[scene] = block or block_length(error_RF, sequences[scene])
+        median_B2R = bootstrap_medians(
+            error_RF, generator, sequence_F=sequences[scene], block=blocks[scene]
+        )
         for which, error in enumerate(ERRORS):
             measured[error, scene] = np.median(error_2RF[which], axis=1)
             resampled[error, scene] = median_B2R[:, which * len(keys) : (which + 1) * len(keys)]
@@ -323,13 +345,19 @@ def make_ablation_table(ablation: Ablation, finished: Finished) -> AblationTable
         reference=ablation.reference,
         group=finished.group,
         frames={scene: error_2RF.shape[-1] for scene, error_2RF in errors.items()},
+        lacking=lacking_frames(runs),
+        blocks=blocks,
         rows=[row(label) for label in finished.runs],
         remarks=finished.remarks,
     )
 
 
-def _errors_by_scene(runs: Sequence[Run]) -> dict[str, np.ndarray]:
-    """Read errors by scene, (2, runs, frames) in metres and degrees, frames in order of names."""
+def _errors_by_scene(
+    runs: Sequence[Run],
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Read errors by scene, (2, runs, frames) in metres and degrees, frames in their order in
+    sequences; with the number of each frame's sequence (frames).
+    """
     tables = [run.errors().sort_values(["scene", "image"], ignore_index=True) for run in runs]
     frames = tables[0][["scene", "image"]]
     for run, table in zip(runs, tables, strict=True):
@@ -339,8 +367,11 @@ def _errors_by_scene(runs: Sequence[Run]) -> dict[str, np.ndarray]:
                 " the same"
             )
     error_RF2 = np.stack([table[list(ERROR_COLUMNS)].to_numpy() for table in tables])
-    rows = frames.groupby("scene", sort=True).indices
-    return {str(scene): error_RF2[:, chosen].transpose(2, 0, 1) for scene, chosen in rows.items()}
+    errors, sequences = {}, {}
+    for scene, rows in frames.groupby("scene", sort=True).indices.items():
+        order, sequences[str(scene)] = in_sequences(frames["image"].iloc[rows].tolist())
+        errors[str(scene)] = error_RF2[:, rows[order]].transpose(2, 0, 1)
+    return errors, sequences
 
 
 def _attention(runs: Sequence[Run]) -> dict[str, Attention]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mspose.config import read_settings
+from mspose.data.cards import read_card
 from mspose.errors import MsposeError
 from mspose.run import Run
 from mspose.studies.ablation.finished import finished_ablation
@@ -124,6 +125,7 @@ def _ablation_pieces(
     except MsposeError as error:
         piece.missing.append(Missing(str(error)))
         return piece, []
+    piece.missing += _missing_frames(piece.table.lacking)
     labelled = [(label, run) for label, seeds in finished.runs.items() for run in seeds.values()]
     piece.runs = [run for _, run in labelled]
     piece.title += _version(piece.runs[0])
@@ -209,8 +211,23 @@ def _trained_tables(runs: Sequence[Run], kind: Kind) -> list[Piece]:
         )
         try:
             digits = 2 if dataset in DATA_SETS else 3
-            piece.table = table_of(rows_of(of_dataset), kind=kind, digits=digits)
+            rows = rows_of(of_dataset)
+            piece.table = table_of(rows, kind=kind, digits=digits)
         except MsposeError as error:
             piece.missing.append(Missing(str(error)))
+        else:
+            piece.missing += _missing_frames(
+                [f"{text} ({row.name})" for row in rows for text in row.lacking]
+            )
+            if dataset in DATA_SETS:
+                there = {scene for row in rows for scene in row.scenes}
+                lacking = [scene for scene in read_card(dataset).scenes if scene not in there]
+                if lacking:
+                    piece.missing.append(Missing(f"a run on {', '.join(lacking)} of {dataset}"))
         pieces.append(piece)
     return pieces
+
+
+def _missing_frames(lacking: Sequence[str]) -> list[Missing]:
+    """Name the test frames that were not evaluated, see `mspose.studies.rows.lacking_frames`."""
+    return [Missing(f"test frames, evaluated are {text}") for text in lacking]

@@ -32,7 +32,7 @@ from mspose.studies.ablation.launcher import (
 from mspose.studies.ablation.plan import read_ablation
 from mspose.studies.ablation.progress import Progress
 from mspose.studies.ablation.record import record_runs
-from mspose.studies.ablation.runner import failure, real_data, run_all
+from mspose.studies.ablation.runner import failure, hyper_parameters, real_data, run_all
 from mspose.studies.ablation.single_run import complete, is_complete, notes, run_of, title
 
 UNTIL_ASKED = "trap 'echo saved; exit 75' TERM; echo at work; while true; do sleep 0.1; done"
@@ -349,6 +349,15 @@ def test_so_many_at_once_in_order_and_all_are_stopped_at_the_end(planned):
     with pytest.raises(Preempted, match="SIGUSR1: the runs are asked to save; the same command"):
         run_all(many, played, progress=False)
     assert len(played.started) == 1
+
+
+def test_hyper_parameters_are_what_the_runs_differ_in(planned, tmp_path):
+    other = replace(planned[0], seed=1, device="cuda", runs=str(tmp_path / "elsewhere"))
+    assert hyper_parameters(planned[1], [*planned, other]) == {
+        "variant": "learned",
+        "seed": 0,
+        "model.position_encoding": "learned",
+    }
 
 
 def test_how_many_at_once(planned, monkeypatch):

@@ -146,7 +146,7 @@ def test_marks_say_what_is_established() -> None:
     text = ablation_table(FILE, [RESULTS])
     aligned, scaled, none = rows(text, "aligned"), rows(text, "scaled"), rows(text, "none")
     assert aligned[0][4].startswith("−0.155 [") and not aligned[0][4].endswith(("†", "‡"))
-    assert aligned[1][4].endswith("+0.48] †")
+    assert aligned[1][4].endswith("+0.70] †")
     assert scaled[0][4].startswith("+0.062 [+0.0") and scaled[0][4].endswith("‡")
     assert none[0][4] == none[1][4] == "–"
     for words in (
@@ -170,6 +170,51 @@ def test_the_same_frames_are_drawn_for_both_variants_of_a_pair(results: Path) ->
     assert rows(ablation_table(FILE, [results]), "aligned")[0][4] == "+0.050 [+0.050, +0.050] ‡"
 
 
+def with_correlated_errors(results: Path) -> None:
+    """200 frames a scene, of which ten neighbours each have the same errors."""
+    rng = np.random.default_rng(0)
+    for path in sorted(results.rglob("test.csv")):
+        parts = [
+            pd.DataFrame(
+                {
+                    "image": [f"{scene}/frame-{number}.png" for number in range(200)],
+                    "scene": scene,
+                    "position_error_m": np.repeat(rng.gamma(2, 0.1, 20), 10),
+                    "orientation_error_deg": np.repeat(rng.gamma(2, 2, 20), 10),
+                }
+            )
+            for scene in ("attic", "cellar")
+        ]
+        write_errors(Run(path.parents[1]).errors_file, pd.concat(parts))
+        path.unlink()
+
+
+def test_frames_are_resampled_in_blocks_that_follow_from_the_errors(results: Path) -> None:
+    with_correlated_errors(results)
+    text = ablation_table(FILE, [results])
+    (blocks,) = re.findall(r"Neighbouring frames resampled together: (.*)\.", text)
+    lengths = [int(length) for length in re.findall(r" (\d+)", blocks)]
+    assert len(lengths) == 2 and min(lengths) > 3
+    assert "resampled together: attic 1" in ablation_table(FILE, [results], block=1)
+
+    def width(block: int | None) -> float:
+        text = ablation_table(FILE, [results], format="csv", seeds=[0], block=block)
+        row = pd.read_csv(io.StringIO(text)).set_index(["variant", "scene"]).loc["aligned", "attic"]
+        return float(row["position_m_high"] - row["position_m_low"])
+
+    assert width(None) > 1.5 * width(1)
+
+
+def test_frames_of_the_data_set_that_were_not_evaluated_are_named(results: Path) -> None:
+    for path in results.rglob("metrics.json"):
+        scenes = json.loads(path.read_text())["scenes"]
+        scenes["attic"]["frames_expected"] = 5000
+        change(path, scenes=scenes)
+    text = ablation_table(FILE, [results])
+    frames = scenes["attic"]["frames"]
+    assert f"Not all test frames of the data set: attic {frames} of 5,000." in text
+
+
 # missing and unusable runs
 
 
@@ -187,7 +232,7 @@ def test_missing_runs_and_unpaired_seeds_are_named(results: Path) -> None:
 
 def test_of_a_single_seed_the_interval_is_said_to_cover_frames_alone(results: Path) -> None:
     text = ablation_table(FILE, [results], seeds=[1])
-    assert "over frames alone, since there is one seed" in text and "widened" not in text
+    assert "over blocks of frames alone, since there is one seed" in text and "widened" not in text
     assert "includes 0, or is of one seed" in text and rows(text, "aligned")[0][4].endswith("] †")
     assert (
         rows(text, "aligned")[0][0] == "aligned (1 seed)" and "±" not in rows(text, "aligned")[0][3]
