@@ -2,7 +2,7 @@
 
 Every knock-out of `mspose.attention.knock_out` is evaluated on the same frames as the network as it
 is. Differences of the medians (averages over scenes) are paired by frame, with a bootstrap interval
-over frames: they are about this very network, and another seed may differ.
+over blocks of frames: they are about this very network, and another seed may differ.
 
 Attention *matters* where none of the three replacements does as well: for each of them, the
 interval of the difference of one error at least excludes 0. It *does not matter* where one of them
@@ -36,6 +36,7 @@ from mspose.studies.ablation.bootstrap import (
     RESAMPLES,
     SEED,
     bootstrap_medians,
+    in_sequences,
     paired_difference,
 )
 from mspose.verdict import DOES_NOT_MATTER, MATTERS
@@ -108,7 +109,9 @@ def summarise(errors: Errors) -> dict[str, Any]:
         for number, frames in enumerate(rows_of.values()):
             generator = np.random.default_rng([SEED, number])
             measured_SV.append(np.median(error_VF[:, frames], axis=1))
-            resampled_SBV.append(bootstrap_medians(error_VF[:, frames], generator))
+            order, sequence_F = in_sequences(errors.frames["image"].iloc[frames].tolist())
+            ordered_VF = error_VF[:, frames[order]]
+            resampled_SBV.append(bootstrap_medians(ordered_VF, generator, sequence_F=sequence_F))
         median_2V.append(np.mean(measured_SV, axis=0))
         median_2BV.append(np.mean(resampled_SBV, axis=0))
     intact = variants.index(None)

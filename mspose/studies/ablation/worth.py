@@ -1,7 +1,7 @@
 """Table of what the encoders' self-attention is worth to the variants of an ablation.
 
 By how much the errors of each trained network change where something else replaces its
-self-attention (`mspose.studies.knock_out`), with bootstrap intervals over frames and seeds.
+self-attention (`mspose.studies.knock_out`), with bootstrap intervals over blocks of frames and seeds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +21,7 @@ from mspose.studies.ablation.bootstrap import (
     SEED,
     Difference,
     bootstrap_medians,
+    in_sequences,
     paired_difference,
 )
 from mspose.studies.ablation.finished import Finished
@@ -65,7 +66,11 @@ class WorthTable(PrintedTable):
 
     def caption(self) -> str:
         """See `PrintedTable`."""
-        over = "frames and seeds" if any(len(row.seeds) > 1 for row in self.rows) else "frames"
+        over = (
+            "blocks of frames and seeds"
+            if any(len(row.seeds) > 1 for row in self.rows)
+            else "blocks of frames"
+        )
         return (
             f"{self.title}: worth of self-attention. Change of the median error, averaged over"
             " scenes, where the self-attention of the trained encoders is replaced by the mean of"
@@ -168,12 +173,12 @@ def _rows(label: str, runs: Mapping[int, Run]) -> tuple[list[WorthRow], int]:
         )
         medians, draws = [], []
         for number, frames in enumerate(scenes):
-            error_RF = error_SVF[:, :, frames].reshape(-1, len(frames))
+            order, sequence_F = in_sequences(first.frames["image"].iloc[frames].tolist())
+            error_RF = error_SVF[:, :, frames[order]].reshape(-1, len(frames))
             generator = np.random.default_rng([SEED, number])
             medians.append(np.median(error_RF, axis=1).reshape(error_SVF.shape[:2]))
-            draws.append(
-                bootstrap_medians(error_RF, generator).reshape(RESAMPLES, *error_SVF.shape[:2])
-            )
+            median_BR = bootstrap_medians(error_RF, generator, sequence_F=sequence_F)
+            draws.append(median_BR.reshape(RESAMPLES, *error_SVF.shape[:2]))
         median[error], resampled[error] = np.mean(medians, axis=0), np.mean(draws, axis=0)
 
     intact = variants.index(None)
