@@ -14,7 +14,7 @@ from mspose import distributed
 from mspose.config import DataSettings, Settings, config_hash
 from mspose.data.batches import Batches
 from mspose.data.cache import open_split
-from mspose.data.cards import INDOOR_THRESHOLDS, Card, data_root, read_card
+from mspose.data.cards import INDOOR_THRESHOLDS, Card, data_root, read_card, stated_frames
 from mspose.data.versions import recorded_version, rendered_version
 from mspose.data.virtual import VERSION
 from mspose.errors import MsposeError
@@ -102,6 +102,7 @@ def evaluate_run(
             "seed": settings.seed,
             "quick": settings.quick,
             "bad_frames": opened.bad_frames,
+            "frames_expected": opened.frames_expected,
             "thresholds": list(thresholds or opened.thresholds),
             "model": {
                 "config_hash": estimator.description.get("config_hash"),
@@ -130,6 +131,8 @@ class OpenedSplit:
     """Recall pairs (metres, degrees) of the data set's card."""
     bad_frames: int
     """Number of frames left out as bad."""
+    frames_expected: dict[str, int]
+    """Number of frames that the card states, of the scenes for which it does."""
 
 
 def open_for_run(
@@ -193,7 +196,14 @@ def open_for_run(
     )
     ground_truth = str(frames["ground_truth"].iloc[0])
     return OpenedSplit(
-        settings, batches, card.name, ground_truth, version, card.thresholds, bad_frames
+        settings,
+        batches,
+        card.name,
+        ground_truth,
+        version,
+        card.thresholds,
+        bad_frames,
+        stated_frames(card, split),
     )
 
 
@@ -258,13 +268,18 @@ def evaluate_predictions(
             "seed": None,
             "quick": False,
             "bad_frames": 0,
+            "frames_expected": stated_frames(card, split) if card else {},
             "thresholds": card.thresholds if card else INDOOR_THRESHOLDS,
         }
     pairs = thresholds or about["thresholds"]
+    expected = about.pop("frames_expected", {})
     made_by = {"model": about.pop("model", None), "device": about.pop("device", None)}
+    computed = compute_metrics(predictions, thresholds=pairs)
+    for name in computed["scenes"].keys() & expected.keys():
+        computed["scenes"][name]["frames_expected"] = expected[name]
     metrics = {
         **about,
-        **compute_metrics(predictions, thresholds=pairs),
+        **computed,
         PREDICTIONS_CHECKSUM: checksum(read_bytes(path)),
         "provenance": {**provenance(), **made_by, "predictions": str(path)},
     }

@@ -386,6 +386,28 @@ def test_bad_frames_stop_or_are_counted(own_run, own_data, tmp_path, caplog):
     assert "bad frames left out: 2" in table_text([own_run], published=False)
 
 
+def test_the_cards_number_of_frames_stands_beside_that_of_the_evaluated(
+    own_run, own_data, tmp_path, caplog
+):
+    stated = {"attic": {"frames": {"train": 12, "test": 7}}, "cellar": {}}
+    own_data.write_text(own_data.read_text() + yaml.safe_dump({"scenes": stated}))
+    data = cached(tmp_path, dataset=str(own_data))
+    metrics, path = evaluate_run(own_run, data=data, progress=False)
+    assert "attic test: 5 frames here, 7 as the card says" in caplog.text
+    scenes = json.loads(path.read_text())["scenes"]
+    assert (scenes["attic"]["frames"], scenes["attic"]["frames_expected"]) == (5, 7)
+    assert "frames_expected" not in scenes["cellar"]  # the card does not say
+    again, _ = evaluate_predictions(own_run / "predictions" / "test.csv")
+    assert again["scenes"] == metrics["scenes"]
+
+    (tmp_path / "theirs").mkdir()
+    shutil.copy(own_run / "predictions" / "test.csv", tmp_path / "theirs" / "theirs.csv")
+    theirs, _ = evaluate_predictions(
+        tmp_path / "theirs" / "theirs.csv", dataset=str(own_data), split="test"
+    )
+    assert theirs["scenes"]["attic"]["frames_expected"] == 7
+
+
 # runs that are not whole
 
 

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from mspose.data.cards import Card, data_root, load_frames
+from mspose.data.cards import Card, data_root, frame_count_faults, load_frames
 from mspose.data.frames import evenly
 from mspose.data.images import find_image, read_image, resize_short_side
 from mspose.errors import MsposeError
@@ -173,7 +173,8 @@ def open_split(
     """Load one split of a data set with its cache.
 
     Returns (frames with `cache_row`, cache, number of frames left out as bad). Above 0,
-    `frames_per_scene` takes that many of each scene, evenly spread.
+    `frames_per_scene` takes that many of each scene, evenly spread. Warns where the number of
+    frames is not the one that the card states.
     """
     images = data_root(card, root)
     frames = load_frames(
@@ -186,6 +187,12 @@ def open_split(
         on_bad_frame=on_bad_frame,
     )
     bad_frames = frames.attrs.get("bad_frames", 0)
+    if faults := frame_count_faults(card, frames):
+        log.warning(
+            "%s: the number of frames is not the one that the card states: %s",
+            card.name,
+            "; ".join(faults),
+        )
     if frames_per_scene:
         chosen = [
             rows[evenly(len(rows), frames_per_scene)]

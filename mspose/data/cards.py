@@ -331,6 +331,22 @@ def _held_out(frames: pd.DataFrame, rule: HeldOut, split: str) -> pd.DataFrame:
     return chosen
 
 
+def stated_frames(card: Card, split: str | None) -> dict[str, int]:
+    """Scene -> number of frames of a split, for the scenes of which the card states it."""
+    facts = card.scene_facts.items()
+    return {scene: fact.frames[split] for scene, fact in facts if split in fact.frames}
+
+
+def frame_count_faults(card: Card, frames: pd.DataFrame) -> list[str]:
+    """Describe each scene and split whose number of frames is not the one that the card states."""
+    counts = frames.groupby(["scene", "split"]).size().reset_index(name="frames")
+    return [
+        f"{scene} {split}: {count} frames here, {stated} as the card says"
+        for scene, split, count in counts.itertuples(index=False, name=None)
+        if (stated := stated_frames(card, split).get(scene, count)) != count
+    ]
+
+
 def missing_data(card: Card, expected: Mapping[str, Path]) -> str:
     """Write the message for missing data: the expected files (by scene) and ways to get them."""
     names = " ".join(expected)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from mspose.config import Settings, config_hash, write_settings
 from mspose.data.batches import Batches
 from mspose.data.cache import open_split
-from mspose.data.cards import data_root, read_card
+from mspose.data.cards import data_root, read_card, stated_frames
 from mspose.data.versions import with_version
 from mspose.evaluation import evaluate_predictions, store_predictions
 from mspose.inference import resolve_device
@@ -160,6 +160,7 @@ def evaluate_baselines(
             seed=named.seed,
             quick=named.quick,
             bad_frames=bad_frames,
+            frames_expected=stated_frames(card, "test"),
             thresholds=list(card.thresholds),
             model={"config_hash": config_hash(named), **about.pop("model", {})},
             device=device_name(device),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mspose.data.cards import read_card
+from mspose.data.cards import read_card, stated_frames
 from mspose.data.versions import recorded_version
 from mspose.errors import MsposeError
 from mspose.metrics import csv_number, csv_rows
@@ -283,10 +283,9 @@ def lacking_frames(runs: Iterable[Run]) -> list[str]:
 def _frames_of_card(dataset: str, split: str) -> dict[str, int]:
     """Published number of frames by scene; {} without a card of that name."""
     try:
-        facts = read_card(dataset).scene_facts
+        return stated_frames(read_card(dataset), split)
     except MsposeError:
         return {}
-    return {scene: found.frames[split] for scene, found in facts.items() if split in found.frames}
 
 
 def _is_of_one_scene(run: Run) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from mspose.data import cache as cache_module
@@ -268,6 +269,17 @@ def test_open_split_counts_the_frames_left_out(own_data, tmp_path):
     (root / frames["image"][1]).unlink()
     kept, _, bad = open_train(own_data, tmp_path, on_bad_frame="skip")
     assert (len(kept), bad) == (len(frames) - 1, 1)
+
+
+def test_open_split_warns_where_the_card_states_another_number_of_frames(
+    own_data, tmp_path, caplog
+):
+    card = own_data.read_text()
+    stated = {"attic": {"frames": {"train": 12, "test": 99}}, "cellar": {"frames": {"train": 13}}}
+    own_data.write_text(card + yaml.safe_dump({"scenes": stated}))
+    open_train(own_data, tmp_path)
+    (warning,) = caplog.messages
+    assert warning.endswith("card states: cellar train: 12 frames here, 13 as the card says")
 
 
 def test_open_split_takes_some_frames_of_every_scene_evenly_spread(small_data, tmp_path):

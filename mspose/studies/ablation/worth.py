@@ -1,7 +1,8 @@
 """Table of what the encoders' self-attention is worth to the variants of an ablation.
 
 By how much the errors of each trained network change where something else replaces its
-self-attention (`mspose.studies.knock_out`), with bootstrap intervals over blocks of frames and seeds.
+self-attention (`mspose.studies.knock_out`), with bootstrap intervals over blocks of frames and
+seeds.
 """
 
 from collections.abc import Mapping, Sequence

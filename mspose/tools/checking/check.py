@@ -82,7 +82,6 @@ def check_data(
     findings = [
         *data.findings,
         *image_findings(ordered, images),
-        *trajectories.extent_findings(ordered),
         *trajectories.jump_findings(ordered, step),
         *trajectories.flip_findings(ordered, step),
         *trajectories.repeated_poses(ordered),
@@ -94,10 +93,12 @@ def check_data(
     verdicts = {}
     names = sorted(ordered["scene"].unique())
     for scene in tqdm(names, desc="poses against images", unit="scene", disable=not progress):
-        pairs = matched_pairs(ordered, scene, data_root(card, root))
-        verdicts[scene] = conventions.judge_by_images(pairs, ordered)
-        behind = conventions.axes_meet_behind(ordered[ordered["scene"] == scene])
+        matched = matched_pairs(ordered, scene, data_root(card, root))
+        verdicts[scene] = conventions.judge_by_images(matched, ordered)
+        part = ordered[ordered["scene"] == scene]
+        behind = conventions.axes_meet_behind(part)
         findings += conventions.convention_findings(scene, verdicts[scene], behind)
+        findings += trajectories.unit_findings(part, verdicts[scene].depth)
 
     _plot(ordered, folder / PLOT)
     facts = _facts(ordered, images, step, near, verdicts)
@@ -186,9 +187,11 @@ def _facts(
             },
             "pictures": {
                 "pairs": verdict.pairs,
+                "not_judged": verdict.reason,
                 "unexplained": _number(verdict.rest),
-                "best_reading": verdict.best,
+                "best_readings": verdict.best,
                 "best_unexplained": _number(verdict.best_rest),
+                "median_distance_m": _number(verdict.depth),
             },
         }
     return {"scenes": scenes, "image_sizes": size_counts(images), "focal_px": focal_text(ordered)}
@@ -203,7 +206,8 @@ def _facts_text(card: Card, facts: dict[str, Any], ordered: pd.DataFrame) -> str
     rows = []
     for scene, fact in facts["scenes"].items():
         near, seen = fact["test_to_nearest_train"] or {}, fact["pictures"]
-        fit = f"{100 * (1 - min(seen['unexplained'], 1)):.0f} %" if seen["pairs"] else "-"
+        fit = seen["not_judged"] or f"{100 * (1 - min(seen['unexplained'], 1)):.0f} %"
+        distance = seen["median_distance_m"]
         rows.append(
             {
                 "scene": scene,
@@ -212,6 +216,7 @@ def _facts_text(card: Card, facts: dict[str, Any], ordered: pd.DataFrame) -> str
                 "extent x, y, z (m)": " ".join(f"{extent:.3g}" for extent in fact["extent_m"]),
                 "median step": _step_text(fact["median_step_m"], fact["median_step_deg"]),
                 "test to nearest train": _step_text(near.get("median_m"), near.get("median_deg")),
+                "seen at (m)": "-" if distance is None else f"{distance:.3g}",
                 "poses fit images": fit,
             }
         )

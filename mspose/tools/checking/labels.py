@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mspose.data.cards import Card, data_root, load_frames, read_card
+from mspose.data.cards import Card, data_root, frame_count_faults, load_frames, read_card
 from mspose.data.frames import NoFramesLeft
 from mspose.data.label_csv import POSE_COLUMNS, label_rows
 from mspose.errors import MsposeError
@@ -230,13 +230,7 @@ def _missing_splits(frames: pd.DataFrame) -> list[Finding]:
 
 
 def _frame_counts(frames: pd.DataFrame, card: Card) -> list[Finding]:
-    counts = frames.groupby(["scene", "split"]).size().to_dict()
-    different = tuple(
-        f"{scene} {split}: {counts[scene, split]} frames here, {count} as the card says"
-        for scene, facts in card.scene_facts.items()
-        for split, count in facts.frames.items()
-        if counts.get((scene, split), count) != count
-    )
+    different = tuple(frame_count_faults(card, frames))
     if not different:
         return []
     text = "the number of frames is not the one that the card states"

@@ -1,7 +1,9 @@
-"""Match points between neighbouring frames whose images overlap (OpenCV's SIFT)."""
+"""Match points between frames whose images overlap (OpenCV's SIFT)."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,13 +17,16 @@ from mspose.data.images import find_image, read_image
 from mspose.errors import MsposeError
 
 Array = NDArray[np.float64]
-PAIRS = 20  # per scene
-LONG_SIDE = 480  # pixels of the images that features are detected in
-FEATURES = 800
-FEWEST_MATCHES = 30
-DISTINCT = 0.75  # the best match's distance over the second best's
-GAPS = (1, 2, 4, 8, 16, 32, 64)
-MOVED = 0.05  # median movement of the matches, in long sides of the image, that is telling
+STARTS = 20  # frames per scene from which pairs are searched
+FEWEST_PAIRS = 4  # that tell anything
+PIXELS = 640 * 480  # most of the images that features are detected in, of any proportions
+FEATURES = 1500
+# matches that one fundamental matrix explains: so many, and this share of them, are no chance
+FEWEST_MATCHES, LEAST_SHARE = 16, 0.3
+DISTINCT = 0.8  # the best match's distance over the second best's
+TOLERANCE = 1.5  # pixels, in those images, between a point and its epipolar line
+MOVED = 0.02  # median movement of the matches, in long sides of the image, far above their errors
+UNORDERED = 12  # frames of which all pairs are tried where neighbours do not overlap
 
 
 class Pair(NamedTuple):
@@ -41,73 +46,96 @@ class Pair(NamedTuple):
     long_side2_px: int
 
 
+class Matched(NamedTuple):
+    """The pairs of a scene."""
+
+    pairs: list[Pair]
+    reason: str = ""
+    """Why there are too few of them to tell anything; empty where there are enough."""
+
+
 class _Features(NamedTuple):
     point_K2: Array
     descriptor_KD: NDArray[np.float32]
     long_side_px: int
+    scale: float
+    """Pixels of the image that features were detected in, per pixel of the frame."""
 
 
-def matched_pairs(ordered: pd.DataFrame, scene: str, root: Path) -> list[Pair]:
-    """Up to `PAIRS` pairs of one scene, evenly spread, between which the image moved enough.
+def matched_pairs(ordered: pd.DataFrame, scene: str, root: Path) -> Matched:
+    """Pairs of frames of one scene that share enough points, between which the image moved.
+
+    From frames that are evenly spread, the step to the second frame is doubled as long as enough
+    points match, and halved until they do. Where neighbouring frames do not overlap, as in a
+    collection of photographs, all pairs of a few frames are tried.
 
     ordered: frames of all scenes as `trajectories.in_order` sorts them. The poses are not used.
     """
     rows = np.flatnonzero((ordered["scene"] == scene).to_numpy())
-    images, sequences = ordered["image"].to_numpy(), ordered["sequence"].to_numpy()
-    focal = ordered["focal_px"].to_numpy()
+    images, focal = ordered["image"].to_numpy(), ordered["focal_px"].to_numpy()
 
-    @lru_cache(maxsize=16)
+    @lru_cache(maxsize=2 * UNORDERED)
     def features(row: int) -> _Features | None:
         return _features(root, images[row])
 
-    pairs, gap = [], 2
-    for start in rows[evenly(len(rows) - 1, PAIRS)]:
-        candidates = [
-            int(start) + step
-            for step in GAPS
-            if start + step <= rows[-1] and sequences[start + step] == sequences[start]
-        ]
-        if found := _moved_match(int(start), candidates, gap, features):
-            gap, second, (point1_M2, point2_M2) = found
-            one, two = features(int(start)), features(second)
-            assert one is not None and two is not None
-            pairs.append(
-                Pair(
-                    int(start),
-                    second,
-                    point1_M2,
-                    point2_M2,
-                    focal[start],
-                    focal[second],
-                    one.long_side_px,
-                    two.long_side_px,
-                )
-            )
-    return pairs
+    found: Counter[str] = Counter()
+    pairs: dict[tuple[int, int], Pair] = {}
+
+    def overlaps(first: int, second: int) -> bool:
+        """Match two frames; notes the pair, and returns True where enough points match."""
+        one, two = features(first), features(second)
+        if one is None or two is None:
+            found["no points"] += 1
+            return False
+        matched = _match(one, two)
+        if matched is None:
+            found["no overlap"] += 1
+            return False
+        moved_M2 = matched[0] / one.long_side_px - matched[1] / two.long_side_px
+        if np.median(np.linalg.norm(moved_M2, axis=1)) < MOVED:
+            found["no movement"] += 1
+            return True
+        pairs[first, second] = Pair(
+            first, second, *matched, focal[first], focal[second], one.long_side_px, two.long_side_px
+        )
+        return True
+
+    step = 1
+    for start, ends in _starts(ordered, rows):
+        step = min(step, ends)
+        while not (matches := overlaps(start, start + step)) and step > 1:
+            step //= 2
+        while matches and 2 * step <= ends and overlaps(start, start + 2 * step):
+            step *= 2
+    if len(pairs) < FEWEST_PAIRS:
+        few = rows[evenly(len(rows), UNORDERED)].tolist()
+        for first, second in combinations(few, 2):
+            if (first, second) not in pairs:
+                overlaps(first, second)
+    return Matched(list(pairs.values()), _reason(len(rows), len(pairs), found))
 
 
-def _moved_match(
-    start: int, candidates: list[int], gap: int, features: Callable[[int], _Features | None]
-) -> tuple[int, int, tuple[Array, Array]] | None:
-    """(index in `candidates`, frame, points) of a frame whose points match and have moved.
+def _starts(ordered: pd.DataFrame, rows: NDArray[np.intp]) -> Iterator[tuple[int, int]]:
+    """(row, number of rows that follow in its sequence) of the frames to begin pairs with."""
+    sequence = ordered["sequence"].to_numpy()[rows]
+    last = np.append(np.flatnonzero(sequence[1:] != sequence[:-1]), len(rows) - 1)
+    follow = last[np.searchsorted(last, np.arange(len(rows)))] - np.arange(len(rows))
+    usable = np.flatnonzero(follow > 0)
+    for number in usable[evenly(len(usable), STARTS)]:
+        yield int(rows[number]), int(follow[number])
 
-    candidates: from the nearest to the farthest, tried from index `gap` on: nearer ones where the
-    overlap is too small, farther ones where nothing has moved. None where that finds none.
-    """
-    one = features(start)
-    gap, before = min(gap, len(candidates) - 1), 0
-    while one is not None and 0 <= gap < len(candidates):
-        two = features(candidates[gap])
-        matched = None if two is None else _match(one, two)
-        if two is not None and matched is not None:
-            moved_M2 = matched[0] / one.long_side_px - matched[1] / two.long_side_px
-            if np.median(np.linalg.norm(moved_M2, axis=1)) > MOVED:
-                return gap, candidates[gap], matched
-        direction = -1 if matched is None else 1
-        if direction == -before:
-            return None
-        gap, before = gap + direction, direction
-    return None
+
+def _reason(frames: int, pairs: int, found: Counter[str]) -> str:
+    if pairs >= FEWEST_PAIRS:
+        return ""
+    if frames < 2:
+        return "one frame only"
+    ((most, _),) = found.most_common(1) or [("no overlap", 0)]
+    return {
+        "no points": "the images show too few points",
+        "no overlap": f"fewer than {FEWEST_PAIRS} pairs of frames share enough points",
+        "no movement": "the camera hardly moves",
+    }[most]
 
 
 def _features(root: Path, image: str) -> _Features | None:
@@ -116,7 +144,7 @@ def _features(root: Path, image: str) -> _Features | None:
     except MsposeError:  # reported with the images
         return None
     long_side = max(grey_HW.shape)
-    scale = min(1.0, LONG_SIDE / long_side)
+    scale = min(1.0, (PIXELS / grey_HW.size) ** 0.5)
     if scale < 1:
         grey_HW = cv2.resize(grey_HW, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     keypoints, descriptor_KD = cv2.SIFT.create(FEATURES).detectAndCompute(grey_HW, None)
@@ -124,7 +152,9 @@ def _features(root: Path, image: str) -> _Features | None:
         return None
     centre = (np.array(grey_HW.shape[::-1], dtype=np.float64) - 1) / 2
     point_K2 = (np.asarray(cv2.KeyPoint.convert(keypoints), np.float64) - centre) / scale
-    return _Features(point_K2, np.asarray(descriptor_KD, np.float32), long_side)
+    # RootSIFT (Arandjelovic and Zisserman, CVPR 2012)
+    share_KD = descriptor_KD / np.maximum(descriptor_KD.sum(axis=1, keepdims=True), 1e-9)
+    return _Features(point_K2, np.sqrt(share_KD).astype(np.float32), long_side, scale)
 
 
 def _match(one: _Features, two: _Features) -> tuple[Array, Array] | None:
@@ -137,7 +167,7 @@ def _match(one: _Features, two: _Features) -> tuple[Array, Array] | None:
         return None
     point1_M2 = one.point_K2[[match.queryIdx for match in good]]
     point2_M2 = two.point_K2[[match.trainIdx for match in good]]
-    tolerance = 1.5 * max(1.0, one.long_side_px / LONG_SIDE, two.long_side_px / LONG_SIDE)
+    tolerance = TOLERANCE / min(one.scale, two.scale)
     try:
         cv2.setRNGSeed(0)
         _, mask = cv2.findFundamentalMat(
@@ -145,7 +175,7 @@ def _match(one: _Features, two: _Features) -> tuple[Array, Array] | None:
         )
     except cv2.error:  # all points on a line, or the like
         return None
-    if mask is None or int(mask.sum()) < FEWEST_MATCHES:
+    if mask is None or mask.sum() < max(FEWEST_MATCHES, LEAST_SHARE * len(good)):
         return None
     inliers = mask.ravel() > 0
     return point1_M2[inliers], point2_M2[inliers]

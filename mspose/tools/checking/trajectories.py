@@ -12,6 +12,9 @@ from mspose.tools.checking.findings import Finding, equal_images, share
 
 POSITION, ORIENTATION = ["tx", "ty", "tz"], ["qw", "qx", "qy", "qz"]
 LARGE_M, SMALL_M = 1000.0, 0.05  # a scene's longest side beyond which the unit is hardly metres
+# distances of what cameras see: a thing close to the lens, the far side of a valley
+NEAREST_M, FARTHEST_M = 0.05, 300.0
+LONGEST = 1000.0  # extent of a trajectory over that distance
 FAR_OFF = 100.0  # extents from the origin at which float32 and a network's head lose precision
 # a step is a jump when it is this many times the sequence's median, and its upper quartile
 OVER_MEDIAN, OVER_QUARTILE = 10.0, 5.0
@@ -65,29 +68,43 @@ def _last_number(image: str) -> float:
     return float(found[-1]) if found and len(found[-1]) < 300 else 0.0
 
 
-def extent_findings(frames: pd.DataFrame) -> list[Finding]:
-    """Scenes whose size, or whose distance from the origin, is hardly in metres."""
+def unit_findings(part: pd.DataFrame, depth: float) -> list[Finding]:
+    """A size of a scene, or distance from the origin, that is hardly in metres.
+
+    Args:
+        part: the frames of one scene.
+        depth: median distance between the cameras and what they see; NaN where that is unknown, and
+            the size of the trajectory has to tell.
+    """
+    scene = part["scene"].iloc[0]
     findings = []
-    for scene, part in frames.groupby("scene"):
-        position_N3 = part[POSITION].to_numpy()
-        longest = max(extents(part))
-        offset = float(np.linalg.norm(np.median(position_N3, axis=0)))
-        if longest > LARGE_M:
-            text = (
-                f"{scene}: positions span {longest / 1000:.3g} km: are they in metres, and is no"
-                " frame an outlier?"
-            )
-            findings.append(Finding("warning", "large-extent", text))
-        elif longest < SMALL_M and len(part) > 1:
-            text = f"{scene}: positions span {longest * 100:.2g} cm only: are they in metres?"
-            text = text if longest else f"{scene}: all positions are the same"
-            findings.append(Finding("warning", "small-extent", text))
-        if offset > max(FAR_OFF * longest, LARGE_M):
-            text = (
-                f"{scene}: positions lie {offset / 1000:.3g} km away from the origin: subtract the"
-                " centre of the scene"
-            )
-            findings.append(Finding("warning", "far-from-origin", text))
+    position_N3 = part[POSITION].to_numpy()
+    longest = max(extents(part))
+    offset = float(np.linalg.norm(np.median(position_N3, axis=0)))
+    if not NEAREST_M <= depth <= FARTHEST_M and not np.isnan(depth):
+        unit = "millimetres" if depth > FARTHEST_M else "kilometres, or of a normalised scene"
+        kind = "large-extent" if depth > FARTHEST_M else "small-extent"
+        text = (
+            f"{scene}: what the images show is {depth:.3g} m away from the cameras, in the median:"
+            f" are positions in metres, or in {unit}?"
+        )
+        findings.append(Finding("warning", kind, text))
+    elif longest > np.fmax(LARGE_M, LONGEST * depth):
+        text = (
+            f"{scene}: positions span {longest / 1000:.3g} km: are they in metres, not millimetres,"
+            " and is no frame an outlier?"
+        )
+        findings.append(Finding("warning", "large-extent", text))
+    elif longest < SMALL_M and np.isnan(depth) and len(part) > 1:
+        text = f"{scene}: positions span {longest * 100:.2g} cm only: are they in metres?"
+        text = text if longest else f"{scene}: all positions are the same"
+        findings.append(Finding("warning", "small-extent", text))
+    if offset > max(FAR_OFF * longest, LARGE_M):
+        text = (
+            f"{scene}: positions lie {offset / 1000:.3g} km away from the origin: subtract the"
+            " centre of the scene"
+        )
+        findings.append(Finding("warning", "far-from-origin", text))
     return findings
 
 

@@ -9,8 +9,10 @@ import yaml
 from PIL import Image
 
 from mspose.data.cards import load_frames, read_card
+from mspose.data.virtual import textures as paint
 from mspose.data.virtual.rendering import Camera, Lighting, Renderer
 from mspose.data.virtual.rooms import build_scene
+from mspose.data.virtual.scene import WALL_YAW, Place, SceneBuilder
 from mspose.data.virtual.trajectory import trajectory
 from mspose.poses import quaternion_to_rotation, rotation_to_quaternion
 from mspose.tools.checking.trajectories import ORIENTATION, POSITION, in_order
@@ -57,9 +59,71 @@ def room():
     return build_scene("atelier", 0)
 
 
-def render(pose_N44):
-    """Images of the room (N, 180, 240, 3)."""
-    renderer = Renderer(room(), CAMERA, Lighting.draw(np.random.default_rng(0)))
+@cache
+def statue():
+    """A thing of many pieces on a plinth, in a plain hall."""
+    build, rng = SceneBuilder("statue"), np.random.default_rng(2)
+    build.box(Place(0, 0, 0, 0.3), 0.9, 0.9, 0.7, paint.plaster((180, 160, 120), 0.2, 20))
+    for number in range(14):
+        angle, away, side = rng.uniform(0, 6.28), rng.uniform(0, 0.35), rng.uniform(0.1, 0.3)
+        place = Place(away * np.cos(angle), away * np.sin(angle), 0.7, rng.uniform(0, 6))
+        painter = (paint.poster(), paint.picture(), paint.books())[number % 3]
+        build.box(place, side, side, rng.uniform(0.15, 0.6), painter)
+    build.patch((-5, 5, 0), (10, 0, 0), (0, -10, 0), paint.boards((165, 120, 80), 22), density=60)
+    for yaw in WALL_YAW.values():
+        wall = Place(0, 0, 0, yaw)
+        corner, right = wall.point((-5, 5, 3)), wall.vector((10, 0, 0))
+        build.patch(corner, right, (0, 0, -3), paint.plaster((205, 205, 200), 0.1), density=60)
+    build.lamps += [(1.0, 1.0, 2.8), (-2.0, -1.0, 2.8)]
+    return build.finish(4.0, ((-2, -2, 1), (2, 2, 1.5)), ((0, 0, 1), (0, 0, 1)))
+
+
+@cache
+def street():
+    """A street along x, with fronts, windows and cars on both sides."""
+    build, rng = SceneBuilder("street"), np.random.default_rng(1)
+    for side in (-1, 1):
+        place = Place(0, 0, 0, 0 if side > 0 else np.pi)
+        for left in range(-30, 30, 6):
+            painter = (paint.bricks((175, 95, 75)), paint.plaster((205, 195, 175), 0.2, 25))
+            back = 7 + rng.uniform(0, 1.5)
+            corner = place.point((left, back, 8))
+            build.patch(corner, place.vector((6, 0, 0)), (0, 0, -8), painter[left % 4 // 2])
+            for along in (0.8, 3.6):
+                corner = place.point((left + along, back - 0.05, 3.2))
+                build.patch(corner, place.vector((1.2, 0, 0)), (0, 0, -1.8), paint.window())
+            colour = tuple(rng.integers(60, 220, 3).tolist())
+            car = Place(left + rng.uniform(0, 2), side * 5.2)
+            build.box(car, 4.0, 1.7, 1.5, paint.plaster(colour, 0.1, 4))
+    build.patch((-30, 9, 0), (60, 0, 0), (0, -18, 0), paint.paving((120, 120, 118)), density=40)
+    build.lamps += [(x, 0.0, 20.0) for x in (-25.0, 0.0, 25.0)]
+    return build.finish(60.0, ((-25, -2, 1), (25, 2, 2)), ((-25, -7, 1), (25, 7, 3)))
+
+
+def orbit(step_degrees: float, frames: int):
+    """Camera-to-world poses (frames, 4, 4) round the statue, with the unsteadiness of a hand."""
+    rng = np.random.default_rng(frames)
+    turn_N = np.radians(step_degrees) * np.arange(frames)
+    ring_N3 = 1.6 * np.stack([np.cos(turn_N), np.sin(turn_N), 0.1 * np.sin(2 * turn_N)], axis=1)
+    position_N3 = rng.normal((0, 0, 1.5), 0.05, (frames, 3)) + ring_N3
+    return looking(position_N3, rng.normal((0, 0, 1), 0.04, (frames, 3)))
+
+
+def drive(frames: int, bend: float = 0.0, sideways: bool = False):
+    """Camera-to-world poses (frames, 4, 4) along the street.
+
+    bend: radians by which the heading swings to each side.
+    """
+    turn_N = bend * np.sin(np.linspace(0, 4 * np.pi, frames))
+    forward_N3 = np.stack([np.cos(turn_N), np.sin(turn_N), 0 * turn_N], axis=1)
+    position_N3 = np.array([-14.0, 0.0, 1.65]) + 0.7 * np.cumsum(forward_N3, axis=0)
+    look_N3 = np.array([0.0, 1.0, 0.0]) if sideways else forward_N3
+    return looking(position_N3, position_N3 + look_N3)
+
+
+def render(pose_N44, scene=None, camera=CAMERA):
+    """Images (N, height, width, 3) of the room, or of another scene."""
+    renderer = Renderer(scene or room(), camera, Lighting.draw(np.random.default_rng(0)))
     return np.stack([renderer.render(pose_44)[0] for pose_44 in pose_N44])
 
 
@@ -118,8 +182,14 @@ def misread(ordered: pd.DataFrame, way: str) -> pd.DataFrame:
         return with_poses(ordered, inverse_N33, position_N3)
     if way == "OpenGL":
         return with_poses(ordered, rotation_N33 @ OPENGL, position_N3)
-    assert way == "OpenGL, world-to-camera"
-    return misread(misread(ordered, "OpenGL"), "world-to-camera")
+    if way == "OpenGL, world-to-camera":
+        return misread(misread(ordered, "OpenGL"), "world-to-camera")
+    if way.endswith(", in the inverse"):  # of world-to-camera poses, which loaders invert
+        inverse = misread(ordered, "world-to-camera")
+        return misread(misread(inverse, way.removesuffix(", in the inverse")), "world-to-camera")
+    columns = {"x y z w, read as w x y z": [1, 2, 3, 0], "w x y z, read as x y z w": [3, 0, 1, 2]}
+    turned_N33 = quaternion_to_rotation(ordered[ORIENTATION].to_numpy()[:, columns[way]])
+    return with_poses(ordered, turned_N33, position_N3)
 
 
 def moved(ordered: pd.DataFrame, turn_33, scale: float, shift_3) -> pd.DataFrame:

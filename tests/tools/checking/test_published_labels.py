@@ -1,5 +1,6 @@
 """Known oddities of the published labels, and none where there are none."""
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -49,7 +50,7 @@ def test_published_splits_and_conventions_are_not_suspected(scene):
     assert splits.split_findings(splits.nearness(ordered, step)) == []
     assert axes_meet_behind(ordered) is None
     for findings in (
-        trajectories.extent_findings(ordered),
+        trajectories.unit_findings(ordered, math.nan),
         trajectories.jump_findings(ordered, step),
     ):
         assert findings == []
