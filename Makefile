@@ -51,8 +51,9 @@ demo: $(READY)  ## render the virtual data, train, evaluate, print the table bes
 	$(BIN)/mspose table $(DEMO_RUN) $(RUNS)/virtual/baseline-mean-pose $(RUNS)/virtual/baseline-retrieval --kind recall
 	$(BIN)/mspose report $(DEMO_RUN) $(RUNS)/virtual/baseline-mean-pose $(RUNS)/virtual/baseline-retrieval --out $(RUNS)/virtual/report.html
 
-test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+# each process loads PyTorch: no more than eight
+test: $(READY)  ## run the tests, on all cores: ARGS="tests/test_losses.py -k qka -n 0" for some, on one core
+	$(BIN)/python -m pytest $(if $(findstring no:xdist,$(ARGS)),,-n auto --maxprocesses 8 --dist worksteal) $(ARGS)
 
 lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .

@@ -20,18 +20,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor
 
 from mspose.config import BRANCHES, VERDICTS, Settings, read_settings
 from mspose.errors import MsposeError
 from mspose.files import read_tensors, whole_file
 from mspose.metrics import ERROR_COLUMNS, read_errors, read_metrics, read_predictions
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONFIG = "config.yaml"
 CHECKPOINT = "checkpoint.pt"
@@ -317,6 +316,8 @@ def _metrics_files(folder: Path, other_splits: bool) -> list[Path]:
 
 def save_checkpoint(run: Path, state: Mapping[str, Any]) -> None:
     """Write `checkpoint.pt` of plain values and tensors; the one before survives any failure."""
+    import torch  # here and below: it takes seconds to load, and tables need none
+
     with whole_file(run / CHECKPOINT, "wb") as file:
         try:
             torch.save(dict(state), file)
@@ -330,8 +331,10 @@ def load_checkpoint(run: Path) -> dict[str, Any] | None:
     return dict(read_tensors(path)) if path.exists() else None
 
 
-def save_model(run: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+def save_model(run: Path, weights: Mapping[str, "Tensor"], description: Mapping[str, Any]) -> None:
     """Write `model.safetensors`, then `model.json`: architecture, scenes, preprocessing, data."""
+    from safetensors.torch import save
+
     plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()}
     text = json.dumps({"format": MODEL_FORMAT, **description}, indent=2)
     with whole_file(run / WEIGHTS, "wb") as file:
@@ -340,8 +343,11 @@ def save_model(run: Path, weights: Mapping[str, Tensor], description: Mapping[st
         file.write(text + "\n")
 
 
-def load_model(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_model(run: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     """Read (weights, description). Raises MsposeError naming what is missing or broken."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     for path in (run / MODEL, run / WEIGHTS):
         if not path.is_file():
             raise MsposeError(

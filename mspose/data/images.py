@@ -4,15 +4,16 @@ import zlib
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from mspose.errors import MsposeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -109,9 +110,11 @@ def centre_crop(
 
 
 def normalize(
-    image_B3HW: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor
-) -> Tensor:
+    image_B3HW: "Tensor", mean: "Sequence[float] | Tensor", std: "Sequence[float] | Tensor"
+) -> "Tensor":
     """(image - mean) / std per channel."""
+    import torch  # here: it takes seconds to load, and frame tables need none
+
     shift, scale = (
         torch.as_tensor(values, dtype=image_B3HW.dtype, device=image_B3HW.device).view(3, 1, 1)
         for values in (mean, std)
