@@ -52,8 +52,9 @@ demo: $(READY)  ## render the virtual data, train, evaluate, print the table bes
 	$(BIN)/mspose table $(DEMO_RUN) $(DEMO_BASELINES) --kind recall
 	$(BIN)/mspose report $(DEMO_RUN) $(DEMO_BASELINES) --out $(RUNS)/virtual/report.html
 
-test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+# each process loads PyTorch: no more than eight
+test: $(READY)  ## run the tests, on all cores: ARGS="tests/test_losses.py -k qka -n 0" for some, on one core
+	$(BIN)/python -m pytest $(if $(findstring no:xdist,$(ARGS)),,-n auto --maxprocesses 8 --dist worksteal) $(ARGS)
 
 torture: $(READY)  ## faults and attacks, drawn from SEED=, in minutes: ARGS="--kills 100 --mutations 250 --malformed 1000 --escapes 100"
 	PYTHONPATH=tests $(BIN)/python -m torture.campaigns --seed $(SEED) $(ARGS)

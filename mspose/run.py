@@ -25,13 +25,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
 
 from mspose.config import BRANCHES, Settings, read_settings
 from mspose.errors import MsposeError
@@ -52,6 +48,9 @@ from mspose.metrics import (
     read_predictions,
 )
 from mspose.verdict import DEFAULT, VERDICTS, WORTH, Thresholds, verdict
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONFIG = "config.yaml"
 CHECKPOINT = "checkpoint.pt"
@@ -370,6 +369,8 @@ def one_training(run: Path) -> Iterator[None]:
 
 def save_checkpoint(run: Path, state: Mapping[str, Any]) -> None:
     """Write `checkpoint.pt` of plain values and tensors; the one before survives any failure."""
+    import torch  # here and below: it takes seconds to load, and tables need none
+
     with whole_file(run / CHECKPOINT, "wb") as file:
         try:
             torch.save(dict(state), file)
@@ -398,10 +399,13 @@ def load_checkpoint(run: Path) -> dict[str, Any] | None:
     return dict(read_tensors(path))
 
 
-def save_model(run: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+def save_model(run: Path, weights: Mapping[str, "Tensor"], description: Mapping[str, Any]) -> None:
     """Write `model.safetensors`, then `model.json`: architecture, scenes, preprocessing, data, and
     checksums of the weights and of itself.
     """
+
+    from safetensors.torch import save
+
     plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()}
     data = save(plain)
     content = {"format": MODEL_FORMAT, **description, WEIGHTS_CHECKSUM: checksum(data)}
@@ -412,8 +416,11 @@ def save_model(run: Path, weights: Mapping[str, Tensor], description: Mapping[st
         file.write(text + "\n")
 
 
-def load_model(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_model(run: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     """Read (weights, description). Raises MsposeError naming what is missing or broken."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     for path in (run / MODEL, run / WEIGHTS):
         if not path.is_file():
             raise MsposeError(

@@ -2,13 +2,16 @@
 
 import logging
 import os
+import re
 import shutil
 import signal
 import threading
 
 # one thread for us and for the processes that tests start: small tensors gain nothing from more,
-# and busy machines lose
+# and busy machines, as with a worker of pytest on every core, lose
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+os.environ["OPENCV_FOR_THREADS_NUM"] = "1"
 
 # a shell's background job starts with SIGINT ignored, and so would the processes that tests
 # interrupt
@@ -24,6 +27,8 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from mspose.config import (
     AugmentationSettings,
@@ -32,9 +37,16 @@ from mspose.config import (
     Settings,
     TrainingSettings,
 )
+from mspose.data.batches import Batches
+from mspose.data.cache import open_cache
+from mspose.data.cards import data_root, load_frames, read_card
+from mspose.models.network import PoseNetwork
 from mspose.poses import normalize_quaternion
 
 torch.set_num_threads(1)
+# TensorBoard reads the logs of a run in the order of their names, in which this number comes last:
+# so it has five digits in all of them
+event_file_writer._global_uid = event_file_writer.AtomicCounter(10_000)
 FRAMES = {"train": 12, "test": 5}
 
 
@@ -82,6 +94,21 @@ def own_data(tmp_path) -> Path:
     return write_small_data(tmp_path / "data")
 
 
+SMALL_NETWORK = {
+    "backbone": "test_efficientnet",
+    "pretrained": False,
+    "dim": 16,
+    "heads": 4,
+    "feedforward": 24,
+    "head_hidden": 20,
+    "position_encoder_layers": 1,
+    "position_decoder_layers": 1,
+    "orientation_encoder_layers": 1,
+    "orientation_decoder_layers": 1,
+}
+"""Settings of networks that tests build themselves."""
+
+
 def settings_for(card: Path, folder: Path) -> Settings:
     """Two epochs of a small network on the small data set, all output below `folder`."""
     return Settings(
@@ -92,20 +119,21 @@ def settings_for(card: Path, folder: Path) -> Settings:
             dataset=str(card), resize=48, crop=40, cache=str(folder / "cache"), holdout=0.25
         ),
         model=ModelSettings(
-            backbone="efficientnet_lite0",
-            pretrained=False,
-            dim=16,
-            heads=2,
-            feedforward=16,
-            position_encoder_layers=1,
-            position_decoder_layers=1,
-            orientation_encoder_layers=2,
-            orientation_decoder_layers=1,
-            head_hidden=16,
+            **SMALL_NETWORK
+            | {"backbone": "test_resnet", "heads": 2, "orientation_encoder_layers": 2}
         ),
         augmentation=AugmentationSettings(),
-        training=TrainingSettings(epochs=2, batch_size=4, learning_rate=1e-3),
+        training=TrainingSettings(epochs=2, batch_size=4, learning_rate=1e-3, evaluate_every=2),
     )
+
+
+def vary(settings: Settings, **changes) -> Settings:
+    """Settings with values changed: `vary(settings, seed=5, training__epochs=3)`."""
+    for name, value in changes.items():
+        group, _, field = name.partition("__")
+        part = replace(getattr(settings, group), **{field: value}) if field else value
+        settings = replace(settings, **{group: part})
+    return settings
 
 
 @pytest.fixture
@@ -121,6 +149,26 @@ def small_run(small_data, tmp_path_factory) -> Path:
 
     settings = settings_for(small_data, tmp_path_factory.mktemp("finished"))
     return train(replace(settings, seed=5), progress=False)
+
+
+def read_events(folder: Path) -> EventAccumulator:
+    """All scalars and images that TensorBoard shows of a run."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0})
+    return events.Reload()
+
+
+def small_batches(card_path: Path, folder: Path, network: PoseNetwork, **options) -> Batches:
+    """The test split of the small data set, prepared for a network, with its cache in `folder`."""
+    card = read_card(card_path)
+    frames, cache = open_cache(
+        load_frames(card, split="test"),
+        data_root(card),
+        short_side=48,
+        folder=folder,
+        progress=False,
+    )
+    values = {"crop": 40, "mean": network.mean, "std": network.std, "batch_size": 4, **options}
+    return Batches(frames, cache, scenes=network.scenes, **values)
 
 
 @pytest.fixture
@@ -145,6 +193,22 @@ def call(capsys):
 
     yield run
     ours.handlers[:], ours.level, threading.excepthook = before
+
+
+@pytest.fixture
+def refused(call):
+    """`refused(pattern, "train", ...)`: exit status 2 and one line on standard error, which has the
+    pattern in it.
+    """
+
+    def check(pattern: str, *words: object) -> str:
+        status, out, lines = call(*words)
+        assert (status, out, len(lines)) == (2, "", 1), (words, out, lines)
+        assert lines[0].startswith("mspose: error: "), lines[0]
+        assert re.search(pattern, lines[0]), f"{pattern!r} is not in {lines[0]!r}"
+        return lines[0]
+
+    return check
 
 
 @pytest.fixture(scope="session")

@@ -34,12 +34,6 @@ def test_file_then_command_line(tmp_path):
     assert settings.training == Settings().training
 
 
-def test_every_setting_has_a_help_text():
-    helps = {action.dest: action.help for action in settings_parser(prog="mspose")._actions}
-    for name in flatten(Settings()):
-        assert len((helps[name] or "").split()) >= 2, name
-
-
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
@@ -123,13 +117,8 @@ def test_resolved_settings_come_back(tmp_path):
 
 def test_the_hash_stands_for_mathematics_not_for_places():
     settings = Settings()
-    elsewhere = parse(
-        "--runs=/elsewhere",
-        "--device=cpu",
-        "--data.root=/data",
-        "--data.cache=/cache",
-        "--data.cache_on_device=true",
-    )
+    words = "--runs=/a --device=cpu --data.root=/b --data.cache=/c --data.cache_on_device=true"
+    elsewhere = parse(*words.split())
     other = parse("--model.position_encoding=learned")
     assert config_hash(settings) == config_hash(elsewhere)
     assert config_hash(settings) != config_hash(other)

@@ -5,6 +5,7 @@ cache's pixels.
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL_NETWORK
 from PIL import Image
 
 from mspose.data.images import centre_crop, normalize, read_image, resize_short_side
@@ -14,15 +15,8 @@ from mspose.tools.eager_reference import EagerReference, reference_batches, refe
 
 SMALL = {
     "scenes": ("attic", "barn", "cellar"),
-    "backbone": "test_efficientnet",
-    "pretrained": False,
-    "dim": 16,
-    "heads": 4,
-    "feedforward": 24,
-    "head_hidden": 20,
+    **SMALL_NETWORK,
     "position_encoder_layers": 2,
-    "position_decoder_layers": 1,
-    "orientation_encoder_layers": 1,
     "orientation_decoder_layers": 2,
     "dropout": 0.0,
     "attention_dropout": 0.0,

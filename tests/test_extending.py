@@ -7,25 +7,27 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import yaml
 
 from mspose.data.cards import load_frames, read_card
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-SECTIONS = re.findall(r"```diff\n(.*?)```\n+```python\n(.*?)```", PAGE, re.S)
+DIFFS = re.findall(r"```diff\n(.*?)```", PAGE, re.S)
+CODE = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 
 
-@pytest.mark.parametrize(("diff", "code"), SECTIONS, ids=["encoding", "loss term", "backbone"])
-def test_the_shown_change_of_one_file_works(diff, code, tmp_path):
-    shutil.copytree(
-        ROOT / "mspose", tmp_path / "mspose", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    assert len(re.findall(r"^\+\+\+ ", diff, re.M)) == 1
-    subprocess.run(["git", "apply", "-"], input=diff, text=True, cwd=tmp_path, check=True)
+def test_the_shown_changes_of_one_file_each_work(tmp_path):
+    left_out = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "mspose", tmp_path / "mspose", ignore=left_out)
+    assert len(DIFFS) == len(CODE) == 3  # of a position encoding, a loss term and a backbone
+    changed = {name for diff in DIFFS for name in re.findall(r"^\+\+\+ (.*)", diff, re.M)}
+    assert len(changed) == 3
+    for diff in DIFFS:
+        subprocess.run(["git", "apply", "-"], input=diff, text=True, cwd=tmp_path, check=True)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    code = [sys.executable, "-c", "\n".join(CODE)]
+    subprocess.run(code, cwd=tmp_path, env=environment, check=True)
 
 
 def test_the_shown_card_loads(tmp_path):

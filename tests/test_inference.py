@@ -1,41 +1,35 @@
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import small_batches
 
 import mspose
-from mspose.data.batches import Batches
-from mspose.data.cache import open_cache
-from mspose.data.cards import data_root, load_frames, read_card
+from mspose.data.cards import data_root, read_card
 from mspose.data.images import read_image
 from mspose.errors import MsposeError
 from mspose.inference import predict_frames, resolve_device
 from mspose.metrics import PREDICTION_COLUMNS
-from mspose.run import load_model, save_model
+from mspose.run import MODEL, WEIGHTS, load_model, save_model
 
 
-def batches_for(card_path, estimator, folder, **options) -> Batches:
-    card = read_card(card_path)
-    frames, cache = open_cache(
-        load_frames(card, split="test"),
-        data_root(card),
-        short_side=48,
-        folder=folder,
-        progress=False,
-    )
-    values = {
-        "crop": 40,
-        "mean": estimator.network.mean,
-        "std": estimator.network.std,
-        "batch_size": 4,
-        **options,
-    }
-    return Batches(frames, cache, scenes=estimator.scenes, **values)
+@pytest.fixture
+def estimator(small_run):
+    return mspose.load(small_run)
+
+
+@pytest.fixture
+def batches(small_data, tmp_path, estimator):
+    return small_batches(small_data, tmp_path / "cache", estimator.network)
 
 
 def test_one_image_gives_the_pose_that_the_whole_split_gives(small_run, small_data, tmp_path):
     estimator = mspose.load(small_run)
-    table = predict_frames(estimator.network, batches_for(small_data, estimator, tmp_path))
+    table = predict_frames(
+        estimator.network, small_batches(small_data, tmp_path, estimator.network)
+    )
     assert list(table) == list(PREDICTION_COLUMNS)
     for _, row in table.iterrows():
         estimate = estimator(read_image(data_root(read_card(small_data)) / row["image"]))
@@ -53,7 +47,7 @@ def test_one_image_gives_the_pose_that_the_whole_split_gives(small_run, small_da
         assert estimate.orientation[0] >= 0
 
 
-def test_a_compiled_network_predicts_the_same(small_run, small_data, tmp_path, monkeypatch):
+def test_a_compiled_network_predicts_the_same(estimator, batches, monkeypatch):
     seen = []
     real = torch.compile
 
@@ -62,8 +56,6 @@ def test_a_compiled_network_predicts_the_same(small_run, small_data, tmp_path, m
         return real(function, backend="eager", **options)  # everything but machine code
 
     monkeypatch.setattr(torch, "compile", compiler)
-    estimator = mspose.load(small_run)
-    batches = batches_for(small_data, estimator, tmp_path)
     plain, compiled = (
         predict_frames(estimator.network, batches, compile=choice) for choice in (False, True)
     )
@@ -71,21 +63,15 @@ def test_a_compiled_network_predicts_the_same(small_run, small_data, tmp_path, m
     pd.testing.assert_frame_equal(plain, compiled, rtol=1e-5, atol=1e-6)
 
 
-def test_a_given_scene_takes_that_scenes_pose(small_run, small_data, tmp_path):
-    estimator = mspose.load(small_run)
+def test_a_given_scene_takes_that_scenes_pose(estimator, batches, small_data):
     image = np.random.default_rng(0).integers(0, 255, (70, 55, 3), dtype=np.uint8)
     answers = {scene: estimator(image, scene) for scene in estimator.scenes}
-    assert {scene: answer.scene for scene, answer in answers.items()} == {
-        "attic": "attic",
-        "cellar": "cellar",
-    }
+    assert [answer.scene for answer in answers.values()] == ["attic", "cellar"]
     assert not np.allclose(answers["attic"].position, answers["cellar"].position)
     assert sum(answer.scene_probability for answer in answers.values()) == pytest.approx(
         1, abs=1e-5
     )
-    table = predict_frames(
-        estimator.network, batches_for(small_data, estimator, tmp_path), given_scene=True
-    )
+    table = predict_frames(estimator.network, batches, given_scene=True)
     row = table.iloc[0]
     given = estimator(read_image(data_root(read_card(small_data)) / row["image"]), row["scene"])
     np.testing.assert_allclose(
@@ -101,13 +87,13 @@ def test_a_given_scene_takes_that_scenes_pose(small_run, small_data, tmp_path):
     "image",
     [np.zeros((50, 60), np.uint8), np.zeros((50, 60, 3)), ["path.png"], np.zeros((3, 50, 60))],
 )
-def test_an_array_of_another_kind_is_refused(small_run, image):
+def test_an_array_of_another_kind_is_refused(estimator, image):
     with pytest.raises(ValueError, match=r"uint8|\(H, W, 3\)"):
-        mspose.load(small_run)(image)
+        estimator(image)
 
 
-def test_the_network_answers_as_documented(small_run):
-    network = mspose.load(small_run).network
+def test_the_network_answers_as_documented(estimator):
+    network = estimator.network
     assert not network.training
     output = network(torch.zeros(3, 3, 40, 40))
     assert output.position_B3.shape == (3, 3)
@@ -129,7 +115,7 @@ def copy_of(run, folder, **changes):
     [
         ({"kind": "posenet"}, "kind: expected one of .*mspn, found 'posenet'"),
         ({"kind": "mspn"}, "another architecture: .* is missing"),
-        ({"head_hidden": 20}, r"another architecture: position_head.*\(16,.*expected \(20,"),
+        ({"head_hidden": 24}, r"another architecture: position_head.*\(20,.*expected \(24,"),
         ({"head_hidden": "wide"}, "model.json does not describe a model of this version: head_hid"),
         ({"wings": 2}, "model.json does not describe a model of this version: .*wings"),
     ],
@@ -150,8 +136,33 @@ def test_missing_weights_and_models_are_named(small_run, tmp_path):
         mspose.load(tmp_path / "nowhere")
 
 
-def test_weights_that_give_no_finite_pose_are_named(small_run, small_data, tmp_path):
-    estimator = mspose.load(small_run)
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (WEIGHTS, None, r"holds no model \(model.safetensors is missing\)"),
+        (MODEL, None, r"holds no model \(model.json is missing\)"),
+        (WEIGHTS, b"", "model.safetensors is broken"),
+        (WEIGHTS, b"\x80\x02cposix\nsystem\n", "model.safetensors is broken"),
+        (MODEL, b"[1]", "not a model description"),
+        (MODEL, b'{"format": 1}', "does not describe a model of this version"),
+        (MODEL, b'{"format": 1, "kind": ["mspn"]}', "does not describe a model of this version"),
+        (MODEL, b'{"format": 1, "settings": {"head_hidden": 1e99}, "scenes": ["a"]}', "not descri"),
+        (MODEL, b'{"format": 7}', "format 7 is not 1"),
+        (MODEL, b"\xff\xfe", "not a model description"),
+    ],
+)
+def test_broken_files_are_named(small_run, tmp_path, name, content, message):
+    for file in (WEIGHTS, MODEL):
+        shutil.copy(small_run / file, tmp_path / file)
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(MsposeError, match=message) as raised:
+        mspose.load(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_weights_that_give_no_finite_pose_are_named(estimator, batches):
     with torch.no_grad():
         next(estimator.network.position_head.parameters()).fill_(float("nan"))
     with pytest.raises(
@@ -159,7 +170,7 @@ def test_weights_that_give_no_finite_pose_are_named(small_run, small_data, tmp_p
     ):
         estimator(np.zeros((60, 80, 3), np.uint8))
     with pytest.raises(MsposeError, match=r"estimate for attic/test-01/frame-000.png is no pose"):
-        predict_frames(estimator.network, batches_for(small_data, estimator, tmp_path))
+        predict_frames(estimator.network, batches)
 
 
 def test_devices():
@@ -169,7 +180,7 @@ def test_devices():
         resolve_device("warp:9")
 
 
-def test_a_float64_model_keeps_its_precision(small_run, small_data, tmp_path):
+def test_a_float64_model_keeps_its_precision(small_run, small_data, batches, tmp_path):
     weights, _ = load_model(small_run)
     fine = {
         name: tensor.double() + 1e-12 if tensor.is_floating_point() else tensor
@@ -178,7 +189,9 @@ def test_a_float64_model_keeps_its_precision(small_run, small_data, tmp_path):
     estimator = mspose.load(copy_of(small_run, tmp_path / "run", weights=fine))
     for name, tensor in estimator.network.state_dict().items():
         assert torch.equal(tensor, fine[name]), name
-    table = predict_frames(estimator.network, batches_for(small_data, estimator, tmp_path))
+    table = predict_frames(
+        estimator.network, small_batches(small_data, tmp_path, estimator.network)
+    )
     image = read_image(data_root(read_card(small_data)) / table["image"][0])
     np.testing.assert_allclose(
         estimator(image).position, table.loc[0, ["tx_est", "ty_est", "tz_est"]].astype(float)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo
+from conftest import SMALL_NETWORK
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,7 +27,7 @@ from mspose.losses import (
 )
 from mspose.models.attention_map import AttentionMap, query_key_gap
 from mspose.models.kinds import make_network
-from mspose.models.network import PoseOutput
+from mspose.models.network import Observer, PoseOutput
 
 
 def random(*shape, seed):
@@ -329,19 +330,10 @@ TERMS = {"entropy_weight": -0.1, "diversity_weight": 0.2}
 
 def build(kind="ms-transformer", *, precision="float32", dropout=0.0, encoders=(1, 2), **weights):
     torch.manual_seed(0)
-    sizes = {"dim": 16, "heads": 2, "feedforward": 16, "head_hidden": 16}
     layers = {"position_encoder_layers": encoders[0], "orientation_encoder_layers": encoders[1]}
-    layers |= {"position_decoder_layers": 1, "orientation_decoder_layers": 1}
-    network = make_network(
-        ["attic", "cellar"],
-        kind=kind,
-        backbone="test_resnet",
-        pretrained=False,
-        dropout=dropout,
-        attention_dropout=dropout,
-        **sizes,
-        **layers,
-    )
+    settings = {**SMALL_NETWORK, "backbone": "test_resnet", **layers}
+    settings |= {"kind": kind, "dropout": dropout, "attention_dropout": dropout}
+    network = make_network(["attic", "cellar"], **settings)
     return Objective(network, PoseLoss(**weights), precision, compile=False)
 
 
@@ -421,10 +413,13 @@ def test_a_compiled_step_is_the_step_and_is_compiled_once(kind, weights, monkeyp
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     plain = build(kind, encoders=(1, 1), **weights)
     compiled = Objective(plain.network, plain.loss, "float32", compile=True)
-    for size in (4, 3):
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    for size in (4, 3, 4):  # what it remembers must not make the compiler start again
         (logs, gradients), (found, our_gradients) = step(plain, size), step(compiled, size)
         assert found == pytest.approx(logs, rel=1e-4, abs=1e-5)
         assert_same_gradients(our_gradients, gradients)
+    with torch.no_grad():  # as an evaluation does
+        compiled.network.eval()(torch.zeros(2, 3, 64, 64), observer=Observer())
     counters = torch._dynamo.utils.counters
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import SMALL_NETWORK, read_events, small_batches
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import mspose
@@ -15,8 +15,6 @@ from mspose.attention.attention_json import read_start
 from mspose.attention.measures import AttentionMeasures, LayerMeasures, SceneMeasures
 from mspose.config import BRANCHES, Settings
 from mspose.data.batches import Batches
-from mspose.data.cache import open_cache
-from mspose.data.cards import data_root, load_frames, read_card
 from mspose.data.frames import evenly
 from mspose.errors import MsposeError
 from mspose.inference import predict_frames
@@ -47,34 +45,11 @@ def network(small_run):
 @pytest.fixture(scope="module")
 def batches(small_data, network, tmp_path_factory) -> Batches:
     """The test split, three frames at a time."""
-    card = read_card(small_data)
-    folder = tmp_path_factory.mktemp("cache")
-    frames, cache = open_cache(
-        load_frames(card, split="test"),
-        data_root(card),
-        short_side=48,
-        folder=folder,
-        progress=False,
-    )
-    return Batches(
-        frames,
-        cache,
-        scenes=network.scenes,
-        crop=40,
-        mean=network.mean,
-        std=network.std,
-        batch_size=3,
-    )
+    return small_batches(small_data, tmp_path_factory.mktemp("cache"), network, batch_size=3)
 
 
 def centre_crops(batches: Batches, rows: np.ndarray) -> np.ndarray:
     return np.stack([batches.cache[row][4:44, 12:52] for row in rows])
-
-
-def read_events(folder) -> EventAccumulator:
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0})
-    events.Reload()
-    return events
 
 
 # the trajectory
@@ -193,11 +168,8 @@ def test_attention_scalars_are_means_over_the_chosen_frames(network, batches):
 
 def fresh(kind="ms-transformer"):
     """A network without an encoder in its position branch."""
-    sizes = {"dim": 16, "heads": 2, "feedforward": 16, "head_hidden": 16}
-    layers = {"position_encoder_layers": 0, "position_decoder_layers": 1}
-    layers |= {"orientation_encoder_layers": 1, "orientation_decoder_layers": 1}
-    options = {"backbone": "efficientnet_lite0", "pretrained": False, **sizes, **layers}
-    return make_network(["attic", "cellar"], kind=kind, **options)
+    options = {**SMALL_NETWORK, "position_encoder_layers": 0, "kind": kind}
+    return make_network(["attic", "cellar"], **options)
 
 
 def test_networks_without_encoders_or_attention_are_evaluated_as_well(batches, tmp_path):

@@ -47,7 +47,9 @@ def python(*words: object, text: str = "", **where: Path) -> str:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """The Python of an environment with our wheel, which shares all other installed libraries."""
+    """The Python of an environment that our wheel was built for and installed into, which shares
+    all other installed libraries.
+    """
     pytest.importorskip("setuptools", minversion="77")
     folder = tmp_path_factory.mktemp("wheel")
     for path in (*map(ROOT.joinpath, FILES), *ROOT.glob("datasets/*.yaml")):
@@ -56,15 +58,13 @@ def installed(tmp_path_factory) -> Path:
     left_out = shutil.ignore_patterns("__pycache__", "results")
     for name in ("mspose", "experiments"):
         shutil.copytree(ROOT / name, folder / name, ignore=left_out)
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    python(*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder / "built", folder)
     python(sys.executable, "-m", "venv", "--without-pip", folder / "env")
     own = folder / "env" / "bin" / "python"
-    (wheel,) = (folder / "built").glob("mspose-*.whl")
-    python(*pip, "--python", own, "install", "--no-deps", wheel)
     (packages,) = (folder / "env").glob("lib/python*/site-packages")
     # a path in it, unlike a site folder, is searched without its own .pth files
     (packages / "shared.pth").write_text(sysconfig.get_path("purelib"))
+    pip = [own, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    python(*pip, "install", "--no-deps", "--no-build-isolation", "--ignore-installed", folder)
     return own
 
 

@@ -6,16 +6,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from mspose.errors import MsposeError
 from mspose.files import read_bytes, read_limit
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
@@ -178,9 +179,11 @@ def centre_crop(
 
 
 def normalize(
-    image_B3HW: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor
-) -> Tensor:
+    image_B3HW: "Tensor", mean: "Sequence[float] | Tensor", std: "Sequence[float] | Tensor"
+) -> "Tensor":
     """(image - mean) / std per channel."""
+    import torch  # here: it takes seconds to load, and frame tables need none
+
     shift, scale = (
         torch.as_tensor(values, dtype=image_B3HW.dtype, device=image_B3HW.device).view(3, 1, 1)
         for values in (mean, std)

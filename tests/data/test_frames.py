@@ -82,13 +82,9 @@ def test_columns_types_and_index():
     assert frames["focal_px"][0] == 500
     assert math.isnan(frames["focal_px"][1])
     assert frames.attrs["bad_frames"] == 0
-    assert frames.loc[0, ["dataset", "ground_truth", "scene", "split", "sequence"]].tolist() == [
-        "rooms",
-        "original",
-        "attic",
-        "train",
-        "seq-01",
-    ]
+    names = ["dataset", "ground_truth", "scene", "split", "sequence"]
+    expected = ["rooms", "original", "attic", "train", "seq-01"]
+    assert frames.loc[0, names].tolist() == expected
 
 
 NAN = float("nan")

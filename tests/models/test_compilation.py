@@ -1,18 +1,11 @@
 import logging
 import shutil
-from functools import partial
 
-import numpy as np
 import pytest
 import torch
 import torch._dynamo
-from torch import nn
 
-from mspose.data.batches import Batch
-from mspose.losses import Objective, PoseLoss
 from mspose.models.compilation import Compiled
-from mspose.models.mstransformer import MSTransformer
-from mspose.models.network import Observer
 
 
 @pytest.fixture(autouse=True)
@@ -62,66 +55,4 @@ def test_what_the_function_raises_is_raised(caplog):
 
     with pytest.raises(ValueError, match="three, please"):
         Compiled(refuses)(torch.ones(2))
-    assert not said(caplog)
-
-
-@pytest.fixture
-def objective_of():
-    torch.manual_seed(0)
-    sizes = {
-        "dim": 16,
-        "heads": 2,
-        "feedforward": 16,
-        "head_hidden": 16,
-        "dropout": 0.0,
-        "attention_dropout": 0.0,
-    }
-    names = ("position_encoder", "position_decoder", "orientation_encoder", "orientation_decoder")
-    layers = {f"{name}_layers": 1 for name in names}
-    network = MSTransformer(
-        scenes=["attic", "cellar"], backbone="test_resnet", pretrained=False, **sizes, **layers
-    )
-    return partial(Objective, network, PoseLoss(), "float32")
-
-
-def step(objective: nn.Module, size: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The loss of a batch, and the gradient of every weight."""
-    generator = torch.Generator().manual_seed(size)
-    image, position, orientation = (
-        torch.randn(shape, generator=generator)
-        for shape in ((size, 3, 64, 64), (size, 3), (size, 4))
-    )
-    batch = Batch(image, position, orientation, torch.arange(size) % 2, np.arange(size), size)
-    objective.zero_grad()
-    loss, _ = objective.train()(batch)
-    loss.backward()
-    return loss, {
-        name: weight.grad
-        for name, weight in objective.named_parameters()
-        if weight.grad is not None
-    }
-
-
-def test_a_compiled_step_is_the_step_and_is_compiled_once(objective_of, monkeypatch, caplog):
-    """Everything but the making of machine code, which takes minutes."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    plain, compiled = objective_of(compile=False), objective_of(compile=True)
-    assert compiled.state_dict().keys() == plain.state_dict().keys()
-    for size in (4, 3, 4):
-        our_loss, our_gradients = step(compiled, size)
-        loss, gradients = step(
-            plain, size
-        )  # what it remembers must not make the compiler start again
-        assert our_loss.item() == pytest.approx(loss.item(), rel=1e-5)
-        assert our_gradients.keys() == gradients.keys()
-        largest = max(gradient.abs().max() for gradient in gradients.values())
-        for name, gradient in gradients.items():
-            torch.testing.assert_close(
-                our_gradients[name], gradient, rtol=1e-4, atol=1e-5 * float(largest), msg=name
-            )
-    with torch.no_grad():
-        compiled.network.eval()(torch.zeros(2, 3, 64, 64), observer=Observer())  # as a look does
-    counters = torch._dynamo.utils.counters
-    assert counters["stats"]["unique_graphs"] == 1
-    assert not counters["graph_break"]
     assert not said(caplog)

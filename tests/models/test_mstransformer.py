@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from conftest import SMALL_NETWORK
 from torch import nn
 
 from mspose.errors import MsposeError
@@ -13,15 +14,8 @@ from mspose.models.token_positions import SineEncoding
 
 SMALL = {
     "scenes": ("attic", "barn", "cellar"),
-    "backbone": "test_efficientnet",
-    "pretrained": False,
-    "dim": 16,
-    "heads": 4,
-    "feedforward": 24,
-    "head_hidden": 20,
+    **SMALL_NETWORK,
     "position_encoder_layers": 2,
-    "position_decoder_layers": 1,
-    "orientation_encoder_layers": 1,
     "orientation_decoder_layers": 2,
 }
 
@@ -221,8 +215,6 @@ def test_trains_under_distributed_data_parallel(tmp_path, changes):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"scenes": []}, "scenes: expected at least one"),
-        ({"scenes": ["a", "b", "a"]}, "scenes: expected each name once, found a"),
         ({"heads": 5}, r"dim: expected a multiple of heads \(5\)"),
         ({"heads": 0}, "heads: "),
         ({"dim": 6, "heads": 2}, "dim: expected a multiple"),
@@ -255,9 +247,7 @@ def test_trains_under_distributed_data_parallel(tmp_path, changes):
         ),
         ({"position_encoder_layers": -1}, "position_encoder_layers: .*-1"),
         ({"orientation_decoder_layers": 0}, "orientation_decoder_layers: .*0"),
-        ({"dropout": 1.0}, "dropout: expected a probability below 1"),
         ({"attention_dropout": -0.1}, "attention_dropout: .*-0.1"),
-        ({"head_hidden": 0}, "head_hidden"),
     ],
 )
 def test_refuses_settings_that_make_no_network(changes, words):

@@ -204,13 +204,8 @@ def test_reads_the_settings_off_the_tensors(released):
     assert {name.removeprefix("backbone.0.body.").split(".")[0] for name in converted.dropped} == {
         "_blocks", "_conv_head", "_bn1", "_fc",
     }  # fmt: skip
-    assert {int(name.split(".")[4]) for name in converted.dropped if "_blocks" in name} == {
-        11,
-        12,
-        13,
-        14,
-        15,
-    }
+    blocks = {int(name.split(".")[4]) for name in converted.dropped if "_blocks" in name}
+    assert blocks == {11, 12, 13, 14, 15}
 
 
 @pytest.mark.parametrize("name", ANSWERS)
@@ -404,12 +399,6 @@ def test_refuses_code_without_running_it(tmp_path):
         read_released(tmp_path / "plain.pth")
     assert not (tmp_path / "ran").exists()
     assert "\n" not in str(caught.value)
-
-
-def test_refuses_a_whole_pickled_model(tmp_path):
-    torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pth")
-    with pytest.raises(MsposeError, match=r"refused, .*Linear.*save the state dict alone"):
-        read_released(tmp_path / "model.pth")
 
 
 def test_refuses_damaged_files(tmp_path):

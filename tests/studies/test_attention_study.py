@@ -705,23 +705,3 @@ def test_the_verb_can_draw_anew_from_numbers_alone_and_leave_pictures_out(
     main(["attention", str(run), "--numbers=false", "--pictures=false"])
     assert capsys.readouterr().out.count("small/all/seed-5") == 3 + 2  # encoder, decoder layers
     assert list((run / "attention").iterdir()) == [run / "attention" / "attention.json"]
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--frames=0"], "frames"),
-        (["--layer=3"], "layer: expected 1 to 2"),
-        (["--head=3"], "head: expected 1 to 2"),
-        (["--split=vali"], "split 'vali'"),
-        (["--numbers=false", "--frames=3"], "--frames, --device, --cache: without effect"),
-    ],
-)
-def test_the_verb_ends_bad_input_in_one_line(studied, capsys, words, message):
-    cache = f"--cache={studied.parents[3] / 'cache'}"
-    with pytest.raises(SystemExit) as stopped:
-        main(["attention", str(studied), "--quiet", "--device=cpu", cache, *words])
-    assert stopped.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("mspose: error: ")
-    assert message in line

@@ -353,25 +353,18 @@ def test_a_port_that_is_taken_gives_the_next_one():
         free_port("203.0.113.7", 8080)
 
 
-def failure(call, *arguments):
-    status, _, lines = call("view", *arguments)
-    assert (status, len(lines)) == (2, 1), lines
-    return lines[0]
-
-
-def test_bad_input_is_one_line(own_run, call, tmp_path, monkeypatch):
-    assert f"{tmp_path / 'none'} has no predictions/test.csv" in failure(call, tmp_path / "none")
-    assert "there are: attic, cellar" in failure(call, own_run, "--scene", "kitchen")
-    said = failure(call, own_run, "--split", "train")
-    assert "has no predictions/train.csv" in said and "there are predictions of: test" in said
-    assert "image not found" in failure(call, own_run, "--root", tmp_path)
-    assert "port" in failure(call, own_run, "--port", "70000")
+def test_bad_input_is_one_line(own_run, refused, tmp_path, monkeypatch):
+    refused(f"{tmp_path / 'none'} has no predictions/test.csv", "view", tmp_path / "none")
+    refused("there are: attic, cellar", "view", own_run, "--scene", "kitchen")
+    said = "has no predictions/train.csv.*there are predictions of: test"
+    refused(said, "view", own_run, "--split", "train")
+    refused("image not found", "view", own_run, "--root", tmp_path)
     (own_run / "predictions" / "test.csv").write_text("image,scene\na,b\n")
-    assert "column tx" in failure(call, own_run)
+    refused("column tx", "view", own_run)
     (own_run / "predictions" / "test.csv").unlink()
-    assert "run `mspose evaluate` first" in failure(call, own_run)
+    refused("run `mspose evaluate` first", "view", own_run)
     monkeypatch.setitem(sys.modules, "mspose.tools.viewer.viewer", None)
-    assert "pip install viser" in failure(call, own_run)
+    refused("pip install viser", "view", own_run)
 
 
 def test_the_end_waits_for_what_is_being_drawn_and_nothing_is_drawn_after_it(viewer, monkeypatch):

@@ -13,11 +13,8 @@ from typing import Any
 
 from mspose.config import BRANCHES, Settings, config_hash, differences
 from mspose.errors import MsposeError, none_if_broken
-from mspose.evaluation import evaluate_run
 from mspose.files import locked
 from mspose.run import Run
-from mspose.studies.attention_study import study_run
-from mspose.training import train
 
 log = logging.getLogger("mspose")
 
@@ -44,6 +41,11 @@ def complete(settings: Settings, *, progress: bool) -> Path:
     Raises MsposeError for a folder that holds a run with other settings, and as training and
     evaluation do; Preempted where a signal asked the training to stop.
     """
+    # here, since they take seconds to load, and tables and the command that starts runs need none
+    from mspose.evaluation import evaluate_run
+    from mspose.studies.attention_study import study_run
+    from mspose.training import train
+
     run = run_of(settings)
     with _one_process(settings):
         refuse_other_settings(settings)

@@ -73,23 +73,6 @@ def planned(file, tmp_path) -> list[Settings]:
     return read_ablation(file).runs(folder=str(tmp_path / "runs"))
 
 
-@pytest.fixture
-def start(file, tmp_path):
-    """`start(*words)`: the command of the ablation; what still runs at the end is killed."""
-    processes = []
-
-    def popen(*words: str, **options) -> subprocess.Popen:
-        command = [sys.executable, "-m", "mspose", "ablate", str(file)]
-        command += ["--runs", str(tmp_path / "runs"), *words]
-        processes.append(subprocess.Popen(command, process_group=0, **options))
-        return processes[-1]
-
-    yield popen
-    for process in processes:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-
-
 def wait_for(condition) -> None:
     deadline = time.monotonic() + 250
     while not condition():
@@ -143,38 +126,37 @@ class PlayedJob:
 # from beginning to end
 
 
-def test_after_a_kill_it_goes_on_where_it_was_and_failures_are_named(change, start, tmp_path):
-    variants = {
-        "broken": {"training.start_from": "/nowhere/at/all"},
-        "long": {"training.epochs": 15},
-    }
-    change({"epochs": 1, "evaluate_every": 50}, variants=variants)
+def test_after_a_kill_it_goes_on_where_it_was_and_failures_are_named(change, call, tmp_path):
+    variants = {"long": {"training.epochs": 15}, "broken": {"training.start_from": "/not/there"}}
+    file = change({"epochs": 1, "evaluate_every": 50}, variants=variants)
     runs = tmp_path / "runs" / "tiny-small"
-    silent = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-    process = start(**silent)
-    long = runs / "long" / "seed-0"
-    wait_for(lambda: process.poll() is not None or epochs_of(long) >= 2)
-    os.killpg(process.pid, signal.SIGKILL)  # its runs' processes with it
-    process.wait()
-    assert epochs_of(long) < 15
-    finished = runs / "sine" / "seed-0"
+    finished = complete(read_ablation(file).runs(folder=str(tmp_path / "runs"))[0], progress=False)
     before = stamps(finished)
     assert {"metrics.json", "attention.json"} <= {path.name for path in before}
+    command = ["ablate", file, "--runs", tmp_path / "runs"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mspose", *map(str, command), "--quiet"], process_group=0
+    )
+    long = runs / "long" / "seed-0"
+    try:
+        wait_for(lambda: process.poll() is not None or epochs_of(long) >= 2)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # its runs' processes with it
+    process.wait()
+    assert epochs_of(long) < 15
 
-    process = start(stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    out, errors = process.communicate()
-    assert process.returncode == 2, errors
-    lines = errors.splitlines()
+    status, out, lines = call(*command)
+    assert status == 2, lines
     changes = [line.split()[1:5] for line in lines if line[2:3] == ":" and " ended)" in line]
     assert [" ".join(change).replace(",", "") for change in changes] == [
         "sine seed 0: skipped",
-        "broken seed 0: running",
-        "broken seed 0: failed",
         "long seed 0: running",
         "long seed 0: done",
+        "broken seed 0: running",
+        "broken seed 0: failed",
     ]
     assert lines[-1] == "mspose: error: 1 failed: broken, seed 0; the same command tries again"
-    assert "broken, seed 0 failed: /nowhere/at/all holds no model" in lines[-2]
+    assert "broken, seed 0 failed: /not/there holds no model" in lines[-2]
     assert lines[-2].endswith(f"(its log: {runs / 'cells' / 'broken-seed-0.log'})")
     assert stamps(finished) == before
     assert "continuing" in (runs / "cells" / "long-seed-0.log").read_text()
@@ -182,15 +164,20 @@ def test_after_a_kill_it_goes_on_where_it_was_and_failures_are_named(change, sta
     assert "| sine" in out and "| long" in out and "Small" in out
 
 
-def test_at_sigterm_the_runs_save_and_the_same_command_goes_on(change, start, tmp_path):
-    change({"epochs": 4000, "evaluate_every": 4000})
-    process = start("--quiet", stderr=subprocess.PIPE, text=True)
+def test_at_sigterm_the_runs_save_and_the_same_command_goes_on(change, call, tmp_path):
+    file = change({"epochs": 4000, "evaluate_every": 4000})
     runs = tmp_path / "runs" / "tiny-small"
-    wait_for(lambda: process.poll() is not None or epochs_of(runs / "sine" / "seed-0") >= 1)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode == os.EX_TEMPFAIL
-    assert "SIGTERM: the runs are asked to save" in errors
+
+    def stop_us():
+        wait_for(lambda: epochs_of(runs / "sine" / "seed-0") >= 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop_us, daemon=True)
+    thread.start()
+    status, _, errors = call("ablate", file, "--runs", tmp_path / "runs", "--quiet")
+    thread.join()
+    assert status == os.EX_TEMPFAIL
+    assert "SIGTERM: the runs are asked to save" in errors[-1]
     # the run's process had ended before the command did
     assert "SIGTERM: saved in" in (runs / "cells" / "sine-seed-0.log").read_text()
 

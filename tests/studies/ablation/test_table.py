@@ -336,23 +336,6 @@ def test_the_table_verb_prints_it(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert text == ablation_table(FILE, [RESULTS])
 
 
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        (["--ablation", str(FILE), "--kind", "recall"], "--kind: without effect beside --ablation"),
-        (["--seeds", "1"], "--seeds: without effect without --ablation"),
-        (["--ablation", "nothing"], "there is no ablation 'nothing'"),
-    ],
-)
-def test_what_does_not_go_together_is_one_line(
-    words: list[str], named: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["table", str(RESULTS), *words])
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2 and named in error and error.count("\n") == 1
-
-
 # the worth of self-attention
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL_NETWORK
 
 import mspose
 from mspose.inference import Preprocessing
@@ -97,25 +98,8 @@ def test_a_fixed_scene_is_the_scene_of_all_images(small_run):
 )
 def test_every_kind_of_network_is_traced(choice):
     torch.manual_seed(0)
-    sizes = {
-        "dim": 16,
-        "heads": 2,
-        "feedforward": 8,
-        "head_hidden": 8,
-        "position_decoder_layers": 1,
-    }
-    sizes |= {
-        "position_encoder_layers": 1,
-        "orientation_encoder_layers": 1,
-        "orientation_decoder_layers": 1,
-    }
-    settings = {
-        "kind": "ms-transformer",
-        "scenes": ["a", "b"],
-        "backbone": "resnet10t",
-        "pretrained": False,
-    }
-    network = make_network(**(settings | sizes | choice))
+    settings = SMALL_NETWORK | {"backbone": "test_resnet"} | choice
+    network = make_network(["a", "b"], **settings)
     module = Deployed(GraphPreprocessing(36, 32, network.mean, network.std), network.eval()).eval()
     program = trace(module).module()
     rng = np.random.default_rng(0)
