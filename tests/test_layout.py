@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mspose"
 LAYERS = (
-    ("errors", "openmp", "resources", "files", "poses", "provenance"),
+    ("errors", "libraries", "openmp", "resources", "files", "poses", "provenance"),
     ("plotting", "distributed", "allocator"),
     ("config", "run", "metrics"),
     ("losses", "models", "data"),
