@@ -39,6 +39,11 @@ PREDICTION_COLUMNS = (
 the estimate.
 """
 
+PREDICTIONS_ADVICE = (
+    "a predictions file has the true and the estimated pose of each image; what mspose predict"
+    " writes has estimates alone: take predictions/test.csv of mspose evaluate RUN"
+)
+
 ONE_SCENE = "all"
 """The scene's name where a predictions file has no `scene` column."""
 
@@ -48,8 +53,12 @@ ERROR_TOLERANCE = (1e-4, 1e-3)
 log = logging.getLogger("mspose")
 
 
-def csv_rows(path: Path | str, required: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+def csv_rows(
+    path: Path | str, required: Sequence[str], advice: str = ""
+) -> list[tuple[int, dict[str, str]]]:
     """Read a CSV file as (line number, {column: text}) per row; blank lines are skipped.
+
+    advice: ends the message about a missing column.
 
     Raises MsposeError, with the line where there is one, for a file that is missing, empty or not
     text, for a missing or repeated column, and for a row that has not one value per column.
@@ -67,6 +76,7 @@ def csv_rows(path: Path | str, required: Sequence[str]) -> list[tuple[int, dict[
     if header and (missing := [name for name in required if name not in header]):
         raise MsposeError(
             f"{path}: column {', '.join(missing)} missing; the header has {', '.join(header)}"
+            + (f"; {advice}" if advice else "")
         )
     if twice := sorted({name for name in header if header.count(name) > 1}):
         raise MsposeError(f"{path}: column {', '.join(twice)} is there twice")
@@ -150,7 +160,7 @@ def read_predictions(path: Path | str) -> pd.DataFrame:
     left out. Raises MsposeError, with file and line, for a missing column, a value that is not a
     finite number, a zero quaternion, a frame that is there twice, or an empty file.
     """
-    rows = csv_rows(path, ("image", *POSE_COLUMNS))
+    rows = csv_rows(path, ("image", *POSE_COLUMNS), PREDICTIONS_ADVICE)
     has_scene = "scene" in rows[0][1]
     table = pd.DataFrame(
         {
@@ -237,13 +247,18 @@ def write_errors(path: Path | str, errors: pd.DataFrame) -> None:
 
 
 def compute_metrics(
-    predictions: pd.DataFrame, *, thresholds: Sequence[tuple[float, float]]
+    predictions: pd.DataFrame,
+    *,
+    thresholds: Sequence[tuple[float, float]],
+    missing: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Compute `thresholds`, `scenes` (sorted by name) and `average` of metrics.json.
 
     predictions: a table of `with_errors` or `read_predictions`.
     thresholds: pairs of metres and degrees; a frame counts where both errors are within (<=) a
         pair.
+    missing: scene -> number of frames without a prediction, which recall counts as failed; the
+        other metrics are of the frames that there are. They become `missing_frames`.
 
     `scene_accuracy` is None where no scene was predicted. Raises MsposeError for no rows or an
     impossible threshold.
@@ -257,20 +272,26 @@ def compute_metrics(
     if predictions.empty:
         raise MsposeError("no metrics without predictions")
     groups = predictions.groupby("scene", sort=True)
-    scenes = {str(name): _scene_metrics(frames, pairs) for name, frames in groups}
+    scenes = {
+        str(name): _scene_metrics(frames, pairs, (missing or {}).get(str(name), 0))
+        for name, frames in groups
+    }
     return {"thresholds": pairs, "scenes": scenes, "average": average_over_scenes(scenes)}
 
 
-def _scene_metrics(frames: pd.DataFrame, thresholds: Sequence[Sequence[float]]) -> dict[str, Any]:
+def _scene_metrics(
+    frames: pd.DataFrame, thresholds: Sequence[Sequence[float]], missing: int
+) -> dict[str, Any]:
     position, orientation = (frames[column].to_numpy() for column in ERROR_COLUMNS)
     predicted = frames["predicted_scene"]
     accuracy = None if predicted.isna().any() else float((predicted == frames["scene"]).mean())
     return {
         "frames": len(frames),
+        **({"missing_frames": missing} if missing else {}),
         "median_position_error_m": float(np.median(position)),
         "median_orientation_error_deg": float(np.median(orientation)),
         "recall": [
-            float(np.mean((position <= metres) & (orientation <= degrees)))
+            int(((position <= metres) & (orientation <= degrees)).sum()) / (len(frames) + missing)
             for metres, degrees in thresholds
         ],
         "scene_accuracy": accuracy,
@@ -278,14 +299,16 @@ def _scene_metrics(frames: pd.DataFrame, thresholds: Sequence[Sequence[float]]) 
 
 
 def average_over_scenes(scenes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Average every metric over scenes, unweighted; `frames` is their sum, `scene_accuracy` None
-    where one is.
+    """Average every metric over scenes, unweighted; `frames` and `missing_frames` are their sums,
+    `scene_accuracy` None where one is.
     """
     rows = list(scenes.values())
+    missing = sum(row.get("missing_frames", 0) for row in rows)
     accuracies = [row["scene_accuracy"] for row in rows]
     medians = ("median_position_error_m", "median_orientation_error_deg")
     return {
         "frames": sum(row["frames"] for row in rows),
+        **({"missing_frames": missing} if missing else {}),
         **{name: float(np.mean([row[name] for row in rows])) for name in medians},
         "recall": np.mean([row["recall"] for row in rows], axis=0).tolist(),
         "scene_accuracy": None if None in accuracies else float(np.mean(accuracies)),

@@ -213,6 +213,10 @@ def _row(seeds: Sequence[Run]) -> Row:
                 f" different {what}: name one of them"
             )
     bad = max(metrics.get("bad_frames") or 0 for metrics in every)
+    missing = max(metrics["average"].get("missing_frames", 0) for metrics in every)
+    notes = [f"bad frames left out: {bad}"] if bad else []
+    if missing:
+        notes.append(f"frames without prediction: {missing}, failed in recall, not in medians")
     return Row(
         name=first.name,
         section=OWN,
@@ -227,7 +231,7 @@ def _row(seeds: Sequence[Run]) -> Row:
         seeds=tuple(run.seed for run in seeds if run.seed is not None),
         baseline=first.is_baseline,
         machines=tuple(dict.fromkeys(filter(None, map(_machine, seeds)))),
-        note=f"bad frames left out: {bad}" if bad else "",
+        note=", ".join(notes),
     )
 
 
