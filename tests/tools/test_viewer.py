@@ -368,7 +368,7 @@ def test_bad_input_is_one_line(own_run, call, tmp_path, monkeypatch):
     assert "column tx" in failure(call, own_run)
     (own_run / "predictions" / "test.csv").unlink()
     assert "run `mspose evaluate` first" in failure(call, own_run)
-    monkeypatch.setitem(sys.modules, "mspose.tools.viewer.viewer", None)
+    monkeypatch.setitem(sys.modules, "viser", None)
     assert "pip install viser" in failure(call, own_run)
 
 
