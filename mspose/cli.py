@@ -36,6 +36,7 @@ from mspose.config import (
     to_settings,
 )
 from mspose.errors import MsposeError, Preempted
+from mspose.libraries import missing_library
 from mspose.openmp import limit_spinning
 
 
@@ -153,6 +154,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
     except OSError as error:  # a full disk, a folder that may not be written
         _stop(error)
+    except ImportError as error:
+        if (reason := missing_library(error)) is None:
+            raise
+        _stop(reason)
     except KeyboardInterrupt:
         log.info("interrupted")
         sys.exit(130)

@@ -34,7 +34,7 @@ OnBadFrame = Literal["stop", "skip"]
 
 
 def import_data(
-    kind: Literal["colmap", "nerfstudio", "tum", "kapture"],
+    kind: Literal["colmap", "nerfstudio", "tum", "kapture", "7scenes", "cambridge", "kitti"],
     paths: list[str],
     *,
     out: str,
@@ -45,7 +45,7 @@ def import_data(
     missing: OnBadFrame | None = None,
     on_bad_frame: OnBadFrame = "stop",
     copy: bool = False,
-    split: Literal["blocks", "sequence", "list", "given"] = "blocks",
+    split: Literal["blocks", "sequence", "list", "given"] | None = None,
     block: PositiveInt | None = None,
     test_every: AtLeastTwo | None = None,
     margin: NonNegativeInt | None = None,
@@ -57,10 +57,12 @@ def import_data(
     tolerance: PositiveFloat | None = None,
     progress: bool = True,
 ) -> str:
-    """Make a data set of your own from COLMAP, nerfstudio, TUM or kapture folders.
+    """Make a data set of your own of poses from COLMAP, nerfstudio, TUM, EuRoC, KITTI and others.
+
+    Folders in the layouts of 7Scenes and Cambridge Landmarks are taken too.
 
     Args:
-        kind: format of the folders.
+        kind: format of the folders (EuRoC: tum).
         paths: one folder per scene (nerfstudio: or transforms.json).
         out: folder to make; its name is the data set's.
         images: folder of the images, one per path.
@@ -70,27 +72,27 @@ def import_data(
         missing: images that are not on disk (default: stop; nerfstudio: skip).
         on_bad_frame: broken poses: stop, or leave them out.
         copy: copy the images too, so that the folder can travel.
-        split: how to choose test frames.
+        split: how to choose test frames (default: blocks; 7scenes and cambridge: given).
         block: with blocks, frames per block (default: 50, or fewer).
         test_every: with blocks, every how many-th is for testing (default: 5).
         margin: with blocks, training frames dropped beside a test block.
         test_sequences: with sequence, those for testing.
         test_list: with list, file with a test image per line.
         train_list: with list, file with a training image per line (default: the rest).
-        trajectory: with tum, file of poses, one per path.
+        trajectory: with tum and kitti, file of poses, one per path.
         image_list: with tum, file of images, one per path.
         tolerance: with tum, seconds between image and pose (default: 0.02).
     """
     from mspose.tools.importing.importer import import_data
     from mspose.tools.importing.splits import SplitBy
 
-    sequences = test_sequences or []
-    by = SplitBy(split, block, test_every, margin, sequences, test_list, train_list)
+    sequences = tuple(test_sequences or ())
+    by = SplitBy(split or "blocks", block, test_every, margin, sequences, test_list, train_list)
     return import_data(
         kind,
         paths,
         out,
-        split=by,
+        split=None if split is None and by == SplitBy() else by,
         images=images or [],
         scenes=scenes or [],
         scale=scale,
@@ -183,7 +185,9 @@ def evaluate(
 
     Args:
         run: folder of a trained or converted run.
-        predictions: a predictions file to compute metrics from, in place of a run.
+        predictions: a predictions file to compute metrics from, in place of a run: a row per image
+            with its true and its estimated pose (docs/results.md), compared with the labels of
+            --dataset; mspose predict writes no such file.
         split: split to predict (default: test).
         given_scene: use the true scene in place of the predicted one.
         thresholds: recall pairs in metres and degrees, [[0.05,5],[0.25,2]].
@@ -197,7 +201,11 @@ def evaluate(
             "evaluate takes the folder of a run, or --predictions FILE: give one of them"
         )
     data = {"scenes": scenes, "root": root, "labels": labels, "cache": cache}
-    idle = {"method": method} if run else {"given_scene": given_scene, **data, "compile": compile}
+    idle: dict[str, Any] = {"given_scene": given_scene, "cache": cache, "compile": compile}
+    if run:
+        idle = {"method": method}
+    elif dataset is None:
+        idle |= data
     _refuse(idle, f"without effect on {run or predictions}, leave it out")
 
     from mspose.allocator import keep_freed_memory
@@ -212,6 +220,9 @@ def evaluate(
             ground_truth=ground_truth,
             split=split,
             method=method,
+            root=root,
+            scenes=scenes or [],
+            labels=labels or [],
         )
         return f"{summary(metrics)}\n{path}"
     assert run is not None

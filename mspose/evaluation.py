@@ -8,13 +8,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from mspose import distributed
 from mspose.config import DataSettings, Settings, config_hash
 from mspose.data.batches import Batches
 from mspose.data.cache import open_split
-from mspose.data.cards import INDOOR_THRESHOLDS, Card, data_root, read_card, stated_frames
+from mspose.data.cards import (
+    INDOOR_THRESHOLDS,
+    Card,
+    data_root,
+    labels_are_there,
+    load_frames,
+    read_card,
+    stated_frames,
+)
+from mspose.data.images import IMAGE_SUFFIXES
 from mspose.data.versions import recorded_version, rendered_version
 from mspose.data.virtual import VERSION
 from mspose.errors import MsposeError
@@ -24,14 +35,18 @@ from mspose.inference import PoseEstimator, load, predict_frames
 from mspose.metrics import (
     ONE_SCENE,
     PREDICTIONS_CHECKSUM,
+    TRUE_ORIENTATION,
+    TRUE_POSITION,
     compute_metrics,
     read_predictions,
     write_metrics,
     write_predictions,
 )
+from mspose.poses import orientation_error, position_error
 from mspose.provenance import device_name, provenance
 from mspose.run import EXTERNAL, Run
 
+SAME_METRES, SAME_DEGREES = 1e-3, 0.1  # between a label and a copy of it, as rounding makes it
 log = logging.getLogger("mspose")
 
 
@@ -228,6 +243,9 @@ def evaluate_predictions(
     ground_truth: str | None = None,
     split: str | None = None,
     method: str | None = None,
+    root: str | None = None,
+    scenes: Sequence[str] = (),
+    labels: Sequence[str] = (),
 ) -> tuple[dict[str, Any], Path]:
     """Compute the metrics of a predictions file, of a run or of another method, and write them.
 
@@ -235,9 +253,12 @@ def evaluate_predictions(
     JSON beside it where mspose wrote one, else from the arguments; `dataset` is the name or path of
     a card. The metrics of a run's predictions go into the run's folder, `metrics.json` for its test
     split and `metrics-<split>.json` for others; a file from elsewhere gets `metrics.json` beside
-    it. Returns the metrics and their file.
+    it, and, with `dataset`, is compared with the frames of its `split` (by default `test`) as
+    `root`, `scenes` and `labels` choose them, see `compare_with_labels`. Returns the metrics and
+    their file.
     """
     predictions = read_predictions(path)
+    missing: dict[str, int] = {}
     card = read_card(dataset) if dataset else None
     beside = path.with_suffix(".json")
     if path.parent.name == "predictions" and beside.is_file():
@@ -256,7 +277,18 @@ def evaluate_predictions(
         target = Run(path.parent).metrics_file
         _refuse_to_replace(target, path)
         if card:
+            split = split or "test"
             _check_fits(card, ground_truth, predictions, path)
+            predictions, missing = compare_with_labels(
+                predictions,
+                card,
+                split,
+                path,
+                root=root,
+                scenes=scenes,
+                labels=labels,
+                ground_truth=ground_truth,
+            )
         about = {
             "dataset": card and card.name,
             "ground_truth": ground_truth or (card and card.ground_truths[0]),
@@ -274,7 +306,7 @@ def evaluate_predictions(
     pairs = thresholds or about["thresholds"]
     expected = about.pop("frames_expected", {})
     made_by = {"model": about.pop("model", None), "device": about.pop("device", None)}
-    computed = compute_metrics(predictions, thresholds=pairs)
+    computed = compute_metrics(predictions, thresholds=pairs, missing=missing)
     for name in computed["scenes"].keys() & expected.keys():
         computed["scenes"][name]["frames_expected"] = expected[name]
     metrics = {
@@ -285,6 +317,161 @@ def evaluate_predictions(
     }
     write_metrics(target, metrics)
     return metrics, target
+
+
+def compare_with_labels(
+    predictions: pd.DataFrame,
+    card: Card,
+    split: str,
+    path: Path,
+    *,
+    root: str | None = None,
+    scenes: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    ground_truth: str | None = None,
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """(the predictions of frames of a split, scene -> number of its frames without prediction).
+
+    Frames without prediction, and predictions of no frame of the split, are named in warnings; so
+    are scenes without any prediction, whose frames are not counted. An image may be named relative
+    to any folder above it, or by an absolute path. Where the labels are not there, the numbers of
+    frames are those of the card.
+
+    Raises MsposeError where no image is a frame of the split, one could be several frames, and
+    where a true pose is not that of the labels.
+    """
+    named = set(predictions["scene"]) - {ONE_SCENE}
+    if not labels_are_there(card, root, labels):
+        log.warning("%s: not compared with the labels of %s, which are not here", path, card.name)
+        return predictions, _missing_by_number(predictions, card, split, path)
+    frames = load_frames(
+        card,
+        root=root,
+        split=split,
+        scenes=list(scenes) or sorted(named),
+        ground_truth=ground_truth,
+        labels=labels,
+        on_bad_frame="skip",
+    )
+    rows = match_images(predictions, frames, path)
+    known = rows >= 0
+    what = f"{split} frames of {card.name}"
+    if not known.any():
+        raise MsposeError(
+            f"{path}: none of its images is among the {what}: {predictions['image'].iloc[0]}, ...;"
+            f" there: {frames['image'].iloc[0]}, ..."
+        )
+    if not known.all():
+        log.warning(
+            "%s: left out, not among the %s: %s",
+            path,
+            what,
+            _some(predictions.loc[~known, "image"]),
+        )
+    predictions, rows = predictions[known].reset_index(drop=True), rows[known]
+    _refuse_other_truths(predictions, frames.iloc[rows], path, what)
+    absent = frames.drop(index=frames.index[rows])
+    counted = set(frames["scene"].iloc[rows])
+    if others := sorted(set(scenes or card.scenes or frames["scene"]) - counted):
+        log.warning(
+            "%s: no predictions of scene %s, which is not evaluated", path, ", ".join(others)
+        )
+    absent = absent[absent["scene"].isin(counted)]
+    if not absent.empty:
+        log.warning(
+            "%s: %d of the %d %s have no prediction; they count as failed in recall, medians are of"
+            " the others: %s",
+            path, len(absent), len(absent) + len(predictions), what, _some(absent["image"]),
+        )  # fmt: skip
+    if not named:
+        return predictions, {ONE_SCENE: len(absent)}
+    return predictions, {str(scene): int(n) for scene, n in absent["scene"].value_counts().items()}
+
+
+def _missing_by_number(
+    predictions: pd.DataFrame, card: Card, split: str, path: Path
+) -> dict[str, int]:
+    """Scene -> frames without prediction, by the card's number of frames, where it has one."""
+    missing = {}
+    for scene, found in predictions["scene"].value_counts().items():
+        facts = card.scene_facts.get(str(scene))
+        count = facts.frames.get(split, 0) - int(found) if facts else 0
+        if count > 0:
+            missing[str(scene)] = count
+            log.warning(
+                "%s: %d frames of %s have no prediction, by the number in the card; they count as"
+                " failed in recall, medians are of the others",
+                path, count, scene,
+            )  # fmt: skip
+    return missing
+
+
+def match_images(predictions: pd.DataFrame, frames: pd.DataFrame, path: Path) -> NDArray[np.int64]:
+    """The row in `frames` of each prediction's image (B,), -1 for none.
+
+    Raises MsposeError where it could be several, or two predictions are of one frame.
+    """
+    whole: dict[str, int] = {}
+    ends: dict[tuple[str, str], list[int]] = {}
+    for row, (scene, image) in enumerate(zip(frames["scene"], frames["image"], strict=True)):
+        parts = _stem(image).split("/")
+        whole["/".join(parts)] = row
+        for first in range(len(parts)):
+            for name in (scene, ONE_SCENE):
+                ends.setdefault((name, "/".join(parts[first:])), []).append(row)
+    found = np.full(len(predictions), -1)
+    for number, (scene, image) in enumerate(
+        zip(predictions["scene"], predictions["image"], strict=True)
+    ):
+        parts = _stem(image).split("/")
+        rows = ends.get((scene, "/".join(parts)), [])
+        absolute = ("/".join(parts[first:]) for first in range(1, len(parts)))
+        rows = rows or [whole[name] for name in absolute if name in whole][:1]
+        rows = [row for row in rows if scene in (ONE_SCENE, frames["scene"].iloc[row])]
+        if len(rows) > 1:
+            several = ", ".join(frames["image"].iloc[rows[:3]])
+            raise MsposeError(
+                f"{path}: {image} could be several frames ({several}): name images as the labels"
+                " do, or add a column scene, or give --scenes"
+            )
+        found[number] = rows[0] if rows else -1
+    numbers, counts = np.unique(found[found >= 0], return_counts=True)
+    if (counts > 1).any():
+        twice = frames["image"].iloc[int(numbers[counts > 1][0])]
+        raise MsposeError(f"{path}: there are several predictions of {twice}")
+    return found
+
+
+def _stem(image: str) -> str:
+    """An image's name with `/` and without the ending of an image, which copies change."""
+    name = image.replace("\\", "/").removeprefix("./")
+    stem, dot, ending = name.rpartition(".")
+    return stem if f"{dot}{ending.lower()}" in IMAGE_SUFFIXES else name
+
+
+def _refuse_other_truths(
+    predictions: pd.DataFrame, frames: pd.DataFrame, path: Path, what: str
+) -> None:
+    """Raise MsposeError where true poses are not those of the labels, but for rounding."""
+    position_B3, quaternion_B4 = (
+        frames[names].to_numpy() for names in (TRUE_POSITION, TRUE_ORIENTATION)
+    )
+    metres_B = position_error(predictions[TRUE_POSITION].to_numpy(), position_B3)
+    degrees_B = orientation_error(predictions[TRUE_ORIENTATION].to_numpy(), quaternion_B4)
+    rounding_B = SAME_METRES + 1e-6 * np.linalg.norm(position_B3, axis=1)
+    if (other := (metres_B > rounding_B) | (degrees_B > SAME_DEGREES)).any():
+        first = int(other.argmax())
+        raise MsposeError(
+            f"{path}: the true poses of {int(other.sum())} of its {len(other)} images are not those"
+            f" of the {what} ({predictions['image'].iloc[first]}: {metres_B[first]:.3g} m and"
+            f" {degrees_B[first]:.3g} degrees off): take them from the labels, or name their"
+            " --ground_truth"
+        )
+
+
+def _some(images: pd.Series) -> str:
+    more = f" and {len(images) - 10} more" if len(images) > 10 else ""
+    return ", ".join(images.iloc[:10]) + more
 
 
 def _stored_about(beside: Path) -> dict[str, Any]:
@@ -341,6 +528,7 @@ def summary(metrics: Mapping[str, Any]) -> str:
 def summary_grid(metrics: Mapping[str, Any]) -> pd.DataFrame:
     """Tabulate medians, scene accuracy and recall per scene and their average, as text."""
     rows = []
+    lacking = "missing_frames" in metrics["average"]
     for name, scene in [*metrics["scenes"].items(), ("average", metrics["average"])]:
         accuracy = scene["scene_accuracy"]
         recalls = zip(metrics["thresholds"], scene["recall"], strict=True)
@@ -348,6 +536,7 @@ def summary_grid(metrics: Mapping[str, Any]) -> pd.DataFrame:
             {
                 "scene": name,
                 "frames": scene["frames"],
+                **({"without prediction": scene.get("missing_frames", 0)} if lacking else {}),
                 "position (m)": f"{scene['median_position_error_m']:.3f}",
                 "orientation (deg)": f"{scene['median_orientation_error_deg']:.2f}",
                 "scene accuracy": "-" if accuracy is None else f"{accuracy:.3f}",

@@ -45,6 +45,10 @@ the estimate.
 PREDICTIONS_CHECKSUM = "predictions_sha256"
 """Key of metrics.json for the checksum of the predictions file that they were computed from."""
 QUANTILES = (0.75, 0.9, 0.95)
+PREDICTIONS_ADVICE = (
+    "a predictions file has the true and the estimated pose of each image; what mspose predict"
+    " writes has estimates alone: take predictions/test.csv of mspose evaluate RUN"
+)
 
 ONE_SCENE = "all"
 """The scene's name where a predictions file has no `scene` column."""
@@ -55,8 +59,12 @@ ERROR_TOLERANCE = (1e-4, 1e-3)
 log = logging.getLogger("mspose")
 
 
-def csv_rows(path: Path | str, required: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+def csv_rows(
+    path: Path | str, required: Sequence[str], advice: str = ""
+) -> list[tuple[int, dict[str, str]]]:
     """Read a CSV file as (line number, {column: text}) per row; blank lines are skipped.
+
+    advice: ends the message about a missing column.
 
     Raises MsposeError, with the line where there is one, for a file that is missing, empty or not
     text, for a missing or repeated column, and for a row that has not one value per column.
@@ -72,6 +80,7 @@ def csv_rows(path: Path | str, required: Sequence[str]) -> list[tuple[int, dict[
     if header and (missing := [name for name in required if name not in header]):
         raise MsposeError(
             f"{path}: column {', '.join(missing)} missing; the header has {', '.join(header)}"
+            + (f"; {advice}" if advice else "")
         )
     if twice := sorted({name for name in header if header.count(name) > 1}):
         raise MsposeError(f"{path}: column {', '.join(twice)} is there twice")
@@ -155,7 +164,7 @@ def read_predictions(path: Path | str) -> pd.DataFrame:
     left out. Raises MsposeError, with file and line, for a missing column, a value that is not a
     finite number, a zero quaternion, a frame that is there twice, or an empty file.
     """
-    rows = csv_rows(path, ("image", *POSE_COLUMNS))
+    rows = csv_rows(path, ("image", *POSE_COLUMNS), PREDICTIONS_ADVICE)
     has_scene = "scene" in rows[0][1]
     table = pd.DataFrame(
         {
@@ -242,13 +251,18 @@ def write_errors(path: Path | str, errors: pd.DataFrame) -> None:
 
 
 def compute_metrics(
-    predictions: pd.DataFrame, *, thresholds: Sequence[tuple[float, float]]
+    predictions: pd.DataFrame,
+    *,
+    thresholds: Sequence[tuple[float, float]],
+    missing: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Compute `thresholds`, `quantiles`, `scenes` (sorted by name) and `average` of metrics.json.
 
     predictions: a table of `with_errors` or `read_predictions`.
     thresholds: pairs of metres and degrees; a frame counts where both errors are within (<=) a
         pair.
+    missing: scene -> number of frames without a prediction, which recall counts as failed; the
+        other metrics are of the frames that there are. They become `missing_frames`.
 
     `scene_accuracy` is None where no scene was predicted. Raises MsposeError for no rows or an
     impossible threshold.
@@ -262,7 +276,10 @@ def compute_metrics(
     if predictions.empty:
         raise MsposeError("no metrics without predictions")
     groups = predictions.groupby("scene", sort=True)
-    scenes = {str(name): _scene_metrics(frames, pairs) for name, frames in groups}
+    scenes = {
+        str(name): _scene_metrics(frames, pairs, (missing or {}).get(str(name), 0))
+        for name, frames in groups
+    }
     return {
         "thresholds": pairs,
         "quantiles": list(QUANTILES),
@@ -271,22 +288,29 @@ def compute_metrics(
     }
 
 
-def _scene_metrics(frames: pd.DataFrame, thresholds: Sequence[Sequence[float]]) -> dict[str, Any]:
+def _scene_metrics(
+    frames: pd.DataFrame, thresholds: Sequence[Sequence[float]], missing: int
+) -> dict[str, Any]:
     position, orientation = (frames[column].to_numpy() for column in ERROR_COLUMNS)
     predicted = frames["predicted_scene"]
     accuracy = None if predicted.isna().any() else float((predicted == frames["scene"]).mean())
     return {
         "frames": len(frames),
+        **({"missing_frames": missing} if missing else {}),
         "median_position_error_m": float(np.median(position)),
         "median_orientation_error_deg": float(np.median(orientation)),
         "position_error_m_quantiles": np.quantile(position, QUANTILES).tolist(),
         "orientation_error_deg_quantiles": np.quantile(orientation, QUANTILES).tolist(),
         "recall": [
-            float(np.mean((position <= metres) & (orientation <= degrees)))
+            int(((position <= metres) & (orientation <= degrees)).sum()) / (len(frames) + missing)
             for metres, degrees in thresholds
         ],
         "auc": [
-            area_under_recall(np.maximum(position / metres, orientation / degrees))
+            area_under_recall(
+                np.append(
+                    np.maximum(position / metres, orientation / degrees), np.full(missing, np.inf)
+                )
+            )
             for metres, degrees in thresholds
         ],
         "scene_accuracy": accuracy,
@@ -305,14 +329,16 @@ def area_under_recall(error_N: np.ndarray) -> float:
 
 
 def average_over_scenes(scenes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Average every metric over scenes, unweighted; `frames` is their sum, `scene_accuracy` None
-    where one is.
+    """Average every metric over scenes, unweighted; `frames` and `missing_frames` are their sums,
+    `scene_accuracy` None where one is.
     """
     rows = list(scenes.values())
+    missing = sum(row.get("missing_frames", 0) for row in rows)
     accuracies = [row["scene_accuracy"] for row in rows]
-    own = ("frames", "scene_accuracy")
+    own = ("frames", "missing_frames", "scene_accuracy")
     return {
         "frames": sum(row["frames"] for row in rows),
+        **({"missing_frames": missing} if missing else {}),
         **{
             name: np.mean([row[name] for row in rows], axis=0).tolist()
             for name in rows[0]

@@ -259,6 +259,132 @@ def test_another_methods_file_must_fit_the_data_set_that_is_named(evaluated, sma
         evaluate_predictions(tmp_path / "theirs.csv", dataset=str(small_data), ground_truth="sfm")
 
 
+def theirs_of(evaluated: Path, folder: Path, change) -> Path:
+    """A file of another method: a run's, changed."""
+    table = pd.read_csv(evaluated / "predictions" / "test.csv")
+    path = folder / "theirs.csv"
+    change(table).to_csv(path, index=False)
+    return path
+
+
+def shifted(table: pd.DataFrame) -> pd.DataFrame:
+    """Estimates 1 cm from the truth."""
+    table = table.drop(columns=["position_error_m", "orientation_error_deg"])
+    table[ESTIMATE] = table[[*POSITION, *ORIENTATION]]
+    return table.assign(tx_est=table["tx"] + 0.01)
+
+
+@pytest.mark.parametrize("with_scene", [True, False])
+def test_frames_without_prediction_fail_in_recall(
+    with_scene, evaluated, small_data, tmp_path, caplog
+):
+    """Of attic's five frames, three are there; cellar's are whole."""
+    absent = ["attic/test-01/frame-001.png", "attic/test-01/frame-004.png"]
+
+    def change(table):
+        table = shifted(table[~table["image"].isin(absent)])
+        return table if with_scene else table.drop(columns="scene")
+
+    path = theirs_of(evaluated, tmp_path, change)
+    metrics, _ = evaluate_predictions(path, dataset=str(small_data), split="test")
+    assert "2 of the 10 test frames of small have no prediction" in caplog.text
+    assert all(image in caplog.text for image in absent)
+    recall = {name: scene["recall"] for name, scene in metrics["scenes"].items()}
+    if with_scene:
+        assert recall == {"attic": [3 / 5] * 2, "cellar": [1.0] * 2}
+        assert metrics["scenes"]["attic"]["missing_frames"] == 2
+        assert "missing_frames" not in metrics["scenes"]["cellar"]
+        assert metrics["average"]["recall"] == [0.8, 0.8]
+    else:
+        assert recall == {"all": [0.8, 0.8]}
+    assert (metrics["average"]["frames"], metrics["average"]["missing_frames"]) == (8, 2)
+    assert metrics["average"]["median_position_error_m"] == pytest.approx(0.01)
+    assert "without prediction" in summary(metrics).splitlines()[0]
+    assert "frames without prediction: 2, failed in recall" in table_text(
+        [tmp_path], published=False
+    )
+
+
+def test_a_scene_without_any_prediction_is_named(evaluated, small_data, tmp_path, caplog):
+    path = theirs_of(evaluated, tmp_path, lambda table: table[table["scene"] == "attic"])
+    metrics, _ = evaluate_predictions(path, dataset=str(small_data))
+    assert (metrics["split"], list(metrics["scenes"])) == ("test", ["attic"])
+    assert "missing_frames" not in metrics["average"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["test-01/frame-{}.png", "/home/me/small/attic/test-01/frame-{}.png",
+     "attic\\test-01\\frame-{}.jpg"],
+)  # fmt: skip
+def test_images_are_known_by_the_ends_of_their_names(name, evaluated, small_data, tmp_path, caplog):
+    def change(table):
+        table = shifted(table[table["scene"] == "attic"])
+        return table.assign(image=[name.format(image[-7:-4]) for image in table["image"]])
+
+    path = theirs_of(evaluated, tmp_path, change)
+    metrics, _ = evaluate_predictions(path, dataset=str(small_data), scenes=["attic"])
+    assert (metrics["average"]["frames"], caplog.text) == (5, "")
+
+
+def test_predictions_of_other_images_are_named_and_left_out(
+    evaluated, small_data, tmp_path, caplog
+):
+    def change(table):
+        table.loc[2, "image"] = "attic/test-01/frame-999.png"
+        return table
+
+    path = theirs_of(evaluated, tmp_path, change)
+    metrics, _ = evaluate_predictions(path, dataset=str(small_data), split="test")
+    assert "left out, not among the test frames of small: attic/test-01/frame-999" in caplog.text
+    assert (metrics["average"]["frames"], metrics["average"]["missing_frames"]) == (9, 1)
+    with pytest.raises(MsposeError, match=r"none of its images is among the train frames of small"):
+        evaluate_predictions(path, dataset=str(small_data), split="train")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.assign(tx=t["tx"] + 100), "true poses of 10 of its 10 images are not those"),
+        (lambda t: t.assign(qx=t["qx"] + 0.01), "true poses of 10 of its 10 .* degrees off"),
+        (lambda t: pd.concat([t, t[:1].assign(image="test-01/frame-000.png")]),
+         "several predictions of attic/test-01/frame-000.png"),
+        (lambda t: t[:5].drop(columns="scene").assign(image=t["image"].str.slice(-13)),
+         r"could be several frames \(.*add a column scene, or give --scenes"),
+    ],
+)  # fmt: skip
+def test_a_file_that_contradicts_the_labels_is_refused(
+    change, message, evaluated, small_data, tmp_path
+):
+    path = theirs_of(evaluated, tmp_path, change)
+    with pytest.raises(MsposeError, match=message) as caught:
+        evaluate_predictions(path, dataset=str(small_data), split="test")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_rounded_truths_are_those_of_the_labels(evaluated, small_data, tmp_path, caplog):
+    path = theirs_of(evaluated, tmp_path, lambda table: shifted(table).round(4))
+    assert evaluate_predictions(path, dataset=str(small_data))[0]["average"]["frames"] == 10
+    assert caplog.text == ""
+
+
+def test_without_labels_the_cards_number_of_frames_counts(evaluated, small_data, tmp_path, caplog):
+    scenes = {"attic": {"frames": {"test": 8}}, "cellar": {"frames": {"test": 5}}}
+    card = other_card(tmp_path, small_data, name="other", labels=["none.csv"], scenes=scenes)
+    path = theirs_of(evaluated, tmp_path, shifted)
+    metrics, _ = evaluate_predictions(path, dataset=str(card), split="test")
+    assert "not compared with the labels of other, which are not here" in caplog.text
+    assert metrics["scenes"]["attic"]["recall"] == [5 / 8] * 2
+    assert metrics["scenes"]["cellar"]["recall"] == [1.0] * 2
+
+
+def test_what_predict_writes_is_no_predictions_file(tmp_path):
+    (tmp_path / "poses.csv").write_text("image,time_s,tx,ty,tz,qw,qx,qy,qz,scene\n")
+    with pytest.raises(MsposeError, match=r"column tx_est, .*what mspose predict writes has estim"):
+        evaluate_predictions(tmp_path / "poses.csv")
+
+
 def test_metrics_of_another_file_are_not_overwritten(evaluated, tmp_path):
     for name in ("one.csv", "two.csv"):
         shutil.copy(evaluated / "predictions" / "test.csv", tmp_path / name)

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mspose"
 LAYERS = (
-    ("errors", "openmp", "resources", "files", "poses", "provenance", "escaping"),
+    ("errors", "libraries", "openmp", "resources", "files", "poses", "provenance", "escaping"),
     ("plotting", "distributed", "allocator"),
     ("config", "run", "metrics", "verdict"),
     ("losses", "models", "data"),

@@ -243,6 +243,16 @@ def data_root(card: Card, root: str | Path | None = None) -> Path:
     return card.root if root is None else Path(root).expanduser().absolute()
 
 
+def labels_are_there(
+    card: Card, root: str | Path | None = None, labels: Sequence[str | Path] = ()
+) -> bool:
+    """True where the label files, or the folder of any scene, exist."""
+    if labels or card.format == "label-csv":
+        files = [Path(label).expanduser() for label in labels] or card.labels
+        return all(file.exists() for file in files)
+    return any((data_root(card, root) / scene).is_dir() for scene in card.known_scenes)
+
+
 def load_frames(
     card: Card,
     *,
@@ -356,9 +366,13 @@ def missing_data(card: Card, expected: Mapping[str, Path]) -> str:
     )
     where = f"expected {next(iter(expected.values()))}"
     quoted = names if len(expected) == 1 else f'"{names}"'
+    published = card.format == "virtual" or all(card.scene_facts[name].url for name in expected)
     advice = card.how_to_get or (
         f"get it with `make data DATASET={card.name} SCENE={quoted}`, or see it work without a"
         " download: `make demo`"
+        if published
+        else f"put it there, or say with root in {card.path} or with --data.root (of mspose data:"
+        " --root) which folder holds it"
     )
     return f"{what} ({where}); {advice}"
 

@@ -239,10 +239,12 @@ def _pose_faults(
     finite &= np.isfinite(orientation).all(axis=tuple(range(1, orientation.ndim)))
     with np.errstate(over="ignore", invalid="ignore"):
         if orientation.ndim == 3:
-            product = np.swapaxes(orientation, 1, 2) @ orientation
-            off = np.abs(product - np.eye(3)).max(axis=(1, 2), initial=0)
-            mirrored = np.linalg.det(np.where(finite[:, None, None], orientation, 0)) < 0
-            bad = np.flatnonzero(~(off <= ROTATION_TOLERANCE) | mirrored)
+            scale = np.cbrt(np.linalg.det(np.where(finite[:, None, None], orientation, 0)))
+            off = _off_rotation(orientation)
+            unscaled_off = _off_rotation(
+                orientation / np.where(scale == 0, 1, scale)[:, None, None]
+            )
+            bad = np.flatnonzero(~(off <= ROTATION_TOLERANCE) | (scale < 0))
         else:
             norm = np.linalg.norm(orientation, axis=1)
             finite &= np.isfinite(norm)
@@ -256,8 +258,11 @@ def _pose_faults(
     for row in bad.tolist():
         if orientation.ndim == 2:
             faults[row] = "the quaternion is zero"
-        elif mirrored[row]:
-            faults[row] = "the pose is not a rotation but a reflection: its determinant is negative"
+        elif unscaled_off[row] <= ROTATION_TOLERANCE and scale[row] != 0:
+            reflection = ", a reflection: its determinant is negative" if scale[row] < 0 else ""
+            faults[row] = (
+                f"the pose is not a rotation but a rotation times {scale[row]:.4g}{reflection}"
+            )
         else:
             faults[row] = (
                 "the pose is not a rotation: R^T R differs from the identity by up to"
@@ -266,6 +271,26 @@ def _pose_faults(
     for row in np.flatnonzero(~finite).tolist():
         faults[row] = "the pose holds NaN or infinity"
     return faults
+
+
+def _off_rotation(matrix_B33: NDArray[Any]) -> NDArray[Any]:
+    """Largest difference of R^T R from the identity (B,)."""
+    product_B33 = np.swapaxes(matrix_B33, 1, 2) @ matrix_B33
+    return np.asarray(np.abs(product_B33 - np.eye(3)).max(axis=(1, 2), initial=0))
+
+
+def last_row_fault(pose_44: NDArray[Any]) -> str:
+    """A message where the last row of a finite pose matrix is not 0 0 0 1, else an empty one.
+
+    Infinity and NaN are left to `frame_table`.
+    """
+    row, column = pose_44[3], pose_44[:3, 3]
+    if not np.isfinite(pose_44).all() or np.allclose(row, [0, 0, 0, 1], rtol=0, atol=1e-6):
+        return ""
+    fault = f"the last row of the pose is {' '.join(f'{value:g}' for value in row)}, not 0 0 0 1"
+    if np.allclose(row[:3], 0, atol=1e-6) and row[3] != 0:
+        return f"{fault}: is the pose scaled?"
+    return f"{fault}: is it transposed?" if np.allclose(column, 0, atol=1e-6) else fault
 
 
 def _convert_poses(

@@ -1,9 +1,11 @@
 """Images: reading them as RGB bytes, and the preprocessing that training and prediction share."""
 
+import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,11 +30,12 @@ LIMIT_VARIABLE = "MSPOSE_MOST_PIXELS"
 MOST_PIXELS = read_limit(LIMIT_VARIABLE, 2 * (Image.MAX_IMAGE_PIXELS or 2**27))
 """Pixels of an image; one that claims more is refused before its pixels take memory."""
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # Pillow warns above this and refuses twice as many
+IMAGE_SUFFIXES = (*SUFFIXES, ".bmp", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 
 
 def find_image(root: Path, image: str) -> Path:
-    """Path of `image` under `root`, or of the same name with another of `SUFFIXES`: some copies of
-    a data set hold JPEGs for its PNGs.
+    """Path of `image` under `root`, or of the same image under another name (`same_image`): some
+    copies of a data set hold JPEGs for its PNGs.
 
     Raises MsposeError naming the file where there is none, and for a name that leads outside of
     `root`.
@@ -42,10 +45,8 @@ def find_image(root: Path, image: str) -> Path:
     path = Path(root) / image
     if path.is_file():
         return path
-    for suffix in SUFFIXES:
-        other = path.with_suffix(suffix)
-        if other.is_file():
-            return other
+    if (other := same_image(path)) is not None:
+        return other
     raise MsposeError(f"image not found: {path.absolute()} (nor with {', '.join(SUFFIXES)})")
 
 
@@ -82,6 +83,38 @@ def opened_image(path: Path, data: bytes | None = None) -> Iterator[Image.Image]
         ) from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, zlib.error) as error:
         raise MsposeError(f"image {path} cannot be read: {error}") from error
+
+
+def same_image(path: Path) -> Path | None:
+    """The file that `path` means where its name differs in upper and lower case, or has another
+    ending of `IMAGE_SUFFIXES` or none; None where there is none.
+    """
+    folder = path.parent
+    if not folder.is_dir():
+        above = _names_in(folder.parent) if folder.parent.is_dir() else {}
+        folders = [folder.parent / name for name in above.get(folder.name.lower(), ())]
+        folder = next((other for other in folders if other.is_dir()), folder)
+    if not folder.is_dir():
+        return None
+    name, names = path.name.lower(), _names_in(folder)
+    stem = re.sub(r"\.[a-z][a-z0-9]{1,4}$", "", name)
+    wanted = [name, *(start + ending for start in (name, stem) for ending in IMAGE_SUFFIXES)]
+    found = [folder / other for like in wanted for other in names.get(like, ())]
+    files = [file for file in found if file.is_file()]
+    return next((file for file in files if file.stem == path.stem), next(iter(files), None))
+
+
+def _names_in(folder: Path) -> Mapping[str, list[str]]:
+    """Names in a folder by their lower-case spelling."""
+    return _names_as_of(folder, folder.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _names_as_of(folder: Path, changed_ns: int) -> Mapping[str, list[str]]:  # noqa: ARG001
+    names: dict[str, list[str]] = {}
+    for name in sorted(os.listdir(folder)):  # noqa: PTH208 - names alone are wanted
+        names.setdefault(name.lower(), []).append(name)
+    return names
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:

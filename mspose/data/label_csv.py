@@ -7,6 +7,7 @@ Cambridge's world-to-camera), so the data set's card says it.
 """
 
 import csv
+import logging
 import math
 import posixpath
 from collections.abc import Sequence
@@ -22,8 +23,11 @@ from mspose.data.images import name_fault
 from mspose.errors import MsposeError
 from mspose.files import read_bytes
 
+logger = logging.getLogger("mspose")
 POSE_COLUMNS = ("t1", "t2", "t3", "q1", "q2", "q3", "q4")
 CSV_COLUMNS = ("scene", "split", "seq", "img_path", *POSE_COLUMNS)
+SAME_FOCAL = 0.01
+"""Relative difference of two statements of a focal length, as rounding makes it."""
 FOCAL_COLUMN = "focal_px"
 """Focal length in pixels of the original image; may be empty, and the column may be missing."""
 
@@ -105,6 +109,11 @@ def read_label_csv(
             faults[number] = f"column {column}: {fault}"
         numbers.append(values if row.focal_px is not None else [*values, focal_px])
     number_B8 = np.array(numbers, dtype=np.float64).reshape(-1, 8)
+    if (np.abs(number_B8[:, 7] - focal_px) > SAME_FOCAL * focal_px).any():
+        logger.warning(
+            "%s: column %s differs from the card's %g pixels: the column counts",
+            listed, FOCAL_COLUMN, focal_px,
+        )  # fmt: skip
     return frame_table(
         dataset=dataset,
         ground_truth=ground_truth,

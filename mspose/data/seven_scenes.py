@@ -4,7 +4,8 @@ in the same layout.
     <root>/<scene>/TrainSplit.txt, TestSplit.txt       a sequence on each line: `sequence3`
     <root>/<scene>/seq-03/frame-000226.color.png|jpg   the image
     <root>/<scene>/seq-03/frame-000226.pose.txt        4x4 camera-to-world matrix, metres
-    <root>/<scene>/camera-intrinsics.txt               optional: 3x3 camera matrix, pixels
+    <root>/<scene>/camera-intrinsics.txt               optional: 3x3 camera matrix, pixels; also
+                                                       in a sequence's folder
 
 The second ground truth (Brachmann et al., ICCV 2021) is one text file per scene and split, in any
 order, with a line `seq-03/frame-000226.color.png qw qx qy qz tx ty tz f` per image,
@@ -25,6 +26,7 @@ from mspose.data.frames import (
     WORLD_TO_CAMERA,
     PoseLine,
     frame_table,
+    last_row_fault,
     natural_order,
     parse_numbers,
     read_lines,
@@ -56,9 +58,9 @@ def read_seven_scenes(
     """Read the frame table of one split of `scenes`, by scene, sequence and frame number.
 
     All frames of the folders `sequences`, where given, in place of those of the split's file.
-    A scene's `camera-intrinsics.txt`, where it has one, goes before `focal_px`. With
-    `on_bad_frame="skip"` a frame without image or with a bad pose file is left out (see
-    `frame_table`).
+    The `camera-intrinsics.txt` of a sequence, where it has one, goes before that of its scene, and
+    that before `focal_px`. With `on_bad_frame="skip"` a frame without image or with a bad pose file
+    is left out (see `frame_table`).
 
     Raises MsposeError for a split file that is missing, empty or names a sequence that is not
     there, a sequence without frames, and bad frames.
@@ -68,22 +70,24 @@ def read_seven_scenes(
     values: list[list[float]] = []
     faults: dict[int, str] = {}
     for scene in scenes:
-        focal = _read_focal(root / scene / INTRINSICS, focal_px)
+        focal = read_focal(root / scene / INTRINSICS, focal_px)
         folders = [root / scene / name for name in sequences]
         for folder in folders or split_sequences(root / scene, split):
+            its_focal = read_focal(folder / INTRINSICS, focal)
             for pose_name, image_name in _list_frames(folder):
                 pose_files.append(f"{folder}{os.sep}{pose_name}")
-                matrix, fault = _read_matrix(pose_files[-1])
+                matrix, fault = read_matrix(pose_files[-1])
                 if image_name is None:
                     fault = "there is no image beside it (.color.png or .color.jpg)"
                 if fault:
                     faults[len(values)] = fault
                 values.append(matrix)
                 image = f"{scene}/{folder.name}/{image_name or pose_name}"
-                frames.append((scene, folder.name, image, focal))
+                frames.append((scene, folder.name, image, its_focal))
     pose_B44 = np.array(values, dtype=np.float64).reshape(-1, 4, 4)
-    for row in np.flatnonzero(np.abs(pose_B44[:, 3] - [0, 0, 0, 1]).max(1, initial=0) > 1e-6):
-        faults.setdefault(int(row), "the last row of the pose is not 0 0 0 1")
+    for row in np.flatnonzero((pose_B44[:, 3] != [0, 0, 0, 1]).any(axis=1)).tolist():
+        if row not in faults and (fault := last_row_fault(pose_B44[row])):
+            faults[row] = fault
     return frame_table(
         dataset=dataset,
         ground_truth=ground_truth,
@@ -208,7 +212,7 @@ def _list_frames(folder: Path) -> list[tuple[str, str | None]]:
     return listed
 
 
-def _read_matrix(path: str) -> tuple[list[float], str]:
+def read_matrix(path: str) -> tuple[list[float], str]:
     """Read a pose file; returns (its 16 numbers, ""), or NaNs and what is wrong."""
     nothing = [math.nan] * 16
     try:
@@ -229,7 +233,8 @@ def _not_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _read_focal(path: Path, default: float) -> float:
+def read_focal(path: Path, default: float) -> float:
+    """Focal length in pixels of a 3x3 camera matrix in a file; `default` where there is none."""
     if not path.exists():
         return default
     numbers, fault = parse_numbers(" ".join(read_lines(path)).split())

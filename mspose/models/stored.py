@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mspose.config import ModelSettings
 from mspose.errors import MsposeError
+from mspose.libraries import require
 from mspose.run import MODEL, WEIGHTS
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -51,13 +52,12 @@ def download(
     """
     nowhere = f"{name} holds no model: there is no such folder here"
     try:
-        from huggingface_hub import HfApi, snapshot_download  # an optional dependency
-        from huggingface_hub.errors import HFValidationError
-    except ImportError as error:
-        raise MsposeError(
-            f"{nowhere}, and the Hugging Face hub needs huggingface_hub: pip install"
-            f" huggingface_hub ({error})"
-        ) from error
+        require("huggingface_hub")
+    except MsposeError as error:
+        raise MsposeError(f"{nowhere}, and {error}") from error
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
     no_answer = ""
     if not local_files_only:
         try:  # downloads themselves wait long for a network that is not there

@@ -237,10 +237,13 @@ def _row(seeds: Sequence[Run]) -> Row:
     bad = max(metrics.get("bad_frames") or 0 for metrics in every)
     lacking = lacking_frames(seeds)
     retrieved = max(metrics.get("not_localised") or 0 for metrics in every)
+    missing = max(metrics["average"].get("missing_frames") or 0 for metrics in every)
+    unpredicted = f"frames without prediction: {missing}, failed in recall, not in medians"
     notes = [
         f"bad frames left out: {bad}" if bad else "",
         f"test frames evaluated: {', '.join(lacking)}" if lacking else "",
         f"frames not localised, which have the retrieved pose: {retrieved}" if retrieved else "",
+        unpredicted if missing else "",
     ]
     return Row(
         name=first.name,

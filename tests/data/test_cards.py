@@ -251,7 +251,9 @@ def test_unknown_names_are_refused_with_those_that_exist(write):
 
 
 def test_missing_data_names_what_where_and_the_ways_on(write, tmp_path):
-    card = read_card(write("format: 7scenes\nscenes: [attic, cellar, hall]\n"))
+    names = ("attic", "cellar", "hall")
+    urls = "".join(f"  {name}: {{url: https://host/{name}.zip}}\n" for name in names)
+    card = read_card(write(f"format: 7scenes\nscenes:\n{urls}"))
     write_scene(tmp_path / "mine", "cellar")
     with pytest.raises(MsposeError) as caught:
         load_frames(card, split="train")
@@ -264,6 +266,11 @@ def test_missing_data_names_what_where_and_the_ways_on(write, tmp_path):
         MsposeError, match=r"no data of scene hall .*`make data DATASET=mine SCENE=hall`"
     ):
         load_frames(card, split="train", scenes=["hall"])
+    card = read_card(write("format: 7scenes\nscenes: [attic]\n"))
+    with pytest.raises(
+        MsposeError, match=r"put it there, or say with root in .* or with --data.root"
+    ):
+        load_frames(card, split="train")
     card = read_card(write("format: cambridge\nscenes: [Tower]\nhow_to_get: ask the sexton\n"))
     with pytest.raises(
         MsposeError, match=r"expected .*mine/Tower/dataset_test.txt\); ask the sexton$"

@@ -94,12 +94,14 @@ BAD_QUATERNIONS = {
     "overflowing": ([[1e200, 0, 0, 1]], "NaN or infinity"),
     "zero": ([[0, 0, 0, 0]], "the quaternion is zero"),
     "next to zero": ([[1e-7, 0, 0, 0]], "the quaternion is zero"),
-    "scaled matrix": (
-        [np.eye(3) * 1.1],
-        r"not a rotation: R\^T R differs from the identity by up to 0.21",
-    ),
+    "scaled matrix": ([np.eye(3) * 1.1], "not a rotation but a rotation times 1.1;"),
+    "small matrix": ([np.eye(3) * 0.01], "not a rotation but a rotation times 0.01;"),
+    "negative matrix": ([-np.eye(3)], "not a rotation but a rotation times -1, a reflection"),
     "reflection": ([np.diag([1.0, 1.0, -1.0])], "reflection"),
-    "sheared": ([[[1, 0.2, 0], [0, 1, 0], [0, 0, 1]]], "not a rotation"),
+    "sheared": (
+        [[[1, 0.2, 0], [0, 1, 0], [0, 0, 1]]],
+        r"not a rotation: R\^T R differs from the identity by up to 0.2",
+    ),
     "matrix with NaN": ([[[1, NAN, 0], [0, 1, 0], [0, 0, 1]]], "NaN or infinity"),
     "zero matrix": ([np.zeros((3, 3))], "not a rotation"),
 }

@@ -48,6 +48,38 @@ def test_find_image(tmp_path):
         find_image(tmp_path, "seq-01")
 
 
+@pytest.mark.parametrize(
+    ("said", "there"),
+    [
+        ("seq/a.jpg", "seq/a.JPG"),
+        ("seq/a.JPG", "seq/a.jpg"),
+        ("seq/a.jpg", "seq/A.Jpg"),
+        ("seq/a.png", "seq/a.tiff"),
+        ("seq/a.tga", "seq/a.WebP"),
+        ("seq/a", "seq/a.BMP"),
+        ("seq/a.01", "seq/a.01.jpg"),
+        ("seq/a.jpg", "SEQ/a.jpg"),
+    ],
+)
+def test_an_image_of_another_case_or_ending_is_the_same(said, there, tmp_path):
+    other = tmp_path / there
+    other.parent.mkdir()
+    for name in (other.name, f"{other.name}.txt", "b.jpg", "a.1.jpg"):
+        (other.parent / name).touch()
+    assert find_image(tmp_path, said) == other
+    other.unlink()
+    with pytest.raises(MsposeError, match="image not found"):
+        find_image(tmp_path, said)
+
+
+def test_of_several_the_one_of_the_same_case_is_meant(tmp_path):
+    for name in ("A.jpg", "a.png", "b.PNG", "B.PNG"):
+        (tmp_path / name).touch()
+    assert find_image(tmp_path, "a.jpeg").name == "a.png"
+    assert find_image(tmp_path, "A.jpeg").name == "A.jpg"
+    assert find_image(tmp_path, "B.png").name == "B.PNG"
+
+
 def test_rgb_comes_back_as_it_was(tmp_path, picture):
     Image.fromarray(picture).save(tmp_path / "a.png")
     found = read_image(tmp_path / "a.png")

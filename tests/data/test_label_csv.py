@@ -168,7 +168,7 @@ def test_faults_of_structure_always_stop(write, tmp_path, mode):
     stops(tmp_path, "cannot read .*Is a directory")
 
 
-def test_a_column_of_focal_lengths(write):
+def test_a_column_of_focal_lengths(write, caplog):
     """An empty cell is unknown; without the column the card's focal length holds for all."""
     header = HEADER + ",focal_px"
     known = write(
@@ -183,6 +183,10 @@ def test_a_column_of_focal_lengths(write):
     np.testing.assert_array_equal(
         read([known, plain], focal_px=300.0)["focal_px"], [512.5, np.nan, 1000, 300]
     )
+    assert "column focal_px differs from the card's 300 pixels: the column counts" in caplog.text
+    caplog.clear()
+    read(plain, focal_px=300.0)
+    assert caplog.text == ""
     assert np.isnan(read(plain)["focal_px"]).all()
 
 

@@ -147,11 +147,13 @@ FRAME_FAULTS = {
     "empty": ("", "the pose file is empty: expected the 16"),
     "twelve values": ("1 0 0 0 0 1 0 0 0 0 1 0", "the pose file holds 12 values: expected the 16"),
     "NaN": ("nan " + "0 " * 14 + "1", "the pose holds NaN or infinity"),
+    "lost": ("-inf " * 16, "the pose holds NaN or infinity"),
+    "scaled": ("100 0 0 0 0 100 0 0 0 0 100 0 0 0 0 1", "a rotation times 100"),
     "a word": ("one " + "0 " * 15, "'one' is not a number"),
     "not a rotation": ("2 0 0 0 0 1 0 0 0 0 1 0 0 0 0 1", "not a rotation"),
     "a reflection": ("-1 0 0 0 0 1 0 0 0 0 1 0 0 0 0 1", "reflection"),
     "zeros": ("0 " * 16, "not 0 0 0 1"),
-    "transposed": ("1 0 0 0 0 1 0 0 0 0 1 0 5 6 7 1", "the last row of the pose is not 0 0 0 1"),
+    "transposed": ("1 0 0 0 0 1 0 0 0 0 1 0 5 6 7 1", "5 6 7 1, not 0 0 0 1: is it transposed"),
     "binary": (b"\xff\x00" * 16, "expected the 16"),
 }
 

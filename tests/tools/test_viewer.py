@@ -363,7 +363,7 @@ def test_bad_input_is_one_line(own_run, refused, tmp_path, monkeypatch):
     refused("column tx", "view", own_run)
     (own_run / "predictions" / "test.csv").unlink()
     refused("run `mspose evaluate` first", "view", own_run)
-    monkeypatch.setitem(sys.modules, "mspose.tools.viewer.viewer", None)
+    monkeypatch.setitem(sys.modules, "viser", None)
     refused("pip install viser", "view", own_run)
 
 

@@ -1,6 +1,5 @@
 """Launchers start runs: as processes of this machine, or as cluster jobs through submitit."""
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ import torch
 
 from mspose.config import Settings, SlurmSettings, write_settings
 from mspose.errors import MsposeError
+from mspose.libraries import require
 from mspose.studies.ablation.single_run import notes
 
 SAVES_WITHIN = 60
@@ -111,12 +111,7 @@ class SlurmLauncher:
 
         Raises MsposeError where submitit or the cluster is missing.
         """
-        if importlib.util.find_spec("submitit") is None:
-            raise MsposeError(
-                "--launcher slurm needs submitit: pip install submitit, or take --launcher local"
-            )
-        import submitit
-
+        submitit: Any = require("submitit")
         try:
             self.executor = submitit.AutoExecutor(folder, cluster=settings.cluster)
         except RuntimeError as error:

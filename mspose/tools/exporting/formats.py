@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.export import Dim, ExportedProgram
 
-from mspose.errors import MsposeError
+from mspose.libraries import require
 from mspose.tools.exporting.deployed import OUTPUTS, Deployed
 
 METADATA = "metadata.json"  # within a torch.export file
@@ -25,8 +25,8 @@ class Format(NamedTuple):
     """A format of exported files."""
 
     file_name: str
-    require: Callable[[], None]
-    """Raises MsposeError where a package that the format needs is missing."""
+    require: Callable[[], object]
+    """Raises MsposeError where a library that the format needs is missing."""
     write: Callable[[ExportedProgram, Mapping[str, Any]], bytes]
     """The file's content from a program and its metadata."""
     open: Callable[[bytes], Answer]
@@ -43,17 +43,6 @@ def trace(module: Deployed) -> ExportedProgram:
     program.graph.eliminate_dead_code()  # for the losses of training
     program.graph_module.recompile()
     return program
-
-
-def _require_onnx() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise MsposeError(
-            f"--format onnx needs {error.name}: pip install onnx onnxscript onnxruntime"
-        ) from error
 
 
 def _write_onnx(program: ExportedProgram, metadata: Mapping[str, Any]) -> bytes:
@@ -117,6 +106,11 @@ def _open_torch_export(content: bytes) -> Answer:
 
 
 FORMATS = {
-    "onnx": Format("model.onnx", _require_onnx, _write_onnx, _open_onnx),
+    "onnx": Format(
+        "model.onnx",
+        lambda: require("onnx", "onnxruntime", "onnxscript"),
+        _write_onnx,
+        _open_onnx,
+    ),
     "torch-export": Format("model.pt2", lambda: None, _write_torch_export, _open_torch_export),
 }

@@ -1,26 +1,28 @@
 """Read COLMAP models: cameras and images of a sparse reconstruction.
 
 Poses are world-to-camera, p_cam = R(q) p_world + t, quaternion w first; camera axes as here. Where
-a model has rigs and frames, COLMAP composes the poses of images from these
-(https://colmap.github.io/format.html). Text is read here, since pycolmap ends the names of images
-at a blank; pycolmap reads the binary format.
+a model has rigs and frames, COLMAP composes the poses of images from these; where it is there as
+text and as binary files, it reads the latter (https://colmap.github.io/format.html). Text is read
+here, since pycolmap ends the names of images at a blank; pycolmap reads the binary format.
 """
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mspose.data.frames import WORLD_TO_CAMERA, natural_order, parse_numbers
 from mspose.errors import MsposeError
+from mspose.libraries import require
 from mspose.tools.importing.camera_models import camera_notes, focal_length, parameter_fault
-from mspose.tools.importing.colmap_binary import refuse_cut_off
-from mspose.tools.importing.image_paths import existing_folder, hint, images_folder, locate
+from mspose.tools.importing.colmap_binary import checked_poses, image_count
+from mspose.tools.importing.image_paths import existing_folder, find_images, wrong_layout
 from mspose.tools.importing.rigid_motion import RigidMotion, difference, parse_motion
 from mspose.tools.importing.text_tables import BLANKS, read_rows
 from mspose.tools.importing.views import Capture, View, listed, plain_name, sequence_of
 
-SAME_UNITS, SAME_DEGREES = 1e-3, 0.05  # between two statements of one pose, as rounding makes it
+OUTER_FOLDERS = ("sparse", "dense", "colmap", "text", "model")
+"""Folders of a project that hold models."""
 
 
 class _Camera(NamedTuple):
@@ -50,30 +52,36 @@ def read_colmap(path: Path, images: Path | None) -> Capture:
     MsposeError for a folder without a model or with several, and for files that are damaged.
     """
     model = _model_folder(existing_folder(path, "COLMAP"))
-    read = _read_text if _is_model(model, "txt") else _read_binary
-    cameras, found, notes = read(model)
+    binary = all((model / f"{part}.bin").is_file() for part in ("cameras", "images", "points3D"))
+    is_text = _is_model(model, "txt") and not binary
+    cameras, found, notes = (_read_text if is_text else _read_binary)(model)
     if not found:
         raise MsposeError(f"{model} holds no image with a pose: the reconstruction is empty")
     parents = [model, *list(model.parents)[:3]]
     candidates = [images] if images else [sub for up in parents for sub in (up / "images", up)]
-    folder = images_folder(candidates, [image.name for image in found])
+    project = images or next(
+        up for up in parents if up.name not in OUTER_FOLDERS and not up.name.isdecimal()
+    )
+    folders, files = find_images([image.name for image in found], candidates, project)
     views = [
-        _view(image, cameras, folder, *sequence_and_moment)
-        for image, sequence_and_moment in zip(found, _taken_together(found), strict=True)
+        _view(image, file, cameras, *sequence_and_moment)
+        for image, file, sequence_and_moment in zip(
+            found, files, _taken_together(found), strict=True
+        )
     ]
     notes += camera_notes(camera.model for camera in cameras.values())
-    return Capture(model, WORLD_TO_CAMERA, views, [folder] if folder else candidates, notes=notes)
+    return Capture(model, WORLD_TO_CAMERA, views, folders, notes=notes)
 
 
 def _view(
-    image: _Image, cameras: Mapping[int, _Camera], folder: Path | None, sequence: str, moment: Any
+    image: _Image, file: Path | None, cameras: Mapping[int, _Camera], sequence: str, moment: Any
 ) -> View:
     if image.camera not in cameras:
         raise MsposeError(f"{image.where}: camera {image.camera} is not among the model's cameras")
     camera = cameras[image.camera]
     return View(
-        image=image.name.replace("\\", "/"),
-        file=locate(folder, image.name) if folder else None,
+        image=plain_name(image.name),
+        file=file,
         position=image.motion.translation_3.tolist(),
         orientation=image.motion.quaternion,
         sequence=sequence,
@@ -144,16 +152,23 @@ def _model_folder(path: Path) -> Path:
         dict.fromkeys(folder for folder in [*parents, *inner] if _is_model(folder, "txt", "bin"))
     )
     if len(models) > 1:
-        names = ", ".join(str(model.relative_to(path)) for model in models)
+        counts = {model: _image_count(model) for model in models}
+        names = ", ".join(
+            f"{model.relative_to(path)}: {count} images" for model, count in counts.items()
+        )
         raise MsposeError(
-            f"{path} holds several COLMAP models ({names}): give the folder of one of them"
+            f"{path} holds several COLMAP models ({names}): give the folder of one of them, as"
+            f" {max(models, key=counts.__getitem__)}, which has most images"
         )
     if not models:
-        raise MsposeError(
-            f"{path} holds no COLMAP model (cameras and images as .txt or .bin)"
-            f"{hint(path, 'colmap')}"
-        )
+        raise wrong_layout(path, "colmap", "it holds no COLMAP model")
     return models[0]
+
+
+def _image_count(model: Path) -> int:
+    if (model / "images.bin").is_file():
+        return image_count(model)
+    return sum(1 for _ in _image_lines(model / "images.txt"))
 
 
 def _read_text(model: Path) -> tuple[dict[int, _Camera], list[_Image], list[str]]:
@@ -167,7 +182,7 @@ def _read_text(model: Path) -> tuple[dict[int, _Camera], list[_Image], list[str]
             raise MsposeError(f"{where}: {fault}")
         cameras[_whole(number, where)] = _Camera(name, (width, height), parameters).checked(where)
     composed, notes = _rig_images(model)
-    images, differences = [], {}
+    images, stated = [], {}
     for where, line in _image_lines(model / "images.txt"):
         cells = line.split(None, 9)
         if len(cells) < 10:
@@ -178,21 +193,28 @@ def _read_text(model: Path) -> tuple[dict[int, _Camera], list[_Image], list[str]
         image_id, name = _whole(cells[0], where), cells[9]
         image = _Image(name, parse_motion(cells[1:8], where), _whole(cells[8], where), None, where)
         if image_id in composed:
-            motion, frame = composed[image_id].motion, composed[image_id].frame
-            if not image.motion.fault and not motion.fault:
-                offset, angle = difference(image.motion, motion)
-                if offset > SAME_UNITS or angle > SAME_DEGREES:
-                    differences[name] = (offset, angle)
-            image = image._replace(motion=motion, frame=frame)
+            stated[name] = image.motion
+            image = image._replace(motion=composed[image_id].motion, frame=composed[image_id].frame)
         images.append(image)
-    if differences:
-        offsets, angles = zip(*differences.values(), strict=True)
-        notes.append(
-            "images.txt differs from rigs.txt and frames.txt, whose poses are taken as COLMAP"
-            f" does: {len(differences)} images, by up to {max(offsets):.3g} units and"
-            f" {max(angles):.3g} degrees: {listed(list(differences))}"
-        )
-    return cameras, images, notes
+    reason = "images.txt differs from rigs.txt and frames.txt"
+    return cameras, images, [*notes, *_differences(images, stated, reason)]
+
+
+def _differences(
+    images: Sequence[_Image], stated: Mapping[str, RigidMotion], what: str
+) -> list[str]:
+    """A line about images whose pose differs from a second one that the model states of them."""
+    found = {}
+    for image in images:
+        if image.name in stated and (by := difference(stated[image.name], image.motion)):
+            found[image.name] = by
+    if not found:
+        return []
+    offsets, angles = zip(*found.values(), strict=True)
+    return [
+        f"{what}, whose poses are taken as COLMAP does: {len(found)} images, by up to"
+        f" {max(offsets):.3g} units and {max(angles):.3g} degrees: {listed(list(found))}"
+    ]
 
 
 def _rig_images(model: Path) -> tuple[dict[int, _Image], list[str]]:
@@ -242,23 +264,32 @@ def _whole(cell: str, where: str) -> int:
 
 def _read_binary(model: Path) -> tuple[dict[int, _Camera], list[_Image], list[str]]:
     """(cameras, images, notes) of the binary format."""
-    cameras, images = _read_with_pycolmap(model, "bin")
-    return cameras, list(images.values()), []
+    require("pycolmap")
+    where = str(model / "images.bin")
+    stated = {number: parse_motion(pose, where) for number, pose in checked_poses(model).items()}
+    cameras, by_number = _read_with_pycolmap(model, "bin")
+    images = list(by_number.values())
+    of_images = {
+        image.name: stated[number] for number, image in by_number.items() if number in stated
+    }
+    notes = _differences(images, of_images, "images.bin differs from rigs.bin and frames.bin")
+    if _is_model(model, "txt"):
+        notes.append("the model is there as text too: poses are those of the .bin files")
+        try:
+            in_text = {image.name: image.motion for image in _read_text(model)[1]}
+            notes += _differences(images, in_text, "images.txt differs from the .bin files")
+        except MsposeError as error:
+            notes.append(f"the text was not compared: {error}")
+    return cameras, images, notes
 
 
 def _read_with_pycolmap(model: Path, ending: str) -> tuple[dict[int, _Camera], dict[int, _Image]]:
     """(cameras, images) by their numbers. Raises MsposeError without pycolmap, and as it does."""
     where = str(model / f"images.{ending}")
+    pycolmap: Any = require("pycolmap")
     try:
-        import pycolmap
-    except ImportError as error:
-        raise MsposeError(
-            f"{where}: COLMAP's binary format and rigs need pycolmap: pip install pycolmap; a model"
-            " without rigs can be text (colmap model_converter --output_type TXT)"
-        ) from error
-    refuse_cut_off(model)
-    try:
-        found = pycolmap.Reconstruction(str(model))
+        found = pycolmap.Reconstruction()
+        (found.read_text if ending == "txt" else found.read_binary)(str(model))
         cameras = {
             number: _Camera(
                 camera.model.name, (camera.width, camera.height), list(camera.params)

@@ -1,6 +1,7 @@
 """Refuse binary COLMAP files that are cut off: COLMAP's own reader never ends on some of them.
 
-The layout is that of https://colmap.github.io/format.html, little-endian; only lengths are read.
+The layout is that of https://colmap.github.io/format.html, little-endian. Only lengths are read,
+and the poses of images.bin, which COLMAP replaces by those that it composes of rigs and frames.
 """
 
 import mmap
@@ -11,7 +12,7 @@ from pathlib import Path
 from mspose.errors import MsposeError
 from mspose.tools.importing.camera_models import PARAMETERS
 
-POSE = 7 * 8  # bytes
+POSE = 7 * 8  # bytes: qw qx qy qz tx ty tz
 PARAMETERS_OF = tuple(PARAMETERS.values())
 
 
@@ -20,6 +21,8 @@ class _Reader:
 
     def __init__(self, data: mmap.mmap) -> None:
         self.data, self.offset = data, 0
+        self.poses: dict[int, tuple[float, ...]] = {}
+        """Number of an image -> its pose."""
 
     def skip(self, count: int) -> None:
         self.offset += count
@@ -47,7 +50,9 @@ def _skip_camera(reader: _Reader) -> None:
 
 
 def _skip_image(reader: _Reader) -> None:
-    reader.skip(4 + POSE + 4)  # image id, pose, camera id
+    number, start = reader.number("<I"), reader.offset
+    reader.skip(POSE + 4)  # pose, camera id
+    reader.poses[number] = struct.unpack_from("<7d", reader.data, start)
     reader.skip_name()
     reader.skip(24 * reader.number("<Q"))  # x, y, id of the 3-D point
 
@@ -76,8 +81,18 @@ _RECORDS: dict[str, Callable[[_Reader], None]] = {
 }
 
 
-def refuse_cut_off(model: Path) -> None:
-    """Raise MsposeError where a file of the model ends too early or too late."""
+def image_count(model: Path) -> int:
+    """Number of images that images.bin announces; 0 for an empty file."""
+    with (model / "images.bin").open("rb") as file:
+        return int.from_bytes(file.read(8), "little")
+
+
+def checked_poses(model: Path) -> dict[int, tuple[float, ...]]:
+    """Number of an image -> its pose qw qx qy qz tx ty tz in images.bin, where there is one.
+
+    Raises MsposeError where a file of the model ends too early or too late.
+    """
+    poses: dict[int, tuple[float, ...]] = {}
     for name, skip_record in _RECORDS.items():
         path = model / f"{name}.bin"
         if not path.is_file():
@@ -93,3 +108,5 @@ def refuse_cut_off(model: Path) -> None:
                 raise MsposeError(f"{path} is cut off or damaged") from error
             if reader.offset != len(data):
                 raise MsposeError(f"{path} is damaged: it goes on after its last record")
+            poses |= reader.poses
+    return poses

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -19,13 +20,17 @@ from mspose.resources import CARDS, named_files
 from mspose.tools.importing.colmap import read_colmap
 from mspose.tools.importing.data_set_folder import LEFT_OUT, free_folder, write_data_set
 from mspose.tools.importing.image_paths import (
+    FORMAT_FILES,
     existing_folder,
     image_size,
+    images_in,
     renamed_note,
     without_dots,
 )
 from mspose.tools.importing.kapture import read_kapture
+from mspose.tools.importing.kitti import read_kitti
 from mspose.tools.importing.nerfstudio import read_nerfstudio
+from mspose.tools.importing.seven_scenes import read_cambridge, read_seven_scenes
 from mspose.tools.importing.splits import DROPPED, SplitBy, describe_split, split_frames
 from mspose.tools.importing.tum import TOLERANCE, read_tum
 from mspose.tools.importing.views import Capture, View, listed, stacked
@@ -35,13 +40,20 @@ CONVENTIONS = {
     "nerfstudio": "camera-to-world matrices in OpenGL's camera axes (y up, z back)",
     "tum": "camera-to-world",
     "kapture": "world-to-sensor, quaternion w first",
+    "7scenes": "camera-to-world matrices",
+    "cambridge": "camera centres and world-to-camera quaternions",
+    "kitti": "camera-to-world matrices of camera 0",
 }
 """Format -> how it states poses."""
 KINDS = tuple(CONVENTIONS)
-METRIC = ("tum", "kapture")
-"""Formats whose poses are in metres; those of structure-from-motion have a unit of their own."""
+WITHOUT_METRES = ("colmap", "nerfstudio")
+"""Formats of structure from motion, whose poses have a unit of their own; others are in metres."""
+WITH_SPLIT = ("7scenes", "cambridge")
+"""Formats whose own split is taken unless another is asked for."""
+OPTIONS_OF = {"trajectory": ("tum", "kitti"), "image_list": ("tum",), "tolerance": ("tum",)}
+"""Option -> the formats that it belongs to."""
 IN_MARGIN = "margin between training and test block"
-UNNAMED_FOLDERS = ("sparse", "dense", "colmap", "sensors", "text", "model")
+UNNAMED_FOLDERS = ("sparse", "dense", "colmap", "sensors", "text", "model", "mav0")
 """Folders after which no scene is named."""
 
 
@@ -67,9 +79,10 @@ def import_data(
 
     Args:
         kind: one of `KINDS`.
-        paths: a folder (nerfstudio: or file) per scene.
-        images, trajectory, image_list: one per path, in place of the format's own; the latter two
-            for `tum`.
+        paths: a folder (nerfstudio: or file) per scene, or one that holds the folders of scenes, as
+            7Scenes, Cambridge Landmarks and KITTI do.
+        images, trajectory, image_list: one per path, in place of the format's own; see `OPTIONS_OF`
+            for the latter two.
         scenes: names of the scenes; by default those of the folders.
         scale: metres per unit of the poses.
         focal_px: of all images, in pixels, in place of that in the files.
@@ -77,21 +90,23 @@ def import_data(
             nerfstudio).
         on_bad_frame: broken poses: `stop`, or `skip` to leave them out.
         copy: whether images are copied into the folder.
-        split: how to split into training and test frames.
+        split: how to split into training and test frames; by default as the files of `WITH_SPLIT`
+            say, else in blocks.
         tolerance: seconds between an image and its pose, for `tum`.
 
     Raises MsposeError for bad input; then nothing is written.
     """
-    split = split or SplitBy()
-    split.refuse_idle_options()
-    of_tum = {"trajectory": trajectory, "image_list": image_list, "tolerance": tolerance}
-    _check_options(kind, paths, scale, {"images": images, "scenes": scenes}, of_tum)
+    if split is not None:
+        split.refuse_idle_options()
+    paths = [scene for path in paths for scene in _scene_folders(kind, path)]
+    own = {"trajectory": trajectory, "image_list": image_list, "tolerance": tolerance}
+    _check_options(kind, paths, scale, {"images": images, "scenes": scenes}, own)
     folder = free_folder(Path(out))
     _refuse_known_name(folder)
     names = list(scenes) or [_scene_name(path) for path in paths]
     _refuse_bad_scenes(names, paths, given=bool(scenes))
     captures = {}
-    for number, (name, path) in enumerate(zip(names, paths, strict=True)):
+    for number, (name, path) in enumerate(zip(names, map(Path, paths), strict=True)):
         own_images, poses_file, list_file = (
             without_dots(Path(values[number])) if values else None
             for values in (images, trajectory, image_list)
@@ -99,14 +114,20 @@ def import_data(
         if own_images:
             own_images = existing_folder(own_images, "image")
         if kind == "colmap":
-            captures[name] = read_colmap(Path(path), own_images)
+            captures[name] = read_colmap(path, own_images)
         elif kind == "nerfstudio":
-            captures[name] = read_nerfstudio(Path(path), own_images, focal_px=focal_px)
+            captures[name] = read_nerfstudio(path, own_images, focal_px=focal_px)
         elif kind == "kapture":
-            captures[name] = read_kapture(Path(path), own_images)
+            captures[name] = read_kapture(path, own_images)
+        elif kind == "7scenes":
+            captures[name] = read_seven_scenes(path, own_images)
+        elif kind == "cambridge":
+            captures[name] = read_cambridge(path, own_images)
+        elif kind == "kitti":
+            captures[name] = read_kitti(path, own_images, trajectory=poses_file)
         else:
             captures[name] = read_tum(
-                Path(path),
+                path,
                 own_images,
                 trajectory=poses_file,
                 image_list=list_file,
@@ -119,7 +140,7 @@ def import_data(
     notes: dict[str, None] = {}  # in order, without repetition
     for scene, capture in captures.items():
         left_out += [(scene, image, why) for image, why in capture.unposed.items()]
-        on_disk, absent = _on_disk(capture, missing)
+        on_disk, absent = _on_disk(capture, missing, given=bool(images))
         left_out += [(scene, view.image, "no such image") for view in absent]
         zoom, zoom_notes = _zoom(on_disk)
         views += [(scene, view) for view in _in_order(on_disk, zoom, focal_px)]
@@ -133,6 +154,11 @@ def import_data(
         (scene, image, f"bad pose: {fault}")
         for (scene, image), fault in zip(bad, frames.attrs["faults"], strict=True)
     ]
+    if split is None:
+        has_split = kind in WITH_SPLIT and all(
+            any(view.given_split for view in capture.views) for capture in captures.values()
+        )
+        split = SplitBy("given" if has_split else "blocks")
     described = describe_split(frames, split)
     frames["split"] = split_frames(frames, split, [image for _, image, _ in left_out])
     reason = IN_MARGIN if split.how == "blocks" else "in no split"
@@ -160,7 +186,8 @@ def import_data(
                 f" {kind}: {CONVENTIONS[kind]}; {scale:g} metres per unit there; images as they"
                 " are, with the distortion of their lens"
             ),
-            "how_to_get": f"import it again: mspose data import {kind} ... --out {folder}",
+            "how_to_get": "import it again: "
+            f"mspose data import {kind} ... --out {shlex.quote(str(folder))}",
         },
         copy=copy,
         progress=progress,
@@ -168,18 +195,42 @@ def import_data(
     return _summary(kind, card, frames, left_out, scale, described, list(notes))
 
 
+def _scene_folders(kind: str, path: str) -> list[str]:
+    """`path`, or the folders of scenes in it where it has no sign of a scene itself."""
+    folder = Path(path).expanduser()
+    if kind == "kitti" and (folder / "sequences").is_dir():
+        poses = (folder / "poses").glob("*.txt")
+        named = [folder / "sequences" / file.stem for file in poses]
+    elif kind in WITH_SPLIT and folder.is_dir():
+        signs = FORMAT_FILES[kind]
+        if any((folder / sign).exists() for sign in signs):
+            return [path]
+        named = [
+            scene for scene in folder.iterdir() if any((scene / sign).exists() for sign in signs)
+        ]
+    else:
+        return [path]
+    scenes = sorted(
+        (scene for scene in named if scene.is_dir()), key=lambda scene: natural_order(scene.name)
+    )
+    return [str(scene) for scene in scenes] or [path]
+
+
 def _check_options(
     kind: str,
     paths: Sequence[str],
     scale: float,
     per_path: Mapping[str, Sequence[str]],
-    of_tum: Mapping[str, Any],
+    own: Mapping[str, Any],
 ) -> None:
     if not math.isfinite(scale):
         raise MsposeError(f"--scale is a number of metres, not {scale}")
-    for option, values in {**per_path, **of_tum}.items():
-        if kind != "tum" and option in of_tum and values not in (None, (), []):
-            raise MsposeError(f"--{option} belongs to tum: with {kind} it is without effect")
+    for option, values in {**per_path, **own}.items():
+        kinds = OPTIONS_OF.get(option, KINDS)
+        if kind not in kinds and values not in (None, (), []):
+            raise MsposeError(
+                f"--{option} belongs to {' and '.join(kinds)}: with {kind} it is without effect"
+            )
         if isinstance(values, Sequence) and values and len(values) != len(paths):
             raise MsposeError(
                 f"--{option}: {len(values)} given for {len(paths)} paths: one for each, in their"
@@ -187,10 +238,11 @@ def _check_options(
             )
 
 
-def _on_disk(capture: Capture, missing: str) -> tuple[list[View], list[View]]:
+def _on_disk(capture: Capture, missing: str, *, given: bool) -> tuple[list[View], list[View]]:
     """(views whose image is on disk, the others).
 
-    Raises MsposeError where none is, or some are not and `missing` is `stop`.
+    `given`: the folder of images was named by the user. Raises MsposeError where none is there, or
+    some are not and `missing` is `stop`.
     """
     there = [view for view in capture.views if view.file is not None]
     absent = [view for view in capture.views if view.file is None]
@@ -201,9 +253,17 @@ def _on_disk(capture: Capture, missing: str) -> tuple[list[View], list[View]]:
         else:
             count, advice = f"none of its {len(absent)} images is", ""
         folders = listed([str(folder) for folder in capture.image_folders])
+        where = "say where they are with --images FOLDER"
+        if given:
+            folder = capture.image_folders[0]
+            inside = images_in(folder)
+            holds = f"{len(inside)} images, such as {min(inside)}" if inside else "no image itself"
+            where = (
+                f"{folder} holds {holds}: name its files as the poses do, or give another folder"
+            )
         raise MsposeError(
-            f"{capture.source}: {count} on disk (searched {absent[0].image} in {folders}): say"
-            f" where they are with --images FOLDER{advice}"
+            f"{capture.source}: {count} on disk (searched {absent[0].image} in {folders}):"
+            f" {where}{advice}"
         )
     return there, absent
 
@@ -319,7 +379,7 @@ def _summary(
     if left_out:
         lines.append(f"all that is left out, by name: {card.parent / LEFT_OUT}")
     unit = f"scale: {scale:g} metres per unit of the poses"
-    if scale == 1 and kind not in METRIC:
+    if scale == 1 and kind in WITHOUT_METRES:
         unit += f"; {kind} has no metres of its own: give --scale where its unit is another"
     lines += [
         unit,
@@ -328,9 +388,11 @@ def _summary(
         f"split: {described}",
         *notes,
         "",
-        f"check it with: mspose data check {card.parent}",
+        f"check it with: mspose data check {shlex.quote(str(card.parent))}",
         "train on it with: mspose train --config experiments/7scenes.yaml"
-        f" --experiment {card.stem} --data.dataset {card}",
+        f" --experiment {card.stem} --data.dataset {shlex.quote(str(card))}",
+        "without a network add --model.backbone efficientnet_lite0, whose weights were installed"
+        " with mspose",
     ]
     return "\n".join(lines)
 

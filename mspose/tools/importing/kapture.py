@@ -14,10 +14,10 @@ from typing import NamedTuple
 from mspose.data.frames import WORLD_TO_CAMERA, natural_order, parse_numbers
 from mspose.errors import MsposeError
 from mspose.tools.importing.camera_models import camera_notes, focal_length, parameter_fault
-from mspose.tools.importing.image_paths import existing_folder, hint, locate
-from mspose.tools.importing.rigid_motion import POSE, RigidMotion, parse_motion
+from mspose.tools.importing.image_paths import existing_folder, find_images, wrong_layout
+from mspose.tools.importing.rigid_motion import POSE, RigidMotion, difference, parse_motion
 from mspose.tools.importing.text_tables import COMMAS, read_rows
-from mspose.tools.importing.views import Capture, View, sequence_of
+from mspose.tools.importing.views import Capture, View, plain_name, sequence_of
 from mspose.tools.timestamps import exact_number
 
 NO_MODEL = "UNKNOWN_CAMERA"
@@ -40,18 +40,17 @@ def read_kapture(path: Path, images: Path | None) -> Capture:
     folder = path if (path / "sensors.txt").is_file() else path / "sensors"
     for name in ("sensors.txt", "records_camera.txt", "trajectories.txt"):
         if not (folder / name).is_file():
-            raise MsposeError(
-                f"there is no {folder / name}: a kapture with images and poses has"
-                f" it{hint(path, 'kapture')}"
-            )
+            raise wrong_layout(path, "kapture", f"there is no {folder / name}")
     cameras = _read_cameras(folder / "sensors.txt")
     rigs = _read_rigs(folder / "rigs.txt")
     trajectories = _read_trajectories(folder / "trajectories.txt")
     base = images or folder / "records_data"
-    views, unposed = [], {}
+    views, unposed, differing = [], {}, 0
     records = folder / "records_camera.txt"
-    for where, values in read_rows(records, "timestamp, device_id, image_path", COMMAS, rest=True):
-        stamp, device, image = values
+    rows = list(read_rows(records, "timestamp, device_id, image_path", COMMAS, rest=True))
+    folders, files = find_images([image for _, (_, _, image) in rows], [base], base)
+    for (where, (stamp, device, name)), file in zip(rows, files, strict=True):
+        image = plain_name(name)
         if device not in cameras:
             raise MsposeError(f"{where}: there is no camera {device!r} in {folder / 'sensors.txt'}")
         time = _time(stamp, where)
@@ -59,10 +58,13 @@ def read_kapture(path: Path, images: Path | None) -> Capture:
         if motion is None:
             unposed[image] = f"no pose at its time: {device} at {stamp}"
             continue
+        own = trajectories.get((time, device))
+        if own is not None and difference(own, motion):
+            differing += 1
         views.append(
             View(
                 image=image,
-                file=locate(base, image),
+                file=file,
                 position=motion.translation_3.tolist(),
                 orientation=motion.quaternion,
                 # cameras of one rig see the same at the same time, so they are one sequence
@@ -77,7 +79,12 @@ def read_kapture(path: Path, images: Path | None) -> Capture:
     if not views:
         raise MsposeError(f"{folder}: no image has a pose in trajectories.txt")
     notes = camera_notes(camera.model for camera in cameras.values() if camera.model != NO_MODEL)
-    return Capture(folder, WORLD_TO_CAMERA, views, [base], unposed, notes)
+    if differing:
+        notes.append(
+            f"{differing} images have a pose of their own in trajectories.txt that differs from"
+            " that of their rig, which counts, as in kapture"
+        )
+    return Capture(folder, WORLD_TO_CAMERA, views, folders, unposed, notes)
 
 
 def _world_to_device(
@@ -87,15 +94,15 @@ def _world_to_device(
     rigs: Mapping[str, list[tuple[str, RigidMotion]]],
     passed: tuple[str, ...],
 ) -> tuple[RigidMotion | None, str]:
-    """(pose, the device whose trajectory it comes from): the device's own, or through its rig."""
-    if (time, device) in trajectories:
-        return trajectories[time, device], device
+    """(pose, the device whose trajectory it comes from): through its rig, or the device's own,
+    which kapture replaces where the rig has a pose.
+    """
     for rig, rig_to_device in rigs.get(device, []):
         if rig not in passed:
             motion, carrier = _world_to_device(time, rig, trajectories, rigs, (*passed, device))
             if motion is not None:
                 return motion.then(rig_to_device), carrier
-    return None, device
+    return trajectories.get((time, device)), device
 
 
 def _read_cameras(file: Path) -> dict[str, _Camera]:

@@ -6,7 +6,7 @@ Each frame has a camera-to-world matrix in OpenGL's camera axes: x right, y up, 
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mspose.data.frames import CAMERA_TO_WORLD, natural_order
+from mspose.data.frames import CAMERA_TO_WORLD, last_row_fault, natural_order
 from mspose.errors import MsposeError
 from mspose.tools.importing.image_paths import (
     existing_folder,
-    hint,
+    find_images,
     image_size,
-    locate,
     without_dots,
+    wrong_layout,
 )
-from mspose.tools.importing.views import Capture, View, plain_name, sequence_of
+from mspose.tools.importing.views import Capture, View, listed, plain_name, sequence_of
 
 SPLITS = ("train", "val", "test")
 FROM_OPENGL = np.diag([1.0, -1.0, -1.0])
-FOCAL_KEYS = ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y")
+FOCAL_KEYS = ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y", "x_fov", "y_fov")
+"""Pixels, radians (Blender), and degrees (instant-ngp)."""
+SAME_FOCAL = 0.01
+"""Relative difference between two statements of a focal length, as rounding makes it."""
 DISTORTION_KEYS = ("k1", "k2", "k3", "k4", "p1", "p2")
 PERSPECTIVE = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
 """Camera models without other distortion than that of `DISTORTION_KEYS`."""
+READ_KEYS = {
+    *(*FOCAL_KEYS, *DISTORTION_KEYS, "w", "h", "camera_model", "is_fisheye", "applied_scale"),
+    *("file_path", "transform_matrix", "is_bad", "frames"),
+    *(f"{split}_{lists}" for split in SPLITS for lists in ("filenames", "frames")),
+}
 Scope = Mapping[str, Any]
 
 
@@ -48,27 +56,44 @@ def read_nerfstudio(path: Path, images: Path | None, *, focal_px: float | None) 
         files = _files(existing_folder(path, "nerfstudio"))
     views: list[View] = []
     notes: list[str] = []
+    unposed: dict[str, str] = {}
+    folders: dict[Path, None] = {}
     for file, split in files.items():
         content = _read_json(file)
-        frames = content["frames"]
+        frames = _frames_by_split(file, content)
         if focal_px is None and not any(
-            key in scope for scope in [content, *frames] for key in FOCAL_KEYS
+            key in scope
+            for scope in [content, *(frame for _, frame in frames)]
+            for key in FOCAL_KEYS
         ):
             raise MsposeError(
                 f"{file} has no camera model (fl_x or camera_angle_x): add it, or give the focal"
                 " length in pixels with --focal_px"
             )
-        splits, base, size = _split_lists(content), images or file.parent, _ImageSize(content)
-        for number, frame in enumerate(frames):
-            view = _view(f"{file}, frame {number}", frame, content, base, size)
-            views.append(replace(view, given_split=split or splits.get(view.image, "")))
-        notes += _notes(content)
+        splits, size = _split_lists(file, content), _ImageSize(content)
+        wheres = [f"{file}, frame {number}" for number in range(len(frames))]
+        names = [_name(where, frame) for where, (_, frame) in zip(wheres, frames, strict=True)]
+        base = images or file.parent
+        searched, found = find_images(names, [base, base / "images"], base)
+        folders |= dict.fromkeys(searched)
+        for where, name, image_file, (its_split, frame) in zip(
+            wheres, names, found, frames, strict=True
+        ):
+            if frame.get("is_bad") is True:
+                unposed[name] = "marked as bad (is_bad) in the file"
+                continue
+            view = _view(where, name, image_file, frame, content, size)
+            views.append(replace(view, given_split=split or its_split or splits.get(name, "")))
+        notes += _notes(content, [frame for _, frame in frames])
+    if not views:
+        raise MsposeError(f"{path}: all frames are marked as bad (is_bad)")
     first = next(iter(files))
     return Capture(
         source=first if len(files) == 1 else path,
         convention=CAMERA_TO_WORLD,
         views=views,
-        image_folders=[images or first.parent],
+        image_folders=list(folders),
+        unposed=unposed,
         notes=list(dict.fromkeys(notes)),
     )
 
@@ -80,7 +105,7 @@ def _files(folder: Path) -> dict[Path, str]:
     named = {folder / f"transforms_{split}.json": split for split in SPLITS}
     found = {file: split for file, split in named.items() if file.is_file()}
     if not found:
-        raise MsposeError(f"{folder} holds no transforms.json{hint(folder, 'nerfstudio')}")
+        raise wrong_layout(folder, "nerfstudio", "it holds no transforms.json")
     return found
 
 
@@ -94,9 +119,30 @@ def _read_json(file: Path) -> dict[str, Any]:
     frames = content.get("frames") if isinstance(content, dict) else None
     if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
         raise MsposeError(f"{file} is not a transforms.json: it has no list of frames")
-    if not frames:
+    if not frames and not any(content.get(f"{split}_frames") for split in SPLITS):
         raise MsposeError(f"{file} has no frames")
     return dict(content)
+
+
+def _frames_by_split(file: Path, content: Scope) -> list[tuple[str, Scope]]:
+    """(split that its list states, frame) of `frames`, and of `test_frames` and the like, as
+    ScanNet++ has them; beside these `frames` are for training.
+    """
+    lists = {"": content["frames"]}
+    for split in SPLITS:
+        if value := content.get(f"{split}_frames"):
+            if not isinstance(value, list) or not all(isinstance(frame, dict) for frame in value):
+                raise MsposeError(f"{file}: {split}_frames is not a list of frames")
+            lists[split] = value
+    main = "train" if len(lists) > 1 else ""
+    return [(split or main, frame) for split, frames in lists.items() for frame in frames]
+
+
+def _name(where: str, frame: Scope) -> str:
+    name = frame.get("file_path")
+    if not isinstance(name, str) or not name.strip():
+        raise MsposeError(f"{where}: file_path is missing")
+    return plain_name(name)
 
 
 class _ImageSize:
@@ -120,13 +166,10 @@ class _ImageSize:
         return self.shared
 
 
-def _view(where: str, frame: Scope, content: Scope, base: Path, size: _ImageSize) -> View:
-    name = frame.get("file_path")
-    if not isinstance(name, str) or not name.strip():
-        raise MsposeError(f"{where}: file_path is missing")
-    image = plain_name(name)
+def _view(
+    where: str, image: str, file: Path | None, frame: Scope, content: Scope, size: _ImageSize
+) -> View:
     matrix_44, fault = _matrix(frame.get("transform_matrix"))
-    file = locate(base, image)
     size_px = size(frame, file)
     for scope in (frame, content):
         for key in FOCAL_KEYS:
@@ -155,26 +198,44 @@ def _matrix(value: Any) -> tuple[NDArray[np.float64], str]:
         return unknown, "transform_matrix is not a matrix of numbers"
     if matrix.shape not in ((4, 4), (3, 4)):
         return unknown, "transform_matrix is not a matrix of 4x4 or 3x4 numbers"
-    last_4 = matrix[3] if len(matrix) == 4 else np.array([0, 0, 0, 1])
-    if not np.allclose(last_4, [0, 0, 0, 1], atol=1e-6):
-        fault = f"the last row of transform_matrix is {last_4.tolist()}, not 0 0 0 1"
-        return unknown, f"{fault}: is it transposed?"
-    return np.vstack([matrix[:3], last_4]), ""
+    pose_44 = np.vstack([matrix[:3], matrix[3] if len(matrix) == 4 else [0, 0, 0, 1]])
+    return pose_44, last_row_fault(pose_44)
+
+
+def _statements(scope: Scope, size_px: tuple[float, float]) -> list[list[float]]:
+    """The focal lengths in pixels that a scope states, for both axes: in pixels, then by an angle.
+
+    An impossible angle gives -1, which is refused as a focal length.
+    """
+    found = []
+    for axis, side_px in zip("xy", size_px, strict=True):
+        radians = (
+            _number(scope.get(f"camera_angle_{axis}")),
+            math.radians(_number(scope.get(f"{axis}_fov"))),
+        )
+        by_angle = [
+            side_px / 2 / math.tan(angle / 2) if 0 < angle < math.pi else -1.0
+            for angle in radians
+            if not math.isnan(angle)
+        ]
+        pixels = _number(scope.get(f"fl_{axis}"))
+        found.append(([] if math.isnan(pixels) else [pixels]) + by_angle)
+    return found
 
 
 def _focal_length(frame: Scope, content: Scope, size_px: tuple[float, float]) -> float:
-    """Mean focal length of both axes; that of a frame precedes that of all."""
+    """Mean focal length of both axes in pixels, or that of one by its angle; NaN without any.
+
+    That of a frame precedes that of all, pixels an angle, as nerfstudio has it.
+    """
     for scope in (frame, content):
         lengths = [_number(scope.get(key)) for key in ("fl_x", "fl_y")]
         lengths = [length for length in lengths if not math.isnan(length)]
         if lengths:
             return sum(lengths) / len(lengths)
-        for key, side_px in zip(("camera_angle_x", "camera_angle_y"), size_px, strict=True):
-            angle = _number(scope.get(key))
-            if 0 < angle < math.pi:
-                return side_px / 2 / math.tan(angle / 2)
-            if not math.isnan(angle):
-                return -1.0  # is refused as an impossible focal length
+        for statements in _statements(scope, size_px):
+            if statements:
+                return statements[0]
     return math.nan
 
 
@@ -188,14 +249,17 @@ def _number(value: Any) -> float:
         return math.inf
 
 
-def _split_lists(content: Scope) -> dict[str, str]:
-    """Image -> the split whose list names it."""
-    splits = {}
+def _split_lists(file: Path, content: Scope) -> dict[str, str]:
+    """Image -> the split whose list of names has it. Raises MsposeError for one in two."""
+    splits: dict[str, str] = {}
     for split in SPLITS:
         names = content.get(f"{split}_filenames")
         for name in names if isinstance(names, list) else []:
-            if isinstance(name, str):
-                splits[plain_name(name)] = split
+            if isinstance(name, str) and splits.setdefault(plain_name(name), split) != split:
+                raise MsposeError(
+                    f"{file}: {name} is in {splits[plain_name(name)]}_filenames and in"
+                    f" {split}_filenames: correct it"
+                )
     return splits
 
 
@@ -207,11 +271,24 @@ def _is_distorted(camera: Scope) -> bool:
     )
 
 
-def _notes(content: Scope) -> list[str]:
+def _notes(content: Scope, frames: Sequence[Scope]) -> list[str]:
     notes = []
-    if any(_is_distorted(camera) for camera in [content, *content["frames"]]):
+    if any(_is_distorted(camera) for camera in [content, *frames]):
         notes.append("the camera model has distortion")
     scale = _number(content.get("applied_scale", 1))
     if scale > 0 and scale != 1:
         notes.append(f"applied_scale is {scale:g}: --scale {1 / scale:g} undoes it")
+    for scope in (content, *frames):
+        size_px = (_number(scope.get("w")), _number(scope.get("h")))
+        for lengths in _statements(scope, size_px):
+            if lengths and max(lengths) > (1 + SAME_FOCAL) * min(lengths):
+                several = ", ".join(f"{length:.6g}" for length in lengths)
+                notes.append(
+                    f"a focal length is stated twice, the first is taken: {several} pixels"
+                )
+    unread = dict.fromkeys(
+        key for scope in [content, *frames] for key in scope if key not in READ_KEYS
+    )
+    if unread:
+        notes.append(f"not read: {listed(list(unread))}")
     return notes

@@ -11,6 +11,7 @@ from mspose.data.frames import SMALLEST_QUATERNION_NORM, parse_numbers
 from mspose.poses import camera_to_world, orientation_error, position_error
 
 POSE = "qw, qx, qy, qz, tx, ty, tz"
+SAME_UNITS, SAME_DEGREES = 1e-3, 0.05  # between two statements of one pose, as rounding makes it
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,16 @@ def parse_motion(cells: Sequence[Any], where: str) -> RigidMotion:
     return RigidMotion(rotation, np.array(numbers[4:]), where, fault)
 
 
-def difference(one: RigidMotion, other: RigidMotion) -> tuple[float, float]:
-    """Distance of the camera centres and angle in degrees between two world-to-camera poses."""
+def difference(one: RigidMotion, other: RigidMotion) -> tuple[float, float] | None:
+    """Distance of the camera centres and angle in degrees between two world-to-camera poses.
+
+    None where they are the same but for rounding, or one is faulty.
+    """
+    if one.fault or other.fault:
+        return None
     (quaternion1, centre1), (quaternion2, centre2) = (
         camera_to_world(motion.quaternion, motion.translation_3) for motion in (one, other)
     )
-    metres, degrees = position_error(centre1, centre2), orientation_error(quaternion1, quaternion2)
-    return float(metres[0]), float(degrees[0])
+    offset = float(position_error(centre1, centre2)[0])
+    degrees = float(orientation_error(quaternion1, quaternion2)[0])
+    return (offset, degrees) if offset > SAME_UNITS or degrees > SAME_DEGREES else None

@@ -83,7 +83,7 @@ def split_frames(frames: pd.DataFrame, by: SplitBy, left_out: Sequence[str] = ()
     elif by.how == "given":
         split = frames["given"].to_numpy(object)
         if not set(split) - {DROPPED}:
-            raise MsposeError("--split given: the files name no split; leave it out, for blocks")
+            raise MsposeError("--split given: the files name no split; say --split blocks")
     else:
         split = _by_blocks(frames, by)
     for scene, rows in frames.assign(split=split).groupby("scene", sort=False):
@@ -204,4 +204,4 @@ def _advice(rows: pd.DataFrame, by: SplitBy) -> str:
         )
     if by.how == "sequence":
         return f"its sequences: {listed(list(dict.fromkeys(rows['sequence'])))}"
-    return "choose others, or leave --split out for blocks"
+    return "choose others, or --split blocks"

@@ -66,8 +66,8 @@ def sequence_of(image: str) -> str:
 
 
 def plain_name(image: str) -> str:
-    """An image's name with `/` between its parts and no `./` before them."""
-    return image.replace("\\", "/").removeprefix("./")
+    """An image's name with `/` between its parts and no `./` or `file://` before them."""
+    return image.replace("\\", "/").removeprefix("file://").removeprefix("./")
 
 
 def listed(names: Sequence[str]) -> str:

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mspose.data.frames import natural_order
-from mspose.data.images import SUFFIXES, opened_image, read_image
+from mspose.data.images import IMAGE_SUFFIXES, opened_image, read_image
 from mspose.errors import MsposeError
+from mspose.libraries import require
 from mspose.tools.exif import read_exif
 
 log = logging.getLogger("mspose")
-IMAGE_SUFFIXES = (*SUFFIXES, ".bmp", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 """Videos that a warning names when they are in a folder; any file that OpenCV opens is a video."""
 UNREAD_SUFFIXES = (".avif", ".dng", ".exr", ".heic", ".heif", ".jp2", ".jxl")
@@ -54,7 +54,7 @@ class Query:
     @property
     def time_s(self) -> float | None:
         """Seconds of `time_ns`."""
-        return None if self.time_ns is None else self.time_ns / 1e9
+        return None if self.time_ns is None else self.time_ns / 10**9
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,7 @@ class Video:
 
     def read(self) -> Iterator[tuple[Query, Image_HW3]]:
         """Its frames with their times: RGB uint8 (H, W, 3), turned upright as the video asks."""
-        import cv2
-
+        cv2 = require("cv2")
         capture = _open_video(self.path)
         number, seconds = 0, -math.inf
         try:
@@ -250,8 +249,7 @@ def _is_still(path: Path) -> bool:
 
 
 def _video(path: Path, every: int) -> Video:
-    import cv2
-
+    cv2 = require("cv2")
     if (name := str(path)) != name.encode(errors="replace").decode():  # OpenCV would crash
         raise MsposeError(f"{path}: a video's name has to be UTF-8: rename it")
     capture = _open_video(path)
@@ -271,8 +269,7 @@ def _video(path: Path, every: int) -> Video:
 
 def _open_video(path: Path) -> Any:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # errors are reported in one line here
-    import cv2
-
+    cv2 = require("cv2")
     capture = cv2.VideoCapture(str(path))
     capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
     return capture

@@ -192,7 +192,7 @@ def with_times(sources: Sequence[Source], fps: float | None = None) -> tuple[lis
         return list[Source](timed), "the images' names"
     rate = fps or 1.0
     ranked: list[Source] = [
-        replace(image, time_ns=round(rank / rate * 1e9)) for rank, image in enumerate(images)
+        replace(image, time_ns=round(rank * 10**9 / rate)) for rank, image in enumerate(images)
     ]
     return ranked, f"the images' rank in the order, from 0, at {rate:g} a second"
 

@@ -52,7 +52,9 @@ def predict_poses(
     """Estimate the poses of images, of the images in folders, or of videos.
 
     A pose is the camera centre in metres and the camera-to-world quaternion w x y z, in the scene
-    that the model takes each image for. Poses are written as they are computed.
+    that the model takes each image for. Poses are written as they are computed. For errors and
+    recall run `mspose evaluate RUN`: `evaluate --predictions` takes files that hold the true poses
+    as well.
 
     Args:
         run: folder of a run or of a model, or user/name on the hub.

@@ -18,6 +18,7 @@ import pandas as pd
 from jsonargparse.typing import restricted_number_type
 
 from mspose.errors import MsposeError
+from mspose.libraries import require
 from mspose.run import Run
 from mspose.tools.viewer.frame_images import images_of_run
 from mspose.tools.viewer.scene_view import scene_view
@@ -72,10 +73,9 @@ def viewing(
     run: Path, split: str, scene: str | None, root: str | None, host: str, port: int
 ) -> Iterator[tuple["Viewer", str]]:
     """Serve the viewer of a run while the block runs; gives it and its address."""
-    try:
-        from mspose.tools.viewer.viewer import Viewer
-    except ImportError as error:
-        raise MsposeError(f"mspose view needs viser: pip install viser ({error})") from error
+    require("viser")
+    from mspose.tools.viewer.viewer import Viewer
+
     viewed = Run(run, split)
     table = viewed.predictions()
     names = scenes_in_order(table, scene)

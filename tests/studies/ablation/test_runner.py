@@ -218,7 +218,7 @@ def test_a_cluster_that_is_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(MsposeError, match="--launcher slurm: .*srun.*; here, --launcher local"):
         SlurmLauncher(tmp_path, SlurmSettings(), 1)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(MsposeError, match=r"needs submitit: pip install submitit"):
         SlurmLauncher(tmp_path, SlurmSettings(), 1)
 

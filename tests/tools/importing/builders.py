@@ -150,12 +150,73 @@ def write_kapture(folder: Path, room: Room, rig_B44: np.ndarray | None = None) -
     return folder
 
 
+def write_seven_scenes(folder: Path, room: Room) -> Path:
+    """7Scenes' layout, walk 1 for training and walk 2 for testing; returns the scene's folder."""
+    of_scenes = renamed(room, "seq-0{}/frame-{:06d}.color.jpg")
+    of_scenes.copy_images(folder)
+    for name, pose_44 in zip(of_scenes.names, room.pose_B44, strict=True):
+        np.savetxt(folder / name.replace("color.jpg", "pose.txt"), pose_44, fmt="%.17g")
+    (folder / "TrainSplit.txt").write_text("sequence1\n")
+    (folder / "TestSplit.txt").write_text("sequence2\n")
+    intrinsics(folder, FOCAL)
+    return folder
+
+
+def intrinsics(folder: Path, focal_px: float) -> None:
+    np.savetxt(folder / "camera-intrinsics.txt", [[focal_px, 0, 24], [0, focal_px, 18], [0, 0, 1]])
+
+
+def write_cambridge(folder: Path, room: Room) -> Path:
+    """Cambridge Landmarks' layout, split as `write_seven_scenes`; returns the scene's folder."""
+    of_cambridge = renamed(room, "seq{}/frame{:05d}.jpg")
+    of_cambridge.copy_images(folder)
+    for number, split in ((1, "train"), (2, "test")):
+        lines = ["Visual Landmark Dataset V1", "ImageFile, Camera Position [X Y Z W P Q R]", ""]
+        for name, pose_44 in zip(of_cambridge.names, room.pose_B44, strict=True):
+            if name.startswith(f"seq{number}"):
+                turned = quaternion(pose_44[:3, :3].T)
+                lines.append(f"{name} {numbers(*pose_44[:3, 3], *turned)}")
+        (folder / f"dataset_{split}.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def write_kitti(folder: Path, room: Room, camera: int = 2) -> Path:
+    """KITTI's layout: images of a camera whose poses follow from camera 0's by calib.txt."""
+    names = [f"image_{camera}/{number:06d}.jpg" for number in range(len(room.names))]
+    Room(room.files, names, room.pose_B44).copy_images(folder)
+    camera_33 = np.array([[FOCAL - 1, 0, 24], [0, FOCAL + 1, 18], [0, 0, 1]])
+    offset_3 = np.zeros(3) if camera == 0 else np.array([0.06 * camera, -0.01, 0.003])
+    shift_44 = np.eye(4)
+    shift_44[:3, 3] = offset_3  # of a point from camera 0 to this one
+    lines = [numbers(*(pose_44 @ shift_44)[:3].ravel()) for pose_44 in room.pose_B44]
+    (folder / "poses.txt").write_text("\n".join(lines) + "\n")
+    matrix_34 = camera_33 @ np.column_stack([np.eye(3), offset_3])
+    calibration = [f"P0: {numbers(*np.column_stack([camera_33, np.zeros(3)]).ravel())}"]
+    if camera != 0:
+        calibration.append(f"P{camera}: {numbers(*matrix_34.ravel())}")
+    (folder / "calib.txt").write_text("\n".join([*calibration, "Tr: 1 0 0 0 0 1 0 0 0 0 1 0", ""]))
+    (folder / "times.txt").write_text("".join(f"{k / 10:e}\n" for k in range(len(names))))
+    return folder
+
+
+def renamed(room: Room, pattern: str) -> Room:
+    """The room with names of `walk 1/frame-7.jpg`'s two numbers."""
+    both = [name.removesuffix(".jpg").split("/frame-") for name in room.names]
+    names = [pattern.format(walk.removeprefix("walk "), int(frame)) for walk, frame in both]
+    return Room(room.files, names, room.pose_B44)
+
+
 WRITE = {
     "colmap": write_colmap,
     "nerfstudio": write_nerfstudio,
     "tum": write_tum,
     "kapture": write_kapture,
+    "7scenes": write_seven_scenes,
+    "cambridge": write_cambridge,
+    "kitti": write_kitti,
 }
+NAMING = ("colmap", "nerfstudio", "tum", "kapture")
+"""Formats in which images have names of any kind."""
 
 
 def change_line(path: Path, line: int, old: str, new: str) -> None:

@@ -1,9 +1,11 @@
+import struct
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from tools.importing.builders import (
+    ALL,
     FOCAL,
     SIZE,
     Room,
@@ -158,9 +160,49 @@ def test_where_rigs_and_images_differ_the_rigs_count_as_in_colmap(rig, imported)
     assert "1 images, by up to 0.49 units and 0 degrees: rig/cam1/3.jpg" in text
 
 
+def stale(folder) -> None:
+    """Shift the pose of one image in images.bin, but not in rigs.bin and frames.bin."""
+    content = (folder / "images.bin").read_bytes()
+    start = content.index(b"rig/cam1/3.jpg\0") - 4 - 8  # camera id, tz
+    (tz,) = struct.unpack_from("<d", content, start)
+    changed = content[:start] + struct.pack("<d", tz + 0.49) + content[start + 8 :]
+    (folder / "images.bin").write_bytes(changed)
+
+
+def test_the_rigs_of_a_binary_model_count_as_well(rig, imported):
+    poses, folder = rig
+    stale(folder / "binary")
+    text, frames, _ = imported(
+        "colmap", folder / "binary", scenes=["hall"], split=SplitBy(block=2, margin=0)
+    )
+    np.testing.assert_allclose(matrices(frames), [poses[name] for name in frames.index], atol=1e-9)
+    assert "images.bin differs from rigs.bin and frames.bin" in text
+    assert "1 images, by up to 0.49 units and 0 degrees: rig/cam1/3.jpg" in text
+
+
+def test_of_text_and_binary_files_the_latter_count_as_in_colmap(pycolmap, room, tmp_path, imported):
+    room = plain_names(room)
+    text_model = write_colmap(tmp_path, room)
+    pycolmap.Reconstruction(str(text_model)).write_binary(str(text_model))
+    line = (text_model / "images.txt").read_text().split("\n")[4]
+    cells = line.split()
+    cells[5] = str(float(cells[5]) + 0.25)
+    change_line(text_model / "images.txt", 5, line, " ".join(cells))
+    text, frames, _ = imported("colmap", text_model, scenes=["hall"], split=ALL)
+    np.testing.assert_allclose(matrices(frames.loc[room.names]), room.pose_B44, atol=1e-9)
+    assert "images.txt differs from the .bin files, whose poses are taken" in text
+    assert "1 images, by up to 0.25 units and 0 degrees" in text
+    (text_model / "images.txt").write_text("1 2 3")
+    text, _, _ = imported("colmap", text_model, scenes=["hall"], split=ALL, out="other")
+    assert "the text was not compared: " in text
+    (text_model / "points3D.bin").unlink()  # then COLMAP would read the text
+    with pytest.raises(MsposeError, match="images.txt, line 1: expected IMAGE_ID"):
+        read_colmap(text_model, None)
+
+
 def test_rigs_need_pycolmap(rig, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycolmap", None)
-    with pytest.raises(MsposeError, match=r"rigs need pycolmap: pip install pycolmap"):
+    with pytest.raises(MsposeError, match=r"rigs need pycolmap: pip install pycolmap; a model"):
         read_colmap(rig[1] / "text", None)
 
 
@@ -210,7 +252,12 @@ def test_the_model_is_found_in_a_project(end, model):
 def test_several_models_are_to_be_chosen_from(room, model, tmp_path):
     model.rename(tmp_path / "sparse" / "1")
     write_colmap(tmp_path, room)
-    message = r"several COLMAP models \(sparse/0, sparse/1\): give the folder of one"
+    few = Room(room.files[:4], room.names[:4], room.pose_B44[:4])
+    write_colmap(tmp_path / "other", few).rename(tmp_path / "sparse" / "2")
+    message = (
+        r"several COLMAP models \(sparse/0: 30 images, sparse/1: 30 images, sparse/2: 4 images\):"
+        r" give the folder of one of them, as .*sparse/0, which has most images"
+    )
     with pytest.raises(MsposeError, match=message):
         read_colmap(tmp_path, None)
     assert len(read_colmap(tmp_path / "sparse" / "1", None).views) == 30

@@ -1,10 +1,16 @@
 """`mspose data import` as a user types it, and the other commands on what it made."""
 
+import re
+import shlex
+
 import pandas as pd
 import pytest
 from tools.importing.builders import write_colmap, write_nerfstudio
 
+from mspose import cli
 from mspose.config import write_settings
+from mspose.data.cards import read_card
+from mspose.models.backbone import make_backbone
 
 
 def test_every_other_command_takes_an_imported_data_set(call, room, small_settings, tmp_path):
@@ -52,7 +58,7 @@ def test_every_other_command_takes_an_imported_data_set(call, room, small_settin
         ("nerfstudio {}/room --out {}/own --split every-nth", "blocks.*sequence.*list.*every-nth"),
         ("nerfstudio {}/room --out {}/own --test-every 1", "test_every.*1"),
         ("nerfstudio {}/room --out {}/own --split list --test-list no.txt", "cannot read no.txt"),
-        ("nerfstudio {}/room --out {}/own --tolerance 0.1", "--tolerance belongs to tum"),
+        ("nerfstudio {}/room --out {}/own --tolerance 0.1", "--tolerance belongs to tum: with"),
         ("colmap {}/room --out {}/own", "transforms.json is there: try mspose data import nerf"),
     ],
 )
@@ -64,6 +70,22 @@ def test_bad_words_are_one_line(words, pattern, call, room, tmp_path):
     assert line.startswith("mspose: error: ")
     assert pd.Series([line]).str.contains(pattern).all()
     assert not (tmp_path / "own").exists()
+
+
+def test_the_commands_at_the_end_of_an_import_work_in_any_folder(call, room, tmp_path, monkeypatch):
+    parent = tmp_path / "my data; x"
+    write_nerfstudio(parent / "room", room)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    _, out, _ = call("data", "import", "nerfstudio", parent / "room", "--out", parent / "own")
+    printed = [line.partition(" with: mspose ")[2] for line in out.splitlines()]
+    check, train = (shlex.split(line) for line in printed if line)
+    assert check == ["data", "check", str(parent / "own")]
+    offline = re.search(r"without a network add (--model.backbone \w+)", out)
+    arguments = cli.parse(train[0], [*train[1:], *offline[1].split()])
+    settings = arguments["settings"]
+    assert read_card(settings.data.dataset).name == "own"
+    make_backbone(settings.model.backbone, pretrained=True)
 
 
 def test_a_name_with_a_line_end_does_not_break_the_line(call, tmp_path):

@@ -50,16 +50,18 @@ def test_cameras_of_a_rig(room, tmp_path, imported):
 
 
 def test_a_rig_on_a_rig(hall):
-    """Each step is the unit pose but for a shift; a camera's own pose precedes its rig's."""
+    """Each step is the unit pose but for a shift; a rig's pose precedes a camera's own."""
     rewrite(
         hall,
         rigs="# rigs\ncar, mast, 1, 0, 0, 0, 0, -2, 0\nmast, c0, 1, 0, 0, 0, 0, -0.5, 0\n",
-        trajectories="0, car, 1, 0, 0, 0, -7, 0, 0\n1, c0, 1, 0, 0, 0, 1, 1, 1\n",
+        trajectories="0, car, 1, 0, 0, 0, -7, 0, 0\n1, c0, 1, 0, 0, 0, 1, 1, 1\n"
+        "0, c0, 1, 0, 0, 0, 9, 9, 9\n",
     )
     capture = read_kapture(hall, None)
     assert [list(view.position) for view in capture.views] == [[-7, -2.5, 0], [1, 1, 1]]
     assert [view.sequence for view in capture.views] == ["car", "walk 1"]
     assert len(capture.unposed) == 28
+    assert any("1 images have a pose of their own in trajectories.txt" in n for n in capture.notes)
 
 
 def test_rigs_that_hold_each_other_have_no_pose(hall):
@@ -156,7 +158,7 @@ def test_a_bad_pose_on_a_rig_is_named_by_its_line(room, tmp_path, refused, impor
 @pytest.mark.parametrize("name", ["records_camera", "trajectories"])
 def test_files_that_are_missing(name, hall):
     (hall / "sensors" / f"{name}.txt").unlink()
-    message = f"there is no .*{name}.txt: a kapture with images and poses has it"
+    message = f"no kapture folder: there is no .*{name}.txt; expected sensors/ with"
     with pytest.raises(MsposeError, match=message):
         read_kapture(hall, None)
     rewrite(hall, sensors="gps, , gnss\n", **{name: ""})

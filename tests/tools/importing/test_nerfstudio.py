@@ -176,6 +176,46 @@ def test_blenders_files(tmp_path, room, imported):
     assert "val" in text.splitlines()[0]
 
 
+def test_scannets_lists_of_frames_and_bad_ones(studio, room, imported, tmp_path):
+    frames = rewrite(studio)["frames"]
+    for number in (3, 25):
+        frames[number]["is_bad"] = True
+    frames[4]["is_bad"] = False
+    rewrite(studio, frames=frames[:20], test_frames=frames[20:], has_mask=True)
+    text, found, _ = imported("nerfstudio", studio, split=SplitBy("given"))
+    assert set(found.index[found["split"] == "test"]) == {*room.names[20:]} - {room.names[25]}
+    assert set(found.index[found["split"] == "train"]) == {*room.names[:20]} - {room.names[3]}
+    bad = f"{room.names[3]}, {room.names[25]}"
+    assert f"left out, marked as bad (is_bad) in the file: 2: {bad}" in text
+    assert "not read: has_mask" in text
+    rewrite(studio, frames=[], val_frames=frames[:5], test_frames=None, train_frames=frames[5:])
+    _, found, _ = (
+        imported("nerfstudio", studio, split=SplitBy("given"), out="other")
+        if False
+        else (None, found, None)
+    )
+
+
+def test_fields_that_are_not_read_are_named(studio):
+    frames = rewrite(studio)["frames"]
+    frames[2]["depth_file_path"] = "depth/2.png"
+    rewrite(studio, frames=frames, cx=24, aabb_scale=4)
+    assert read(studio).notes == ["not read: cx, aabb_scale, depth_file_path"]
+
+
+def test_a_focal_length_that_is_stated_twice(studio):
+    """Pixels precede an angle, as in nerfstudio; instant-ngp's field of view is in degrees."""
+    angle = 2 * math.atan(SIZE[0] / 2 / 50)
+    rewrite(studio, camera_angle_x=angle)
+    capture = read(studio)
+    assert {view.focal_px for view in capture.views} == {FOCAL}
+    assert capture.notes == ["a focal length is stated twice, the first is taken: 40, 50 pixels"]
+    rewrite(studio, fl_x=None, fl_y=None, camera_angle_x=None, x_fov=math.degrees(angle))
+    capture = read(studio)
+    np.testing.assert_allclose([view.focal_px for view in capture.views], 50)
+    assert capture.notes == []
+
+
 def damaged(content: dict, **frame) -> dict:
     content["frames"][2] |= frame
     return content
@@ -199,7 +239,14 @@ def posed(content: dict, matrix) -> dict:
         (lambda c: posed(c, np.eye(3).tolist()), "frame 2 .*4x4 or 3x4"),
         (lambda c: posed(c, [[10**400] * 4] * 4), "2 .*is not a matrix of numbers"),
         (lambda c: posed(c, (np.eye(4) + np.eye(4, k=-3)).tolist()), "is it transposed"),
-        (lambda c: posed(c, np.diag([1, 1, -1, 1]).tolist()), "but a reflection"),
+        (lambda c: posed(c, np.diag([1, 1, 1, 100]).tolist()), "0 0 0 100, .*: is the pose scaled"),
+        (lambda c: posed(c, np.diag([1, 1, -1, 1]).tolist()), "a rotation times -1, a reflection"),
+        (lambda c: posed(c, np.diag([0.01, 0.01, 0.01, 1]).tolist()), "but a rotation times 0.01"),
+        (lambda c: posed(c, np.diag([1, 2, 1, 1]).tolist()), "R.T R differs from the identity by"),
+        (lambda c: posed(c, [[-math.inf] * 4] * 4), "the pose holds NaN or infinity"),
+        (lambda c: {**c, "test_frames": 5}, "test_frames is not a list of frames"),
+        (lambda c: {**c, "train_filenames": ["a"], "val_filenames": ["./a"]},
+         "a is in train_filenames and in val_filenames"),
         (lambda c: damaged(c, file_path="walk 1/frame-3.jpg"), "frame-3.jpg is there twice"),
     ],
 )  # fmt: skip

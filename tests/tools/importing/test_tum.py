@@ -6,6 +6,7 @@ from tools.importing.builders import ALL, change_line, matrices, numbers, quater
 
 from mspose.errors import MsposeError
 from mspose.tools.importing.tum import associate, read_tum
+from mspose.tools.timestamps import nanoseconds, seconds_text
 
 
 def read(folder: Path, tolerance: float = 0.02, trajectory=None, image_list=None):
@@ -64,8 +65,11 @@ def test_other_names_of_the_files(room, tmp_path, imported):
     files = {}
     for name, option in (("rgb.txt", "image_list"), ("groundtruth.txt", "trajectory")):
         files[option] = [str((desk / name).rename(tmp_path / f"{option}.txt"))]
-        with pytest.raises(MsposeError, match=f"no file .*{name}: .* with --{option}"):
+        message = f"no tum folder: there is no file {name}; say which one it is with --{option};"
+        with pytest.raises(MsposeError, match=f"{message} expected groundtruth.txt with"):
             read(desk)
+    with pytest.raises(MsposeError, match="--trajectory: there is no file .*nowhere"):
+        read(desk, trajectory=desk / "nowhere")
     _, frames, _ = imported("tum", desk, images=[desk], tolerance=0.004, **files)
     assert set(frames["scene"]) == {"desk"}
 
@@ -76,7 +80,12 @@ def test_other_names_of_the_files(room, tmp_path, imported):
         ("groundtruth.txt", "1 0 0 0 0 0 0", "line 1: expected timestamp tx .*, found 7 values"),
         ("groundtruth.txt", "nan 0 0 0 0 0 0 1", "line 1: 'nan' is not a timestamp"),
         ("groundtruth.txt", "# nothing", "is empty"),
-        ("groundtruth.txt", "1.4e15 0 0 0 0 0 0 1", "line 1: 1.4e15 is too large for seconds"),
+        ("groundtruth.txt", "1.4e13 0 0 0 0 0 0 1", "line 1: 1.4e13 is too large for seconds"),
+        ("groundtruth.txt", "1e30 0 0 0 0 0 0 1", "line 1: 1e30 is too large for seconds"),
+        ("groundtruth.txt", "1 0 0 0 0 1 0 0 0 0 1 0", "found 12 values, as KITTI has"),
+        ("groundtruth.txt", "# time x y z q1 q2 q3 q4\n1 0 0 0 0 0 0 1",
+         "the columns' names have .*q3, expected"),
+        ("groundtruth.txt", "# time p_x p_y p_z\n1 0 0 0", "the columns' names have .*p_z, exp"),
         ("rgb.txt", "", "is empty"),
         ("rgb.txt", "1.0,", "line 1: expected timestamp file, found 1"),
         ("rgb.txt", "x a.jpg", "line 1: 'x' is not a timestamp"),
@@ -146,4 +155,90 @@ def test_columns_are_read_by_the_names_in_the_header(
     text, frames, _ = imported("tum", desk, split=ALL)
     np.testing.assert_allclose(matrices(frames.loc[room.names]), room.pose_B44, atol=1e-9)
     assert f"quaternion order: {order_said}" in text
-    assert ("poses are the body's" in text) == ("_RS_" in header)
+    assert ("poses are those of the body that carries the camera" in text) == ("_RS_" in header)
+
+
+@pytest.mark.parametrize(
+    ("unit", "scale", "metres"), [("[ns]", 10**9, "[mm]"), ("[us]", 10**6, "(cm)"), ("(s)", 1, "")]
+)
+def test_units_in_the_header_count(unit, scale, metres, room, tmp_path, imported):
+    """Nanoseconds from a start at 0 are no seconds since 1970."""
+    desk = write_tum(tmp_path / "desk", room, start=2)
+    per_metre = {"[mm]": 1000, "(cm)": 100, "": 1}[metres]
+    lines = [f"timestamp {unit},tx {metres},ty {metres},tz {metres},qx,qy,qz,qw"]
+    for number, pose_44 in enumerate(room.pose_B44):
+        w, x, y, z = quaternion(pose_44[:3, :3])
+        time = (2 + number / 30) * scale
+        time = round(time) if scale > 1 else round(time, 6)
+        values = numbers(*(per_metre * pose_44[:3, 3]), x, y, z, w).replace(" ", ",")
+        lines.append(f"{time},{values}")
+    (desk / "groundtruth.txt").write_text("\n".join(lines))
+    text, frames, _ = imported("tum", desk, split=ALL)
+    np.testing.assert_allclose(matrices(frames.loc[room.names]), room.pose_B44, atol=1e-9)
+    assert f"time is in {unit[1:-1]} there" in text
+
+
+def test_euroc_folders_are_found(room, tmp_path, imported):
+    for number, name in enumerate(("mav0", "flat")):
+        top = tmp_path / name if name == "flat" else tmp_path / "MH_01" / "mav0"
+        (top / "cam0" / "data").mkdir(parents=True)
+        (top / "state_groundtruth_estimate0").mkdir()
+        images, poses = ["#timestamp [ns],filename"], ["#timestamp, x, y, z, qw, qx, qy, qz"]
+        for rank, (file, pose_44) in enumerate(zip(room.files, room.pose_B44, strict=True)):
+            stamp = 1403636579763555584 + rank * 50_000_000
+            (top / "cam0" / "data" / f"{stamp}.png").write_bytes(file.read_bytes())
+            images.append(f"{stamp},{stamp}.png")
+            values = [*pose_44[:3, 3], *quaternion(pose_44[:3, :3])]
+            poses.append(f"{stamp}," + numbers(*values).replace(" ", ","))
+        (top / "cam0" / "data.csv").write_text("\r\n".join(images))
+        (top / "state_groundtruth_estimate0" / "data.csv").write_text("\r\n".join(poses))
+        path = top if name == "flat" else top.parent
+        text, frames, card = imported("tum", path, split=ALL, out=f"own-{number}")
+        np.testing.assert_allclose(matrices(frames.sort_index()), room.pose_B44, atol=1e-9)
+        assert list(card.scenes) == ["flat" if name == "flat" else "MH_01"]
+        assert "poses are those of the body" in text
+
+
+@pytest.mark.parametrize("order", ["rgb first", "depth first", "pose"])
+def test_lists_of_associations(order, room, tmp_path, imported):
+    """Of `time rgb time depth` the colour images are taken, with their own times."""
+    desk = write_tum(tmp_path / "desk", room)
+    (desk / "rgb.txt").unlink()
+    lines = []
+    for number, file in enumerate(room.files):
+        (desk / "rgb").mkdir(exist_ok=True)
+        (desk / "rgb" / f"{number}.png").write_bytes(file.read_bytes())
+        time = 1305031102.175 + number / 30
+        rgb, depth = f"{time:.6f} rgb/{number}.png", f"{time + 0.018:.6f} depth/{number}.png"
+        tail = {"rgb first": f"{rgb} {depth}", "depth first": f"{depth} {rgb}"}
+        lines.append(tail.get(order, f"{rgb} {time:.6f} 0 0 0 0 0 0 1"))
+    (desk / "associations.txt").write_text("\n".join(lines))
+    text, frames, _ = imported("tum", desk, split=ALL, tolerance=0.004)
+    assert sorted(frames.index) == sorted(f"rgb/{number}.png" for number in range(30))
+    assert "associations.txt is a list of associations: its images are those like rgb/0.png" in text
+
+
+def test_of_several_poses_at_one_time_the_last_counts_as_in_associate_py(room, tmp_path):
+    trajectory = write_tum(tmp_path, room) / "groundtruth.txt"
+    lines = trajectory.read_text().splitlines()
+    stamp = lines[5].split()[0]
+    trajectory.write_text("\n".join([*lines, f"{stamp} 7 8 9 0 0 0 1"]))
+    capture = read(tmp_path)
+    assert [view.position for view in capture.views][3] == [7, 8, 9]
+    assert f"1 times have several poses, of which the last counts: {stamp}" in capture.notes[-2]
+
+
+@pytest.mark.parametrize(
+    ("text", "time_ns"),
+    [
+        ("1403636579.763555584", 1403636579763555584),
+        ("1403636579763555584", 1403636579763555584),
+        ("1403636579763555", 1403636579763555000),
+        ("1403636579763", 1403636579763000000),
+        ("1.403636579763555584e9", 1403636579763555584),
+        ("-3.5", -3500000000),
+    ],
+)
+def test_timestamps_of_every_size_are_exact(text, time_ns):
+    assert nanoseconds(text) == time_ns
+    assert nanoseconds(seconds_text(time_ns)) == time_ns
