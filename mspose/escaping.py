@@ -2,12 +2,13 @@
 
 import re
 
-_SIGNS = str.maketrans({sign: "\\" + sign for sign in "\\|*`[]<>"})
+_SIGNS = str.maketrans({sign: "\\" + sign for sign in "\\|*`<>"})
 
 
 def markdown_text(text: str) -> str:
     """Return text that Markdown shows as it is, in one line."""
-    return re.sub(r"[\r\n]+", " ", text).translate(_SIGNS)
+    # a link is a text in square brackets before an address in round ones
+    return re.sub(r"[\r\n]+", " ", text).translate(_SIGNS).replace("](", "]\\(")
 
 
 def csv_text(text: str) -> str:

@@ -238,12 +238,14 @@ def read_limit(variable: str, default: int) -> int:
     return int(text)
 
 
-def number(text: str | bytes) -> float:
+def number(text: str | bytes | float) -> float:
     """Parse a number in plain ASCII digits; ValueError for what else `float` takes, such as digits
-    of other scripts and `1_000`.
+    of other scripts and `1_000`. Binary files have numbers already.
     """
-    if not text.isascii() or ("_" if isinstance(text, str) else b"_") in text:  # type: ignore[operator]
-        raise ValueError(f"{text!r} is not a number in plain digits")
+    if isinstance(text, str | bytes):
+        plain = os.fsdecode(text)
+        if not plain.isascii() or "_" in plain:
+            raise ValueError(f"{text!r} is not a number in plain digits")
     return float(text)
 
 

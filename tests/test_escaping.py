@@ -16,5 +16,5 @@ def test_other_cells_stay():
 
 
 def test_markdown_shows_a_name_as_it_is():
-    assert markdown_text("<b>|`a`[b]*\\\n| e") == r"\<b\>\|\`a\`\[b\]\*\\ \| e"
+    assert markdown_text("<b>|`a`[b](c)*\\\n| e") == r"\<b\>\|\`a\`[b]\(c)\*\\ \| e"
     assert markdown_text("virtual/all_2 (3 seeds)") == "virtual/all_2 (3 seeds)"

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from kornia.metrics import auc_from_errors
 from PIL import Image
 
 from mspose.config import DataSettings, config_hash, read_settings, write_settings
@@ -111,6 +112,15 @@ def test_metrics_are_those_of_the_csv_alone(evaluated):
             "median_orientation_error_deg": np.median(degrees[rows]),
             "recall": [np.mean(share) for share in within],
             "scene_accuracy": np.mean(table["predicted_scene"][rows] == scene),
+            "position_error_m_quantiles": np.quantile(metres[rows], [0.75, 0.9, 0.95]),
+            "orientation_error_deg_quantiles": np.quantile(degrees[rows], [0.75, 0.9, 0.95]),
+            "auc": [
+                auc_from_errors(
+                    torch.from_numpy(np.maximum(metres[rows] / m, degrees[rows] / d)), 1.0
+                )[1.0]
+                / 100
+                for m, d in ((0.5, 10), (2, 90))
+            ],
         }
     average = {
         name: np.mean([expected[scene][name] for scene in expected], axis=0)

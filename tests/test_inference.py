@@ -141,14 +141,14 @@ def test_missing_weights_and_models_are_named(small_run, tmp_path):
     [
         (WEIGHTS, None, r"holds no model \(model.safetensors is missing\)"),
         (MODEL, None, r"holds no model \(model.json is missing\)"),
-        (WEIGHTS, b"", "model.safetensors is broken"),
-        (WEIGHTS, b"\x80\x02cposix\nsystem\n", "model.safetensors is broken"),
+        (WEIGHTS, b"", "model.safetensors is damaged"),
+        (WEIGHTS, b"\x80\x02cposix\nsystem\n", "model.safetensors is damaged"),
         (MODEL, b"[1]", "not a model description"),
         (MODEL, b'{"format": 1}', "does not describe a model of this version"),
         (MODEL, b'{"format": 1, "kind": ["mspn"]}', "does not describe a model of this version"),
         (MODEL, b'{"format": 1, "settings": {"head_hidden": 1e99}, "scenes": ["a"]}', "not descri"),
         (MODEL, b'{"format": 7}', "format 7 is not 1"),
-        (MODEL, b"\xff\xfe", "not a model description"),
+        (MODEL, b"\xff\xfe", "model.json is not JSON"),
     ],
 )
 def test_broken_files_are_named(small_run, tmp_path, name, content, message):

@@ -72,7 +72,7 @@ import sys
 from mspose import cli
 cli.overview()
 print({"torch", "pandas", "numpy"} & sys.modules.keys())
-import mspose.studies.tables, mspose.studies.ablation.table, mspose.tools.importing.importer
+import mspose.studies.tables, mspose.tools.importing.importer
 import mspose.tools.checking.check, mspose.tools.viewer.server
 print({"torch"} & sys.modules.keys())
 """

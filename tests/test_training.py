@@ -121,6 +121,17 @@ def test_a_run_with_other_terms_goes_on_bit_identical_too(small_settings, tmp_pa
     assert_same_state(load_model(whole)[0], load_model(run)[0])
 
 
+@pytest.mark.parametrize(("capability", "warned"), [("AVX2", True), ("AVX512", False)])
+def test_bfloat16_on_a_cpu_without_it_is_warned_of(
+    small_settings, monkeypatch, caplog, capability, warned
+):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    settings = vary(small_settings, training__precision="bfloat16", data__scenes=["garage"])
+    with pytest.raises(MsposeError, match="garage"):
+        train(settings, progress=False)
+    assert ("bfloat16" in caplog.text) is warned
+
+
 def test_an_mspn_run_trains_evaluates_and_loads(small_settings, caplog):
     caplog.set_level("INFO", logger="mspose")
     changes = {"training__recompute_backbone": True, "training__epochs": 1}

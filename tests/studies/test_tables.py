@@ -498,7 +498,7 @@ def test_a_row_without_all_test_frames_of_the_data_set_says_so(
     metrics = json.loads((run / "metrics.json").read_text())
     metrics["scenes"]["chess"]["frames_expected"] = stated
     metrics["scenes"]["fire"]["frames"] = 2000
-    (run / "metrics.json").write_text(json.dumps(metrics))
+    write_metrics(run / "metrics.json", metrics)
     assert lacking_frames([Run(run)]) == ["chess 16 of 2,000"]
     for kind in get_args(Kind):
         for format in ("markdown", "latex"):
@@ -507,7 +507,7 @@ def test_a_row_without_all_test_frames_of_the_data_set_says_so(
             assert "test frames evaluated: chess 16 of 2,000" in text
     assert "test frames evaluated: chess 16" in table_text([tmp_path], format="csv")
     metrics["scenes"]["chess"]["frames"] = 2000
-    (run / "metrics.json").write_text(json.dumps(metrics))
+    write_metrics(run / "metrics.json", metrics)
     assert "not all" not in table_text([tmp_path], published=False)
 
 
@@ -542,7 +542,7 @@ def test_quantiles_and_areas_under_recall_are_averaged_over_scenes(tmp_path: Pat
             "auc": [0.1 * factor, 0.2 * factor],
         }
     metrics["average"] = average_over_scenes(metrics["scenes"])
-    (run / "metrics.json").write_text(json.dumps(metrics))
+    write_metrics(run / "metrics.json", metrics)
     text = table_text([tmp_path], kind="quantiles")
     assert "75, 90, 95 % quantiles of position error (m) / orientation error (°)" in text
     assert cells(text, "rooms/all") == [
@@ -567,7 +567,7 @@ def test_what_models_cost_stands_in_columns_of_its_own(tmp_path: Path) -> None:
         metrics = json.loads((run / "metrics.json").read_text())
         cost = {"parameters": 1_250_000, "megabytes": 5.04, "milliseconds_per_image": time}
         metrics["provenance"] = {"model": cost}
-        (run / "metrics.json").write_text(json.dumps(metrics))
+        write_metrics(run / "metrics.json", metrics)
     write_run(tmp_path, {"attic": (0.1, 4)}, variant="external")
     costs = ["parameters", "megabytes", "milliseconds_per_image"]
     text = table_text([tmp_path], costs=costs)

@@ -188,7 +188,7 @@ def test_evaluate_and_table_take_the_run(converted, tmp_path, call):
     assert {name: metrics[name] for name in about} == about
     assert metrics["provenance"]["model"]["converted_from"] == "mst_7scenes.pth"
     _, table, _ = call("table", tmp_path / "runs")
-    assert "released/mst (1 seed)" in table
+    assert "released/mst (1 seed, not all test frames)" in table
     # its published row, on the same data set, ground truth and split
     assert "MS-Transformer" in table
 

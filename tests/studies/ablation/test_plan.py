@@ -137,7 +137,7 @@ def test_toy_size_leaves_out_what_a_variant_states(write):
             r"variants.b is the same as a",
         ),
         ({"variants": {"a": {"loss.qka_wait": 0.1}}}, r"variants.a: .*mean loss.qka_weight"),
-        ({"variants": {"a": {"model.dim": "wide"}}}, r"variants.a: .*model.dim.*PositiveInt"),
+        ({"variants": {"a": {"model.dim": "wide"}}}, r"variants.a: .*model.dim.*Width"),
         ({"variants": {"a": {"seed": 4}}}, r"variants.a.seed is not for the file to say"),
         ({"settings": {"loss.qka": 1}}, r"settings: .*loss.qka.*names that exist"),
         ({"settings": [1]}, r"\"settings\": Expected a dict"),

@@ -86,7 +86,9 @@ def epochs_of(run: Path) -> int:
 
 
 def stamps(folder: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    """When the files of runs were written, but for TensorBoard's hyper-parameters of all runs."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: path.stat().st_mtime_ns for path in files if path.parent.name != "hparams"}
 
 
 class Played:

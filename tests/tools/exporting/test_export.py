@@ -219,6 +219,6 @@ def test_a_model_without_finite_answers_is_not_exported(small_run, tmp_path, mon
         estimator.network.position_head.out.bias[0] = torch.nan
     monkeypatch.setattr(export, "load", lambda *_: estimator)
     monkeypatch.setattr(export, "trace", lambda _: pytest.fail("it was traced all the same"))
-    with pytest.raises(MsposeError, match="not finite"):
+    with pytest.raises(MsposeError, match="is no pose"):
         export_run(run, format="torch-export")
     assert not (run / "model.pt2").exists()

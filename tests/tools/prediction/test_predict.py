@@ -126,7 +126,7 @@ def test_an_image_may_be_a_path(small_run, images):
     mixed = estimator.estimates([images / "1.png", read_image(images / "2.png")])
     np.testing.assert_allclose(mixed[1].position, estimator(images / "2.png").position, atol=1e-5)
     assert estimator.estimates([]) == []
-    with pytest.raises(MsposeError, match="cannot read image .*nowhere.png: No such file"):
+    with pytest.raises(MsposeError, match="cannot read .*nowhere.png: No such file"):
         estimator(images / "nowhere.png")
 
 
