@@ -13,8 +13,8 @@ def keep_freed_memory() -> bool:
 
     A training step frees and asks for the same large tensors again and again; given back to the
     kernel, each of their pages costs a page fault when it is next touched.
-    On two cores of an AMD EPYC predictions of the full network then take 5.6 in place of 4.8 s for 32
-    images, and a training step of eight 7.3 in place of 7.2 s.
+    Without it, on two cores of an AMD EPYC, a prediction of 32 images by the full network takes 5.6
+    in place of 4.8 s, and a training step of eight 7.3 in place of 7.2 s.
 
     Returns:
         whether the settings were taken: False on a C library without glibc's `mallopt`.
