@@ -265,7 +265,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class AttentionSettings:
-    """What is said of a network's attention; none of it changes the training."""
+    """Words and measurements of a network's attention; none of it changes the training."""
 
     uniform: ClosedUnitInterval = 0.9
     """Attention entropy, as a share of its limit, from which on a layer's attention is called

@@ -29,7 +29,7 @@ class KnockOut(NamedTuple):
     """One way to knock self-attention out."""
 
     by: Replacement
-    """What replaces it: the mean of all values, each token's own value, or nothing, so that the
+    """Its replacement: the mean of all values, each token's own value, or nothing, so that the
     residual of the sublayer alone remains."""
     branch: str
     """`position`, `orientation` or `both`."""

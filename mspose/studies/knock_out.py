@@ -1,4 +1,4 @@
-"""What the encoders' self-attention is worth to a trained network, in metres and degrees.
+"""Worth of the encoders' self-attention to a trained network, in metres and degrees.
 
 Every knock-out of `mspose.attention.knock_out` is evaluated on the same frames as the network as it
 is. Differences of the medians (averages over scenes) are paired by frame, with a bootstrap interval

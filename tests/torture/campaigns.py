@@ -764,7 +764,8 @@ CAMPAIGNS: dict[str, tuple[Callable[[random.Random, int, Path], Report], int]] =
 def prepared() -> Iterator[Path]:
     """A folder that is deleted afterwards, and an environment that is put back."""
     before = dict(os.environ)
-    with tempfile.TemporaryDirectory(prefix="mspose-torture-") as name:
+    # names that are taken for relative folders land in a temporary one
+    with tempfile.TemporaryDirectory(prefix="mspose-torture-") as name, contextlib.chdir(name):
         try:
             yield Path(name)
         finally:

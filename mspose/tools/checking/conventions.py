@@ -88,7 +88,7 @@ class Verdict(NamedTuple):
     that differ least from the labels.
     """
     rivals: tuple[str, ...] = ()
-    """Of these, other than the labelled one, those that differ least from it."""
+    """Readings other than the labelled one, those that differ least from it."""
     best_rest: float = np.nan
     wins: float = 0.0
     """Share of the pairs that the best reading explains in which it explains more than the labelled

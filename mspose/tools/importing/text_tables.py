@@ -46,7 +46,7 @@ class Columns:
     """The columns of a file as its header names them."""
 
     names: list[str]
-    """Of all columns, as written."""
+    """Names of all columns, as written."""
     of: Mapping[str, int]
     """Meaning, as `pose_column` or `image_column` gives it -> column."""
     units: Mapping[str, str]
