@@ -69,9 +69,9 @@ MODEL_FORMAT = 1
 WEIGHTS_CHECKSUM = "weights_sha256"
 """Key of `model.json`."""
 ATTENTION_FORMAT = 3
-"""Format of `attention.json`. Format 1 called the query-key gap `gap`; formats 1 and 2 had other words for
-a layer (`healthy`), and nothing on decoders, tokens, the start and knock-outs. They are read as
-well: words are those of the present, from the stored metrics."""
+"""Format of `attention.json`. Format 1 called the query-key gap `gap`; formats 1 and 2 had other
+words for a layer (`healthy`), and nothing on decoders, tokens, the start and knock-outs. They are
+read as well: words are those of the present, from the stored metrics."""
 ATTENTION_MEASURES = ("entropy", "similarity", "query_key_gap", "purity")
 EXTERNAL = "external"
 """Experiment in the metrics of predictions that no run of mspose wrote."""

@@ -67,7 +67,7 @@ class JsonLines:
     """A JSON object per line and image: `COLUMNS`, and the mapping `scene_probabilities`."""
 
     def begin(self) -> str:
-        """Write no header."""
+        """An empty text: there is no header."""
         return ""
 
     def pose(self, query: Query, estimate: Estimate) -> str:
