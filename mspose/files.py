@@ -249,6 +249,22 @@ def number(text: str | bytes | float) -> float:
     return float(text)
 
 
+def read_arrays(path: Path) -> Any:
+    """Read the array of an `.npy` file, or the arrays by name of an `.npz` file, without pickles.
+
+    Raises OSError where the file cannot be read, ValueError where it is damaged.
+    """
+    import numpy as np  # here: the command line's --help reads no arrays
+
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file fails in many ways: zip, zlib, Python's parser
+        raise ValueError(f"damaged: {error}") from error
+
+
 def read_tensors(path: Path) -> Any:
     """Read tensors and plain values from a file of torch.save, or `.safetensors`.
 

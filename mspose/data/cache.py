@@ -35,7 +35,7 @@ from mspose.data.cards import Card, data_root, frame_count_faults, load_frames
 from mspose.data.frames import evenly
 from mspose.data.images import find_image, read_image, resize_short_side
 from mspose.errors import MsposeError
-from mspose.files import locked, read_json, whole_file
+from mspose.files import locked, read_arrays, read_json, whole_file
 
 FORMAT = "pillow-bilinear-4"
 """Changes when the same source gives other pixels."""
@@ -54,7 +54,7 @@ class FrameCache:
     def __init__(self, folder: Path, problems: dict[int, str]):
         self.folder = folder
         self.problems = problems
-        self._index = np.load(folder / "index.npy", allow_pickle=False)
+        self._index = read_arrays(folder / "index.npy")
         self._bytes = _map(folder / "frames.u8")
         self._on_device: Tensor | None = None
         self._compared = np.zeros(len(self._index), bool)
@@ -317,9 +317,9 @@ def _read_index(target: Path, about: dict, stamp: str) -> NDArray[np.int64]:
     """Index (N, 5) of the frames written so far; empty where the cache is damaged or outdated."""
     nothing = np.zeros((0, 5), np.int64)
     try:
-        index = np.load(target / "index.npy", allow_pickle=False)
+        index = read_arrays(target / "index.npy")
         data = _map(target / "frames.u8")
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError):
         return nothing
     if index.ndim != 2 or index.shape[1] != nothing.shape[1] or index.dtype != nothing.dtype:
         return nothing

@@ -1,8 +1,6 @@
 """Figures of studies of attention, written as files and for TensorBoard."""
 
 import logging
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -23,6 +21,7 @@ from mspose.attention.query_key_space import Projection, space_figure
 from mspose.attention.verdicts import purity_figure, verdict_figure
 from mspose.config import BRANCHES
 from mspose.errors import MsposeError
+from mspose.files import read_arrays
 from mspose.plotting import save_figure
 from mspose.run import EVENTS, SAMPLES, Run
 from mspose.studies.knock_out_figure import knock_out_figure
@@ -117,12 +116,11 @@ def read_samples(run: Path) -> dict[str, NDArray[Any]] | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = dict(archive)
+        arrays = read_arrays(path)
         if lacking := sorted({"image_F", "scenes", "scene_names"} - arrays.keys()):
             raise ValueError(f"without {lacking[0]}")
         return arrays
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError) as error:
         raise MsposeError(
             f"{path} is broken ({error}): run `mspose attention {run}` again"
         ) from error
