@@ -157,7 +157,7 @@ def test_a_damaged_cache_is_rebuilt(small_data, tmp_path, file, damage, caplog):
     if damage == "cut":
         path.write_bytes(whole[:40])
     elif damage == "zeros":  # NumPy's parser of a header raises other errors on these
-        path.write_bytes(whole[:43] + bytes(8) + whole[51:])
+        path.write_bytes(whole[:11] + bytes(64) + whole[75:])
     elif damage == "flipped":
         middle = whole.index(b'"stamp": ') + 12 if file == "about.json" else len(whole) // 2
         path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
