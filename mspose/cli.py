@@ -56,7 +56,11 @@ COMMANDS: dict[str, dict[str, Command | Elsewhere]] = {
             "mspose.data.preparation.get_data",
             "Download and unpack a published data set, or render a virtual one.",
         ),
-        "data import": commands.import_data,
+        "data import": Elsewhere(
+            "mspose.tools.importing.importer.import_data",
+            "Make a data set of your own of poses from COLMAP, nerfstudio, TUM, EuRoC, KITTI and"
+            " others.",
+        ),
         "data check": commands.check_data,
         "data cache": Elsewhere(
             "mspose.data.preparation.cache_data",

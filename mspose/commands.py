@@ -9,102 +9,22 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from jsonargparse.typing import (
     ClosedUnitInterval,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    restricted_number_type,
 )
 
 from mspose.config import Settings, dashed
 from mspose.errors import MsposeError
 
-if TYPE_CHECKING:
-    AtLeastTwo = int
-else:
-    AtLeastTwo = restricted_number_type("AtLeastTwo", int, (">=", 2))
-
 OnBadFrame = Literal["stop", "skip"]
 
 
 # data
-
-
-def import_data(
-    kind: Literal["colmap", "nerfstudio", "tum", "kapture", "7scenes", "cambridge", "kitti"],
-    paths: list[str],
-    *,
-    out: str,
-    images: list[str] | None = None,
-    scenes: list[str] | None = None,
-    scale: PositiveFloat = 1.0,
-    focal_px: PositiveFloat | None = None,
-    missing: OnBadFrame | None = None,
-    on_bad_frame: OnBadFrame = "stop",
-    copy: bool = False,
-    split: Literal["blocks", "sequence", "list", "given"] | None = None,
-    block: PositiveInt | None = None,
-    test_every: AtLeastTwo | None = None,
-    margin: NonNegativeInt | None = None,
-    test_sequences: list[str] | None = None,
-    test_list: Path | None = None,
-    train_list: Path | None = None,
-    trajectory: list[str] | None = None,
-    image_list: list[str] | None = None,
-    tolerance: PositiveFloat | None = None,
-    progress: bool = True,
-) -> str:
-    """Make a data set of your own of poses from COLMAP, nerfstudio, TUM, EuRoC, KITTI and others.
-
-    Folders in the layouts of 7Scenes and Cambridge Landmarks are taken too.
-
-    Args:
-        kind: format of the folders (EuRoC: tum).
-        paths: one folder per scene (nerfstudio: or transforms.json).
-        out: folder to make; its name is the data set's.
-        images: folder of the images, one per path.
-        scenes: names of the scenes, one per path.
-        scale: metres per unit of the poses.
-        focal_px: focal length in pixels, in place of the files'.
-        missing: images that are not on disk (default: stop; nerfstudio: skip).
-        on_bad_frame: broken poses: stop, or leave them out.
-        copy: copy the images too, so that the folder can travel.
-        split: how to choose test frames (default: blocks; 7scenes and cambridge: given).
-        block: with blocks, frames per block (default: 50, or fewer).
-        test_every: with blocks, every how many-th is for testing (default: 5).
-        margin: with blocks, training frames dropped beside a test block.
-        test_sequences: with sequence, those for testing.
-        test_list: with list, file with a test image per line.
-        train_list: with list, file with a training image per line (default: the rest).
-        trajectory: with tum and kitti, file of poses, one per path.
-        image_list: with tum, file of images, one per path.
-        tolerance: with tum, seconds between image and pose (default: 0.02).
-    """
-    from mspose.tools.importing.importer import import_data
-    from mspose.tools.importing.splits import SplitBy
-
-    sequences = tuple(test_sequences or ())
-    by = SplitBy(split or "blocks", block, test_every, margin, sequences, test_list, train_list)
-    return import_data(
-        kind,
-        paths,
-        out,
-        split=None if split is None and by == SplitBy() else by,
-        images=images or [],
-        scenes=scenes or [],
-        scale=scale,
-        focal_px=focal_px,
-        missing=missing,
-        on_bad_frame=on_bad_frame,
-        copy=copy,
-        trajectory=trajectory or [],
-        image_list=image_list or [],
-        tolerance=tolerance,
-        progress=progress,
-    )
 
 
 def check_data(

@@ -465,7 +465,7 @@ def _refuse_other_truths(
             f"{path}: the true poses of {int(other.sum())} of its {len(other)} images are not those"
             f" of the {what} ({predictions['image'].iloc[first]}: {metres_B[first]:.3g} m and"
             f" {degrees_B[first]:.3g} degrees off): take them from the labels, or name their"
-            " --ground_truth"
+            " --ground-truth"
         )
 
 

@@ -8,12 +8,14 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
-from mspose.data.cards import PLAIN_NAME
+from mspose.config import dashed
+from mspose.data.cards import PLAIN_NAME, AtLeastTwo
 from mspose.data.frames import frame_table, natural_order
 from mspose.errors import MsposeError
 from mspose.resources import CARDS, named_files
@@ -58,52 +60,72 @@ UNNAMED_FOLDERS = ("sparse", "dense", "colmap", "sensors", "text", "model", "mav
 
 
 def import_data(
-    kind: str,
-    paths: Sequence[str],
-    out: str,
+    kind: Literal["colmap", "nerfstudio", "tum", "kapture", "7scenes", "cambridge", "kitti"],
+    paths: list[str],
     *,
-    images: Sequence[str] = (),
-    scenes: Sequence[str] = (),
-    scale: float = 1.0,
-    focal_px: float | None = None,
-    missing: str | None = None,
-    on_bad_frame: str = "stop",
+    out: str,
+    images: list[str] | None = None,
+    scenes: list[str] | None = None,
+    scale: PositiveFloat = 1.0,
+    focal_px: PositiveFloat | None = None,
+    missing: Literal["stop", "skip"] | None = None,
+    on_bad_frame: Literal["stop", "skip"] = "stop",
     copy: bool = False,
-    split: SplitBy | None = None,
-    trajectory: Sequence[str] = (),
-    image_list: Sequence[str] = (),
-    tolerance: float | None = None,
-    progress: bool = False,
+    split: Literal["blocks", "sequence", "list", "given"] | None = None,
+    block: PositiveInt | None = None,
+    test_every: AtLeastTwo | None = None,
+    margin: NonNegativeInt | None = None,
+    test_sequences: list[str] | None = None,
+    test_list: Path | None = None,
+    train_list: Path | None = None,
+    trajectory: list[str] | None = None,
+    image_list: list[str] | None = None,
+    tolerance: PositiveFloat | None = None,
+    progress: bool = True,
 ) -> str:
-    """Write the folder `out`, a data set of one scene per path; returns a summary.
+    """Make a data set of your own of poses from COLMAP, nerfstudio, TUM, EuRoC, KITTI and others.
+
+    Folders in the layouts of 7Scenes and Cambridge Landmarks are taken too.
 
     Args:
-        kind: one of `KINDS`.
-        paths: a folder (nerfstudio: or file) per scene, or one that holds the folders of scenes, as
-            7Scenes, Cambridge Landmarks and KITTI do.
-        images, trajectory, image_list: one per path, in place of the format's own; see `OPTIONS_OF`
-            for the latter two.
-        scenes: names of the scenes; by default those of the folders.
+        kind: format of the folders (EuRoC: tum).
+        paths: one folder per scene (nerfstudio: or transforms.json), or the folder of all scenes of
+            7Scenes, Cambridge Landmarks or KITTI.
+        out: folder to make; its name is the data set's.
+        images: folder of the images, one per path.
+        scenes: names of the scenes, one per path.
         scale: metres per unit of the poses.
-        focal_px: of all images, in pixels, in place of that in the files.
-        missing: images that are not on disk: `stop`, or `skip` to leave them out (the default for
-            nerfstudio).
-        on_bad_frame: broken poses: `stop`, or `skip` to leave them out.
-        copy: whether images are copied into the folder.
-        split: how to split into training and test frames; by default as the files of `WITH_SPLIT`
-            say, else in blocks.
-        tolerance: seconds between an image and its pose, for `tum`.
+        focal_px: focal length in pixels, in place of the files'.
+        missing: images that are not on disk (default: stop; nerfstudio: skip).
+        on_bad_frame: broken poses: stop, or leave them out.
+        copy: copy the images too, so that the folder can travel.
+        split: how to choose test frames (default: blocks; 7scenes and cambridge: given).
+        block: with blocks, frames per block (default: 50, or fewer).
+        test_every: with blocks, every how many-th is for testing (default: 5).
+        margin: with blocks, training frames dropped beside a test block.
+        test_sequences: with sequence, those for testing.
+        test_list: with list, file with a test image per line.
+        train_list: with list, file with a training image per line (default: the rest).
+        trajectory: with tum and kitti, file of poses, one per path.
+        image_list: with tum, file of images, one per path.
+        tolerance: with tum, seconds between image and pose (default: 0.02).
 
-    Raises MsposeError for bad input; then nothing is written.
+    Returns:
+        A summary: frames per scene and split, what was left out, and what was noticed.
+
+    Raises:
+        MsposeError: bad input; then nothing is written.
     """
-    if split is not None:
-        split.refuse_idle_options()
+    by = SplitBy(
+        split or "blocks", block, test_every, margin, test_sequences or (), test_list, train_list
+    )
+    by.refuse_idle_options()
     paths = [scene for path in paths for scene in _scene_folders(kind, path)]
     own = {"trajectory": trajectory, "image_list": image_list, "tolerance": tolerance}
     _check_options(kind, paths, scale, {"images": images, "scenes": scenes}, own)
     folder = free_folder(Path(out))
     _refuse_known_name(folder)
-    names = list(scenes) or [_scene_name(path) for path in paths]
+    names = scenes or [_scene_name(path) for path in paths]
     _refuse_bad_scenes(names, paths, given=bool(scenes))
     captures = {}
     for number, (name, path) in enumerate(zip(names, map(Path, paths), strict=True)):
@@ -154,18 +176,16 @@ def import_data(
         (scene, image, f"bad pose: {fault}")
         for (scene, image), fault in zip(bad, frames.attrs["faults"], strict=True)
     ]
-    if split is None:
-        has_split = kind in WITH_SPLIT and all(
-            any(view.given_split for view in capture.views) for capture in captures.values()
-        )
-        split = SplitBy("given" if has_split else "blocks")
-    described = describe_split(frames, split)
-    frames["split"] = split_frames(frames, split, [image for _, image, _ in left_out])
-    reason = IN_MARGIN if split.how == "blocks" else "in no split"
+    if kind in WITH_SPLIT and split is None and by == SplitBy():
+        stated = (any(view.given_split for view in capture.views) for capture in captures.values())
+        by = SplitBy("given" if all(stated) else "blocks")
+    described = describe_split(frames, by)
+    frames["split"] = split_frames(frames, by, [image for _, image, _ in left_out])
+    reason = IN_MARGIN if by.how == "blocks" else "in no split"
     dropped = frames[frames["split"] == DROPPED]
     left_out += [(scene, name, reason) for scene, name in dropped[["scene", "name"]].to_numpy()]
     frames = frames[frames["split"] != DROPPED]
-    if split.how != "given" and any(view.given_split for _, view in views):
+    if by.how != "given" and any(view.given_split for _, view in views):
         notes["the files have a split of their own: --split given takes it"] = None
     sources = ", ".join(str(capture.source) for capture in captures.values())
     if copy:
@@ -220,7 +240,7 @@ def _check_options(
     kind: str,
     paths: Sequence[str],
     scale: float,
-    per_path: Mapping[str, Sequence[str]],
+    per_path: Mapping[str, Sequence[str] | None],
     own: Mapping[str, Any],
 ) -> None:
     if not math.isfinite(scale):
@@ -229,12 +249,13 @@ def _check_options(
         kinds = OPTIONS_OF.get(option, KINDS)
         if kind not in kinds and values not in (None, (), []):
             raise MsposeError(
-                f"--{option} belongs to {' and '.join(kinds)}: with {kind} it is without effect"
+                f"--{dashed(option)} belongs to {' and '.join(kinds)}: with {kind} it is without"
+                " effect"
             )
         if isinstance(values, Sequence) and values and len(values) != len(paths):
             raise MsposeError(
-                f"--{option}: {len(values)} given for {len(paths)} paths: one for each, in their"
-                " order"
+                f"--{dashed(option)}: {len(values)} given for {len(paths)} paths: one for each, in"
+                " their order"
             )
 
 

@@ -68,7 +68,7 @@ def read_nerfstudio(path: Path, images: Path | None, *, focal_px: float | None) 
         ):
             raise MsposeError(
                 f"{file} has no camera model (fl_x or camera_angle_x): add it, or give the focal"
-                " length in pixels with --focal_px"
+                " length in pixels with --focal-px"
             )
         splits, size = _split_lists(file, content), _ImageSize(content)
         wheres = [f"{file}, frame {number}" for number in range(len(frames))]

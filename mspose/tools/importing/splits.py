@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mspose.config import dashed
 from mspose.data.frames import read_lines
 from mspose.errors import MsposeError
 from mspose.tools.importing.views import listed, plain_name
@@ -55,13 +56,13 @@ class SplitBy:
         for option, how in OWNERS.items():
             if getattr(self, option) not in (None, (), []) and how != self.how:
                 raise MsposeError(
-                    f"--{option} belongs to --split {how}: with --split {self.how} it is without"
-                    " effect"
+                    f"--{dashed(option)} belongs to --split {how}: with --split {self.how} it is"
+                    " without effect"
                 )
         if self.how == "sequence" and not self.test_sequences:
-            raise MsposeError("--split sequence: name test sequences with --test_sequences")
+            raise MsposeError("--split sequence: name test sequences with --test-sequences")
         if self.how == "list" and self.test_list is None:
-            raise MsposeError("--split list: name the file of test images with --test_list")
+            raise MsposeError("--split list: name the file of test images with --test-list")
 
 
 def split_frames(frames: pd.DataFrame, by: SplitBy, left_out: Sequence[str] = ()) -> NDArray[Any]:
@@ -154,7 +155,7 @@ def _by_sequence(frames: pd.DataFrame, wanted: Sequence[str]) -> NDArray[Any]:
     for name in wanted:
         if not ((frames["sequence"] == name) | (full == name)).any():
             raise MsposeError(
-                f"--test_sequences: there is no sequence {name!r}; there are: "
+                f"--test-sequences: there is no sequence {name!r}; there are: "
                 + ", ".join(dict.fromkeys(full))
             )
     return np.where(frames["sequence"].isin(wanted) | full.isin(wanted), TEST, TRAIN).astype(object)
@@ -199,7 +200,7 @@ def _advice(rows: pd.DataFrame, by: SplitBy) -> str:
         lengths = _lengths(rows)
         return (
             f"its frames are in {len(lengths)} sequence{'' if len(lengths) == 1 else 's'} of at"
-            f" most {max(lengths)}: choose --block, --test_every and --margin for that, or --split"
+            f" most {max(lengths)}: choose --block, --test-every and --margin for that, or --split"
             " sequence, or --split list"
         )
     if by.how == "sequence":

@@ -69,7 +69,7 @@ def read_tum(
     """
     folder = existing_folder(path, "TUM")
     poses_file = _file(folder, trajectory, TRAJECTORIES, "--trajectory")
-    list_file = _file(folder, image_list, IMAGE_LISTS, "--image_list")
+    list_file = _file(folder, image_list, IMAGE_LISTS, "--image-list")
     columns, poses, notes = _read_poses(poses_file)
     listed, listed_notes = _read_list(list_file)
     image_time_B = np.array([time for time, _ in listed], dtype=np.int64)

@@ -1,6 +1,8 @@
 """Rendered frames with their poses, and imports of them."""
 
 import os
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ from mspose.data.cards import load_frames, read_card
 from mspose.data.virtual.dataset import render_virtual
 from mspose.errors import MsposeError
 from mspose.tools.importing.importer import import_data
+from mspose.tools.importing.splits import SplitBy
 
 FRAMES = 15
 
@@ -40,12 +43,22 @@ def room(tmp_path_factory) -> Room:
     return Room(files, names, np.stack([np.loadtxt(path) for path in poses]))
 
 
+def import_to(out: Path, kind: str, *paths: object, split: SplitBy | None = None, **options) -> str:
+    """Import paths with a split in the place of the options that make it."""
+    by = {} if split is None else asdict(split)
+    if by:
+        by["split"] = by.pop("how")
+    return import_data(
+        kind, [str(path) for path in paths], out=str(out), progress=False, **by, **options
+    )
+
+
 @pytest.fixture
 def imported(tmp_path):
     """`imported(kind, path..., out=name, ...)`: summary, frames of both splits by image, card."""
 
     def run(kind: str, *paths: object, out: str = "own", **options):
-        text = import_data(kind, [str(path) for path in paths], str(tmp_path / out), **options)
+        text = import_to(tmp_path / out, kind, *paths, **options)
         (file,) = (tmp_path / out).glob("*.yaml")
         card = read_card(file)
         tables = [load_frames(card, split=split) for split in ("train", "test")]
@@ -61,7 +74,7 @@ def refused(tmp_path):
     def check(pattern: str, kind: str, *paths: object, out: str = "refused", **options) -> None:
         before = set(tmp_path.rglob("*"))
         with pytest.raises(MsposeError, match=pattern) as caught:
-            import_data(kind, [str(path) for path in paths], str(tmp_path / out), **options)
+            import_to(tmp_path / out, kind, *paths, **options)
         assert "\n" not in str(caught.value)
         assert set(tmp_path.rglob("*")) == before
 

@@ -215,7 +215,8 @@ def test_names_of_scenes_that_do_not_do(sources, refused, room, tmp_path):
     "option", [{"trajectory": ["x"]}, {"image_list": ["x"]}, {"tolerance": 0.1}]
 )
 def test_options_of_tum_are_refused_elsewhere(option, sources, refused):
-    message = f"--{next(iter(option))} belongs to tum.*: with colmap it is without effect"
+    name = next(iter(option)).replace("_", "-")
+    message = f"--{name} belongs to tum.*: with colmap it is without effect"
     refused(message, "colmap", sources["colmap"], **option)
 
 

@@ -131,10 +131,10 @@ def test_bad_lists(test, train, message, by_list):
     ("by", "message"),
     [
         (SplitBy("sequence", block=3, test_sequences=["a"]), "--block belongs to --split blocks"),
-        (SplitBy(test_sequences=["a"]), "--test_sequences belongs to --split sequence"),
+        (SplitBy(test_sequences=["a"]), "--test-sequences belongs to --split sequence"),
         (SplitBy("given", margin=0), "--margin belongs to --split blocks"),
-        (SplitBy("sequence"), "--test_sequences"),
-        (SplitBy("list"), "--test_list"),
+        (SplitBy("sequence"), "--test-sequences"),
+        (SplitBy("list"), "--test-list"),
     ],
 )
 def test_options_without_effect(by, message):

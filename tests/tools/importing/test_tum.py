@@ -63,8 +63,9 @@ def test_the_tolerance_is_the_callers(room, tmp_path):
 def test_other_names_of_the_files(room, tmp_path, imported):
     desk = write_tum(tmp_path / "desk", room)
     files = {}
-    for name, option in (("rgb.txt", "image_list"), ("groundtruth.txt", "trajectory")):
-        files[option] = [str((desk / name).rename(tmp_path / f"{option}.txt"))]
+    for name, option in (("rgb.txt", "image-list"), ("groundtruth.txt", "trajectory")):
+        moved = (desk / name).rename(tmp_path / f"{option}.txt")
+        files[option.replace("-", "_")] = [str(moved)]
         message = f"no tum folder: there is no file {name}; say which one it is with --{option};"
         with pytest.raises(MsposeError, match=f"{message} expected groundtruth.txt with"):
             read(desk)
