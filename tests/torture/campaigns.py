@@ -779,6 +779,7 @@ def main() -> None:
     for name, (_, count) in CAMPAIGNS.items():
         parser.add_argument(f"--{name}", type=int, default=count)
     chosen = vars(parser.parse_args())
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # beneath nohup the trainings would ignore it
     failures = 0
     for name, (campaign, _) in CAMPAIGNS.items():
         if chosen[name]:
