@@ -244,9 +244,10 @@ def attention_scalars(measures: AttentionMeasures) -> dict[str, float]:
         for name, tag in tags.items()
     }
     for (branch, number), tokens in measures.tokens_of.items():
-        before, values[f"token_similarity/{branch}_layer_{number}"] = tokens.mean()
+        similarity = tokens.mean()
+        values[f"token_similarity/{branch}_layer_{number}"] = similarity["after"]
         if number == 1:
-            values[f"token_similarity/{branch}_layer_0"] = before
+            values[f"token_similarity/{branch}_layer_0"] = similarity["before"]
     for (branch, number), scenes in measures.decoders.items():
         mean = scenes.mean()
         values[f"decoder_entropy/{branch}_layer_{number}"] = mean["entropy"]

@@ -12,7 +12,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import mspose
 from mspose.attention.attention_json import read_start
-from mspose.attention.measures import AttentionMeasures, LayerMeasures, SceneMeasures
+from mspose.attention.measures import AttentionMeasures, Measures
 from mspose.config import BRANCHES, Settings
 from mspose.data.batches import Batches
 from mspose.data.frames import evenly
@@ -193,6 +193,16 @@ def test_networks_without_encoders_or_attention_are_evaluated_as_well(batches, t
 MEASURED = {SELECTIVE: (2.0, 0.3), UNIFORM: (3.2, 0.2), COLLAPSED: (0.7, 0.95)}
 
 
+def measured(word, parts):
+    """Measures of two images that have this verdict."""
+    measures = Measures()
+    names = ("entropy", "similarity", "entropy_limit", "query_key_gap")
+    values = zip(names, (*MEASURED[word], np.log(25), 0.5), strict=True)
+    measures.add({name: torch.full((2, parts), value).double() for name, value in values})
+    assert measures.verdict() == word
+    return measures
+
+
 def logged(collapse, caplog, position, orientation=SELECTIVE, decoder=SELECTIVE):
     """Levels and messages of an evaluation in which the first layers, of both encoders and of the
     position branch's decoder, have these verdicts.
@@ -202,12 +212,8 @@ def logged(collapse, caplog, position, orientation=SELECTIVE, decoder=SELECTIVE)
     measures = AttentionMeasures()
     for branch, verdict in (("position", position), ("orientation", orientation)):
         entropy, similarity = MEASURED[verdict]
-        values = torch.tensor([[entropy], [np.log(25)], [similarity], [0.5]]).double()
-        measures.layers[branch, 1] = LayerMeasures(2, 2 * values, torch.full_like(values, 2))
-        assert measures.layers[branch, 1].verdict() == verdict
-    entropy_2, similarity_2 = (torch.full((2,), 2 * of).double() for of in MEASURED[decoder])
-    measures.decoders["position", 1] = SceneMeasures(2, 25, entropy_2, similarity_2)
-    assert measures.decoders["position", 1].verdict() == decoder
+        measures.layers[branch, 1] = measured(verdict, parts=1)
+    measures.decoders["position", 1] = measured(decoder, parts=2)
     collapse.report(measures)
     return [(record.levelname, record.message) for record in caplog.records]
 

@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mspose.attention.measures import AttentionMeasures
+from mspose.config import BRANCHES
 from mspose.errors import MsposeError
 from mspose.files import whole_file
 from mspose.run import ATTENTION, Run
@@ -180,8 +181,13 @@ def _start_text(layer: Mapping[str, Any]) -> str:
     start = layer["start"]
     if start is None:
         return DASH
-    share = start["entropy"] / layer["entropy_limit"] if layer["entropy_limit"] else 1
+    share = share_of_limit(start["entropy"], layer["entropy_limit"])
     return f"{share:.2f}, {_number(start['similarity'], 2)}"
+
+
+def share_of_limit(entropy: float, limit: float) -> float:
+    """Compute attention entropy as a share of its limit; 1 where queries see one key."""
+    return entropy / limit if limit else 1.0
 
 
 def _tokens_text(layer: Mapping[str, Any]) -> str:
@@ -212,6 +218,17 @@ def by_label(studies: Iterable[tuple[str, Study]]) -> dict[str, list[Study]]:
             "there is no study of attention to draw: run `mspose attention RUN` first"
         )
     return groups
+
+
+def encoder_layers(studies: Studies) -> list[tuple[str, int]]:
+    """List branch and number of every encoder layer that a study has, in their order."""
+    found = {
+        (BRANCHES.index(branch), number)
+        for _, study in studies
+        for branch in BRANCHES
+        for number in layers_of(study, branch)
+    }
+    return [(BRANCHES[branch], number) for branch, number in sorted(found)]
 
 
 def layers_of(study: Study, branch: str) -> dict[int, Mapping[str, Any]]:

@@ -8,7 +8,7 @@ B images, H heads, Q queries, K keys, N tokens, S scenes, C channels, M measures
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -25,184 +25,125 @@ from mspose.models.attention_map import (
 )
 from mspose.verdict import DEFAULT, Thresholds, verdict
 
-MEASURES = ("entropy", "entropy_limit", "similarity", "query_key_gap")
-"""Entropy and its limit in nats; mean cosine of different queries' attention, 0..1; distance of
-mean query and mean key.
-"""
 Layer = tuple[str, int]
 """Branch, and number of the layer from 1."""
 
 
-def _nothing() -> Tensor:
-    return torch.zeros(len(MEASURES), 1).double()
-
-
 @dataclass
-class LayerMeasures:
-    """Sums over images of the measures of one layer's attention, per head."""
+class Measures:
+    """Sums over images of named measures of a layer, each of P parts: heads, scenes, or one."""
 
-    images: int = 0
-    sum_MH: Tensor = field(default_factory=_nothing)
-    count_MH: Tensor = field(default_factory=_nothing)
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    """sum_P by name."""
+    counts: dict[str, Tensor] = field(default_factory=dict)
     """Number of images in each sum."""
-
-    def add(self, attention: AttentionMap, head_H: Tensor | None = None) -> None:
-        """Add the images of one call, whose map is of all heads, or of those that `head_H` (true or
-        false) chooses.
-
-        A single query has no similarity, as it is like no other.
-        """
-        images, _, queries, _ = attention.query_BHQD.shape
-        value_MH = measure(attention).sum(dim=1).cpu()
-        count_MH = torch.full_like(value_MH, images)
-        if queries == 1:
-            count_MH[MEASURES.index("similarity")] = 0
-        if head_H is not None:
-            value_MH, count_MH = (
-                _of_all(some_MH, head_H.cpu()) for some_MH in (value_MH, count_MH)
-            )
-        self.sum_MH = self.sum_MH + torch.where(count_MH > 0, value_MH, 0)
-        self.count_MH = self.count_MH + count_MH
-        self.images += images
-
-    def heads(self) -> list[dict[str, float]]:
-        """Return the means over images of every head, by the names in `MEASURES`; NaN where there
-        is none.
-        """
-        mean_HM = (self.sum_MH / self.count_MH).T
-        return [dict(zip(MEASURES, mean_M, strict=True)) for mean_M in mean_HM.tolist()]
-
-    def mean(self) -> dict[str, float]:
-        """Return the means over images and the heads that have any; NaN where there is none."""
-        mean_MH, there_MH = self.sum_MH / self.count_MH, self.count_MH > 0
-        mean_M = torch.where(there_MH, mean_MH, 0).sum(dim=1) / there_MH.sum(dim=1)
-        return dict(zip(MEASURES, mean_M.tolist(), strict=True))
-
-    def verdict(self, thresholds: Thresholds = DEFAULT) -> str | None:
-        """The word for the attention, see `mspose.verdict`; None for a single query."""
-        mean = self.mean()
-        return verdict(mean["entropy"], mean["similarity"], mean["entropy_limit"], thresholds)
-
-
-def _of_all(some_MH: Tensor, head_H: Tensor) -> Tensor:
-    """Put the values of some heads among those of all, the others 0."""
-    value_MH = some_MH.new_zeros(len(some_MH), len(head_H))
-    value_MH[:, head_H] = some_MH
-    return value_MH
-
-
-@dataclass
-class TokenMeasures:
-    """Sums over images of the similarity of tokens before and after one encoder layer."""
-
-    images: int = 0
-    before: float = 0.0
-    after: float = 0.0
-
-    def add(self, before_BNC: Tensor, after_BNC: Tensor) -> None:
-        """Add the images of one call."""
-        self.before += float(token_similarity(before_BNC).double().sum())
-        self.after += float(token_similarity(after_BNC).double().sum())
-        self.images += len(before_BNC)
-
-    def mean(self) -> tuple[float, float]:
-        """Return the means over images, before and after the layer."""
-        return self.before / self.images, self.after / self.images
-
-
-@dataclass
-class SceneMeasures:
-    """Sums over images of the attention of every scene's query in one decoder layer, means over
-    heads.
-
-    Attributes:
-        entropy_S: attention entropy in nats.
-        similarity_S: mean cosine with the attention of the other scenes' queries, 0..1.
-    """
-
-    images: int = 0
     tokens: int = 0
-    entropy_S: Tensor = field(default_factory=lambda: torch.zeros(1).double())
-    similarity_S: Tensor = field(default_factory=lambda: torch.zeros(1).double())
+    """Number of keys of the attention."""
 
-    def add(self, weight_BHSN: Tensor) -> None:
-        """Add the images of one call."""
-        weight_BHSN = weight_BHSN.double()
-        scenes = weight_BHSN.shape[2]
-        entropy_BHS = torch.special.entr(weight_BHSN).sum(dim=-1)
-        unit_BHSN = F.normalize(weight_BHSN, dim=-1)
-        cosine_BHS = (unit_BHSN * unit_BHSN.sum(dim=2, keepdim=True)).sum(dim=-1)
-        # without that of a query with itself; one alone has no others
-        similarity_BHS = (cosine_BHS - 1) / (scenes - 1) if scenes > 1 else cosine_BHS * math.nan
-        self.entropy_S = self.entropy_S + entropy_BHS.mean(dim=1).sum(dim=0).cpu()
-        self.similarity_S = self.similarity_S + similarity_BHS.mean(dim=1).sum(dim=0).cpu()
-        self.images, self.tokens = self.images + len(weight_BHSN), weight_BHSN.shape[-1]
+    def add(self, values: Mapping[str, Tensor | None], part_P: Tensor | None = None) -> None:
+        """Add value_BP of B images by name, None where there is none.
 
-    def scenes(self) -> list[dict[str, float]]:
-        """Return the means over images of every scene: `entropy`, `entropy_limit`, `similarity`."""
-        limit = math.log(self.tokens)
-        return [
-            {"entropy": entropy, "entropy_limit": limit, "similarity": similarity}
-            for entropy, similarity in zip(
-                (self.entropy_S / self.images).tolist(),
-                (self.similarity_S / self.images).tolist(),
-                strict=True,
-            )
-        ]
+        part_P: true for the parts that the values are of, by default all.
+        """
+        for name, value_BP in values.items():
+            if value_BP is None:
+                sum_P = count_P = torch.zeros(1).double()
+            else:
+                sum_P = value_BP.double().sum(dim=0).cpu()
+                count_P = torch.full_like(sum_P, len(value_BP))
+                if part_P is not None:
+                    some_P, blank_P = part_P.cpu(), sum_P.new_zeros(len(part_P))
+                    sum_P = blank_P.masked_scatter(some_P, sum_P)
+                    count_P = blank_P.masked_scatter(some_P, count_P)
+            self.sums[name] = self.sums.get(name, 0) + sum_P
+            self.counts[name] = self.counts.get(name, 0) + count_P
+
+    def parts(self) -> list[dict[str, float]]:
+        """Return the means over images of every part; NaN where there is none."""
+        means = torch.broadcast_tensors(
+            *(self.sums[name] / self.counts[name] for name in self.sums)
+        )
+        rows = torch.stack(means, dim=1).tolist()
+        return [dict(zip(self.sums, row, strict=True)) for row in rows]
 
     def mean(self) -> dict[str, float]:
-        """Return the means over images and scenes."""
-        return _mean(self.scenes())
+        """Return the means over images and the parts that have any; NaN where there is none."""
+        means = {name: self.sums[name] / self.counts[name] for name in self.sums}
+        return {name: float(mean_P[self.counts[name] > 0].mean()) for name, mean_P in means.items()}
 
     def verdict(self, thresholds: Thresholds = DEFAULT) -> str | None:
-        """The word for the attention, see `mspose.verdict`; None for a single scene."""
+        """The word for the attention, see `mspose.verdict`; None for a single query or scene."""
         mean = self.mean()
         return verdict(mean["entropy"], mean["similarity"], mean["entropy_limit"], thresholds)
-
-
-def _mean(values: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {name: sum(of[name] for of in values) / len(values) for name in values[0]}
 
 
 class AttentionMeasures(Observer):
     """Measures the attention of a network, one forward pass after the other.
 
     Attributes:
-        layers: self-attention of the encoders.
-        tokens_of: similarity of tokens before and after the encoders' layers.
-        decoders: the scenes' attention to the image in the decoders.
+        layers: self-attention of the encoders, by head, see `measure`.
+        tokens_of: similarity of tokens `before` and `after` the encoders' layers.
+        decoders: the scenes' attention to the image in the decoders, by scene, see
+            `measure_scenes`.
     """
 
     def __init__(self) -> None:
-        self.layers: dict[Layer, LayerMeasures] = {}
-        self.tokens_of: dict[Layer, TokenMeasures] = {}
-        self.decoders: dict[Layer, SceneMeasures] = {}
+        self.layers: dict[Layer, Measures] = {}
+        self.tokens_of: dict[Layer, Measures] = {}
+        self.decoders: dict[Layer, Measures] = {}
 
     @torch.no_grad()
     def encoder(self, branch: str, layer: int, attention: AttentionMap) -> None:
         """Add the images of one layer in one forward pass."""
-        self.layers.setdefault((branch, layer + 1), LayerMeasures()).add(attention)
+        found = self.layers.setdefault((branch, layer + 1), Measures())
+        found.tokens = attention.key_BHKD.shape[2]
+        found.add(measure(attention))
 
     @torch.no_grad()
     def tokens(self, branch: str, layer: int, before_BNC: Tensor, after_BNC: Tensor) -> None:
         """Add the images of one layer in one forward pass."""
-        found = self.tokens_of.setdefault((branch, layer + 1), TokenMeasures())
-        found.add(before_BNC, after_BNC)
+        similarity = {"before": token_similarity(before_BNC), "after": token_similarity(after_BNC)}
+        found = self.tokens_of.setdefault((branch, layer + 1), Measures())
+        found.add({name: value_B[:, None] for name, value_B in similarity.items()})
 
     @torch.no_grad()
     def decoder(self, branch: str, layer: int, weight_BHSN: Tensor) -> None:
         """Add the images of one layer in one forward pass."""
-        self.decoders.setdefault((branch, layer + 1), SceneMeasures()).add(weight_BHSN)
+        found = self.decoders.setdefault((branch, layer + 1), Measures())
+        found.tokens = weight_BHSN.shape[-1]
+        found.add(measure_scenes(weight_BHSN))
 
 
-def measure(attention: AttentionMap) -> Tensor:
+def measure_scenes(weight_BHSN: Tensor) -> dict[str, Tensor | None]:
+    """Measure the attention of every scene's query, means over heads.
+
+    Returns:
+        value_BS by name, in float64: `entropy` and its limit `entropy_limit` in nats, `similarity`
+        (mean cosine with the attention of the other scenes' queries, 0..1; None for a single one).
+    """
+    weight_BHSN = weight_BHSN.double()
+    scenes, tokens = weight_BHSN.shape[2:]
+    entropy_BS = torch.special.entr(weight_BHSN).sum(dim=-1).mean(dim=1)
+    unit_BHSN = F.normalize(weight_BHSN, dim=-1)
+    cosine_BHS = (unit_BHSN * unit_BHSN.sum(dim=2, keepdim=True)).sum(dim=-1)
+    return {
+        "entropy": entropy_BS,
+        "entropy_limit": torch.full_like(entropy_BS, math.log(tokens)),
+        # without the cosine of a query with itself
+        "similarity": ((cosine_BHS - 1) / (scenes - 1)).mean(dim=1) if scenes > 1 else None,
+    }
+
+
+def measure(attention: AttentionMap) -> dict[str, Tensor | None]:
     """Measure the attention of every image and head.
 
     Where a bias hides keys, the limit counts the keys that each query sees, and the similarity is
     relative to that of attention spread evenly over these, at most 1.
 
     Returns:
-        value_MBH: the `MEASURES`, in float64.
+        value_BH by name, in float64: `entropy` and its limit `entropy_limit` in nats, `similarity`
+        (mean cosine of different queries' attention, 0..1; None for a single query, which is like
+        no other), `query_key_gap` (distance of mean query and mean key).
     """
     similarity_BH = attention_similarity(attention)
     limit_BH = torch.full_like(
@@ -212,13 +153,12 @@ def measure(attention: AttentionMap) -> Tensor:
         seen_BHQ = (~hidden).sum(dim=-1).double().log()
         limit_BH = seen_BHQ.mean(dim=-1).expand_as(similarity_BH)
         similarity_BH = (similarity_BH / _even_similarity(hidden)).clamp(max=1)
-    values = (
-        attention_entropy(attention),
-        limit_BH,
-        similarity_BH,
-        query_key_gap(attention.query_BHQD, attention.key_BHKD),
-    )
-    return torch.stack([value_BH.double() for value_BH in values])
+    return {
+        "entropy": attention_entropy(attention).double(),
+        "entropy_limit": limit_BH,
+        "similarity": similarity_BH.double() if attention.query_BHQD.shape[2] > 1 else None,
+        "query_key_gap": query_key_gap(attention.query_BHQD, attention.key_BHKD).double(),
+    }
 
 
 def _even_similarity(hidden: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ B images, H heads, Q queries, K keys, C channels, D channels per head.
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.attention.bias import CausalBias
 from torch.overrides import TorchFunctionMode
 
-from mspose.attention.measures import LayerMeasures
+from mspose.attention.measures import Measures, measure
 from mspose.errors import MsposeError
 from mspose.models.attention_map import AttentionMap
 from mspose.verdict import DEFAULT, Thresholds
@@ -212,7 +212,7 @@ class _Watch(TorchFunctionMode):
         return result
 
 
-class _Calls(LayerMeasures):
+class _Calls(Measures):
     """The measures of one attention over its calls."""
 
     calls = 0
@@ -228,13 +228,13 @@ class _Calls(LayerMeasures):
         """Add the images of one call."""
         self.calls += 1
         for attention, head_H in maps:
-            self.add(attention, head_H)
+            self.add(measure(attention), head_H)
 
     def verdict_or_reason(self, thresholds: Thresholds) -> str:
         """Return the verdict, or why there is none."""
-        if not self.images:
+        if not self.sums:
             return NO_QUERIES if self.calls else NOT_CALLED
-        if not self.sum_MH.isfinite().all():
+        if not all(sum_H.isfinite().all() for sum_H in self.sums.values()):
             return NOT_FINITE
         return self.verdict(thresholds) or ONE_QUERY
 
@@ -386,23 +386,21 @@ def _queries_and_keys(
         query, key = query[None], key[None]
     elif not part.batch_first:
         query, key = query.transpose(0, 1), key.transpose(0, 1)
-    weights: Sequence[Tensor] = (part.q_proj_weight, part.k_proj_weight)
     if part.in_proj_weight is not None:
-        weights = part.in_proj_weight.chunk(3)[:2]
-    biases = (None, None) if part.in_proj_bias is None else part.in_proj_bias.chunk(3)[:2]
-    query_BQC, key_BKC = (
-        F.linear(x, *of) for x, *of in zip((query, key), weights, biases, strict=True)
-    )
+        weight_q, weight_k, _ = part.in_proj_weight.chunk(3)
+    else:
+        weight_q, weight_k = part.q_proj_weight, part.k_proj_weight
+    bias_q, bias_k, _ = (None,) * 3 if part.in_proj_bias is None else part.in_proj_bias.chunk(3)
+    query_BQC, key_BKC = F.linear(query, weight_q, bias_q), F.linear(key, weight_k, bias_k)
     if part.bias_k is not None:
-        key_BKC = torch.cat(
-            (key_BKC, part.bias_k.to(key_BKC.dtype).expand(len(key_BKC), -1, -1)), dim=1
-        )
+        added_B1C = part.bias_k.to(key_BKC.dtype).expand(len(key_BKC), -1, -1)
+        key_BKC = torch.cat((key_BKC, added_B1C), dim=1)
     if part.add_zero_attn:
         key_BKC = F.pad(key_BKC, (0, 0, 0, 1))
-    split = (part.num_heads, part.head_dim)
-    return query_BQC.unflatten(-1, split).transpose(1, 2), key_BKC.unflatten(-1, split).transpose(
-        1, 2
+    query_BQHD, key_BKHD = (
+        x_BNC.unflatten(-1, (part.num_heads, part.head_dim)) for x_BNC in (query_BQC, key_BKC)
     )
+    return query_BQHD.transpose(1, 2), key_BKHD.transpose(1, 2)
 
 
 def _scores(mask: Tensor, keys: int) -> Tensor:

@@ -12,7 +12,15 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from mspose import plotting
-from mspose.attention.attention_json import Studies, Study, by_label, layers_of, named
+from mspose.attention.attention_json import (
+    Studies,
+    Study,
+    by_label,
+    encoder_layers,
+    layers_of,
+    named,
+    share_of_limit,
+)
 from mspose.config import BRANCHES
 from mspose.errors import MsposeError
 from mspose.verdict import COLLAPSED, SELECTIVE, UNIFORM
@@ -40,12 +48,7 @@ def purity_figure(studies: Studies, *, head: int | None = None) -> Figure:
         MsposeError: no study has an encoder layer, or there is no such head.
     """
     groups = by_label(studies)
-    found = {
-        (branch, number)
-        for _, study in studies
-        for branch in BRANCHES
-        for number in layers_of(study, branch)
-    }
+    found = encoder_layers(studies)
     if not found:
         raise MsposeError(
             "purity: no run has an encoder layer, so there are no queries and keys to draw"
@@ -53,7 +56,7 @@ def purity_figure(studies: Studies, *, head: int | None = None) -> Figure:
     rows = max(number for _, number in found)
     figure = plotting.empty_figure(0.55 + 0.95 * rows + (0.5 if rows == 1 else 0))
     entries: dict[str, Any] = {}
-    for branch, number in sorted(found, key=lambda layer: (BRANCHES.index(layer[0]), layer[1])):
+    for branch, number in found:
         axes = figure.add_subplot(rows, 2, 2 * number - 1 + BRANCHES.index(branch))
         for index, (label, group) in enumerate(groups.items()):
             having = [study for study in group if number in layers_of(study, branch)]
@@ -175,16 +178,8 @@ def verdict_figure(studies: Studies) -> Figure:
     Raises MsposeError where no study has an encoder layer.
     """
     groups = by_label(studies)
-    rows_shown = sorted(
-        {
-            (branch, number)
-            for _, study in studies
-            for branch in BRANCHES
-            for number in layers_of(study, branch)
-        },
-        key=lambda layer: (BRANCHES.index(layer[0]), layer[1]),
-    )
-    if not rows_shown:
+    shown = encoder_layers(studies)
+    if not shown:
         raise MsposeError(
             "verdicts: no run has an encoder layer, so there is no self-attention to judge"
         )
@@ -192,10 +187,10 @@ def verdict_figure(studies: Studies) -> Figure:
     letters = round((width - 1.3) / len(groups) * 72 / (0.62 * plotting.SMALL))
     names = [plotting.wrapped(named(label, len(group)), letters) for label, group in groups.items()]
     figure = plotting.empty_figure(
-        0.55 + 0.13 * max(name.count("\n") + 1 for name in names) + 0.3 * len(rows_shown), width
+        0.55 + 0.13 * max(name.count("\n") + 1 for name in names) + 0.3 * len(shown), width
     )
     axes = figure.add_subplot()
-    for row, (branch, number) in enumerate(rows_shown):
+    for row, (branch, number) in enumerate(shown):
         for column, group in enumerate(groups.values()):
             layers = [
                 layers_of(study, branch)[number]
@@ -204,11 +199,11 @@ def verdict_figure(studies: Studies) -> Figure:
             ]
             _cell(axes, column, row, layers)
     axes.set_xlim(0, len(groups))
-    axes.set_ylim(len(rows_shown), 0)
+    axes.set_ylim(len(shown), 0)
     axes.set_xticks(np.arange(len(groups)) + 0.5, names, fontsize=plotting.SMALL)
     axes.set_yticks(
-        np.arange(len(rows_shown)) + 0.5,
-        [f"{branch}, layer {number}" for branch, number in rows_shown],
+        np.arange(len(shown)) + 0.5,
+        [f"{branch}, layer {number}" for branch, number in shown],
     )
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
@@ -224,16 +219,12 @@ def verdict_figure(studies: Studies) -> Figure:
 
 
 def _cell(axes: Any, column: int, row: int, layers: Sequence[Mapping[str, Any]]) -> None:
+    def write(text: str, x: float, y: float, size: float, **style: Any) -> None:
+        centred = {"ha": "center", "va": "center"}
+        axes.text(column + x, row + y, text, fontsize=size, **centred, **style)
+
     if not layers:
-        axes.text(
-            column + 0.5,
-            row + 0.5,
-            "no such layer",
-            ha="center",
-            va="center",
-            fontsize=plotting.TINY,
-            color=plotting.GREY,
-        )
+        write("no such layer", 0.5, 0.5, plotting.TINY, color=plotting.GREY)
         return
     text = _most_frequent(layer["verdict"] for layer in layers)
     color, mark = VERDICTS[text.split()[0]]
@@ -248,25 +239,13 @@ def _cell(axes: Any, column: int, row: int, layers: Sequence[Mapping[str, Any]])
         markeredgecolor=plotting.BLACK,
         markeredgewidth=0.5,
     )
-    axes.text(column + 0.56, row + 0.34, text, ha="center", va="center", fontsize=plotting.TINY)
-    share = np.mean(
-        [
-            layer["entropy"] / layer["entropy_limit"] if layer["entropy_limit"] else 1
-            for layer in layers
-        ]
-    )
+    write(text, 0.56, 0.34, plotting.TINY)
+    share = np.mean([share_of_limit(layer["entropy"], layer["entropy_limit"]) for layer in layers])
     similarity = np.mean([layer["similarity"] for layer in layers])
     measured = f"{share:.2f}, {similarity:.2f}"
     if all(layer["worth"] for layer in layers):
         measured += "; " + _most_frequent(layer["worth"] for layer in layers)
-    axes.text(
-        column + 0.5,
-        row + 0.74,
-        measured,
-        ha="center",
-        va="center",
-        fontsize=plotting.TINY - 0.5,
-    )
+    write(measured, 0.5, 0.74, plotting.TINY - 0.5)
 
 
 def _most_frequent(words: Iterable[str]) -> str:

@@ -26,22 +26,6 @@ from mspose.plotting import save_figure
 from mspose.run import EVENTS, SAMPLES, Run
 from mspose.studies.knock_out_figure import knock_out_figure
 
-__all__ = [
-    "decoder_maps_figure",
-    "draw",
-    "encoder_maps_figure",
-    "encoding_figure",
-    "entropy_figure",
-    "gap_figure",
-    "knock_out_figure",
-    "labels",
-    "purity_figure",
-    "read_samples",
-    "save_figure",
-    "space_figure",
-    "verdict_figure",
-]
-
 Figures = Mapping[str, Callable[[], Figure]]
 """Functions that draw a figure, by the name of its file."""
 

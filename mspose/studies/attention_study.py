@@ -43,9 +43,8 @@ both.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -62,7 +61,7 @@ from mspose.attention.attention_json import (
     write_study,
 )
 from mspose.attention.encoding_distance import distance_profile, token_distances
-from mspose.attention.measures import AttentionMeasures, SceneMeasures
+from mspose.attention.measures import AttentionMeasures
 from mspose.attention.purity import query_purity
 from mspose.attention.sample_frames import SampleFrames
 from mspose.config import BRANCHES, TrainingSettings
@@ -167,15 +166,12 @@ def study_run(
             sampled.frames(batch, batches)
             network(batch.image_B3HW.to(parameter.dtype), observer=sampled)
 
-    layers = measures.as_json(judged_by)
+    layers = measures.encoder_layers(judged_by)
     if not all(math.isfinite(layer[name]) for layer in layers for name in ATTENTION_MEASURES):
         raise MsposeError(
             f"the attention of the model of {run} is not finite: its weights are unusable"
         )
-    decoder = [
-        _decoder_layer(*key, scenes, network.scenes, judged_by)
-        for key, scenes in measures.decoders.items()
-    ]
+    decoder = measures.decoder_layers(network.scenes, judged_by)
     start, measured_at_start = attention_at_start(run, batches, rows, data)
     for part, found in (("layers", layers), ("decoder", decoder)):
         at_start = {
@@ -306,27 +302,6 @@ def gap_over_training(
     }
 
 
-@dataclass
-class LayerPurity:
-    """Purity of one layer's query regions: its sum over images, and counts of queries by purity."""
-
-    tokens: int
-    sum_H: Tensor
-    count_HK: Tensor
-
-    @classmethod
-    def of(cls, attention: AttentionMap, neighbours: int) -> Self:
-        """Measure the images of one call."""
-        purity_BHN = query_purity(attention.query_BHQD, attention.key_BHKD, neighbours).cpu()
-        # a purity that is on an edge, but for its rounding, belongs to the bin above; 1 to the last
-        bin_HM = (BINS * purity_BHN + 1e-3).long().clamp(0, BINS - 1).transpose(0, 1).flatten(1)
-        count_HK = torch.stack([bin_M.bincount(minlength=BINS) for bin_M in bin_HM])
-        return cls(purity_BHN.shape[2], purity_BHN.double().mean(dim=2).sum(dim=0), count_HK)
-
-    def __add__(self, other: "LayerPurity") -> "LayerPurity":
-        return LayerPurity(self.tokens, self.sum_H + other.sum_H, self.count_HK + other.count_HK)
-
-
 class StudyMeasures(AttentionMeasures):
     """Measures the encoders' self-attention, and the purity of its query regions."""
 
@@ -334,78 +309,75 @@ class StudyMeasures(AttentionMeasures):
         """Take the number of neighbours that purity counts."""
         super().__init__()
         self.neighbours = neighbours
-        self.purity: dict[tuple[str, int], LayerPurity] = {}
+        self.histograms: dict[tuple[str, int], Tensor] = {}
+        """count_HK by layer: the numbers of queries by purity."""
 
     def encoder(self, branch: str, layer: int, attention: AttentionMap) -> None:
         """Add the images of one layer in one forward pass."""
         super().encoder(branch, layer, attention)
-        key, purity = (branch, layer + 1), LayerPurity.of(attention, self.neighbours)
-        self.purity[key] = self.purity[key] + purity if key in self.purity else purity
+        key = branch, layer + 1
+        purity_BHN = query_purity(attention.query_BHQD, attention.key_BHKD, self.neighbours).cpu()
+        self.layers[key].add({"purity": purity_BHN.double().mean(dim=2)})
+        # a purity that is on an edge, but for its rounding, belongs to the bin above; 1 to the last
+        bin_HM = (BINS * purity_BHN + 1e-3).long().clamp(0, BINS - 1).transpose(0, 1).flatten(1)
+        count_HK = torch.stack([bin_M.bincount(minlength=BINS) for bin_M in bin_HM])
+        self.histograms[key] = self.histograms.get(key, 0) + count_HK
 
-    def as_json(self, thresholds: Thresholds) -> list[dict[str, Any]]:
+    def encoder_layers(self, thresholds: Thresholds) -> list[dict[str, Any]]:
         """Return the objects of `layers` in `attention.json`, without start and worth."""
-        return [self._layer(*key, thresholds) for key in self.layers]
+        return [self._encoder_layer(key, thresholds) for key in self.layers]
 
-    def _layer(self, branch: str, number: int, thresholds: Thresholds) -> dict[str, Any]:
-        before, after = self.tokens_of[branch, number].mean()
-        layer, purity = self.layers[branch, number], self.purity[branch, number]
-        purity_H = purity.sum_H / layer.images
-        heads = [
-            {**head, "purity": value}
-            for head, value in zip(layer.heads(), purity_H.tolist(), strict=True)
-        ]
-        mean = {**layer.mean(), "purity": float(purity_H.mean())}
-        share_HK = purity.count_HK.double() / purity.count_HK.sum(dim=1, keepdim=True)
+    def _encoder_layer(self, key: tuple[str, int], thresholds: Thresholds) -> dict[str, Any]:
+        layer, count_HK = self.layers[key], self.histograms[key]
+        mean = layer.mean()
+        share_HK = count_HK.double() / count_HK.sum(dim=1, keepdim=True)
         return {
-            "branch": branch,
-            "layer": number,
-            "tokens": purity.tokens,
+            "branch": key[0],
+            "layer": key[1],
+            "tokens": layer.tokens,
             "entropy_limit": short(mean["entropy_limit"]),
             **{name: short(mean[name]) for name in ATTENTION_MEASURES},
             "verdict": layer.verdict(thresholds),
             "start": None,
-            "token_similarity": {"before": short(before), "after": short(after)},
+            "token_similarity": {
+                name: short(value) for name, value in self.tokens_of[key].mean().items()
+            },
             "worth": None,
-            "heads": [{name: short(head[name]) for name in ATTENTION_MEASURES} for head in heads],
+            "heads": [
+                {name: short(head[name]) for name in ATTENTION_MEASURES} for head in layer.parts()
+            ],
             "purity_histogram": {
                 "edges": [edge / BINS for edge in range(BINS + 1)],
                 "share": [[short(share) for share in share_K] for share_K in share_HK.tolist()],
             },
         }
 
+    def decoder_layers(self, scenes: Sequence[str], thresholds: Thresholds) -> list[dict[str, Any]]:
+        """Return the objects of `decoder` in `attention.json`, without start."""
 
-def _decoder_layer(
-    branch: str,
-    number: int,
-    measured: SceneMeasures,
-    scenes: Sequence[str],
-    thresholds: Thresholds,
-) -> dict[str, Any]:
-    """Return an object of `decoder` in `attention.json`, without start."""
+        def of(values: Mapping[str, float]) -> dict[str, Any]:
+            measured = values["entropy"], values["similarity"], values["entropy_limit"]
+            return {
+                "entropy": short(values["entropy"]),
+                "similarity": short_or_none(values["similarity"]),
+                "verdict": verdict(*measured, thresholds),
+            }
 
-    def of(values: dict[str, float]) -> dict[str, Any]:
-        entropy, limit, similarity = (
-            values[name] for name in ("entropy", "entropy_limit", "similarity")
-        )
-        return {
-            "entropy": short(entropy),
-            "similarity": short_or_none(similarity),
-            "verdict": verdict(entropy, similarity, limit, thresholds),
-        }
-
-    mean = measured.mean()
-    return {
-        "branch": branch,
-        "layer": number,
-        "tokens": measured.tokens,
-        "entropy_limit": short(mean["entropy_limit"]),
-        **of(mean),
-        "start": None,
-        "scenes": [
-            {"scene": scene, **of(values)}
-            for scene, values in zip(scenes, measured.scenes(), strict=True)
-        ],
-    }
+        return [
+            {
+                "branch": branch,
+                "layer": number,
+                "tokens": layer.tokens,
+                "entropy_limit": short(layer.mean()["entropy_limit"]),
+                **of(layer.mean()),
+                "start": None,
+                "scenes": [
+                    {"scene": scene, **of(values)}
+                    for scene, values in zip(scenes, layer.parts(), strict=True)
+                ],
+            }
+            for (branch, number), layer in self.decoders.items()
+        ]
 
 
 def attention_at_start(

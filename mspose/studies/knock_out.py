@@ -12,6 +12,7 @@ F frames, V variants: the network as it is, and its knock-outs.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,15 +35,15 @@ from mspose.poses import normalize_quaternion, orientation_error, position_error
 from mspose.studies.ablation.bootstrap import (
     LEVEL,
     RESAMPLES,
-    SEED,
-    bootstrap_medians,
-    in_sequences,
-    paired_difference,
+    Difference,
+    average,
+    medians_by_scene,
 )
+from mspose.studies.rows import ERRORS
 from mspose.verdict import DOES_NOT_MATTER, MATTERS
 
-ERRORS = {"position_m": 3, "orientation_deg": 2}
-"""Errors and the decimals that are printed of them."""
+DIGITS = {"position_m": 3, "orientation_deg": 2}
+"""Decimals that are printed of the errors."""
 SAID = {
     "mean": "mean of all values",
     "own": "own value",
@@ -101,52 +102,40 @@ def evaluate_knock_outs(
 def summarise(errors: Errors) -> dict[str, Any]:
     """Return the object `knock_out` of `attention.json`."""
     variants = list(errors.error_VF2)
-    rows_of = errors.frames.groupby("scene", sort=True).indices
-    median_2V, median_2BV = [], []
-    for column in range(len(ERRORS)):
+    medians = {}
+    for column, error in enumerate(ERRORS):
         error_VF = np.stack([errors.error_VF2[what][:, column] for what in variants])
-        measured_SV, resampled_SBV = [], []
-        for number, frames in enumerate(rows_of.values()):
-            generator = np.random.default_rng([SEED, number])
-            measured_SV.append(np.median(error_VF[:, frames], axis=1))
-            order, sequence_F = in_sequences(errors.frames["image"].iloc[frames].tolist())
-            ordered_VF = error_VF[:, frames[order]]
-            resampled_SBV.append(bootstrap_medians(ordered_VF, generator, sequence_F=sequence_F))
-        median_2V.append(np.mean(measured_SV, axis=0))
-        median_2BV.append(np.mean(resampled_SBV, axis=0))
+        medians[error] = average(medians_by_scene(errors.frames, error_VF).values())
     intact = variants.index(None)
     rows = []
     for index, what in enumerate(variants):
         if what is None:
             continue
         row: dict[str, Any] = {"branch": what.branch, "layer": what.layer, "by": what.by}
-        for error, median_V, median_BV in zip(ERRORS, median_2V, median_2BV, strict=True):
-            found = paired_difference(
-                (median_V[index] - median_V[intact])[None],
-                (median_BV[:, index] - median_BV[:, intact])[:, None],
-            )
+        for error, found in medians.items():
+            difference = found.difference([index], [intact])
             row[error] = {
-                "median": short(float(median_V[index])),
-                "difference": short(found.mean),
-                "low": short(found.low),
-                "high": short(found.high),
+                "median": short(float(found.measured_R[index])),
+                "difference": short(difference.mean),
+                "low": short(difference.low),
+                "high": short(difference.high),
             }
-        rows.append(row | {"worth": MATTERS if _changes(row) else DOES_NOT_MATTER})
+        changes = any(not _difference(row[error]).includes_zero for error in ERRORS)
+        rows.append(row | {"worth": MATTERS if changes else DOES_NOT_MATTER})
     return {
         "frames": len(errors.frames),
         "level": LEVEL,
         "resamples": RESAMPLES,
         "intact": {
-            error: short(float(median_V[intact]))
-            for error, median_V in zip(ERRORS, median_2V, strict=True)
+            error: short(float(found.measured_R[intact])) for error, found in medians.items()
         },
         "rows": rows,
     }
 
 
-def _changes(row: Mapping[str, Any]) -> bool:
-    """True where the interval of the difference of an error excludes 0."""
-    return any(not row[error]["low"] <= 0 <= row[error]["high"] for error in ERRORS)
+def _difference(found: Mapping[str, float]) -> Difference:
+    """Read a difference from `attention.json`, of one network."""
+    return Difference(found["difference"], found["low"], found["high"], seeds=1)
 
 
 def worth(knock_out: Mapping[str, Any], branch: str, layer: int | None = None) -> str | None:
@@ -166,31 +155,29 @@ def knock_out_grid(studies: Sequence[Study]) -> pd.DataFrame:
         if (knock_out := study["knock_out"]) is None:
             continue
         name = label(study)
-        intact = [f"{knock_out['intact'][error]:.{digits}f}" for error, digits in ERRORS.items()]
-        lines.append([name, "nothing knocked out", "", "", *_beside(intact, ["", ""]), ""])
+        cells = [(f"{knock_out['intact'][error]:.{n}f}", "") for error, n in DIGITS.items()]
+        lines.append([name, "nothing knocked out", "", "", *chain(*cells), ""])
         for row in knock_out["rows"]:
-            medians = [f"{row[error]['median']:.{digits}f}" for error, digits in ERRORS.items()]
-            differences = [difference_text(row[error], digits) for error, digits in ERRORS.items()]
+            cells = [
+                (
+                    f"{row[error]['median']:.{digits}f}",
+                    marked_difference(_difference(row[error]), digits),
+                )
+                for error, digits in DIGITS.items()
+            ]
             layer = "all" if row["layer"] is None else str(row["layer"])
-            cells = [*_beside(medians, differences), row["worth"]]
-            lines.append([name, SAID[row["by"]], row["branch"], layer, *cells])
+            lines.append(
+                [name, SAID[row["by"]], row["branch"], layer, *chain(*cells), row["worth"]]
+            )
     interval = f"difference [{LEVEL * 100:g} %]"
     header = ["run", "encoders' self-attention", "branch", "layer"]
     header += ["position (m)", interval, "orientation (°)", f"{interval} ", "worth"]
     return pd.DataFrame(lines, columns=header)
 
 
-def _beside(medians: Sequence[str], differences: Sequence[str]) -> list[str]:
-    return [text for pair in zip(medians, differences, strict=True) for text in pair]
-
-
-def difference_text(found: Mapping[str, float], digits: int) -> str:
+def marked_difference(difference: Difference, digits: int) -> str:
     """Format `+0.012 [+0.004, +0.021]`; † where the interval includes 0."""
-    mean, low, high = (
-        f"{found[name]:+.{digits}f}".replace("-", "−") for name in ("difference", "low", "high")
-    )
-    mark = " †" if found["low"] <= 0 <= found["high"] else ""
-    return f"{mean} [{low}, {high}]{mark}"
+    return difference.text(digits) + (" †" if difference.includes_zero else "")
 
 
 # errors per frame, for tables over several seeds

@@ -16,12 +16,14 @@ import numpy as np
 from mspose.data.cards import read_card, stated_frames
 from mspose.data.versions import recorded_version
 from mspose.errors import MsposeError
-from mspose.metrics import csv_number, csv_rows
+from mspose.metrics import QUANTILES, csv_number, csv_rows
 from mspose.resources import bundled_file
 from mspose.run import Run, find_runs
 
 log = logging.getLogger("mspose")
 PUBLISHED_CSV = bundled_file("experiments/published.csv")
+ERRORS = ("position_m", "orientation_deg")
+"""Median errors in tables, and their names in metrics.json."""
 MEDIANS = ("median_position_error_m", "median_orientation_error_deg")
 PUBLISHED_COLUMNS = (
     *("method", "dataset", "ground_truth", "split", "scene"),
@@ -88,28 +90,18 @@ class Measure(NamedTuple):
         """Sample standard deviation over seeds (divided by n - 1); None for a single seed."""
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
 
-    def percent(self) -> "Measure":
-        """Convert a share to a percentage."""
-        return Measure(tuple(100 * value for value in self.values))
-
     def text(self, digits: int) -> str:
         """Format as `0.11`, or `0.11±0.01` over several seeds."""
         return f"{self.mean:.{digits}f}" + ("" if self.std is None else f"±{self.std:.{digits}f}")
 
 
-@dataclass(frozen=True)
-class SceneMetrics:
+class SceneMetrics(NamedTuple):
     """Metrics of a scene, or their average over scenes."""
 
-    position_m: Measure
-    orientation_deg: Measure
-    recall: tuple[Measure, ...] = ()
-    """Share of frames (0 to 1) within each threshold."""
-    quantiles: tuple[tuple[Measure, Measure], ...] = ()
-    """Position and orientation errors of `mspose.metrics.QUANTILES`."""
-    auc: tuple[Measure, ...] = ()
-    """Area (0 to 1) under the recall curve up to each threshold."""
-    scene_accuracy: Measure | None = None
+    measures: Mapping[str, Measure]
+    """By name, as in the CSV: `position_m`, `orientation_deg`, `scene_accuracy`, and, where the
+    metrics have them, `position_m_75_percent` ... (`mspose.metrics.QUANTILES`), and for every
+    threshold `recall_0.25m_5deg` and `auc_0.25m_5deg`, shares from 0 to 1."""
     frames: int | None = None
 
 
@@ -131,7 +123,7 @@ class Row:
     """Test frames of the data set that were not evaluated: `chess 16 of 2,000`."""
     of_one_scene: bool = False
     """The model was trained on one scene alone."""
-    costs: dict[str, Measure] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
     """COSTS of the model, as far as they are recorded."""
     thresholds: tuple[tuple[float, float], ...] = ()
     seeds: tuple[int, ...] = ()
@@ -225,10 +217,10 @@ def _row(seeds: Sequence[Run]) -> Row:
     """Make the row of a variant's runs."""
     first, every = seeds[0], [run.metrics for run in seeds]
     scenes = {name: scene["frames"] for name, scene in first.metrics["scenes"].items()}
+    thresholds = first.metrics["thresholds"]
     for run in seeds[1:]:
         frames = {name: scene["frames"] for name, scene in run.metrics["scenes"].items()}
-        thresholds = run.metrics["thresholds"]
-        if frames != scenes or thresholds != first.metrics["thresholds"]:
+        if frames != scenes or run.metrics["thresholds"] != thresholds:
             what = "frames" if frames != scenes else "recall thresholds"
             raise MsposeError(
                 f"{first.metrics_file} and {run.metrics_file} are seeds of {run.name} with"
@@ -250,12 +242,11 @@ def _row(seeds: Sequence[Run]) -> Row:
         section=OWN,
         group=group_of(first.metrics),
         scenes={
-            name: _scene_metrics([metrics["scenes"][name] for metrics in every]) for name in scenes
+            name: _scene_metrics([metrics["scenes"][name] for metrics in every], thresholds)
+            for name in scenes
         },
-        average=_scene_metrics([metrics["average"] for metrics in every]),
-        thresholds=tuple(
-            (float(metres), float(degrees)) for metres, degrees in first.metrics["thresholds"]
-        ),
+        average=_scene_metrics([metrics["average"] for metrics in every], thresholds),
+        thresholds=tuple((float(metres), float(degrees)) for metres, degrees in thresholds),
         seeds=tuple(run.seed for run in seeds if run.seed is not None),
         baseline=first.is_baseline,
         machines=tuple(dict.fromkeys(filter(None, map(_machine, seeds)))),
@@ -296,40 +287,51 @@ def _is_of_one_scene(run: Run) -> bool:
     return run.config_file.is_file() and len(run.settings.data.scenes) == 1
 
 
-def _costs(seeds: Sequence[Run]) -> dict[str, Measure]:
+def _costs(seeds: Sequence[Run]) -> dict[str, float]:
     """Collect the COSTS that all seeds have recorded; of their time, the mean."""
     models = [run.provenance.get("model") or {} for run in seeds]
     return {
-        name: Measure((float(np.mean([model[name] for model in models])),))
+        name: float(np.mean([model[name] for model in models]))
         for name in COSTS
         if all(name in model for model in models)
     }
 
 
-def _scene_metrics(seeds: Sequence[Mapping[str, Any]]) -> SceneMetrics:
-    def measure(key: str) -> Measure:
-        return Measure(tuple(float(scene[key]) for scene in seeds))
+def threshold_name(pair: Sequence[float]) -> str:
+    """Name a pair of thresholds, in metres and degrees, in the names of metrics."""
+    return f"{pair[0]:g}m_{pair[1]:g}deg"
 
-    def measures(key: str) -> tuple[Measure, ...]:
-        """One per element of a list, which metrics of older versions may not have."""
-        return tuple(map(Measure, zip(*(scene.get(key, ()) for scene in seeds), strict=False)))
 
-    predicted = all(scene["scene_accuracy"] is not None for scene in seeds)
-    return SceneMetrics(
-        position_m=measure(MEDIANS[0]),
-        orientation_deg=measure(MEDIANS[1]),
-        recall=measures("recall"),
-        quantiles=tuple(
-            zip(
-                measures("position_error_m_quantiles"),
-                measures("orientation_error_deg_quantiles"),
-                strict=True,
-            )
-        ),
-        auc=measures("auc"),
-        scene_accuracy=measure("scene_accuracy") if predicted else None,
-        frames=seeds[0]["frames"],
-    )
+def quantile_name(error: str, quantile: float) -> str:
+    """Name a quantile of an error of ERRORS."""
+    return f"{error}_{quantile * 100:g}_percent"
+
+
+def _scene_metrics(
+    seeds: Sequence[Mapping[str, Any]], thresholds: Sequence[Sequence[float]]
+) -> SceneMetrics:
+    """Collect the metrics that all seeds have; those of older versions have fewer."""
+    every = [_named(scene, thresholds) for scene in seeds]
+    measures = {
+        name: Measure(tuple(float(found[name]) for found in every))
+        for name in every[0]
+        if all(found.get(name) is not None for found in every)
+    }
+    return SceneMetrics(measures, seeds[0]["frames"])
+
+
+def _named(scene: Mapping[str, Any], thresholds: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Name the metrics of a scene in metrics.json as in `SceneMetrics`."""
+    found = {"scene_accuracy": scene["scene_accuracy"]}
+    for error, median in zip(ERRORS, MEDIANS, strict=True):
+        found[error] = scene[median]
+        quantiles = scene.get(f"{median.removeprefix('median_')}_quantiles", ())
+        names = [quantile_name(error, quantile) for quantile in QUANTILES]
+        found |= zip(names, quantiles, strict=False)
+    for metric in ("recall", "auc"):
+        names = [f"{metric}_{threshold_name(pair)}" for pair in thresholds]
+        found |= zip(names, scene.get(metric, ()), strict=False)
+    return found
 
 
 def _machine(run: Run) -> str:
@@ -356,10 +358,8 @@ def published_rows(path: Path | str = PUBLISHED_CSV, dataset: str | None = None)
                 f"{path}, line {line}: {row['method']} has scene {row['scene']} twice"
             )
         if any(row[column] for column in MEDIANS):
-            position, orientation = (
-                Measure((csv_number(path, line, row, column),)) for column in MEDIANS
-            )
-            scenes[key][row["scene"]] = SceneMetrics(position, orientation)
+            medians = [Measure((csv_number(path, line, row, column),)) for column in MEDIANS]
+            scenes[key][row["scene"]] = SceneMetrics(dict(zip(ERRORS, medians, strict=True)))
         else:
             scenes[key][row["scene"]] = None
             empty.setdefault(key, []).append(line)
@@ -396,9 +396,12 @@ def _lines_to_fill(path: Path | str, lines: Sequence[int]) -> str:
 
 
 def _mean(scenes: Sequence[SceneMetrics]) -> SceneMetrics:
-    position = float(np.mean([scene.position_m.mean for scene in scenes]))
-    orientation = float(np.mean([scene.orientation_deg.mean for scene in scenes]))
-    return SceneMetrics(Measure((position,)), Measure((orientation,)))
+    return SceneMetrics(
+        {
+            error: Measure((float(np.mean([scene.measures[error].mean for scene in scenes])),))
+            for error in ERRORS
+        }
+    )
 
 
 def shared_group(rows: Sequence[Row]) -> Group:

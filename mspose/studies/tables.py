@@ -5,11 +5,10 @@ split, and scene predicted or given.
 """
 
 import html
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import pandas as pd
 
@@ -18,21 +17,25 @@ from mspose.escaping import csv_text, markdown_text
 from mspose.metrics import QUANTILES
 from mspose.studies.rows import (
     COSTS,
+    ERRORS,
     OWN,
     PUBLISHED_CSV,
     SECTIONS,
-    Group,
     Measure,
     Row,
     SceneMetrics,
     collect_runs,
     published_rows,
+    quantile_name,
     shared_group,
+    threshold_name,
 )
 
 Format = Literal["markdown", "latex", "csv"]
 Kind = Literal["median", "quantiles", "recall", "recall-scenes", "auc"]
 AVERAGE = "Average"
+COUNTS = ["seeds", "paired_seeds", "frames"]
+"""Columns of a CSV that hold whole numbers, which may be missing."""
 DASH, MINUS = "–", "−"
 
 
@@ -62,42 +65,86 @@ LATEX = Style(
 SHRUNK = "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}"
 
 
-class PrintedTable(ABC):
+class Number(NamedTuple):
+    """A number in a cell, as text."""
+
+    text: str
+    bold: bool = False
+
+
+Cell = str | Sequence[Number]
+"""Text, or numbers that are printed with a slash between."""
+
+
+class Line(NamedTuple):
+    """A line of a table, with its footnote."""
+
+    label: str
+    cells: Sequence[Cell]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Lines of a table by the title of their section, below a header."""
+
+    header: Sequence[str]
+    sections: Mapping[str, Sequence[Line]]
+
+    def notes(self) -> list[str]:
+        """List the footnotes in the order of their numbers, which are from 1."""
+        return [line.note for lines in self.sections.values() for line in lines if line.note]
+
+    def styled(self, style: Style) -> pd.DataFrame:
+        """Format all cells as text, titles of sections as rows."""
+        texts, number = [], 0
+        for title, lines in self.sections.items():
+            if lines:
+                blank = [""] * (len(self.header) - 1)
+                texts.append([style.section(style.plain(title)), *blank])
+            for line in lines:
+                label = style.plain(line.label)
+                if line.note:
+                    number += 1
+                    label += style.mark(number)
+                texts.append([label, *(_cell_text(cell, style) for cell in line.cells)])
+        return pd.DataFrame(texts, columns=[style.plain(name) for name in self.header])
+
+
+def _cell_text(cell: Cell, style: Style) -> str:
+    if isinstance(cell, str):
+        return style.plain(cell)
+    parts = [style.bold(style.plain(text)) if bold else style.plain(text) for text, bold in cell]
+    return " / ".join(parts) or style.plain(DASH)
+
+
+@dataclass(frozen=True)
+class PrintedTable:
     """A table that is written as Markdown, LaTeX, HTML or CSV."""
 
-    @abstractmethod
-    def caption(self) -> str:
-        """Say which metrics are tabulated, of what, and how they were computed."""
-
-    @abstractmethod
-    def closing(self) -> list[str]:
-        """List what else a reader must know, in sentences below the table."""
-
-    def aside(self) -> list[str]:
-        """List remarks on the files that the table was made from: below it, or LaTeX comments."""
-        return []
-
-    @abstractmethod
-    def grid(self, style: Style) -> tuple[pd.DataFrame, list[str]]:
-        """Format all cells as text, section titles as rows; with the numbered footnotes."""
-
-    @abstractmethod
-    def to_csv(self) -> str:
-        """Long form, unrounded; an empty field is a missing value."""
-
-    def latex_grids(self) -> tuple[list[pd.DataFrame], list[str]]:
-        """Split the grid into those that LaTeX prints one below the other; with the footnotes."""
-        grid, notes = self.grid(LATEX)
-        return [grid], notes
+    caption: str
+    """Which metrics are tabulated, of what, and how they were computed."""
+    grid: Grid
+    values: Sequence[Mapping[str, Any]]
+    """Lines of the CSV, unrounded."""
+    closing: Sequence[str] = ()
+    """What else a reader must know, in sentences below the table."""
+    aside: Sequence[str] = ()
+    """Remarks on the files that the table was made from: below it, or LaTeX comments."""
+    latex_grids: Sequence[Grid] = ()
+    """Narrower grids, which LaTeX prints one below the other in place of `grid`."""
 
     def to_markdown(self) -> str:
         """Caption, pipe table, footnotes, closing."""
-        grid, notes = self.grid(MARKDOWN)
-        align = ("left", *("center" for _ in grid.columns[1:]))
-        table = grid.to_markdown(index=False, disable_numparse=True, colalign=align)
-        footnotes = "\n".join(f"{number}. {note}" for number, note in enumerate(notes, 1))
-        parts = [MARKDOWN.plain(self.caption()), table, footnotes]
-        parts += map(MARKDOWN.plain, [*self.closing(), *self.aside()])
+        align = ("left", *("center" for _ in self.grid.header[1:]))
+        table = self.grid.styled(MARKDOWN).to_markdown(
+            index=False, disable_numparse=True, colalign=align
+        )
+        footnotes = "\n".join(
+            f"{number}. {MARKDOWN.plain(note)}" for number, note in enumerate(self.grid.notes(), 1)
+        )
+        below = map(MARKDOWN.plain, [*self.closing, *self.aside])
+        parts = [MARKDOWN.plain(self.caption), table, footnotes, *below]
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def to_latex(self) -> str:
@@ -105,36 +152,48 @@ class PrintedTable(ABC):
 
         A grid that is wider than the line is shrunk to its width.
         """
-        grids, notes = self.latex_grids()
         tabulars = [
-            grid.style.hide(axis="index")
-            .to_latex(hrules=True, column_format="l" + "c" * (len(grid.columns) - 1))
+            grid.styled(LATEX)
+            .style.hide(axis="index")
+            .to_latex(hrules=True, column_format="l" + "c" * (len(grid.header) - 1))
             .strip()
-            for grid in grids
+            for grid in self.latex_grids or [self.grid]
         ]
         body = "\n\n\\medskip\n".join(f"{SHRUNK}{{%\n{tabular}}}" for tabular in tabulars)
         # a rule above every section but the first, which follows the header's
         body = body.replace("\\\\\n\\emph{", "\\\\\n\\midrule\n\\emph{")
-        small = [f"{LATEX.mark(number)} {note}" for number, note in enumerate(notes, 1)]
-        small += map(LATEX.plain, self.closing())
-        comments = "".join(f"% {' '.join(text.split())}\n" for text in self.aside())
+        small = "\\par\n".join(self._small(LATEX, self.closing, " "))
+        comments = "".join(f"% {' '.join(text.split())}\n" for text in self.aside)
         return (
-            f"{comments}\\begin{{table}}[t]\n\\centering\n\\caption{{{LATEX.plain(self.caption())}}}\n"
+            f"{comments}\\begin{{table}}[t]\n\\centering\n\\caption{{{LATEX.plain(self.caption)}}}\n"
             f"\\footnotesize\n{body}\n\\par\\smallskip\n{{\\footnotesize\\raggedright\n"
-            + "\\par\n".join(small)
-            + "\\par}\n\\end{table}\n"
+            f"{small}\\par}}\n\\end{{table}}\n"
         )
 
     def to_html(self) -> str:
         """Caption, table in a box that scrolls sideways, footnotes and closing, for a page."""
-        grid, notes = self.grid(HTML)
         with pd.option_context("display.max_colwidth", None):  # else pandas cuts long cells
-            body = grid.to_html(index=False, escape=False, border=0)
-        small = [f"{HTML.mark(number)} {note}" for number, note in enumerate(notes, 1)]
-        small += map(HTML.plain, [*self.closing(), *self.aside()])
+            body = self.grid.styled(HTML).to_html(index=False, escape=False, border=0)
+        small = self._small(HTML, [*self.closing, *self.aside])
         below = "".join(f"<p class='small'>{text}</p>" for text in small)
-        caption = HTML.plain(self.caption())
+        caption = HTML.plain(self.caption)
         return f"<p class='small'>{caption}</p><div class='wide'>{body}</div>{below}"
+
+    def _small(self, style: Style, closing: Sequence[str], blank: str = "") -> list[str]:
+        """Footnotes with their marks, `blank` between, and sentences below them."""
+        notes = enumerate(self.grid.notes(), 1)
+        marked = [f"{style.mark(number)}{blank}{style.plain(note)}" for number, note in notes]
+        return [*marked, *map(style.plain, closing)]
+
+    def to_csv(self) -> str:
+        """Long form, unrounded; an empty field is a missing value."""
+        lines = [
+            {name: csv_text(cell) if isinstance(cell, str) else cell for name, cell in line.items()}
+            for line in self.values
+        ]
+        table = pd.DataFrame(lines)
+        counts = table.columns.intersection(COUNTS)
+        return table.astype(dict.fromkeys(counts, "Int64")).to_csv(index=False, lineterminator="\n")
 
     def to_text(self, format: str) -> str:
         """Write in the format of that name. Raises MsposeError where there is no such format."""
@@ -144,254 +203,79 @@ class PrintedTable(ABC):
         return writers[format]()
 
 
-Cell = tuple[Measure, ...]
-"""Metrics in a cell, printed with a slash between; none where they are missing."""
+def metric_cells(
+    cells: Sequence[Sequence[Measure]],
+    digits: Sequence[int],
+    *,
+    scale: float = 1,
+    best: Callable[[Iterable[float]], float] | None = min,
+) -> list[list[Number]]:
+    """Format a column of cells of metrics, each as many or none.
+
+    The best value of each metric is bold, compared as printed: all of equal ones are, the only row
+    of a table is not.
+
+    Args:
+        digits: decimals of each metric.
+        scale: factor of all values, such as 100 for percent.
+        best: `min` or `max`; None where no value is the best.
+    """
+    scaled = [
+        [Measure(tuple(scale * value for value in measure.values)) for measure in cell]
+        for cell in cells
+    ]
+    printed = [
+        [float(f"{m.mean:.{n}f}") for m, n in zip(cell, digits, strict=False)] for cell in scaled
+    ]
+    bests: list[float | None] = [None] * len(digits)
+    if best is not None and len(cells) > 1:
+        bests = [best(values) for values in zip(*filter(None, printed), strict=True)]
+    return [
+        [
+            Number(measure.text(decimals), value == winner)
+            for measure, value, decimals, winner in zip(cell, values, digits, bests, strict=False)
+        ]
+        for cell, values in zip(scaled, printed, strict=True)
+    ]
 
 
 class Column(NamedTuple):
-    """A column of cells, one per row."""
+    """A column of metrics of one scene, or of their average."""
 
     header: str
-    cells: list[Cell]
-    digits: tuple[int, ...]
-    larger_is_better: bool | None = False
-    """None: no value is the best."""
+    scene: str
+    names: Sequence[str]
+    """As in `SceneMetrics`."""
+    digits: Sequence[int] = (1,)
+    scale: float = 100
+    best: Callable[[Iterable[float]], float] = max
 
-    def texts(self, style: Style) -> list[str]:
-        """Format a text per row.
 
-        The best value of each metric is bold, compared as printed: all of equal ones are, the only
-        row of a table is not.
-        """
-        best_of = max if self.larger_is_better else min
-        printed = [
-            [float(f"{m.mean:.{n}f}") for m, n in zip(cell, self.digits, strict=False)]
-            for cell in self.cells
+def _columns(
+    kind: Kind, scenes: Sequence[str], thresholds: Sequence[Sequence[float]], digits: int
+) -> list[Column]:
+    """List the columns of metrics of a table."""
+
+    def errors(header: str, scene: str, names: Sequence[str]) -> Column:
+        return Column(header, scene, names, (digits, 2), 1, min)
+
+    if kind == "median":
+        return [errors(scene, scene, ERRORS) for scene in (*scenes, AVERAGE)]
+    if kind == "quantiles":
+        return [
+            errors(f"{share * 100:g} %", AVERAGE, [quantile_name(error, share) for error in ERRORS])
+            for share in QUANTILES
         ]
-        bests = [best_of(values) for values in zip(*filter(None, printed), strict=True)]
-        texts = []
-        for cell, values in zip(self.cells, printed, strict=True):
-            parts = []
-            for measure, value, digits, best in zip(cell, values, self.digits, bests, strict=False):
-                text = style.plain(measure.text(digits))
-                is_best = (
-                    value == best and len(self.cells) > 1 and self.larger_is_better is not None
-                )
-                parts.append(style.bold(text) if is_best else text)
-            texts.append(" / ".join(parts) or style.plain(DASH))
-        return texts
-
-
-@dataclass(frozen=True)
-class Table(PrintedTable):
-    """Rows of one group, ready to be written. `make_table` builds it."""
-
-    group: Group
-    rows: list[Row]
-    scenes: list[str]
-    thresholds: tuple[tuple[float, float], ...]
-    kind: Kind
-    digits: int
-    remarks: tuple[str, ...] = ()
-    costs: tuple[str, ...] = ()
-    """Further columns, of what the models cost."""
-
-    def average(self, row: Row) -> SceneMetrics | None:
-        """Average of a row; None where one of the table's scenes is missing and none is printed."""
-        complete = all(scene in row.scenes for scene in self.scenes)
-        return row.average if complete or row.average_printed else None
-
-    def _metrics(self, row: Row, scene: str) -> SceneMetrics | None:
-        return self.average(row) if scene == AVERAGE else row.scenes.get(scene)
-
-    def columns(self) -> list[Column]:
-        """Columns beside the label."""
-        return [*self._metric_columns(), *map(self._cost_column, self.costs)]
-
-    def _cost_column(self, cost: str) -> Column:
-        measures = [row.costs.get(cost) for row in self.rows]
-        if cost == "parameters":
-            measures = [m and Measure(tuple(value / 1e6 for value in m.values)) for m in measures]
-        cells: list[Cell] = [(measure,) if measure else () for measure in measures]
-        return Column(COSTS[cost], cells, (1,), None)
-
-    def _metric_columns(self) -> list[Column]:
-        def cells(take: Callable[[SceneMetrics], Cell], scene: str = AVERAGE) -> list[Cell]:
-            found = [self._metrics(row, scene) for row in self.rows]
-            return [take(metrics) if metrics else () for metrics in found]
-
-        def shares(metrics: SceneMetrics) -> Cell:
-            return tuple(share.percent() for share in metrics.recall)
-
-        def accuracy(metrics: SceneMetrics) -> Cell:
-            return (metrics.scene_accuracy.percent(),) if metrics.scene_accuracy else ()
-
-        scenes = [*self.scenes, AVERAGE]
-        if self.kind == "median":
-            return [
-                Column(
-                    scene,
-                    cells(lambda m: (m.position_m, m.orientation_deg), scene),
-                    (self.digits, 2),
-                )
-                for scene in scenes
-            ]
-        if self.kind == "quantiles":
-            return [
-                Column(
-                    f"{quantile * 100:g} %",
-                    cells(lambda m, i=i: m.quantiles[i] if m.quantiles else ()),  # type: ignore[misc]
-                    (self.digits, 2),
-                )
-                for i, quantile in enumerate(QUANTILES)
-            ]
-        if self.kind == "auc":
-            return [
-                Column(
-                    _threshold_text(pair),
-                    cells(lambda m, i=i: tuple(a.percent() for a in m.auc[i : i + 1])),  # type: ignore[misc]
-                    (1,),
-                    True,
-                )
-                for i, pair in enumerate(self.thresholds)
-            ]
-        if self.kind == "recall-scenes":
-            places = (1,) * len(self.thresholds)
-            columns = [Column(scene, cells(shares, scene), places, True) for scene in scenes]
-        else:
-            columns = [
-                Column(
-                    _threshold_text(pair), [cell[i : i + 1] for cell in cells(shares)], (1,), True
-                )
-                for i, pair in enumerate(self.thresholds)
-            ]
-        return [*columns, Column("Scene accuracy", cells(accuracy), (1,), True)]
-
-    def label(self, row: Row) -> str:
-        """Label of a row: `virtual/all (3 seeds)`."""
-        remarks = [seed_count(len(row.seeds))] if row.seeds else []
-        if row.group.scene_selection != self.group.scene_selection:
-            remarks.append(f"scene {row.group.scene_selection}")
-        if row.section == OWN and len(row.scenes) == 1 < len(self.scenes):
-            remarks.append("model of one scene" if row.of_one_scene else "one scene")
-        if row.lacking:
-            remarks.append("not all test frames")
-        return f"{row.name} ({', '.join(remarks)})" if remarks else row.name
-
-    def caption(self) -> str:
-        """See `PrintedTable`."""
-        share = "Share of frames (%) with both errors within "
-        metric = {
-            "median": (
-                "Median position error (m) / median orientation error (°); Average: unweighted mean"
-                " over scenes"
-            ),
-            "quantiles": (
-                f"{', '.join(f'{q * 100:g}' for q in QUANTILES)} % quantiles of position error (m)"
-                " / orientation error (°); unweighted mean over scenes"
-            ),
-            "auc": (
-                "Area under the recall curve (%) up to the thresholds, both errors as shares of"
-                " theirs; unweighted mean over scenes"
-            ),
-            "recall": share + "the thresholds; unweighted mean over scenes",
-            "recall-scenes": share + " / ".join(map(_threshold_text, self.thresholds)),
-        }[self.kind]
-        several = any(len(row.seeds) > 1 for row in self.rows)
-        spread = " Mean ± standard deviation over seeds." if several else ""
-        return f"{metric}. Data set {self.group}.{spread}"
-
-    def closing(self) -> list[str]:
-        """See `PrintedTable`: number of frames, machines."""
-        own = [row for row in self.rows if row.section == OWN]
-        counts = {
-            scene: dict.fromkeys(
-                str(row.scenes[scene].frames) for row in own if scene in row.scenes
-            )
-            for scene in self.scenes
-        }
-        frames = [f"{scene} {' or '.join(found)}" for scene, found in counts.items() if found]
-        lines = [f"Frames evaluated in this repository: {', '.join(frames)}."] if frames else []
-        machines = list(dict.fromkeys(name for row in own for name in row.machines))
-        if machines:
-            lines.append(f"Evaluated on: {'; '.join(machines)}.")
-        if "milliseconds_per_image" in self.costs:
-            lines.append("Time: of the whole evaluation, frames read from the cache.")
-        return lines
-
-    def aside(self) -> list[str]:
-        """See `PrintedTable`: rows to be filled in, remarks."""
-        empty = [f"Empty cells of {row.name}: {row.empty}." for row in self.rows if row.empty]
-        return [*empty, *self.remarks]
-
-    def grid(self, style: Style) -> tuple[pd.DataFrame, list[str]]:
-        """See `PrintedTable`."""
-        columns = self.columns()
-        notes: list[str] = []
-        lines: dict[str, list[tuple[str, ...]]] = {section: [] for section in SECTIONS}
-        texts = zip(*(column.texts(style) for column in columns), strict=True)
-        for row, cells in zip(self.rows, texts, strict=True):
-            label = style.plain(self.label(row))
-            if note := "; ".join(filter(None, (row.source, row.note))):
-                notes.append(style.plain(note))
-                label += style.mark(len(notes))
-            lines[row.section].append((label, *cells))
-        empty = [""] * len(columns)
-        every = [
-            line
-            for section, inside in lines.items()
-            if inside
-            for line in ((style.section(section), *empty), *inside)
-        ]
-        header = ["Method", *(style.plain(column.header) for column in columns)]
-        return pd.DataFrame(every, columns=header), notes
-
-    def to_csv(self) -> str:
-        """See `PrintedTable`: a line per row and scene, `Average` last."""
-        pairs = [f"{metres:g}m_{degrees:g}deg" for metres, degrees in self.thresholds]
-        recalls = [f"recall_{pair}" for pair in pairs if self.kind.startswith("recall")]
-        areas = [f"auc_{pair}" for pair in pairs if self.kind == "auc"]
-        quantiles = [
-            f"{name}_{quantile * 100:g}_percent"
-            for quantile in QUANTILES
-            for name in ("position_m", "orientation_deg")
-            if self.kind == "quantiles"
-        ]
-        lines = []
-        for row in self.rows:
-            for scene in [*self.scenes, AVERAGE]:
-                found = self._metrics(row, scene)
-                measures: dict[str, Measure | None] = {
-                    "position_m": found.position_m if found else None,
-                    "orientation_deg": found.orientation_deg if found else None,
-                    "scene_accuracy": found.scene_accuracy if found else None,
-                }
-                further: list[tuple[list[str], Sequence[Measure]]] = [
-                    (recalls, found.recall if found else ()),
-                    (areas, found.auc if found else ()),
-                    (quantiles, [m for pair in found.quantiles for m in pair] if found else ()),
-                ]
-                for names, values in further:
-                    measures |= dict.fromkeys(names) | dict(zip(names, values, strict=False))
-                line = {
-                    "label": row.name,
-                    "section": row.section,
-                    **row.group._asdict(),
-                    "scene": scene,
-                    "seeds": len(row.seeds) or None,
-                    "frames": found and found.frames,
-                }
-                for name, measure in measures.items():
-                    line[name] = measure and measure.mean
-                    line[f"{name}_std"] = measure and measure.std
-                line |= {name: (m := row.costs.get(name)) and m.mean for name in self.costs}
-                lines.append({**line, "source": row.source, "note": row.note})
-        plain = [
-            {name: csv_text(cell) if isinstance(cell, str) else cell for name, cell in line.items()}
-            for line in lines
-        ]
-        table = pd.DataFrame(plain).astype({"seeds": "Int64", "frames": "Int64"})
-        return table.to_csv(index=False, lineterminator="\n")
+    names = {pair: threshold_name(pair) for pair in thresholds}
+    if kind == "auc":
+        return [Column(_said(pair), AVERAGE, [f"auc_{name}"]) for pair, name in names.items()]
+    if kind == "recall":
+        columns = [Column(_said(pair), AVERAGE, [f"recall_{name}"]) for pair, name in names.items()]
+    else:
+        recalls = [f"recall_{name}" for name in names.values()]
+        places = (1,) * len(recalls)
+        columns = [Column(scene, scene, recalls, places) for scene in (*scenes, AVERAGE)]
+    return [*columns, Column("Scene accuracy", AVERAGE, ["scene_accuracy"])]
 
 
 def seed_count(count: int) -> str:
@@ -399,7 +283,8 @@ def seed_count(count: int) -> str:
     return "1 seed" if count == 1 else f"{count} seeds"
 
 
-def _threshold_text(pair: tuple[float, float]) -> str:
+def _said(pair: Sequence[float]) -> str:
+    """Format a pair of thresholds."""
     return f"{pair[0]:g} m, {pair[1]:g}°"
 
 
@@ -407,16 +292,14 @@ def make_table(
     runs: Sequence[Row],
     published: Sequence[Row] = (),
     *,
-    scenes: Sequence[str] = (),
     kind: Kind = "median",
     digits: int = 2,
     remarks: Sequence[str] = (),
     costs: Sequence[str] = (),
-) -> Table:
+) -> PrintedTable:
     """Make a table of published rows and runs.
 
     Args:
-        scenes: their columns come first, in this order; the other scenes follow by name.
         kind: `median` (per scene and average), `quantiles` (of both errors, averaged over scenes),
             `recall` or `auc` (a column per threshold, averaged over scenes), or `recall-scenes`.
         digits: decimals of positions; orientations have 2, shares in percent 1.
@@ -436,27 +319,139 @@ def make_table(
     if unknown := [name for name in costs if name not in COSTS]:
         raise MsposeError(f"column {unknown[0]}: expected one of {', '.join(COSTS)}")
     group = shared_group(rows)
-    thresholds = {row.thresholds: row.name for row in runs}
-    if kind not in ("median", "quantiles") and (len(thresholds) > 1 or not any(thresholds)):
+    every = {row.thresholds: row.name for row in runs}
+    if kind not in ("median", "quantiles") and (len(every) > 1 or not any(every)):
         found = "; ".join(
-            f"{name}: {', '.join(map(_threshold_text, pairs)) or 'none'}"
-            for pairs, name in thresholds.items()
+            f"{name}: {', '.join(map(_said, pairs)) or 'none'}" for pairs, name in every.items()
         )
         raise MsposeError(
             f"a table of {kind} needs runs with the same thresholds, found {found}; evaluate them"
             " again"
         )
-    others = sorted({scene for row in rows for scene in row.scenes} - set(scenes))
-    return Table(
-        group,
-        rows,
-        [*scenes, *others],
-        next(iter(thresholds), ()),
-        kind,
-        digits,
-        tuple(remarks),
-        tuple(costs),
+    thresholds = next(iter(every), ())
+    scenes = sorted({scene for row in rows for scene in row.scenes})
+
+    def metrics(row: Row, scene: str) -> SceneMetrics:
+        """Of `Average`, none where one of the table's scenes is missing and it is not printed."""
+        if scene != AVERAGE:
+            return row.scenes.get(scene, SceneMetrics({}))
+        complete = all(scene in row.scenes for scene in scenes)
+        shown = row.average if complete or row.average_printed else None
+        return shown or SceneMetrics({})
+
+    header, columns = ["Method"], []
+    for column in _columns(kind, scenes, thresholds, digits):
+        measures = [metrics(row, column.scene).measures for row in rows]
+        cells = [[of[name] for name in column.names if name in of] for of in measures]
+        header.append(column.header)
+        columns.append(metric_cells(cells, column.digits, scale=column.scale, best=column.best))
+    for cost in costs:
+        unit = 1e6 if cost == "parameters" else 1
+        cells = [[Measure((row.costs[cost] / unit,))] if cost in row.costs else [] for row in rows]
+        header.append(COSTS[cost])
+        columns.append(metric_cells(cells, (1,), best=None))
+    sections: dict[str, list[Line]] = {section: [] for section in SECTIONS}
+    for index, row in enumerate(rows):
+        note = "; ".join(filter(None, (row.source, row.note)))
+        line = Line(
+            _label(row, scenes, group.scene_selection), [column[index] for column in columns], note
+        )
+        sections[row.section].append(line)
+
+    spread = any(len(row.seeds) > 1 for row in rows)
+    caption = f"{_caption(kind, thresholds)}. Data set {group}."
+    empty = [f"Empty cells of {row.name}: {row.empty}." for row in rows if row.empty]
+    return PrintedTable(
+        caption=caption + (" Mean ± standard deviation over seeds." if spread else ""),
+        grid=Grid(header, sections),
+        values=_values(rows, [*scenes, AVERAGE], metrics, kind, thresholds, costs),
+        closing=_closing(rows, scenes, costs),
+        aside=[*empty, *remarks],
     )
+
+
+def _label(row: Row, scenes: Sequence[str], scene_selection: str) -> str:
+    """Label of a row: `virtual/all (3 seeds)`."""
+    remarks = [seed_count(len(row.seeds))] if row.seeds else []
+    if row.group.scene_selection != scene_selection:
+        remarks.append(f"scene {row.group.scene_selection}")
+    if row.section == OWN and len(row.scenes) == 1 < len(scenes):
+        remarks.append("model of one scene" if row.of_one_scene else "one scene")
+    if row.lacking:
+        remarks.append("not all test frames")
+    return f"{row.name} ({', '.join(remarks)})" if remarks else row.name
+
+
+def _caption(kind: Kind, thresholds: Sequence[Sequence[float]]) -> str:
+    share = "Share of frames (%) with both errors within "
+    return {
+        "median": (
+            "Median position error (m) / median orientation error (°); Average: unweighted mean"
+            " over scenes"
+        ),
+        "quantiles": (
+            f"{', '.join(f'{q * 100:g}' for q in QUANTILES)} % quantiles of position error (m)"
+            " / orientation error (°); unweighted mean over scenes"
+        ),
+        "auc": (
+            "Area under the recall curve (%) up to the thresholds, both errors as shares of"
+            " theirs; unweighted mean over scenes"
+        ),
+        "recall": share + "the thresholds; unweighted mean over scenes",
+        "recall-scenes": share + " / ".join(map(_said, thresholds)),
+    }[kind]
+
+
+def _closing(rows: Sequence[Row], scenes: Sequence[str], costs: Sequence[str]) -> list[str]:
+    """Say on how many frames and which machines the runs were evaluated."""
+    own = [row for row in rows if row.section == OWN]
+    counts = {
+        scene: dict.fromkeys(str(row.scenes[scene].frames) for row in own if scene in row.scenes)
+        for scene in scenes
+    }
+    frames = [f"{scene} {' or '.join(found)}" for scene, found in counts.items() if found]
+    lines = [f"Frames evaluated in this repository: {', '.join(frames)}."] if frames else []
+    machines = list(dict.fromkeys(name for row in own for name in row.machines))
+    if machines:
+        lines.append(f"Evaluated on: {'; '.join(machines)}.")
+    if "milliseconds_per_image" in costs:
+        lines.append("Time: of the whole evaluation, frames read from the cache.")
+    return lines
+
+
+def _values(
+    rows: Sequence[Row],
+    scenes: Sequence[str],
+    metrics: Callable[[Row, str], SceneMetrics],
+    kind: Kind,
+    thresholds: Sequence[Sequence[float]],
+    costs: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Make a line per row and scene: medians, scene accuracy, and the metrics of the kind."""
+    names = [*ERRORS, "scene_accuracy"]
+    if kind == "quantiles":
+        names += [quantile_name(error, share) for share in QUANTILES for error in ERRORS]
+    elif kind != "median":
+        metric = kind.removesuffix("-scenes")
+        names += [f"{metric}_{threshold_name(pair)}" for pair in thresholds]
+    lines = []
+    for row in rows:
+        for scene in scenes:
+            found = metrics(row, scene)
+            line: dict[str, Any] = {
+                "label": row.name,
+                "section": row.section,
+                **row.group._asdict(),
+                "scene": scene,
+                "seeds": len(row.seeds) or None,
+                "frames": found.frames,
+            }
+            for name in names:
+                measure = found.measures.get(name)
+                line |= {name: measure and measure.mean, f"{name}_std": measure and measure.std}
+            line |= {name: row.costs.get(name) for name in costs}
+            lines.append({**line, "source": row.source, "note": row.note})
+    return lines
 
 
 def table_text(
@@ -497,7 +492,7 @@ def table_of(
     kind: Kind = "median",
     costs: Sequence[str] = (),
     published_csv: Path | str = PUBLISHED_CSV,
-) -> Table:
+) -> PrintedTable:
     """Make the table of runs under the published rows of their group, see `table_text`."""
     group = shared_group(rows)
     known = published_rows(published_csv, group.dataset) if published and kind == "median" else []

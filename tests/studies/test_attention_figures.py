@@ -15,23 +15,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from mspose import plotting
-from mspose.attention.verdicts import centred
+from mspose.attention.curves import entropy_figure, gap_figure
+from mspose.attention.encoding_figure import encoding_figure
+from mspose.attention.maps import decoder_maps_figure, encoder_maps_figure
+from mspose.attention.query_key_space import space_figure
+from mspose.attention.verdicts import centred, purity_figure, verdict_figure
 from mspose.errors import MsposeError
-from mspose.studies.attention_figures import (
-    decoder_maps_figure,
-    draw,
-    encoder_maps_figure,
-    encoding_figure,
-    entropy_figure,
-    gap_figure,
-    knock_out_figure,
-    labels,
-    purity_figure,
-    read_samples,
-    save_figure,
-    space_figure,
-    verdict_figure,
-)
+from mspose.plotting import save_figure
+from mspose.studies.attention_figures import draw, labels, read_samples
+from mspose.studies.knock_out_figure import knock_out_figure
 
 BASE = study(entropy=0.97, similarity=0.97)
 REMEDY = study("qka", entropy=0.7, gap=0.2, purity=0.5, kind="sine")

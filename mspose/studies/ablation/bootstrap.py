@@ -28,11 +28,12 @@ that rounding on another machine changes an interval no more than the errors the
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy.special import ndtri, stdtrit
 
 from mspose.data.frames import natural_order
@@ -57,11 +58,65 @@ class Difference(NamedTuple):
     seeds: int
 
     @property
+    def includes_zero(self) -> bool:
+        """True where zero lies in the interval."""
+        return self.low <= 0 <= self.high
+
+    @property
     def finding(self) -> Finding:
         """Established where the interval leaves out zero and covers several seeds."""
-        if self.seeds < 2 or self.low <= 0 <= self.high:
+        if self.seeds < 2 or self.includes_zero:
             return "not established"
         return "improvement" if self.high < 0 else "worsening"
+
+    def text(self, digits: int) -> str:
+        """Format `+0.012 [+0.004, +0.021]`."""
+        mean, low, high = (f"{value:+.{digits}f}".replace("-", "−") for value in self[:3])
+        return f"{mean} [{low}, {high}]"
+
+
+class Medians(NamedTuple):
+    """Medians of R runs' errors in a scene, or their averages over scenes."""
+
+    measured_R: np.ndarray
+    resampled_BR: np.ndarray
+    """The same under B resamples of the frames."""
+    block: int = 1
+    """Number of neighbouring frames that were drawn together."""
+
+    def difference(self, runs: Sequence[int], reference: Sequence[int]) -> Difference:
+        """Compute the difference of runs and runs of the reference, of one seed each."""
+        return paired_difference(
+            self.measured_R[runs] - self.measured_R[reference],
+            self.resampled_BR[:, runs] - self.resampled_BR[:, reference],
+        )
+
+
+def medians_by_scene(
+    frames: pd.DataFrame, error_RF: np.ndarray, block: int | None = None
+) -> dict[str, Medians]:
+    """Compute and resample the medians of R runs' errors over the frames of every scene.
+
+    Args:
+        frames: `image` and `scene` of the F frames.
+        block: see `bootstrap_medians`.
+    """
+    medians = {}
+    scenes = frames.groupby("scene", sort=True).indices
+    for number, (scene, rows) in enumerate(scenes.items()):
+        order, sequence_F = in_sequences(frames["image"].iloc[rows].tolist())
+        own_RF = error_RF.take(rows[order], axis=1)
+        length = block or block_length(own_RF, sequence_F)
+        generator = np.random.default_rng([SEED, number])
+        resampled_BR = bootstrap_medians(own_RF, generator, sequence_F=sequence_F, block=length)
+        medians[str(scene)] = Medians(np.median(own_RF, axis=1), resampled_BR, length)
+    return medians
+
+
+def average(medians: Iterable[Medians]) -> Medians:
+    """Average the medians of scenes, without weights."""
+    measured, resampled, _ = zip(*medians, strict=True)
+    return Medians(np.mean(measured, axis=0), np.mean(resampled, axis=0))
 
 
 def in_sequences(images: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

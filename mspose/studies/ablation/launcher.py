@@ -1,11 +1,15 @@
-"""Launchers start runs: as processes of this machine, or as cluster jobs through submitit."""
+"""Launchers start runs: as processes of this machine, or as cluster jobs through submitit.
+
+A launcher starts `at_once` runs at the same time at most; `poll_every` is the number of seconds
+between two polls of its jobs. The output of a run goes to its log.
+"""
 
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -18,42 +22,19 @@ SAVES_WITHIN = 60
 """Seconds that a process has to save when it is asked to stop."""
 
 
-class Job(Protocol):
-    """A run that was started."""
-
-    def fault(self) -> str | None:
-        """None while it runs; afterwards how it was ended from outside, or an empty text."""
-
-    def ask_to_stop(self) -> None:
-        """Ask it to save and end."""
-
-    def stop(self) -> None:
-        """Wait until it has ended, for a limited time."""
-
-
-class Launcher(Protocol):
-    """Starts runs, `at_once` of them at the same time at most."""
-
-    at_once: int
-    poll_every: float
-    """Seconds between two polls of its jobs."""
-
-    def start(self, settings: Settings) -> Job:
-        """Start a run; its output goes to its log."""
-
-
 class LocalLauncher:
     """Starts runs as processes of this machine, which share its cores and take GPUs in turn."""
 
     poll_every = 0.2
 
     def __init__(self, at_once: int) -> None:
+        """Start so many at once."""
         self.at_once = at_once
         self.gpus = visible_gpus()
         self.slots: list[LocalJob | None] = [None] * at_once
 
     def start(self, settings: Settings) -> "LocalJob":
-        """See `Launcher`."""
+        """Start a run on a free share of the machine."""
         free = (i for i, job in enumerate(self.slots) if job is None or job.fault() is not None)
         slot = next(free)
         gpus = self.gpus if settings.device == "auto" else []
@@ -81,7 +62,7 @@ class LocalJob:
             signal.signal(signal.SIGINT, before)
 
     def fault(self) -> str | None:
-        """See `Job`."""
+        """Return None while it runs; afterwards how it was ended from outside, or an empty text."""
         status = self.process.poll()
         if status is None or status >= 0:
             return None if status is None else ""
@@ -89,11 +70,11 @@ class LocalJob:
         return f"ended by {killed}" + (" (is memory short?)" if killed == "SIGKILL" else "")
 
     def ask_to_stop(self) -> None:
-        """See `Job`."""
+        """Ask it to save and end."""
         self.process.terminate()
 
     def stop(self) -> None:
-        """See `Job`."""
+        """Wait until it has ended; kill it after a minute."""
         try:
             self.process.wait(timeout=SAVES_WITHIN)
         except subprocess.TimeoutExpired:
@@ -127,7 +108,7 @@ class SlurmLauncher:
         self.at_once = at_once
 
     def start(self, settings: Settings) -> "SlurmJob":
-        """See `Launcher`."""
+        """Submit a run."""
         task = ClusterTask(_command(settings), str(notes(settings, ".log").absolute()))
         return SlurmJob(self.executor.submit(task))
 
@@ -163,7 +144,7 @@ class SlurmJob:
         self.job = job
 
     def fault(self) -> str | None:
-        """See `Job`."""
+        """Return None while it runs; afterwards how it failed, or an empty text."""
         if not self.job.done():
             return None
         if self.job.state in ("COMPLETED", "FINISHED"):
@@ -171,11 +152,15 @@ class SlurmJob:
         return f"job {self.job.job_id} is {self.job.state}"
 
     def ask_to_stop(self) -> None:
-        """See `Job`."""
+        """Ask it to save and end."""
         self.job.cancel(check=False)
 
     def stop(self) -> None:
-        """See `Job`. The cluster does it by itself."""
+        """Leave the end to the cluster."""
+
+
+Launcher = LocalLauncher | SlurmLauncher
+Job = LocalJob | SlurmJob
 
 
 def _command(settings: Settings) -> list[str]:

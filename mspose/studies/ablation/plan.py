@@ -78,19 +78,10 @@ class AblationFile:
 
 
 @dataclass(frozen=True)
-class Ablation:
-    """Content of an ablation file."""
+class Ablation(AblationFile):
+    """An ablation file that was read: `base` is a path, and settings are by dotted name."""
 
-    path: Path
-    title: str
-    base: Path
-    """The base experiment's file."""
-    settings: Mapping[str, Any]
-    """Changes to the base that all rows share, by dotted name."""
-    reference: str
-    seeds: tuple[int, ...]
-    variants: Mapping[str, Mapping[str, Any]]
-    """Changes of each variant by dotted name. Without the reference, which changes nothing."""
+    path: Path = Path()
 
     @property
     def name(self) -> str:
@@ -121,7 +112,7 @@ class Ablation:
                 f"{clash[0]} is what the variants of {self.path} differ in: leave it out, or edit"
                 " the file"
             )
-        base = read_settings(experiment_file(dataset) if dataset else self.base)
+        base = read_settings(experiment_file(dataset) if dataset else Path(self.base))
         toy = {name: value for name, value in QUICK.items() if name not in stated} if quick else {}
         about = {
             "experiment": f"{self.name}-{base.experiment}" + ("-quick" if quick else ""),
@@ -164,7 +155,7 @@ class Ablation:
             )
         return [
             replace(settings, seed=seed, runs=folder)
-            for seed in (self.seeds if seeds is None else _seeds("--seeds", list(seeds)))
+            for seed in (self.seeds if seeds is None else _seeds("--seeds", seeds))
             for label, settings in rows.items()
             if label in (variants or rows)
         ]
@@ -185,21 +176,19 @@ def read_ablation(path_or_name: str | Path) -> Ablation:
         base = find_file(EXPERIMENTS, file.base, "experiment", beside=path.parent)
     except MsposeError as error:
         raise MsposeError(f"{path}: base: {error}") from error
-    return Ablation(
-        path=path,
-        title=file.title,
-        base=base,
-        settings={
-            **_changes(f"{path}: settings", file.settings),
-            **({"attention.knock_out": True} if file.knock_out else {}),
-        },
-        reference=file.reference,
-        seeds=_seeds(f"{path}: seeds", file.seeds),
-        variants={
+    settings = _changes(f"{path}: settings", file.settings)
+    if file.knock_out:
+        settings["attention.knock_out"] = True
+    read = {
+        "base": str(base),
+        "seeds": _seeds(f"{path}: seeds", file.seeds),
+        "settings": settings,
+        "variants": {
             label: _changes(f"{path}: variants.{label}", changes)
             for label, changes in file.variants.items()
         },
-    )
+    }
+    return Ablation(**vars(file) | read, path=path)
 
 
 def _changes(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,11 +209,11 @@ def _changed(settings: Settings, changes: Mapping[str, Any], where: str) -> Sett
         raise MsposeError(f"{where}: {error}") from error
 
 
-def _seeds(where: str, values: Sequence[int]) -> tuple[int, ...]:
+def _seeds(where: str, values: Sequence[int]) -> list[int]:
     if (
         not values
         or len(set(values)) < len(values)
         or not all(0 <= seed < 2**63 for seed in values)
     ):
         raise MsposeError(f"{where}: expected different whole numbers from 0 on, found {values}")
-    return tuple(int(seed) for seed in values)
+    return [int(seed) for seed in values]

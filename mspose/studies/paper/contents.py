@@ -19,7 +19,7 @@ from mspose.studies.ablation.table import make_ablation_table
 from mspose.studies.ablation.worth import make_worth_table, was_knocked_out
 from mspose.studies.paper.figures import figures
 from mspose.studies.paper.piece import NOT_IN_PAPER, Missing, Piece
-from mspose.studies.rows import finished_runs, group_of, rows_of
+from mspose.studies.rows import finished_runs, group_of, lacking_frames, rows_of
 from mspose.studies.tables import Kind, table_of
 
 ABLATIONS = {
@@ -111,7 +111,7 @@ def _ablation_pieces(
     ablation: Ablation, experiment: str, base: str, roots: Sequence[Path], command: str
 ) -> tuple[Piece, list[Piece]]:
     """Make the table of an ablation on one data set, and the figures of its runs' attention."""
-    dataset = None if base == read_settings(ablation.base).experiment else base
+    dataset = None if base == read_settings(Path(ablation.base)).experiment else base
     arguments = _argument(ablation) + (f" --dataset {dataset}" if dataset else "")
     piece = Piece(
         name=f"table-{experiment}",
@@ -125,9 +125,9 @@ def _ablation_pieces(
     except MsposeError as error:
         piece.missing.append(Missing(str(error)))
         return piece, []
-    piece.missing += _missing_frames(piece.table.lacking)
     labelled = [(label, run) for label, seeds in finished.runs.items() for run in seeds.values()]
     piece.runs = [run for _, run in labelled]
+    piece.missing += _missing_frames(lacking_frames(piece.runs))
     piece.title += _version(piece.runs[0])
     if finished.missing:
         overrides = "".join(

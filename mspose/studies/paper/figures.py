@@ -1,30 +1,43 @@
 """Figures of the paper: attention in the runs of one data set, variants overlaid."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from mspose.attention.curves import entropy_figure, gap_figure
+from mspose.attention.encoding_figure import encoding_figure
+from mspose.attention.maps import decoder_maps_figure, encoder_maps_figure
+from mspose.attention.query_key_space import space_figure
+from mspose.attention.verdicts import purity_figure, verdict_figure
 from mspose.config import BRANCHES
 from mspose.run import Run
-from mspose.studies.attention_figures import (
-    decoder_maps_figure,
-    encoder_maps_figure,
-    encoding_figure,
-    entropy_figure,
-    gap_figure,
-    knock_out_figure,
-    purity_figure,
-    read_samples,
-    space_figure,
-    verdict_figure,
-)
+from mspose.studies.attention_figures import read_samples
+from mspose.studies.knock_out_figure import knock_out_figure
 from mspose.studies.paper.piece import NOT_IN_PAPER, Missing, Piece
 
 Labelled = Sequence[tuple[str, Run]]
 """Runs under the label of their variant; those of one label are its seeds."""
+
+OF_METRICS: dict[str, tuple[str, str, Any]] = {
+    "entropy": ("Attention entropy per encoder layer", "F, attention entropy", entropy_figure),
+    "query-key-gap": ("Query-key gap over training", "F, query-key gap", gap_figure),
+    "purity": ("Purity of the query regions", "F, purity", purity_figure),
+    "encoding": (
+        "Token distances under position encodings",
+        "F, token distances",
+        encoding_figure,
+    ),
+    "verdicts": ("Verdict on every encoder layer", NOT_IN_PAPER, verdict_figure),
+    "knock-out": ("Errors without the encoders' self-attention", NOT_IN_PAPER, knock_out_figure),
+}
+"""Name -> title, the paper's figure, and what draws it."""
+OF_FRAMES: dict[str, tuple[str, Any]] = {
+    "encoder": ("Attention of encoder queries over a frame", encoder_maps_figure),
+    "decoder": ("Attention of the scenes' decoder queries over frames", decoder_maps_figure),
+}
 
 
 def figures(
@@ -58,29 +71,32 @@ def figures(
         title = f"Attention: {of}"
         return [Piece(f"figures-{group}", title, "all figures", command, missing=lacking)]
     of_pair = [(label, run) for label, run in studied if label in pair]
-    knocked_out = [
-        (label, run) for label, run in studied if (run.attention_of_metrics or {})["knock_out"]
+    knocked_out = [(label, run) for label, run in studied if _study(run)["knock_out"]]
+    shown_of = {"purity": of_pair, "knock-out": knocked_out}  # purity before and after
+    pieces = [
+        Piece(
+            f"figure-{name}-{group}",
+            f"{title}: {of}",
+            stands_for,
+            command,
+            [run for _, run in shown],
+            [*lacking],
+            draw=partial(_draw, draw, shown),
+        )
+        for name, (title, stands_for, draw) in OF_METRICS.items()
+        if (shown := shown_of.get(name, studied))
     ]
     first = dict(reversed(of_pair))  # of several seeds
-    pieces = []
-    shown_of = {"purity": of_pair, "knock-out": knocked_out}  # purity before and after
-    for name, (title, stands_for, draw) in FIGURES.items():
-        shown = shown_of.get(name, studied)
-        if not shown:
-            continue
-        pieces.append(
-            Piece(
-                f"figure-{name}-{group}",
-                f"{title}: {of}",
-                stands_for,
-                command,
-                [run for _, run in shown],
-                [*lacking],
-                draw=partial(draw, shown),
-            )
-        )
     chosen = [(label, first[label]) for label in pair if label in first]
     return [*pieces, *_of_frames(group, of, chosen, command)]
+
+
+def _draw(draw: Any, runs: Labelled) -> Figure:
+    """Draw a figure of metrics; of encodings with the matrices of runs that have samples."""
+    studies = [(label, _study(run)) for label, run in runs]
+    if draw is not encoding_figure:
+        return draw(studies)
+    return draw(studies, [read_samples(run.folder) for _, run in runs])
 
 
 def _of_frames(group: str, of: str, runs: Labelled, command: str) -> list[Piece]:
@@ -97,103 +113,49 @@ def _of_frames(group: str, of: str, runs: Labelled, command: str) -> list[Piece]
     if not sampled:
         title = f"Query-key space and attention over frames: {of}"
         return [Piece(f"figures-of-frames-{group}", title, stands_for, command, missing=lacking)]
-    pieces = []
-    for branch in BRANCHES:
-        layers = [
-            layer["layer"]
-            for _, run in sampled
-            for layer in (run.attention_of_metrics or {})["layers"]
-            if layer["branch"] == branch
-        ]
-        if layers:
-            pieces.append(
-                Piece(
-                    f"figure-space-{branch}-{group}",
-                    f"Query-key space and the keys that most queries attend to, {branch} branch:"
-                    f" {of}",
-                    stands_for,
-                    command,
-                    [run for _, run in sampled],
-                    [*lacking],
-                    draw=partial(_space, sampled, branch, max(layers)),
-                )
-            )
-    for label, run in sampled:
-        for part, title, draw in (
-            ("encoder", "Attention of encoder queries over a frame", encoder_maps_figure),
-            (
-                "decoder",
-                "Attention of the scenes' decoder queries over frames",
-                decoder_maps_figure,
-            ),
-        ):
-            pieces.append(
-                Piece(
-                    f"figure-{part}-attention-{label.replace('/', '-')}-{group}",
-                    f"{title}, {label}: {of}",
-                    NOT_IN_PAPER,
-                    command,
-                    [run],
-                    draw=partial(_maps, draw, run),
-                )
-            )
+
+    def space(branch: str, layer: int) -> Figure:
+        samples = [(label, read_samples(run.folder) or {}) for label, run in sampled]
+        return space_figure(samples, branch, layer, 1)
+
+    def maps(draw: Any, run: Run) -> Figure:
+        return draw(read_samples(run.folder) or {})
+
+    layers = [
+        (layer["branch"], layer["layer"]) for _, run in sampled for layer in _study(run)["layers"]
+    ]
+    last = dict(sorted(layers))
+    pieces = [
+        Piece(
+            f"figure-space-{branch}-{group}",
+            f"Query-key space and the keys that most queries attend to, {branch} branch: {of}",
+            stands_for,
+            command,
+            [run for _, run in sampled],
+            [*lacking],
+            draw=partial(space, branch, last[branch]),
+        )
+        for branch in BRANCHES
+        if branch in last
+    ]
+    pieces += [
+        Piece(
+            f"figure-{part}-attention-{label.replace('/', '-')}-{group}",
+            f"{title}, {label}: {of}",
+            NOT_IN_PAPER,
+            command,
+            [run],
+            draw=partial(maps, draw, run),
+        )
+        for label, run in sampled
+        for part, (title, draw) in OF_FRAMES.items()
+    ]
     return pieces
 
 
-def _metrics(draw: Callable[..., Figure], runs: Labelled) -> Figure:
-    return draw([(label, run.attention_of_metrics) for label, run in runs])
-
-
-def _encodings(runs: Labelled) -> Figure:
-    """Plot distances of encodings: profiles of all runs, matrices of those with samples."""
-    matrices = [
-        {name: values for name, values in _samples(run).items() if name.startswith("encoding/")}
-        if run.samples_file.is_file()
-        else None
-        for _, run in runs
-    ]
-    return encoding_figure(
-        [(label, run.attention_of_metrics or {}) for label, run in runs], matrices
-    )
-
-
-FIGURES: dict[str, tuple[str, str, Callable[[Labelled], Figure]]] = {
-    "entropy": (
-        "Attention entropy per encoder layer",
-        "F, attention entropy",
-        partial(_metrics, entropy_figure),
-    ),
-    "query-key-gap": (
-        "Query-key gap over training",
-        "F, query-key gap",
-        partial(_metrics, gap_figure),
-    ),
-    "purity": ("Purity of the query regions", "F, purity", partial(_metrics, purity_figure)),
-    "encoding": ("Token distances under position encodings", "F, token distances", _encodings),
-    "verdicts": (
-        "Verdict on every encoder layer",
-        NOT_IN_PAPER,
-        partial(_metrics, verdict_figure),
-    ),
-    "knock-out": (
-        "Errors without the encoders' self-attention",
-        NOT_IN_PAPER,
-        partial(_metrics, knock_out_figure),
-    ),
-}
-"""Name -> title, the paper's figure, and what draws it."""
-
-
-def _space(runs: Labelled, branch: str, layer: int) -> Figure:
-    return space_figure([(label, _samples(run)) for label, run in runs], branch, layer, 1)
-
-
-def _maps(draw: Callable[..., Figure], run: Run) -> Figure:
-    return draw(_samples(run))
-
-
-def _samples(run: Run) -> Mapping[str, Any]:
-    return read_samples(run.folder) or {}
+def _study(run: Run) -> dict[str, Any]:
+    """Study of a run that has one."""
+    return run.attention_of_metrics or {}
 
 
 def _attention(runs: Sequence[Run]) -> str:

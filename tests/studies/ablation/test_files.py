@@ -56,7 +56,7 @@ def test_the_files_of_the_papers_tables_are_there():
 @pytest.mark.parametrize("quick", [False, True])
 def test_a_run_differs_from_its_base_in_the_stated_settings_only(path, quick):
     ablation = read_ablation(path)
-    base = read_settings(ablation.base)
+    base = read_settings(Path(ablation.base))
     base = dataclasses.replace(base, data=with_version(base.data))
     toy = QUICK if quick else {}
     runs = runs_of(path, quick)
