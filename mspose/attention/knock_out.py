@@ -16,7 +16,7 @@ from typing import NamedTuple, cast
 from torch import Tensor
 
 from mspose.config import BRANCHES
-from mspose.models.attention import REPLACEMENTS, Attention, Replacement
+from mspose.models.attention import REPLACEMENTS, Replacement
 from mspose.models.mstransformer import Branch, MSTransformer
 from mspose.models.network import PoseOutput
 from mspose.models.token_positions import TokenPositions
@@ -46,19 +46,7 @@ def knock_outs(network: MSTransformer) -> list[KnockOut]:
     return [KnockOut(by, *which) for which in (*wholes, *layers) for by in REPLACEMENTS]
 
 
-@contextmanager
-def knocked_out(network: MSTransformer, what: KnockOut) -> Iterator[None]:
-    """Let the network compute without that self-attention while the `with` block runs."""
-    names = BRANCHES if what.branch == BOTH else (what.branch,)
-    layers = [_layers(_branch(network, name)) for name in names]
-    chosen = [of[what.layer - 1 : what.layer] if what.layer else of for of in layers]
-    with _replaced((layer for of in chosen for layer in of), what.by):
-        yield
-
-
-def answers(
-    network: MSTransformer, image_B3HW: Tensor, scene_B: Tensor | None = None
-) -> dict[KnockOut | None, PoseOutput]:
+def answers(network: MSTransformer, image_B3HW: Tensor) -> dict[KnockOut | None, PoseOutput]:
     """Estimate poses with the network as it is (None) and under each of its `knock_outs`.
 
     The same as a forward pass each, but what a knock-out leaves as it was is computed once: the
@@ -89,7 +77,7 @@ def answers(
             else scenes[name, None, None]
             for name in BRANCHES
         )
-        found[what] = network.poses(position_BSC, orientation_BSC, scene_B)
+        found[what] = network.poses(position_BSC, orientation_BSC)
     return found
 
 
@@ -104,14 +92,14 @@ def _finish(
 
 @contextmanager
 def _replaced(layers: Iterable[EncoderLayer], by: Replacement) -> Iterator[None]:
-    attentions: list[Attention] = [layer.self_attention for layer in layers]
-    before = [attention.replacement for attention in attentions]
+    """Let layers compute without their self-attention while the `with` block runs."""
+    before = [(layer.self_attention, layer.self_attention.replacement) for layer in layers]
     try:
-        for attention in attentions:
+        for attention, _ in before:
             attention.replacement = by
         yield
     finally:
-        for attention, replacement in zip(attentions, before, strict=True):
+        for attention, replacement in before:
             attention.replacement = replacement
 
 

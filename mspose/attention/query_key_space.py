@@ -157,30 +157,15 @@ def _plane(
 ) -> None:
     points_P2, names = project(np.concatenate([query_PD, key_PD]), projection)
     query_P2, key_P2 = points_P2[: len(query_PD)], points_P2[len(query_PD) :]
+    for kind_P2, color, mark, size, alpha in (
+        (query_P2, plotting.QUERIES, plotting.QUERY_MARK, 7, 0.6),
+        (key_P2, plotting.KEYS, plotting.KEY_MARK, 9, 0.8),
+    ):
+        axes.scatter(*kind_P2.T, s=size, color=color, marker=mark, alpha=alpha, linewidths=0)
     marked_M2 = key_P2[attended_P]
-    axes.scatter(
-        query_P2[:, 0],
-        query_P2[:, 1],
-        s=7,
-        color=plotting.QUERIES,
-        marker=plotting.QUERY_MARK,
-        alpha=0.6,
-        linewidths=0,
-    )
-    axes.scatter(
-        key_P2[:, 0],
-        key_P2[:, 1],
-        s=9,
-        color=plotting.KEYS,
-        marker=plotting.KEY_MARK,
-        alpha=0.8,
-        linewidths=0,
-    )
     ring: Any = {"s": 26, "facecolor": "none", "marker": plotting.ATTENDED_MARK}
-    axes.scatter(marked_M2[:, 0], marked_M2[:, 1], edgecolor="white", linewidths=2.4, **ring)
-    axes.scatter(
-        marked_M2[:, 0], marked_M2[:, 1], edgecolor=plotting.ATTENDED, linewidths=1.2, **ring
-    )
+    for color, width in (("white", 2.4), (plotting.ATTENDED, 1.2)):
+        axes.scatter(*marked_M2.T, edgecolor=color, linewidths=width, **ring)
     axes.set_xlabel(names[0])
     axes.set_ylabel(names[1])
     axes.set_aspect("equal", adjustable="datalim")
@@ -196,20 +181,10 @@ def _picture(
     height, width = image_HW3.shape[0] / grid[0], image_HW3.shape[1] / grid[1]
     for color, line in (("white", 2.4), (plotting.ATTENDED, 1.2)):
         for row, column in zip(*np.divmod(attended, grid[1]), strict=True):
-            corner = (
-                (column + 0.1) * width - 0.5,
-                (row + 0.1) * height - 0.5,
-            )  # a gap to the neighbours
-            axes.add_patch(
-                Rectangle(
-                    corner,
-                    0.8 * width,
-                    0.8 * height,
-                    facecolor="none",
-                    edgecolor=color,
-                    linewidth=line,
-                )
-            )
+            corner = (column + 0.1) * width - 0.5, (row + 0.1) * height - 0.5
+            square = Rectangle(corner, 0.8 * width, 0.8 * height)  # a gap to the neighbours
+            square.set(facecolor="none", edgecolor=color, linewidth=line)
+            axes.add_patch(square)
     axes.set_xticks([])
     axes.set_yticks([])
 

@@ -132,13 +132,6 @@ def study_run(
             does not fit.
     """
     layers_of, _ = encoder_layers(run)
-    for name, value, least in (
-        ("frames", FRAMES if frames is None else frames, 1),
-        ("neighbours", neighbours, 1),
-        ("samples", samples, 0),
-    ):
-        if value < least:
-            raise MsposeError(f"{name}: expected at least {least}, found {value}")
     estimator = load(run, device)
     opened = open_for_run(
         run,

@@ -8,7 +8,7 @@ import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
@@ -195,11 +195,9 @@ class PrintedTable:
         counts = table.columns.intersection(COUNTS)
         return table.astype(dict.fromkeys(counts, "Int64")).to_csv(index=False, lineterminator="\n")
 
-    def to_text(self, format: str) -> str:
-        """Write in the format of that name. Raises MsposeError where there is no such format."""
+    def to_text(self, format: Format) -> str:
+        """Write in the format of that name."""
         writers = {"markdown": self.to_markdown, "latex": self.to_latex, "csv": self.to_csv}
-        if format not in writers:
-            raise MsposeError(f"format {format}: expected one of {', '.join(writers)}")
         return writers[format]()
 
 
@@ -311,11 +309,6 @@ def make_table(
     rows = [*published, *runs]
     if not rows:
         raise MsposeError("a table needs at least one row")
-    if kind not in get_args(Kind) or not 0 <= digits <= 9:
-        raise MsposeError(
-            f"kind {kind}, digits {digits}: expected one of {', '.join(get_args(Kind))}; digits 0"
-            " to 9"
-        )
     if unknown := [name for name in costs if name not in COSTS]:
         raise MsposeError(f"column {unknown[0]}: expected one of {', '.join(COSTS)}")
     group = shared_group(rows)

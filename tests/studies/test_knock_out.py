@@ -1,12 +1,15 @@
 """The worth of self-attention: errors, intervals and words, against predictions made one by one."""
 
+from contextlib import contextmanager
+from itertools import chain
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from mspose import evaluation
-from mspose.attention.knock_out import BOTH, KnockOut, knock_outs, knocked_out
+from mspose.attention.knock_out import BOTH, KnockOut, knock_outs
 from mspose.errors import MsposeError
 from mspose.inference import load, predict_frames
 from mspose.metrics import ERROR_COLUMNS
@@ -33,6 +36,19 @@ def opened(small_run, tmp_path_factory):
     return estimator.network, batches
 
 
+@contextmanager
+def replaced(network, what):
+    """Set the replacement in every layer that is knocked out."""
+    names = ("position", "orientation") if what.branch == BOTH else (what.branch,)
+    layers = [list(network.get_submodule(name).encoder.layers) for name in names]
+    chosen = [of[what.layer - 1 : what.layer] if what.layer else of for of in layers]
+    for layer in chain(*chosen):
+        layer.self_attention.replacement = what.by
+    yield
+    for layer in chain(*chosen):
+        layer.self_attention.replacement = None
+
+
 def test_errors_are_those_of_predictions_under_each_knock_out(opened):
     network, batches = opened
     rows = np.array([0, 2, 3, 7, 8, 9])
@@ -42,7 +58,7 @@ def test_errors_are_those_of_predictions_under_each_knock_out(opened):
     as_it_is = predict_frames(network, batches, rows)
     np.testing.assert_allclose(found.error_VF2[None], as_it_is[list(ERROR_COLUMNS)], rtol=1e-4)
     for what in (KnockOut("mean", BOTH), KnockOut("nothing", "orientation", 2)):
-        with knocked_out(network, what):
+        with replaced(network, what):
             table = predict_frames(network, batches, rows)
         np.testing.assert_allclose(found.error_VF2[what], table[list(ERROR_COLUMNS)], rtol=1e-4)
 
