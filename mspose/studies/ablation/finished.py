@@ -80,60 +80,47 @@ def finished_ablation(
             f"{', '.join(map(str, roots)) or 'no folder'}: no finished run of {experiment}; run"
             f" `mspose ablate {ablation.name}` first"
         )
-
-    runs: dict[str, dict[int, Run]] = {}
-    for label in rows:
-        if found := {_seed(run): run for run in chosen if run.variant == label}:
-            runs[label] = dict(sorted(found.items()))
-    for run in chosen[1:]:
-        if group_of(run.metrics) != group_of(chosen[0].metrics):
-            first = chosen[0]
+    first, group = chosen[0], group_of(chosen[0].metrics)
+    for run in chosen:
+        if (other := group_of(run.metrics)) != group:
             raise MsposeError(
-                f"{first.folder} ({group_of(first.metrics)}) and {run.folder}"
-                f" ({group_of(run.metrics)}) were not evaluated on the same data: evaluate them"
-                " again, or name the folders of those that were"
+                f"{first.folder} ({group}) and {run.folder} ({other}) were not evaluated on the"
+                " same data: evaluate them again, or name the folders of those that were"
             )
-    there = {(run.variant, _seed(run)) for run in chosen}
-    expected = seeds if seeds is not None else sorted({*ablation.seeds, *(s for _, s in there)})
-    missing = [(label, seed) for label in rows for seed in expected if (label, seed) not in there]
+    by_seed = sorted(chosen, key=_seed)
+    runs = {label: {_seed(run): run for run in by_seed if run.variant == label} for label in rows}
+    runs = {label: found for label, found in runs.items() if found}
+    expected = sorted({*ablation.seeds, *map(_seed, chosen)}) if seeds is None else seeds
+    missing = named_by_seeds(
+        (label, seed) for label in rows for seed in expected if seed not in runs.get(label, {})
+    )
     unstudied = [
         run
         for run in chosen
         if run.attention_of_metrics is None and has_self_attention(run.settings)
     ]
-    others = "the other runs" if shared else ablation.path.name
+    file = ablation.path.name
+    left_out = [
+        f"seed {_seed(run)} of {run.variant} ({', '.join(map(str, changes[run]))})"
+        for run in tested
+        if changes[run] != shared
+    ]
     remarks = [
-        ("Missing", named_by_seeds(missing)),
-        (
-            f"Left out, not in {ablation.path.name}",
-            sorted({run.variant for run in every if run not in known}),
-        ),
+        ("Missing", missing),
+        (f"Left out, not in {file}", sorted({run.variant for run in every if run not in known})),
         ("Left out, quick tries at toy size", _named(run for run in known if run.quick)),
-        (
-            "Left out, no errors of their frames",
-            _named(run for run in real if run not in tested),
-        ),
-        (
-            f"All runs have other settings than {ablation.path.name}",
-            [str(change) for change in shared],
-        ),
-        (
-            f"Left out, other settings than {others}",
-            [
-                f"seed {_seed(run)} of {run.variant} ({', '.join(map(str, changes[run]))})"
-                for run in tested
-                if changes[run] != shared
-            ],
-        ),
+        ("Left out, no errors of their frames", _named(run for run in real if run not in tested)),
+        (f"All runs have other settings than {file}", [str(change) for change in shared]),
+        (f"Left out, other settings than {'the other runs' if shared else file}", left_out),
         (
             "No attention metrics of this training (mspose attention RUN makes them)",
             _named(unstudied),
         ),
     ]
     return Finished(
-        group=group_of(chosen[0].metrics),
+        group=group,
         runs=runs,
-        missing=named_by_seeds(missing),
+        missing=missing,
         # an older version cannot be rendered: missing runs would be made on this one
         overrides={change.name: change.value for change in shared if change.name != "data.version"},
         remarks=[f"{what}: {'; '.join(names)}." for what, names in remarks if names],

@@ -62,24 +62,16 @@ class Progress:
 
     def table(self) -> str:
         """Tabulate states, and medians averaged over scenes, of variants (rows) and seeds."""
-        seeds = list(dict.fromkeys(settings.seed for settings in self.runs))
-        by_label: dict[str | None, dict[int, Settings]] = {}
+        by_label: dict[str | None, list[Settings]] = {}
         for settings in self.runs:
-            by_label.setdefault(settings.variant, {})[settings.seed] = settings
+            by_label.setdefault(settings.variant, []).append(settings)
         rows = []
-        for label, of_seed in by_label.items():
-            names = [title(settings) for settings in of_seed.values()]
-            known = [self.errors[name] for name in names if name in self.errors]
+        for label, runs in by_label.items():
+            known = [self.errors[name] for name in map(title, runs) if name in self.errors]
             mean = _short(np.mean(known, axis=0)) if known else "-"
-            rows.append([label, *(self._text(of_seed[seed]) for seed in seeds), mean])
-        return tabulate(rows, headers=["", *(f"seed {seed}" for seed in seeds), "mean (m / deg)"])
-
-    def _text(self, settings: Settings) -> str:
-        name = title(settings)
-        state = self.state[name]
-        if state == RUNNING:
-            return f"{state} {_epochs_done(settings)}/{settings.training.epochs}"
-        return f"{state} {_short(self.errors[name])}" if name in self.errors else state
+            rows.append([label, *map(self._text, runs), mean])
+        seeds = dict.fromkeys(f"seed {settings.seed}" for settings in self.runs)
+        return tabulate(rows, headers=["", *seeds, "mean (m / deg)"])
 
 
 def average_errors(settings: Settings) -> tuple[float, float]:
