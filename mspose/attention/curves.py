@@ -4,7 +4,6 @@ They are drawn from `attention.json` alone, of one run or several. Runs of the s
 of one variant: the line is their mean, the band goes from the lowest to the highest of them.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,7 +39,7 @@ def entropy_figure(studies: Studies) -> Figure:
         if not any(layers for seeds in measured.values() for layers in seeds):
             plotting.say(axes, "no encoder layers")
             continue
-        entries_before, lowest = len(entries), math.inf
+        entries_before = len(entries)
         for index, (label, seeds) in enumerate(measured.items()):
             numbers = sorted({number for layers in seeds for number in layers})
             if not numbers:
@@ -50,14 +49,11 @@ def entropy_figure(studies: Studies) -> Figure:
                 for number in numbers
             ]
             entries[label] = _line(axes, index, numbers, values)
-            lowest = min(lowest, min(map(min, values)))
-        limits = {
-            layer["tokens"]: layer["entropy_limit"]
-            for seeds in measured.values()
-            for layers in seeds
-            for layer in layers.values()
-        }
-        _uniform_limits(axes, limits, lowest)
+        every = [
+            layer for seeds in measured.values() for layers in seeds for layer in layers.values()
+        ]
+        limits = {layer["tokens"]: layer["entropy_limit"] for layer in every}
+        _uniform_limits(axes, limits, min(layer["entropy"] for layer in every))
         axes.set_xlabel("encoder layer")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if column == 0 or not entries_before:
@@ -96,11 +92,8 @@ def gap_figure(studies: Studies) -> Figure:
         first.set_title(f"{branch} branch, first epoch enlarged")
         labelled, drawn = bool(entries), False
         for index, label in enumerate(groups):
-            seeds = [
-                training
-                for training in logged.get(label, [])
-                if training["query_key_gap"].get(branch)
-            ]
+            logs = logged.get(label, [])
+            seeds = [log for log in logs if log["query_key_gap"].get(branch)]
             if not seeds:
                 continue
             steps, values_NR = _together(seeds, branch)
@@ -150,17 +143,13 @@ def _line(axes: Axes, index: int, x: Any, values: Any, *, marked: int = 0) -> Li
     all of them if 0.
     """
     style = plotting.line(index)
-    mean = [float(np.mean(of_point)) for of_point in values]
-    low, high = (
-        [float(np.min(of_point)) for of_point in values],
-        [float(np.max(of_point)) for of_point in values],
+    mean, low, high = (
+        [float(reduce(of_point)) for of_point in values] for reduce in (np.mean, np.min, np.max)
     )
     if any(bottom < top for bottom, top in zip(low, high, strict=True)):
         axes.fill_between(x, low, high, color=style.color, alpha=0.2, linewidth=0)
     every = max(len(mean) // marked, 1) if marked else 1
-    start = (
-        index * every // 8
-    )  # so that the markers of lines on top of each other do not hide each other
+    start = index * every // 8  # markers of lines on top of each other do not hide each other
     (drawn,) = axes.plot(
         x,
         mean,
@@ -201,12 +190,11 @@ def _explain(
     missing: str,
 ) -> None:
     """Draw the legend; a run that is not in the figure is named with the reason."""
-    listed = []
-    for label, group in groups.items():
-        if label in entries:
-            listed.append((named(label, len(group)), entries[label]))
-        else:
-            listed.append((named(label, len(group), missing), Line2D([], [], linestyle="none")))
+    blank = Line2D([], [], linestyle="none")
+    listed = [
+        (named(label, len(group), "" if label in entries else missing), entries.get(label, blank))
+        for label, group in groups.items()
+    ]
     several = any(len(group) > 1 for group in groups.values())
     plotting.legend(
         figure, listed, title="mean of the seeds; band: lowest to highest" if several else ""

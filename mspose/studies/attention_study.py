@@ -165,17 +165,17 @@ def study_run(
             f"the attention of the model of {run} is not finite: its weights are unusable"
         )
     decoder = measures.decoder_layers(network.scenes, judged_by)
-    start, measured_at_start = attention_at_start(run, batches, rows, data)
+    start, at_start = attention_at_start(run, batches, rows, data)
     for part, found in (("layers", layers), ("decoder", decoder)):
-        at_start = {
+        values_of = {
             (layer["branch"], layer["layer"]): {
                 name: layer[name] for name in ("entropy", "similarity")
             }
-            for layer in (measured_at_start or {}).get(part, ())
+            for layer in at_start.get(part, ())
             if layer["entropy"] is not None
         }
         for layer in found:
-            layer["start"] = at_start.get((layer["branch"], layer["layer"]))
+            layer["start"] = values_of.get((layer["branch"], layer["layer"]))
     knocked_out = None
     if knock_out:
         every = np.arange(len(batches.frames)) if frames is None else rows
@@ -185,9 +185,8 @@ def study_run(
         knocked_out = summarise(errors)
         for layer in layers:
             layer["worth"] = worth(knocked_out, layer["branch"], layer["layer"])
-    distance_of = encoding_distances(
-        network, {layer["branch"]: layer["tokens"] for layer in layers}
-    )
+    sides = {layer["branch"]: math.isqrt(layer["tokens"]) for layer in layers}
+    distance_of = encoding_distances(network, sides)
     study = {
         "format": ATTENTION_FORMAT,
         "experiment": settings.experiment,
@@ -214,13 +213,10 @@ def study_run(
     }
     if samples:
         arrays = sampled.arrays() | {"scene_names": np.array(network.scenes)}
-        arrays |= {
-            f"grid/{layer['branch']}": np.full(2, math.isqrt(layer["tokens"])) for layer in layers
-        }
-        arrays |= {
-            f"encoding/{branch}": values.astype(np.float32)
-            for branch, values in distance_of.items()
-        }
+        for branch, side in sides.items():
+            arrays[f"grid/{branch}"] = np.full(2, side)
+        for branch, distance_NN in distance_of.items():
+            arrays[f"encoding/{branch}"] = distance_NN.astype(np.float32)
         with whole_file(Run(run).samples_file, "wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return write_study(run, study)
@@ -375,21 +371,22 @@ class StudyMeasures(AttentionMeasures):
 
 def attention_at_start(
     run: Path, batches: Batches, rows: NDArray[np.int64], data: dict[str, Any] | None
-) -> tuple[str, dict[str, Any] | None]:
+) -> tuple[str, dict[str, Any]]:
     """Find the attention of a run's network before its first step.
 
     It is what training recorded. Where it recorded nothing, the network is built anew from its seed
     and measured on frames `rows`, if that is the network with which the training began.
 
     Returns:
-        Where it comes from, or why it is unknown, and the content of `attention-at-start.json`.
+        Where it comes from, or why it is unknown, and the content of `attention-at-start.json`,
+        empty where it is unknown.
     """
     if (recorded := read_start(run)) is not None:
         return "recorded in training", recorded
     try:
         network = initial_network(run, str(batches.device), data)
     except MsposeError as error:
-        return f"unknown: training did not record it, and {error}", None
+        return f"unknown: training did not record it, and {error}", {}
     measures = AttentionMeasures()
     with torch.inference_mode():
         for batch in batches.in_order(rows):
@@ -397,21 +394,20 @@ def attention_at_start(
     return "measured on the network built anew from its seed", start_of(measures)
 
 
-def encoding_distances(
-    network: PoseNetwork, tokens_of: dict[str, int]
-) -> dict[str, NDArray[np.float64]]:
-    """Compute per branch (N, N), the distances of tokens' encodings, where encoders add these to
+def encoding_distances(network: PoseNetwork, sides: dict[str, int]) -> dict[str, Any]:
+    """Compute (N, N), the distances of tokens' encodings, by branch, where encoders add these to
     their tokens.
+
+    sides: height and width of each branch's map.
     """
     if TOKEN_POSITIONS[network.settings.position_encoding].encoder is not None:
         return {}
     distance_of, encoding = {}, network.get_submodule("position_encoding")
     parameter = next(network.parameters())
-    for branch, tokens in tokens_of.items():
-        side = math.isqrt(tokens)
-        with torch.inference_mode():
+    with torch.inference_mode():
+        for branch, side in sides.items():
             added_NC = encoding(side, side, parameter.dtype, parameter.device).added_NC
-        distance_of[branch] = token_distances(added_NC)
+            distance_of[branch] = token_distances(added_NC)
     return distance_of
 
 

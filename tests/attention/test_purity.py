@@ -59,12 +59,6 @@ def test_mixed_clouds_have_the_expected_share_of_about_a_half(seed):
     )
 
 
-def test_a_few_queries_among_keys_have_keys_around_them():
-    query = torch.tensor([[0.0, 0.0], [100.0, 0.0], [0.0, 100.0]])[None, None]
-    key = query.repeat_interleave(5, dim=2) + 0.1 * cloud(1, 1, 15, 2).float()
-    assert query_purity(query, key, 5).eq(0).all()
-
-
 @pytest.mark.parametrize("place", [0.0, 0.1, 1e4])
 def test_points_that_are_equally_far_count_in_part(place):
     """All at one place: the expectation of mixed points, in whatever order they are stored."""

@@ -488,25 +488,18 @@ def test_a_branch_without_encoder_layers_leaves_the_other_to_study(own_run, tmp_
         study(own_run, tmp_path)
 
 
-def test_a_model_without_queries_and_keys_is_refused(own_run, tmp_path):
-    weights, description = load_model(own_run)
-    settings = {**description["settings"], "kind": "mspn"}
-    save_model(own_run, weights, {**description, "settings": settings})
-    with pytest.raises(MsposeError, match=r"seed-5: a model of kind mspn has no queries and keys"):
-        study(own_run, tmp_path)
-
-
-def test_a_run_whose_model_is_gone_is_refused(own_run, tmp_path):
-    (own_run / "model.safetensors").unlink()
-    with pytest.raises(MsposeError, match=r"holds no model \(model.safetensors is missing\)"):
-        study(own_run, tmp_path)
-
-
-def test_weights_that_are_not_finite_are_refused(own_run, tmp_path):
+def test_models_that_cannot_be_studied_are_refused(own_run, tmp_path):
     weights, description = load_model(own_run)
     weights["position.encoder.layers.0.norm1.weight"].fill_(torch.nan)
     save_model(own_run, weights, description)
     with pytest.raises(MsposeError, match=r"seed-5 is not finite"):
+        study(own_run, tmp_path)
+    settings = {**description["settings"], "kind": "mspn"}
+    save_model(own_run, weights, {**description, "settings": settings})
+    with pytest.raises(MsposeError, match=r"seed-5: a model of kind mspn has no queries and keys"):
+        study(own_run, tmp_path)
+    (own_run / "model.safetensors").unlink()
+    with pytest.raises(MsposeError, match=r"holds no model \(model.safetensors is missing\)"):
         study(own_run, tmp_path)
     assert not (own_run / "attention").exists()
 

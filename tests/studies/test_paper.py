@@ -5,16 +5,14 @@ there is nothing.
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from studies.builders import FILE, RESULTS, write_run
 
 from mspose.errors import MsposeError
 from mspose.evaluation import evaluate_run
-from mspose.metrics import average_over_scenes, write_metrics
-from mspose.studies.ablation.plan import Ablation, read_ablation
 from mspose.studies.ablation.table import ablation_table
 from mspose.studies.attention_study import study_run
 from mspose.studies.paper import writing
@@ -22,21 +20,14 @@ from mspose.studies.paper.contents import contents
 from mspose.studies.paper.piece import Piece
 from mspose.studies.paper.writing import make_paper, summary
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-FILE, RESULTS = GOLDEN / "remedies.yaml", GOLDEN / "results"
+pytestmark = pytest.mark.usefixtures("settings_are_read_once")
 FIGURES = ("entropy", "query-key-gap", "purity", "encoding", "verdicts")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _settings_are_read_once() -> Iterator[None]:
-    rows = read_ablation(FILE).rows()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Ablation, "rows", lambda *_, **__: rows)
-        yield
-
-
 @pytest.fixture(scope="module")
-def paper(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Piece]]:
+def paper(
+    settings_are_read_once: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[Piece]]:
     """Of the made-up records alone; not to be changed."""
     out = tmp_path_factory.mktemp("paper") / "paper"
     return out, make_paper([RESULTS], out, ablations=[FILE])
@@ -54,29 +45,8 @@ def section(index: str, title: str) -> str:
 
 def write_trained(root: Path, dataset: str, **changes: Any) -> Path:
     """Made-up metrics of a trained run."""
-    chess = {
-        "frames": 9,
-        "median_position_error_m": 0.2,
-        "median_orientation_error_deg": 6.0,
-        "recall": [0.5],
-        "scene_accuracy": 1.0,
-    }
-    about = {
-        "ground_truth": "original",
-        "split": "test",
-        "scene_selection": "predicted",
-        "thresholds": [[0.25, 5]],
-        "experiment": dataset,
-        "variant": "all",
-        "seed": 0,
-        "dataset": dataset,
-        "bad_frames": 0,
-        **changes,
-    }
-    run = root / about["experiment"] / about["variant"] / "seed-0"
-    metrics = {**about, "scenes": {"chess": chess}, "average": average_over_scenes({"a": chess})}
-    write_metrics(run / "metrics.json", metrics)
-    return run
+    about = {"dataset": dataset, "experiment": dataset, "thresholds": [[0.25, 5]], **changes}
+    return write_run(root, {"chess": (0.2, 6.0)}, frames=9, recall=(0.5,), **about)
 
 
 def test_records_alone_give_every_table_and_every_figure_of_numbers(

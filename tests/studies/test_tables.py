@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from studies.builders import write_run
 
 from mspose.config import DataSettings, Settings, write_settings
 from mspose.errors import MsposeError
@@ -30,45 +31,6 @@ HEADER = (
     "method,dataset,ground_truth,split,scene,median_position_error_m,median_orientation_error_deg,"
     "source,note\n"
 )
-
-
-def write_run(
-    root: Path,
-    scenes: dict[str, tuple[float, float]],
-    *,
-    frames: int = 100,
-    recall: tuple[float, ...] = (0.125, 0.5),
-    scene_accuracy: float | None = 0.99,
-    name: str = "metrics.json",
-    **changes: Any,
-) -> Path:
-    """A run folder with the given medians."""
-    about: dict[str, Any] = {
-        "dataset": "rooms",
-        "ground_truth": "original",
-        "split": "test",
-        "scene_selection": "predicted",
-        "experiment": "rooms",
-        "variant": "all",
-        "seed": 0,
-        "thresholds": [[0.05, 5.0], [0.25, 5.0]],
-        "bad_frames": 0,
-        **changes,
-    }
-    metrics = {
-        scene: {
-            "frames": frames,
-            "median_position_error_m": position,
-            "median_orientation_error_deg": orientation,
-            "recall": list(recall[: len(about["thresholds"])]),
-            "scene_accuracy": scene_accuracy,
-        }
-        for scene, (position, orientation) in scenes.items()
-    }
-    run = root / about["experiment"] / about["variant"] / f"seed-{about['seed']}"
-    average = average_over_scenes(metrics)
-    write_metrics(run / name, {**about, "scenes": metrics, "average": average, "provenance": {}})
-    return run
 
 
 @pytest.fixture

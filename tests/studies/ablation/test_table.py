@@ -6,7 +6,6 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from studies.builders import FILE, GOLDEN, RESULTS
 
 from mspose.attention.knock_out import KnockOut
 from mspose.cli import main
@@ -21,21 +21,12 @@ from mspose.errors import MsposeError
 from mspose.metrics import write_errors
 from mspose.run import Run
 from mspose.studies.ablation.finished import finished_ablation
-from mspose.studies.ablation.plan import Ablation, read_ablation
+from mspose.studies.ablation.plan import read_ablation
 from mspose.studies.ablation.table import ablation_table
 from mspose.studies.ablation.worth import make_worth_table
 from mspose.studies.knock_out import Errors, summarise, write_knock_out_errors
 
-GOLDEN = Path(__file__).parents[2] / "golden"
-FILE, RESULTS = GOLDEN / "remedies.yaml", GOLDEN / "results"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _settings_are_read_once() -> Iterator[None]:
-    rows = read_ablation(FILE).rows()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Ablation, "rows", lambda *_, **__: rows)
-        yield
+pytestmark = pytest.mark.usefixtures("settings_are_read_once")
 
 
 @pytest.fixture
