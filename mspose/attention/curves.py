@@ -76,11 +76,10 @@ def gap_figure(studies: Studies) -> Figure:
     Raises MsposeError where no study has a training log with it.
     """
     groups = by_label(studies)
-    logged = {
-        label: [study["training"] for study in group if _logs(study)]
-        for label, group in groups.items()
-    }
-    logged = {label: training for label, training in logged.items() if training}
+    logged: dict[str, list[Any]] = {}
+    for label, study in studies:
+        if study.get("training") and any(study["training"]["query_key_gap"].values()):
+            logged.setdefault(label, []).append(study["training"])
     if not logged:
         raise MsposeError("query-key gap over training: no run has it in its TensorBoard log")
     figure = plotting.empty_figure(3.7)
@@ -116,10 +115,6 @@ def gap_figure(studies: Studies) -> Figure:
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     _explain(figure, groups, entries, "no training log")
     return figure
-
-
-def _logs(study: Study) -> bool:
-    return bool(study.get("training")) and any(study["training"]["query_key_gap"].values())
 
 
 def _together(

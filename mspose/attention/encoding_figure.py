@@ -42,15 +42,13 @@ def encoding_figure(studies: Studies, samples: Sequence[Arrays | None] | None = 
             " or sine do)"
         )
     encodings, matrices = {}, []
+    names = {f"encoding/{branch}" for branch in BRANCHES}
     for group in equal.values():
         kind = next(iter(group[0][1].values()))["kind"]
         encodings[f"{kind}: {', '.join(label for label, _, _ in group)}"] = group[0][1]
         title = f"{kind} ({len(group)} runs)" if len(group) > 1 else f"{kind}: {group[0][0]}"
-        matrices += [
-            (title, arrays)
-            for _, _, arrays in group
-            if arrays is not None and _has_matrices(arrays)
-        ][:1]
+        drawable = [arrays for _, _, arrays in group if arrays and names & arrays.keys()]
+        matrices += [(title, arrays) for arrays in drawable[:1]]
 
     bands = [matrices[first : first + ACROSS] for first in range(0, len(matrices), ACROSS)]
     across = min(len(matrices), ACROSS)
@@ -130,7 +128,3 @@ def _draw_profiles(
         if column == 0:
             axes.set_ylabel("mean distance of\nencodings (L2 norm)")
     return entries
-
-
-def _has_matrices(arrays: Arrays) -> bool:
-    return any(f"encoding/{branch}" in arrays for branch in BRANCHES)

@@ -60,7 +60,7 @@ from mspose.attention.attention_json import (
     start_of,
     write_study,
 )
-from mspose.attention.encoding_distance import distance_profile, token_distances
+from mspose.attention.encoding_distance import distance_profile, encoding_distances
 from mspose.attention.measures import AttentionMeasures
 from mspose.attention.purity import query_purity
 from mspose.attention.sample_frames import SampleFrames
@@ -73,9 +73,7 @@ from mspose.files import whole_file
 from mspose.inference import load
 from mspose.models.attention_map import AttentionMap
 from mspose.models.mstransformer import MSTransformer
-from mspose.models.network import PoseNetwork
 from mspose.models.stored import read_construction
-from mspose.models.token_positions import TOKEN_POSITIONS
 from mspose.provenance import provenance
 from mspose.run import ATTENTION_FORMAT, ATTENTION_MEASURES, Run, load_model
 from mspose.studies.initial_network import initial_network
@@ -205,7 +203,10 @@ def study_run(
         "decoder": decoder,
         "knock_out": knocked_out,
         "encoding": {
-            branch: {"kind": network.settings.position_encoding, **_profile(distance_NN)}
+            branch: {
+                "kind": network.settings.position_encoding,
+                **distance_profile(distance_NN, sides[branch]),
+            }
             for branch, distance_NN in distance_of.items()
         },
         "training": gap_over_training(run, list(layers_of), settings.training),
@@ -392,26 +393,3 @@ def attention_at_start(
         for batch in batches.in_order(rows):
             network(batch.image_B3HW, observer=measures)
     return "measured on the network built anew from its seed", start_of(measures)
-
-
-def encoding_distances(network: PoseNetwork, sides: dict[str, int]) -> dict[str, Any]:
-    """Compute (N, N), the distances of tokens' encodings, by branch, where encoders add these to
-    their tokens.
-
-    sides: height and width of each branch's map.
-    """
-    if TOKEN_POSITIONS[network.settings.position_encoding].encoder is not None:
-        return {}
-    distance_of, encoding = {}, network.get_submodule("position_encoding")
-    parameter = next(network.parameters())
-    with torch.inference_mode():
-        for branch, side in sides.items():
-            added_NC = encoding(side, side, parameter.dtype, parameter.device).added_NC
-            distance_of[branch] = token_distances(added_NC)
-    return distance_of
-
-
-def _profile(distance_NN: NDArray[np.float64]) -> dict[str, Sequence[float]]:
-    side = math.isqrt(len(distance_NN))
-    grid, token = distance_profile(distance_NN, side, side)
-    return {"grid_distance": grid.tolist(), "token_distance": [short(value) for value in token]}

@@ -192,14 +192,16 @@ def write_knock_out_errors(path: Path, errors: Errors) -> None:
     """Write the errors of every frame, as the network is and without the attention of whole
     branches, as a CSV; whole or not at all.
     """
-    table = errors.frames.copy()
-    for what in (None, *of_branches()):
-        if what in errors.error_VF2:
-            for column, error in enumerate(ERRORS):
-                values_F = errors.error_VF2[what][:, column]
-                table[_column(what, error)] = [f"{value:.6g}" for value in values_F]
+    columns = {
+        _column(what, error): errors.error_VF2[what][:, column]
+        for what in (None, *of_branches())
+        if what in errors.error_VF2
+        for column, error in enumerate(ERRORS)
+    }
     with whole_file(path) as file:
-        table.to_csv(file, index=False, lineterminator="\n")
+        errors.frames.assign(**columns).to_csv(
+            file, index=False, float_format="%.6g", lineterminator="\n"
+        )
 
 
 def read_knock_out_errors(path: Path) -> Errors:

@@ -251,7 +251,11 @@ def _row(seeds: Sequence[Run]) -> Row:
         baseline=first.is_baseline,
         machines=tuple(dict.fromkeys(filter(None, map(_machine, seeds)))),
         lacking=tuple(lacking),
-        of_one_scene=len(scenes) == 1 and _is_of_one_scene(first),
+        of_one_scene=(
+            len(scenes) == 1
+            and first.config_file.is_file()
+            and len(first.settings.data.scenes) == 1
+        ),
         costs=_costs(seeds),
         note="; ".join(filter(None, notes)),
     )
@@ -280,11 +284,6 @@ def _frames_of_card(dataset: str, split: str) -> dict[str, int]:
         return stated_frames(read_card(dataset), split)
     except MsposeError:
         return {}
-
-
-def _is_of_one_scene(run: Run) -> bool:
-    """True where the settings, where there are any, name one scene."""
-    return run.config_file.is_file() and len(run.settings.data.scenes) == 1
 
 
 def _costs(seeds: Sequence[Run]) -> dict[str, float]:

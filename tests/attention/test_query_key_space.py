@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from attention.builders import samples
+from attention.builders import samples, softmax
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
@@ -11,39 +11,20 @@ from mspose.errors import MsposeError
 SIDE, PIXELS = 6, 24
 
 
-def arrays_of(query_ND, key_ND):
-    """Samples whose orientation branch has these queries and keys, and their attention map."""
-    arrays = samples(sides=(4, SIDE), heads=1, pixels=PIXELS)
-    score_NN = query_ND @ key_ND.T
-    weight_NN = np.exp(score_NN - score_NN.max(axis=1, keepdims=True))
-    weight_NN /= weight_NN.sum(axis=1, keepdims=True)
-    votes_N = np.bincount(weight_NN.argmax(axis=1), minlength=SIDE**2)
-    name = "encoder/orientation/1"
-    arrays[f"{name}/votes"] = np.tile(votes_N.reshape(1, 1, SIDE, SIDE), (2, 1, 1, 1)).astype(
-        np.int16
-    )
-    arrays[f"{name}/received"] = np.tile(
-        weight_NN.mean(axis=0).reshape(1, 1, SIDE, SIDE), (2, 1, 1, 1)
-    )
-    arrays["space/orientation/1/1/query"], arrays["space/orientation/1/1/key"] = query_ND, key_ND
-    return arrays, weight_NN
-
-
-@pytest.fixture
-def example():
+def test_the_marked_keys_are_those_that_most_queries_attend_to():
     """Most queries attend to the keys of tokens 7, 20 and 30, all others to themselves."""
     rng = np.random.default_rng(3)
     key_ND = rng.normal(size=(SIDE**2, SIDE**2)) * 0.01 + np.eye(SIDE**2)
     goal_N = np.arange(SIDE**2)
     goal_N[:12], goal_N[12:20], goal_N[30:] = 7, 20, 30
     query_ND = 20 * key_ND[goal_N]
-    return arrays_of(query_ND, key_ND)
-
-
-def test_the_marked_keys_are_those_that_most_queries_attend_to(example):
-    arrays, weight_NN = example
-    votes = np.array([(weight_NN.argmax(axis=1) == key).sum() for key in range(SIDE**2)])
+    weight_NN = softmax(query_ND @ key_ND.T)
+    votes = np.bincount(weight_NN.argmax(axis=1), minlength=SIDE**2)
     assert sorted(np.argsort(-votes)[:3]) == [7, 20, 30]
+    arrays = samples(sides=(4, SIDE), heads=1, pixels=PIXELS)
+    for name, values in (("votes", votes), ("received", weight_NN.mean(axis=0))):
+        arrays[f"encoder/orientation/1/{name}"] = np.tile(values.reshape(SIDE, SIDE), (2, 1, 1, 1))
+    arrays["space/orientation/1/1/query"], arrays["space/orientation/1/1/key"] = query_ND, key_ND
     figure = space_figure([("neither", arrays)], "orientation", 1, 1, projection="pca")
     plane, picture = figure.axes
 
@@ -61,12 +42,7 @@ def test_the_marked_keys_are_those_that_most_queries_attend_to(example):
     marked = {6 * row + column for row, column in cells}
     assert min(votes[list(marked)]) >= max(np.delete(votes, list(marked)))
 
-    place_P2, _ = project(
-        np.concatenate(
-            [arrays["space/orientation/1/1/query"], arrays["space/orientation/1/1/key"]]
-        ),
-        "pca",
-    )
+    place_P2, _ = project(np.concatenate([query_ND, key_ND]), "pca")
     rings = plane.collections[-1]
     assert to_hex(rings.get_edgecolor()[0]) == plotting.ATTENDED.lower()
     np.testing.assert_allclose(

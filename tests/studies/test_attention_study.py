@@ -250,6 +250,7 @@ def test_where_the_seed_makes_another_network_the_start_is_unknown(own_run, tmp_
         log.unlink()
     found = study(own_run, tmp_path, frames=2, samples=0)
     assert found["start"].endswith("there is no log of its first step")
+    assert found["training"] is read_study(own_run)["training"] is None
 
 
 # knock-out
@@ -373,9 +374,9 @@ def test_distances_between_encodings_and_their_profile(studied, arrays):
 def test_the_profile_of_an_encoding_that_is_the_place_itself_is_the_distance_on_the_map():
     row, column = np.divmod(np.arange(12), 4)
     distance_NN = token_distances(torch.tensor(np.stack([row, column], axis=1)))
-    grid, token = distance_profile(distance_NN, 3, 4)
-    np.testing.assert_allclose(token, grid, atol=0.25)
-    assert token[:2].tolist() == [0, 1]
+    profile = distance_profile(distance_NN, 4)
+    np.testing.assert_allclose(profile["token_distance"], profile["grid_distance"], atol=0.25)
+    assert profile["token_distance"][:2] == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -416,13 +417,6 @@ def test_steps_that_a_later_process_did_again_count_once(tmp_path):
     }
 
 
-def test_runs_without_a_log_have_no_training(own_run, tmp_path):
-    for events in own_run.glob("events.*"):
-        events.unlink()
-    assert study(own_run, tmp_path, frames=1, samples=0)["training"] is None
-    assert read_study(own_run)["training"] is None
-
-
 # samples.npz
 
 
@@ -441,6 +435,7 @@ def test_samples_are_the_frames_as_the_network_sees_them(arrays, whole, small_da
 def test_samples_hold_attention_and_what_keys_receive(arrays, whole):
     for (branch, layer), seen in whole[0].encoders.items():
         side = math.isqrt(TOKENS[branch])
+        assert arrays[f"grid/{branch}"].tolist() == [side, side]
         weight = torch.cat([seen[0][2], seen[-1][2]]).numpy()
         row, column = arrays[f"encoder/{branch}/queries"].T
         assert (row[0], column[0]) == (side // 2, side // 2)
@@ -467,13 +462,6 @@ def test_samples_hold_attention_and_what_keys_receive(arrays, whole):
         np.testing.assert_allclose(
             arrays[f"decoder/{branch}/{layer}/attention"], expected, rtol=2e-3, atol=1e-6
         )
-
-
-def test_samples_fit_maps_of_every_branch(arrays):
-    assert {branch: arrays[f"grid/{branch}"].tolist() for branch in TOKENS} == {
-        "position": [3, 3],
-        "orientation": [5, 5],
-    }
 
 
 # bad input

@@ -84,6 +84,10 @@ class Medians(NamedTuple):
     block: int = 1
     """Number of neighbouring frames that were drawn together."""
 
+    def of(self, runs: slice) -> "Medians":
+        """Return those of some runs."""
+        return Medians(self.measured_R[runs], self.resampled_BR[:, runs], self.block)
+
     def difference(self, runs: Sequence[int], reference: Sequence[int]) -> Difference:
         """Compute the difference of runs and runs of the reference, of one seed each."""
         return paired_difference(

@@ -6,8 +6,6 @@ settings it was given and its output lie beside the runs, as
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +45,8 @@ def complete(settings: Settings, *, progress: bool) -> Path:
     from mspose.training import train
 
     run = run_of(settings)
-    with _one_process(settings):
+    waiting = f"waiting for another process, which is at {run.folder}"
+    with locked(notes(settings, ".lock"), waiting=waiting):
         refuse_other_settings(settings)
         if is_complete(settings):
             return run.folder
@@ -128,11 +127,3 @@ def _is_studied(run: Run, settings: Settings) -> bool:
 
 def _hash_evaluated(run: Run) -> str | None:
     return none_if_broken(lambda: run.config_hash)
-
-
-@contextmanager
-def _one_process(settings: Settings) -> Iterator[None]:
-    """Wait until no other process works on this run."""
-    waiting = f"waiting for another process, which is at {run_of(settings).folder}"
-    with locked(notes(settings, ".lock"), waiting=waiting):
-        yield

@@ -114,28 +114,37 @@ def make_ablation_table(
     keys = [(label, seed) for label, seeds in finished.runs.items() for seed in seeds]
     runs = [finished.runs[label][seed] for label, seed in keys]
     frames, error_RF = _errors(runs)
-    medians = medians_by_scene(frames, error_RF, block)
-    blocks = {scene: found.block for scene, found in medians.items()}
-    medians[AVERAGE] = average(medians.values())
+    by_scene = medians_by_scene(frames, error_RF, block)
+    blocks = {scene: found.block for scene, found in by_scene.items()}
+    by_scene[AVERAGE] = average(by_scene.values())
+    medians = {
+        (error, scene): found.of(slice(number * len(runs), (number + 1) * len(runs)))
+        for number, error in enumerate(ERRORS)
+        for scene, found in by_scene.items()
+    }
 
     def variant(label: str) -> Variant:
         seeds, reference = finished.runs[label], finished.runs.get(ablation.reference, {})
         paired = [seed for seed in seeds if seed in reference and label != ablation.reference]
-        measured, differences = {}, {}
-        for number, error in enumerate(ERRORS):
-
-            def places(label: str, seeds: Iterable[int], first: int = number * len(keys)) -> Any:
-                return [first + keys.index((label, seed)) for seed in seeds]
-
-            for scene, found in medians.items():
-                values = found.measured_R[places(label, seeds)]
-                measured[error, scene] = Measure(tuple(values.tolist()))
-                if paired:
-                    differences[error, scene] = found.difference(
-                        places(label, paired), places(ablation.reference, paired)
-                    )
-        attention = _attention(list(seeds.values()))
-        return Variant(label, tuple(seeds), tuple(paired), measured, differences, attention)
+        own, with_reference, of_reference = (
+            [keys.index((name, seed)) for seed in some]
+            for name, some in ((label, seeds), (label, paired), (ablation.reference, paired))
+        )
+        return Variant(
+            label=label,
+            seeds=tuple(seeds),
+            paired=tuple(paired),
+            medians={
+                key: Measure(tuple(found.measured_R[own].tolist()))
+                for key, found in medians.items()
+            },
+            differences={
+                key: found.difference(with_reference, of_reference)
+                for key, found in medians.items()
+                if paired
+            },
+            attention=_attention(list(seeds.values())),
+        )
 
     rows = [variant(label) for label in finished.runs]
     counts = {str(scene): len(part) for scene, part in frames.groupby("scene")}

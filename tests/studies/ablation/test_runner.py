@@ -1,6 +1,7 @@
 """Running an ablation: real processes that are killed, skipped, continued and recorded."""
 
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -401,18 +402,9 @@ def test_a_process_ignores_ctrl_c(tmp_path):
     assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
 
 
-class Terminal:
-    def __init__(self, terminal):
-        self.text, self.terminal = "", terminal
-
-    def write(self, text):
-        self.text += text
-
-    def flush(self):
-        pass
-
+class Terminal(io.StringIO):
     def isatty(self):
-        return self.terminal
+        return True
 
 
 def test_the_progress_table(planned, monkeypatch):
@@ -421,7 +413,7 @@ def test_the_progress_table(planned, monkeypatch):
     )
     every = [replace(run, seed=seed) for seed in (0, 1) for run in planned]
     monkeypatch.setenv("COLUMNS", "40")
-    screen, log, quiet = Terminal(True), Terminal(False), Terminal(False)
+    screen, log, quiet = Terminal(), io.StringIO(), io.StringIO()
     for stream in (screen, log, quiet):
         board = Progress(every, show=stream is not quiet, stream=stream)
         board.set(every[0], "done")
@@ -434,10 +426,11 @@ def test_the_progress_table(planned, monkeypatch):
         assert rows[0] == "seed 0 seed 1 mean (m / deg)"
         assert rows[2] == "sine done 0.250 / 3.00 skipped 1.250 / 3.00 0.750 / 3.00"
         assert rows[3] == "learned running 0/2 failed -"
-    assert max(len(line) for line in screen.text.splitlines()) <= 50
-    assert screen.text.count("\x1b[4F\x1b[J") == 1  # drawn twice, the second time over the first
-    assert "\x1b" not in log.text and quiet.text == ""
-    assert " sine, seed 0: done, 0.250 m / 3.00 deg (1 of 4 ended)" in log.text
+    assert max(len(line) for line in screen.getvalue().splitlines()) <= 50
+    # drawn twice, the second time over the first
+    assert screen.getvalue().count("\x1b[4F\x1b[J") == 1
+    assert "\x1b" not in log.getvalue() and quiet.getvalue() == ""
+    assert " sine, seed 0: done, 0.250 m / 3.00 deg (1 of 4 ended)" in log.getvalue()
 
 
 # the record
