@@ -161,11 +161,19 @@ def _plane(
         (query_P2, plotting.QUERIES, plotting.QUERY_MARK, 7, 0.6),
         (key_P2, plotting.KEYS, plotting.KEY_MARK, 9, 0.8),
     ):
-        axes.scatter(*kind_P2.T, s=size, color=color, marker=mark, alpha=alpha, linewidths=0)
+        axes.scatter(
+            kind_P2[:, 0],
+            kind_P2[:, 1],
+            s=size,
+            color=color,
+            marker=mark,
+            alpha=alpha,
+            linewidths=0,
+        )
     marked_M2 = key_P2[attended_P]
     ring: Any = {"s": 26, "facecolor": "none", "marker": plotting.ATTENDED_MARK}
     for color, width in (("white", 2.4), (plotting.ATTENDED, 1.2)):
-        axes.scatter(*marked_M2.T, edgecolor=color, linewidths=width, **ring)
+        axes.scatter(marked_M2[:, 0], marked_M2[:, 1], edgecolor=color, linewidths=width, **ring)
     axes.set_xlabel(names[0])
     axes.set_ylabel(names[1])
     axes.set_aspect("equal", adjustable="datalim")

@@ -347,59 +347,49 @@ def published_rows(path: Path | str = PUBLISHED_CSV, dataset: str | None = None)
     line without the two medians is still to be filled in: its cell is empty. Raises MsposeError
     with the line for a value that is not a finite number or a scene that is there twice.
     """
-    scenes: dict[tuple[str, Group], dict[str, SceneMetrics | None]] = {}
-    empty: dict[tuple[str, Group], list[int]] = {}
-    words: dict[tuple[str, Group], list[dict[str, str]]] = {}
+    lines: dict[tuple[str, Group], list[tuple[int, dict[str, str]]]] = {}
     for line, row in csv_rows(path, PUBLISHED_COLUMNS):
-        key = (row["method"], group_of(row))
-        if row["scene"] in scenes.setdefault(key, {}):
-            raise MsposeError(
-                f"{path}, line {line}: {row['method']} has scene {row['scene']} twice"
-            )
-        if any(row[column] for column in MEDIANS):
-            medians = [Measure((csv_number(path, line, row, column),)) for column in MEDIANS]
-            scenes[key][row["scene"]] = SceneMetrics(dict(zip(ERRORS, medians, strict=True)))
-        else:
-            scenes[key][row["scene"]] = None
-            empty.setdefault(key, []).append(line)
-        words.setdefault(key, []).append(row)
-    rows = []
-    for (method, group), every in scenes.items():
-        of_scene = {scene: found for scene, found in every.items() if found is not None}
-        printed = of_scene.pop(PRINTED_AVERAGE, None)
-        source, note = (
-            "; ".join(dict.fromkeys(row[key] for row in words[method, group] if row[key]))
-            for key in ("source", "note")
-        )
-        rows.append(
-            Row(
-                name=method,
-                section=PUBLISHED,
-                group=group,
-                scenes=of_scene,
-                average=printed or (_mean(list(of_scene.values())) if of_scene else None),
-                average_printed=printed is not None,
-                empty=_lines_to_fill(path, empty.get((method, group), [])),
-                source=source,
-                note=note,
-            )
-        )
+        lines.setdefault((row["method"], group_of(row)), []).append((line, row))
+    rows = [_published_row(path, *key, of_method) for key, of_method in lines.items()]
     return [row for row in rows if dataset in (None, row.group.dataset)]
 
 
-def _lines_to_fill(path: Path | str, lines: Sequence[int]) -> str:
-    """Format `lines 18, 19 of experiments/published.csv`; empty without any."""
-    name = "experiments/published.csv" if Path(path) == PUBLISHED_CSV else str(path)
-    numbers = ", ".join(map(str, lines))
-    return f"line{'s' if lines[1:] else ''} {numbers} of {name}" if lines else ""
-
-
-def _mean(scenes: Sequence[SceneMetrics]) -> SceneMetrics:
-    return SceneMetrics(
-        {
-            error: Measure((float(np.mean([scene.measures[error].mean for scene in scenes])),))
-            for error in ERRORS
-        }
+def _published_row(
+    path: Path | str, method: str, group: Group, lines: Sequence[tuple[int, dict[str, str]]]
+) -> Row:
+    """Make the row of a published method, of its lines in the CSV."""
+    scenes: dict[str, SceneMetrics] = {}
+    seen, empty = set(), []
+    for line, row in lines:
+        if row["scene"] in seen:
+            raise MsposeError(f"{path}, line {line}: {method} has scene {row['scene']} twice")
+        seen.add(row["scene"])
+        if any(row[column] for column in MEDIANS):
+            medians = [Measure((csv_number(path, line, row, column),)) for column in MEDIANS]
+            scenes[row["scene"]] = SceneMetrics(dict(zip(ERRORS, medians, strict=True)))
+        else:
+            empty.append(str(line))
+    printed = scenes.pop(PRINTED_AVERAGE, None)
+    mean = {
+        error: Measure((float(np.mean([of.measures[error].mean for of in scenes.values()])),))
+        for error in ERRORS
+        if scenes
+    }
+    source, note = (
+        "; ".join(dict.fromkeys(row[key] for _, row in lines if row[key]))
+        for key in ("source", "note")
+    )
+    name = "experiments/published.csv" if Path(path) == PUBLISHED_CSV else path
+    return Row(
+        name=method,
+        section=PUBLISHED,
+        group=group,
+        scenes=scenes,
+        average=printed or (SceneMetrics(mean) if mean else None),
+        average_printed=printed is not None,
+        empty=f"line{'s' if empty[1:] else ''} {', '.join(empty)} of {name}" if empty else "",
+        source=source,
+        note=note,
     )
 
 

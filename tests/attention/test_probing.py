@@ -29,6 +29,13 @@ def tokens(*shape: int) -> torch.Tensor:
     return 3 * torch.randn(*shape, dtype=torch.float64)
 
 
+def probed(module, *inputs, **options):
+    """The probe of one forward pass."""
+    with probe(module) as p:
+        module(*inputs, **options)
+    return p
+
+
 def entropy_by_hand(weight: torch.Tensor) -> float:
     weight = weight.detach().double()
     return float(-(weight * weight.clamp(min=1e-300).log()).sum(dim=-1).mean())
@@ -87,8 +94,7 @@ def test_inputs_without_a_batch():
 def test_what_is_not_finite_has_no_verdict():
     module, x = attention(), tokens(2, 4, DIM)
     x[1, 2, 3] = torch.nan
-    with probe(module) as p:
-        module(x, x, x)
+    p = probed(module, x, x, x)
     assert p.verdicts == {"": "not finite"}
 
 
@@ -109,8 +115,7 @@ def test_numbers_in_a_mask_are_added_to_the_scores():
 
 def test_the_gap_is_the_distance_of_mean_query_and_mean_key():
     module, x, y = attention(), tokens(2, 5, DIM), tokens(2, 8, DIM)
-    with probe(module) as p:
-        module(x, y, y)
+    p = probed(module, x, y, y)
     query_C, key_C = module.in_proj_weight.chunk(3)[:2]
     gap_BH = (x @ query_C.T).mean(dim=1).unflatten(-1, (HEADS, -1)) - (y @ key_C.T).mean(
         dim=1
@@ -133,8 +138,7 @@ def test_padding_counts_neither_as_query_nor_as_key(number):
     hidden[0, 5:], hidden[1, 2:] = True, True
     if number != "bool":
         mask = torch.zeros(2, 7, dtype=torch.float64).masked_fill(hidden, number)
-    with probe(module) as padded:
-        module(x, x, x, key_padding_mask=mask)
+    padded = probed(module, x, x, x, key_padding_mask=mask)
     with probe(module) as alone:
         for image in (x[:1, :5], x[1:, :2]):
             module(image, image, image)
@@ -179,8 +183,7 @@ def test_verdicts_under_a_causal_mask(keys_weight, expected):
         module.in_proj_weight[DIM : 2 * DIM, 0] = keys_weight
     x = torch.zeros(1, 9, DIM, dtype=torch.float64)
     x[:, 0, 0] = 1
-    with probe(module) as p:
-        module(x, x, x, attn_mask=torch.ones(9, 9, dtype=torch.bool).triu(1))
+    p = probed(module, x, x, x, attn_mask=torch.ones(9, 9, dtype=torch.bool).triu(1))
     assert p.verdicts == {"": expected}
 
 
@@ -188,14 +191,11 @@ def test_queries_that_see_nothing_are_left_out():
     module, x, y = attention(), tokens(2, 3, DIM), tokens(2, 4, DIM)
     hidden = torch.zeros(3, 4, dtype=torch.bool)
     hidden[1] = True
-    with probe(module) as p:
-        module(x, y, y, attn_mask=hidden)
-    with probe(module) as without:
-        module(x[:, [0, 2]], y, y)
+    p = probed(module, x, y, y, attn_mask=hidden)
+    without = probed(module, x[:, [0, 2]], y, y)
     np.testing.assert_allclose(p.table()["entropy"], without.table()["entropy"])
     everything = torch.ones(2, 4, dtype=torch.bool)
-    with probe(module) as p:
-        module(x, y, y, key_padding_mask=everything)
+    p = probed(module, x, y, y, key_padding_mask=everything)
     assert p.verdicts == {"": "no queries"}
 
 
@@ -221,8 +221,7 @@ def built(query_gain: float, shared_key: float) -> tuple[nn.MultiheadAttention, 
 )
 def test_attentions_that_are_built_to_be_something_are_called_that(gain, shared, expected):
     module, x = built(gain, shared)
-    with probe(module) as p:
-        module(x, x, x)
+    p = probed(module, x, x, x)
     assert p.verdicts == {"": expected}
     assert p.table()["verdict"].tolist() == [expected]
 
@@ -297,8 +296,7 @@ class Several(nn.Module):
 
 def test_calls_add_up_and_what_was_not_called_is_named():
     module, x = Several().eval(), torch.randn(2, 5, DIM)
-    with probe(module) as p:
-        module(x)
+    p = probed(module, x)
     assert p.verdicts["idle"] == "not called"
     assert p.table()["calls"].to_dict() == {"shared": 2, "idle": 0}
     assert p.table().loc["idle", ["entropy", "similarity", "query_key_gap"]].isna().all()
@@ -332,13 +330,11 @@ def test_hooks_and_the_fast_path_are_put_back_even_after_an_error():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_and_autocast(dtype):
     module, x = attention(dtype=torch.float32), torch.randn(2, 6, DIM)
-    with probe(module) as exact:
-        module(x, x, x)
+    exact = probed(module, x, x, x)
     with probe(module) as autocast, torch.autocast("cpu", dtype):
         module(x, x, x)
     half, x = module.to(dtype), x.to(dtype)
-    with probe(half) as halved:
-        half(x, x, x)
+    halved = probed(half, x, x, x)
     for p in (autocast, halved):
         assert p.table()["entropy"].item() == pytest.approx(
             exact.table()["entropy"].item(), rel=1e-2
@@ -435,8 +431,7 @@ def test_the_function_is_seen_under_a_name_that_was_imported_before():
         with pytest.raises(MsposeError, match="Named called neither"):
             p.table()
     module = Named()
-    with probe(module) as p:
-        module(tokens(1, 4, DIM))
+    p = probed(module, tokens(1, 4, DIM))
     assert p.table()["calls"].to_dict() == {"": 1}
 
 
@@ -451,8 +446,7 @@ def test_a_mask_counts_by_its_effect_whatever_the_number(number, dtype):
     mask = MASK if number == "bool" else torch.zeros(6, 6, dtype=dtype).masked_fill(~MASK, number)
     module, x = Block(attn_mask=mask).to(dtype), torch.randn(2, 6, DIM, dtype=dtype)
     hidden = torch.zeros(6, 6, dtype=dtype).masked_fill(~MASK, -torch.inf)
-    with probe(module) as p:
-        module(x)
+    p = probed(module, x)
     row, weight_BHQK = p.table().loc[""], by_hand(module, x, hidden)
     assert row["entropy"] == pytest.approx(entropy_by_hand(weight_BHQK), rel=1e-4)
     assert row["entropy_limit"] == pytest.approx(np.log(MASK.sum(dim=1)).mean())
@@ -482,8 +476,7 @@ def test_a_mask_that_is_the_same_for_all_keys_hides_none():
 )
 def test_every_argument_of_the_function(options, bias, scale):
     module, x = Block(**options).double(), tokens(2, 6, DIM)
-    with probe(module) as p:
-        module(x)
+    p = probed(module, x)
     bias = options["attn_mask"] if isinstance(bias, str) else bias
     expected = entropy_by_hand(by_hand(module, x, bias, scale))
     assert p.table()["entropy"].item() == pytest.approx(expected)
@@ -500,8 +493,7 @@ class Function(nn.Module):
 def test_images_and_heads_in_any_shape(shape):
     query, key = torch.randn(2, *shape, dtype=torch.float64)
     module = Function()
-    with probe(module) as p:
-        module(query, key, key)
+    p = probed(module, query, key, key)
     weight = (query @ key.mT / 8**0.5).softmax(dim=-1)
     assert p.table()["entropy"].item() == pytest.approx(entropy_by_hand(weight))
 
@@ -509,12 +501,10 @@ def test_images_and_heads_in_any_shape(shape):
 def test_keys_that_several_heads_or_images_share():
     query, key = torch.randn(2, 4, 5, 8).double(), torch.randn(2, 2, 6, 8).double()
     module = Function()
-    with probe(module) as p:
-        module(query, key, key, enable_gqa=True)
+    p = probed(module, query, key, key, enable_gqa=True)
     weight = (query @ key.repeat_interleave(2, dim=1).mT / 8**0.5).softmax(dim=-1)
     assert p.table()["entropy"].item() == pytest.approx(entropy_by_hand(weight))
-    with probe(module) as p:
-        module(query[:, :1], key[:1], key[:1])
+    p = probed(module, query[:, :1], key[:1], key[:1])
     weight = (query[:, :1] @ key[:1].mT / 8**0.5).softmax(dim=-1)
     assert p.table()["entropy"].item() == pytest.approx(entropy_by_hand(weight))
 
@@ -557,8 +547,7 @@ def test_a_head_that_sees_no_key_leaves_the_others_figures_as_they_are(number):
     mask = hidden
     if number != "bool":
         mask = torch.zeros(8, 5, 5, dtype=torch.float64).masked_fill(hidden, number)
-    with probe(module) as p:
-        module(x, x, x, attn_mask=mask, need_weights=False)
+    p = probed(module, x, x, x, attn_mask=mask, need_weights=False)
     weight_BHQK = module(x, x, x, average_attn_weights=False)[1][:, [0, 2, 3]]
     row = p.table().loc[""]
     assert row["entropy"] == pytest.approx(entropy_by_hand(weight_BHQK))
@@ -601,8 +590,7 @@ def test_a_forward_pass_that_failed_does_not_lend_its_name_to_the_next():
                 return F.scaled_dot_product_attention(x, x, x)
 
     module = Careful()
-    with probe(module) as p:
-        module(torch.randn(1, 2, 5, DIM))
+    p = probed(module, torch.randn(1, 2, 5, DIM))
     assert list(p.verdicts) == [""]
 
 

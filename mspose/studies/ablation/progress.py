@@ -73,6 +73,13 @@ class Progress:
         seeds = dict.fromkeys(f"seed {settings.seed}" for settings in self.runs)
         return tabulate(rows, headers=["", *seeds, "mean (m / deg)"])
 
+    def _text(self, settings: Settings) -> str:
+        name = title(settings)
+        state = self.state[name]
+        if state == RUNNING:
+            return f"{state} {_epochs_done(settings)}/{settings.training.epochs}"
+        return f"{state} {_short(self.errors[name])}" if name in self.errors else state
+
 
 def average_errors(settings: Settings) -> tuple[float, float]:
     """Medians (metres, degrees) of a finished run, averaged over scenes; NaN where unreadable."""
