@@ -44,35 +44,31 @@ def first_middle_last(layers: Sequence[int]) -> list[int]:
 
 @plotting.printed
 def encoder_maps_figure(
-    arrays: Arrays, *, frame: int = 0, layers: Sequence[int] | None = None, head: int | None = None
+    arrays: Arrays, *, frame: int = 0, layer: int | None = None, head: int | None = None
 ) -> Figure:
     """Plot the attention of a few encoder queries in a sample frame, both branches side by side.
 
     A row per query, with a ring around its own token, and a column per layer.
 
     Args:
-        layers: numbers from 1; the first, middle and last where none are given.
+        layer: from 1; the first, middle and last where none is given.
         head: from 1; the mean over heads where none is given.
 
     Raises:
-        MsposeError: the samples have no encoder layer of these, or no such head or frame.
+        MsposeError: the samples have no such encoder layer, head or frame.
     """
-    chosen = [
-        (branch, layer)
-        for branch in BRANCHES
-        for layer in _chosen(layer_numbers(arrays, "encoder", branch), layers, first_middle_last)
-    ]
+    chosen = _chosen(arrays, "encoder", layer, first_middle_last)
     if not chosen:
         raise MsposeError(
             "attention of encoder queries: the run has no encoder layer of those asked for"
         )
-    maps = {layer: _relative(arrays, "encoder", layer, frame, head) for layer in chosen}
+    maps = {shown: _relative(arrays, "encoder", shown, frame, head) for shown in chosen}
     rows = max(map(len, maps.values()))
     figure, grid, norm = _sheet(rows, len(chosen), maps.values())
     image_HW3 = arrays["image_F"][frame]
-    for column, (branch, layer) in enumerate(chosen):
+    for column, ((branch, number), weight_MHW) in enumerate(maps.items()):
         queries = arrays[f"encoder/{branch}/queries"]
-        for row, (weight_HW, token) in enumerate(zip(maps[branch, layer], queries, strict=True)):
+        for row, (weight_HW, token) in enumerate(zip(weight_MHW, queries, strict=True)):
             axes = figure.add_subplot(grid[row, column])
             _overlay(axes, image_HW3, weight_HW, norm)
             cell = image_HW3.shape[0] / weight_HW.shape[0], image_HW3.shape[1] / weight_HW.shape[1]
@@ -88,7 +84,7 @@ def encoder_maps_figure(
                     clip_on=False,
                 )
             if row == 0:
-                axes.set_title(f"{branch}\nlayer {layer}", fontsize=plotting.SMALL)
+                axes.set_title(f"{branch}\nlayer {number}", fontsize=plotting.SMALL)
             if column == 0:
                 axes.set_ylabel(f"query {row + 1}", fontsize=plotting.SMALL)
     _bar(figure, norm)
@@ -123,15 +119,7 @@ def decoder_maps_figure(
         MsposeError: the samples have no such decoder layer, head or frame.
     """
     frames = range(len(arrays["image_F"]))[:FRAMES_ACROSS] if frames is None else frames
-    chosen = [
-        (branch, number)
-        for branch in BRANCHES
-        for number in _chosen(
-            layer_numbers(arrays, "decoder", branch),
-            None if layer is None else [layer],
-            lambda there: there[-1:],
-        )
-    ]
+    chosen = _chosen(arrays, "decoder", layer, lambda numbers: numbers[-1:])
     if not chosen or not frames:
         raise MsposeError(
             "attention of decoder queries: the samples have no frame and decoder layer of those"
@@ -167,9 +155,16 @@ def decoder_maps_figure(
 
 
 def _chosen(
-    there: list[int], asked: Sequence[int] | None, default: Callable[[list[int]], list[int]]
-) -> list[int]:
-    return default(there) if asked is None else [layer for layer in there if layer in asked]
+    arrays: Arrays, part: str, layer: int | None, default: Callable[[list[int]], list[int]]
+) -> list[tuple[str, int]]:
+    """List branch and number of a layer in the samples, or by default of some."""
+    there = {branch: layer_numbers(arrays, part, branch) for branch in BRANCHES}
+    return [
+        (branch, number)
+        for branch, numbers in there.items()
+        for number in (default(numbers) if layer is None else numbers)
+        if layer in (None, number)
+    ]
 
 
 def _heads(head: int | None) -> str:

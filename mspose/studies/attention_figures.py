@@ -149,12 +149,11 @@ def _of_frames(
     if arrays is None:
         log.info("no figures of attention in frames: the run holds no %s", SAMPLES)
         return {}
-    layers = None if layer is None else [layer]
     frames = range(len(arrays["image_F"]))
     figures: dict[str, Callable[[], Figure]] = {}
     for frame in frames:
         figures[f"encoder-attention-{frame + 1}"] = partial(
-            encoder_maps_figure, arrays, frame=frame, layers=layers, head=head
+            encoder_maps_figure, arrays, frame=frame, layer=layer, head=head
         )
     for sheet, first in enumerate(frames[::FRAMES_ACROSS]):
         shown = frames[first : first + FRAMES_ACROSS]

@@ -47,7 +47,7 @@ def test_encoder_attention_over_the_image_as_multiples_of_uniform():
 
 def test_one_head_and_one_layer_can_be_chosen():
     arrays = samples(layers=(2, 2))
-    figure = encoder_maps_figure(arrays, layers=[2], head=2)
+    figure = encoder_maps_figure(arrays, layer=2, head=2)
     assert titles(figure) == ["position layer 2", "orientation layer 2"]
     weight = arrays["encoder/position/2/attention"][0, 1, 0].astype(float)
     np.testing.assert_allclose(
@@ -89,7 +89,7 @@ def test_the_decoder_of_a_branch_without_encoder_is_shown():
 def test_what_is_not_there_is_said():
     arrays = samples(layers=(1, 1))
     for make, reason in (
-        (lambda: encoder_maps_figure(arrays, layers=[2]), "no encoder layer"),
+        (lambda: encoder_maps_figure(arrays, layer=2), "no encoder layer"),
         (lambda: encoder_maps_figure(arrays, head=3), "head: expected 1..2, found 3"),
         (lambda: encoder_maps_figure(arrays, frame=2), "frame: the samples have 2"),
         (lambda: decoder_maps_figure(arrays, layer=5), "decoder layer"),
