@@ -4,7 +4,7 @@ the similarity of tokens, and the decoders' attention per scene.
 Training, TensorBoard, `mspose attention` and the probe all read it; the measures themselves are
 functions in `mspose.models.attention_map`.
 
-B images, H heads, Q queries, K keys, N tokens, S scenes, C channels, M measures.
+B images, H heads, Q queries, K keys, N tokens, S scenes, C channels, P parts of a layer.
 """
 
 import math
