@@ -129,7 +129,7 @@ def study_run(
         MsposeError: the run has no model or no self-attention, the split is not there, or a number
             does not fit.
     """
-    layers_of, _ = encoder_layers(run)
+    encoder_layers(run)  # which refuses runs without self-attention
     estimator = load(run, device)
     opened = open_for_run(
         run,
@@ -209,7 +209,7 @@ def study_run(
             }
             for branch, distance_NN in distance_of.items()
         },
-        "training": gap_over_training(run, list(layers_of), settings.training),
+        "training": gap_over_training(run, list(sides), settings.training),
         "provenance": provenance(parameter.device),
     }
     if samples:

@@ -43,7 +43,8 @@ from mspose.studies.rows import ERRORS
 from mspose.verdict import DOES_NOT_MATTER, MATTERS
 
 DIGITS = {"position_m": 3, "orientation_deg": 2}
-"""Decimals that are printed of the errors."""
+SECTIONS = {"position_m": "Position (m)", "orientation_deg": "Orientation (°)"}
+"""Decimals of the errors, and titles of the parts of tables."""
 SAID = {
     "mean": "mean of all values",
     "own": "own value",

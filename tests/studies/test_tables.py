@@ -338,16 +338,6 @@ def test_runs_at_toy_size_never_stand_beside_others(
         make_table([*collect_runs([tmp_path / "rooms"]), *toys])
 
 
-def test_a_published_row_of_another_ground_truth_never_stands_beside_a_run(
-    tmp_path: Path, published: Path
-) -> None:
-    write_run(tmp_path / "runs", {"attic": (0.1, 4)})
-    runs = collect_runs([tmp_path / "runs"])
-    with pytest.raises(MsposeError, match=r"ground truth sfm.*\(Other\)"):
-        make_table(runs, published_rows(published, "rooms"))
-    assert "Other" not in table_text([tmp_path / "runs"], published_csv=published)
-
-
 def test_rows_of_different_versions_of_rendered_rooms_never_share_a_table(tmp_path: Path) -> None:
     """What recorded no version of rendered rooms is of version 1; other data sets have none."""
     rendered = {"dataset": "virtual", "ground_truth": "rendered"}

@@ -26,6 +26,7 @@ from mspose.studies.ablation.bootstrap import (
 from mspose.studies.ablation.finished import Finished, finished_ablation, named_by_seeds
 from mspose.studies.ablation.plan import Ablation, read_ablation
 from mspose.studies.ablation.worth import make_worth_table
+from mspose.studies.knock_out import DIGITS, SECTIONS
 from mspose.studies.rows import ERRORS, Measure, lacking_frames
 from mspose.studies.tables import (
     AVERAGE,
@@ -40,10 +41,8 @@ from mspose.studies.tables import (
     seed_count,
 )
 
-SECTIONS = ("Position (m)", "Orientation (°)")
 BRANCH_SECTIONS = ("Position branch", "Orientation branch")
 """In place of SECTIONS where the columns are about attention alone."""
-DIGITS = (3, 2)
 ATTENTION_COLUMNS = ("Attention entropy", "Query-key gap", "Layers")
 MARKS = {"improvement": "", "worsening": " ‡", "not established": " †"}
 """Signs behind a difference."""
@@ -152,7 +151,7 @@ def make_ablation_table(
     if _studied(rows):
         last = len(ATTENTION_COLUMNS)
         narrow = [
-            _part(grid, slice(-last), SECTIONS),
+            _part(grid, slice(-last), list(SECTIONS.values())),
             _part(grid, slice(-last, None), BRANCH_SECTIONS),
         ]
     return PrintedTable(
@@ -219,7 +218,8 @@ def _grid(reference: str, rows: Sequence[Variant], scenes: Sequence[str]) -> Gri
         role = "reference, " if row.label == reference else ""
         labels.append(f"{row.label} ({role}{seed_count(len(row.seeds))})")
     sections = {}
-    for error, branch, section, digits in zip(ERRORS, BRANCHES, SECTIONS, DIGITS, strict=True):
+    for (error, section), branch in zip(SECTIONS.items(), BRANCHES, strict=True):
+        digits = DIGITS[error]
         columns: list[Sequence[Cell]] = [
             metric_cells([[row.medians[error, scene]] for row in rows], (digits,))
             for scene in (*scenes, AVERAGE)

@@ -25,14 +25,13 @@ from mspose.studies.ablation.plan import Ablation
 from mspose.studies.knock_out import (
     DIGITS,
     SAID,
+    SECTIONS,
     marked_difference,
     of_branches,
     read_knock_out_errors,
 )
 from mspose.studies.rows import ERRORS, Measure
 from mspose.studies.tables import DASH, Grid, Line, PrintedTable, seed_count
-
-SECTIONS = {"position_m": "Position (m)", "orientation_deg": "Orientation (°)"}
 
 
 class Worth(NamedTuple):
