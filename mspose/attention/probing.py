@@ -4,15 +4,16 @@
         module(batch)
     p.verdicts, p.table()
 
-It sees every `torch.nn.MultiheadAttention`, and every call of
-`torch.nn.functional.scaled_dot_product_attention`, which timm's and Hugging Face's models use.
+It sees every call of `torch.nn.functional.multi_head_attention_forward`, which
+`torch.nn.MultiheadAttention` makes, and of `scaled_dot_product_attention`, which timm's and Hugging
+Face's models use.
 
 B images, H heads, Q queries, K keys, C channels, D channels per head.
 """
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -42,7 +43,7 @@ WEIGHTS_AT_ONCE = 2**23
 """Attention weights that exist at one time, where those of one image are not more."""
 HIDDEN = math.log(torch.finfo(torch.float32).tiny)
 """A mask hides a key where it puts its score so far below the others' that softmax gives it 0."""
-_ARGUMENTS = inspect.signature(nn.MultiheadAttention.forward)
+_ARGUMENTS = inspect.signature(F.multi_head_attention_forward)
 ScaledMaps = Iterator[tuple[AttentionMap, Tensor | None]]
 """Attention maps, each of all heads (None) or of those that head_H chooses."""
 
@@ -64,7 +65,7 @@ class _Running:
 
     part: nn.Module
     calls: int = 0
-    """Calls of `scaled_dot_product_attention` so far."""
+    """Calls of the two functions so far."""
 
 
 class Probe:
@@ -93,15 +94,12 @@ class Probe:
             False
         )  # it does not call the modules, whose hooks we are
         self._undo.callback(self._running.clear)
-        for part, name in self._names.items():
-            if isinstance(part, nn.MultiheadAttention):
-                hook = part.register_forward_hook(self._measured[name].add_call, with_kwargs=True)
-                self._undo.callback(hook.remove)
+        for part in self._names:
             before = part.register_forward_pre_hook(self._begin, prepend=True)
             self._undo.callback(before.remove)
             after = part.register_forward_hook(self._end, always_call=True)
             self._undo.callback(after.remove)
-        self._undo.enter_context(_Watch(self._add_function_call))
+        self._undo.enter_context(_Watch(self._add_call))
         return self
 
     def __exit__(
@@ -122,16 +120,17 @@ class Probe:
             pass  # one that never ended
 
     @torch.no_grad()
-    def _add_function_call(self, *args: Any, **kwargs: Any) -> None:
-        """Add a call of `scaled_dot_product_attention` to the innermost module that runs."""
-        if not self._running or isinstance(self._running[-1].part, nn.MultiheadAttention):
+    def _add_call(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> None:
+        """Add a call of one of the two functions to the innermost module that runs."""
+        if not self._running:
             return
         running = self._running[-1]
         running.calls += 1
         name = self._names[running.part]
         if running.calls > 1:
             name = f"{name} (call {running.calls})".strip()
-        self._measured.setdefault(name, _Calls()).add_maps(_maps_of_function(*args, **kwargs))
+        maps = _maps if func is F.scaled_dot_product_attention else _maps_of_multi_head
+        self._measured.setdefault(name, _Calls()).add_maps(maps(*args, **kwargs))
 
     @property
     def verdicts(self) -> dict[str, str]:
@@ -191,8 +190,9 @@ class Probe:
 
 
 class _Watch(TorchFunctionMode):
-    """Hands on the arguments of every call of `scaled_dot_product_attention`, by whatever name it
-    was imported.
+    """Hands on every call of the two functions, by whatever name they were imported.
+
+    What a function calls in turn is not seen.
     """
 
     def __init__(self, seen: Callable[..., None]) -> None:
@@ -207,8 +207,8 @@ class _Watch(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func is F.scaled_dot_product_attention:
-            self.seen(*args, **(kwargs or {}))
+        if func in (F.multi_head_attention_forward, F.scaled_dot_product_attention):
+            self.seen(func, args, kwargs or {})
         return result
 
 
@@ -216,13 +216,6 @@ class _Calls(Measures):
     """The measures of one attention over its calls."""
 
     calls = 0
-
-    @torch.no_grad()
-    def add_call(
-        self, part: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any], _: object
-    ) -> None:
-        """Add the images of one call of a module; a forward hook."""
-        self.add_maps(_maps_of_module(part, args, kwargs))
 
     def add_maps(self, maps: ScaledMaps) -> None:
         """Add the images of one call."""
@@ -239,20 +232,17 @@ class _Calls(Measures):
         return self.verdict(thresholds) or ONE_QUERY
 
 
-def _maps_of_module(
-    part: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> ScaledMaps:
-    """Yield the attention maps of one call of a module."""
-    try:
-        given = _ARGUMENTS.bind(part, *args, **kwargs).arguments
-    except TypeError as error:
-        raise MsposeError(
-            f"{type(part).__name__} has other arguments than a torch.nn.MultiheadAttention"
-        ) from error
-    query_BHQD, key_BHKD = _queries_and_keys(part, given["query"], given["key"])
+def _maps_of_multi_head(*args: Any, **kwargs: Any) -> ScaledMaps:
+    """Yield the attention maps of one call of `multi_head_attention_forward`."""
+    given = _ARGUMENTS.bind(*args, **kwargs)
+    given.apply_defaults()
+    options = given.arguments
+    query, key = options["query"], options["key"]
+    on_itself = query.shape == key.shape and query.data_ptr() == key.data_ptr()
+    query_BHQD, key_BHKD = _queries_and_keys(query, key, options)
     images, heads, queries, channels = query_BHQD.shape
     keys = key_BHKD.shape[2]
-    padding, mask = given.get("key_padding_mask"), given.get("attn_mask")
+    padding, mask = options["key_padding_mask"], options["attn_mask"]
     if padding is not None:
         padding = _scores(padding.reshape(images, 1, 1, -1), keys)
     if mask is not None:
@@ -260,17 +250,10 @@ def _maps_of_module(
             mask.reshape(1, 1, queries, -1) if mask.dim() == 2 else mask.unflatten(0, (-1, heads)),
             keys,
         )
-    yield from _visible(
-        query_BHQD,
-        key_BHKD,
-        channels**-0.5,
-        mask,
-        padding,
-        on_itself=given["query"] is given["key"],
-    )
+    yield from _visible(query_BHQD, key_BHKD, channels**-0.5, mask, padding, on_itself=on_itself)
 
 
-def _maps_of_function(
+def _maps(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -284,7 +267,7 @@ def _maps_of_function(
     if query.is_nested:
         for parts in zip(query.unbind(), key.unbind(), value.unbind(), strict=True):
             one_query, one_key, one_value = (part[None] for part in parts)
-            yield from _maps_of_function(
+            yield from _maps(
                 one_query, one_key, one_value, attn_mask, dropout_p, is_causal, scale, enable_gqa
             )
         return
@@ -377,30 +360,29 @@ def _part(
 
 
 def _queries_and_keys(
-    part: nn.MultiheadAttention, query: Tensor, key: Tensor
+    query: Tensor, key: Tensor, options: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    """Compute query_BHQD and key_BHKD of a call, with the keys that the module itself adds
-    (`bias_k`, `add_zero_attn`).
+    """Compute query_BHQD and key_BHKD of inputs in the order (Q, B, C), or (Q, C) of one image.
+
+    options: those of `multi_head_attention_forward`, some of which add keys.
     """
-    if query.dim() == 2:  # one image, whatever batch_first says
-        query, key = query[None], key[None]
-    elif not part.batch_first:
-        query, key = query.transpose(0, 1), key.transpose(0, 1)
-    if part.in_proj_weight is not None:
-        weight_q, weight_k, _ = part.in_proj_weight.chunk(3)
+    if options["use_separate_proj_weight"]:
+        weight_q, weight_k = options["q_proj_weight"], options["k_proj_weight"]
     else:
-        weight_q, weight_k = part.q_proj_weight, part.k_proj_weight
-    bias_q, bias_k, _ = (None,) * 3 if part.in_proj_bias is None else part.in_proj_bias.chunk(3)
-    query_BQC, key_BKC = F.linear(query, weight_q, bias_q), F.linear(key, weight_k, bias_k)
-    if part.bias_k is not None:
-        added_B1C = part.bias_k.to(key_BKC.dtype).expand(len(key_BKC), -1, -1)
-        key_BKC = torch.cat((key_BKC, added_B1C), dim=1)
-    if part.add_zero_attn:
-        key_BKC = F.pad(key_BKC, (0, 0, 0, 1))
-    query_BQHD, key_BKHD = (
-        x_BNC.unflatten(-1, (part.num_heads, part.head_dim)) for x_BNC in (query_BQC, key_BKC)
+        weight_q, weight_k, _ = options["in_proj_weight"].chunk(3)
+    bias = options["in_proj_bias"]
+    bias_q, bias_k, _ = (None,) * 3 if bias is None else bias.chunk(3)
+    query_QBC, key_KBC = F.linear(query, weight_q, bias_q), F.linear(key, weight_k, bias_k)
+    if query.dim() == 2:
+        query_QBC, key_KBC = query_QBC[:, None], key_KBC[:, None]
+    if (added_11C := options["bias_k"]) is not None:
+        key_KBC = torch.cat((key_KBC, added_11C.to(key_KBC.dtype).expand(1, key_KBC.shape[1], -1)))
+    if options["add_zero_attn"]:
+        key_KBC = F.pad(key_KBC, (0, 0, 0, 0, 0, 1))
+    query_QBHD, key_KBHD = (
+        x_NBC.unflatten(-1, (options["num_heads"], -1)) for x_NBC in (query_QBC, key_KBC)
     )
-    return query_BQHD.transpose(1, 2), key_BKHD.transpose(1, 2)
+    return query_QBHD.permute(1, 2, 0, 3), key_KBHD.permute(1, 2, 0, 3)
 
 
 def _scores(mask: Tensor, keys: int) -> Tensor:

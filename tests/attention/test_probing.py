@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -145,6 +146,13 @@ def test_padding_counts_neither_as_query_nor_as_key(number):
     columns = ["entropy", "entropy_limit", "similarity", "query_key_gap"]
     np.testing.assert_allclose(padded.table()[columns], alone.table()[columns], rtol=1e-9)
     assert (padded.table()["calls"].item(), alone.table()["calls"].item()) == (1, 2)
+
+
+def test_values_do_not_count():
+    module, x = attention(), tokens(2, 7, DIM)
+    hidden = torch.tensor([[False] * 5 + [True] * 2, [False] * 7])
+    same, other = (probed(module, x, x, value, key_padding_mask=hidden) for value in (x, x + 1))
+    pd.testing.assert_frame_equal(same.table(), other.table())
 
 
 def test_queries_of_cross_attention_all_count_whatever_keys_are_padded():
