@@ -23,6 +23,12 @@ from mspose.models.token_positions import TokenPositions
 from mspose.models.transformer import EncoderLayer
 
 BOTH = "both"
+SAID: dict[Replacement, str] = {
+    "mean": "mean of all values",
+    "own": "own value",
+    "nothing": "sublayer removed",
+}
+"""Replacements in tables and figures."""
 
 
 class KnockOut(NamedTuple):

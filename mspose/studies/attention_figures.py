@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from mspose.attention.attention_json import Arrays, Study, layers_of, read_study
 from mspose.attention.curves import entropy_figure, gap_figure
 from mspose.attention.encoding_figure import encoding_figure
+from mspose.attention.knock_out_figure import knock_out_figure
 from mspose.attention.maps import FRAMES_ACROSS, decoder_maps_figure, encoder_maps_figure
 from mspose.attention.query_key_space import Projection, space_figure
 from mspose.attention.verdicts import purity_figure, verdict_figure
@@ -24,7 +25,6 @@ from mspose.errors import MsposeError
 from mspose.files import read_arrays
 from mspose.plotting import save_figure
 from mspose.run import EVENTS, SAMPLES, Run
-from mspose.studies.knock_out_figure import knock_out_figure
 
 Figures = Mapping[str, Callable[[], Figure]]
 """Functions that draw a figure, by the name of its file."""

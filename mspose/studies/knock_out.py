@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mspose.attention.attention_json import Study, label, short
-from mspose.attention.knock_out import BOTH, KnockOut, answers
+from mspose.attention.knock_out import BOTH, SAID, KnockOut, answers
 from mspose.config import BRANCHES
 from mspose.data.batches import Batches
 from mspose.errors import MsposeError
@@ -45,12 +45,6 @@ from mspose.verdict import DOES_NOT_MATTER, MATTERS
 DIGITS = {"position_m": 3, "orientation_deg": 2}
 SECTIONS = {"position_m": "Position (m)", "orientation_deg": "Orientation (°)"}
 """Decimals of the errors, and titles of the parts of tables."""
-SAID = {
-    "mean": "mean of all values",
-    "own": "own value",
-    "nothing": "sublayer removed",
-}
-"""Replacements in tables and figures."""
 INTACT = "intact"
 
 

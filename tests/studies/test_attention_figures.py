@@ -17,13 +17,13 @@ from torch.utils.tensorboard import SummaryWriter
 from mspose import plotting
 from mspose.attention.curves import entropy_figure, gap_figure
 from mspose.attention.encoding_figure import encoding_figure
+from mspose.attention.knock_out_figure import knock_out_figure
 from mspose.attention.maps import decoder_maps_figure, encoder_maps_figure
 from mspose.attention.query_key_space import space_figure
 from mspose.attention.verdicts import centred, purity_figure, verdict_figure
 from mspose.errors import MsposeError
 from mspose.plotting import save_figure
 from mspose.studies.attention_figures import draw, labels, read_samples
-from mspose.studies.knock_out_figure import knock_out_figure
 
 BASE = study(entropy=0.97, similarity=0.97)
 REMEDY = study("qka", entropy=0.7, gap=0.2, purity=0.5, kind="sine")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mspose.attention.knock_out import SAID
 from mspose.errors import MsposeError
 from mspose.models.attention import REPLACEMENTS
 from mspose.run import Run
@@ -24,7 +25,6 @@ from mspose.studies.ablation.finished import Finished
 from mspose.studies.ablation.plan import Ablation
 from mspose.studies.knock_out import (
     DIGITS,
-    SAID,
     SECTIONS,
     marked_difference,
     of_branches,

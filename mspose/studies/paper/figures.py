@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 
 from mspose.attention.curves import entropy_figure, gap_figure
 from mspose.attention.encoding_figure import encoding_figure
+from mspose.attention.knock_out_figure import knock_out_figure
 from mspose.attention.maps import decoder_maps_figure, encoder_maps_figure
 from mspose.attention.query_key_space import space_figure
 from mspose.attention.verdicts import purity_figure, verdict_figure
 from mspose.config import BRANCHES
 from mspose.run import Run
 from mspose.studies.attention_figures import read_samples
-from mspose.studies.knock_out_figure import knock_out_figure
 from mspose.studies.paper.piece import NOT_IN_PAPER, Missing, Piece
 
 Labelled = Sequence[tuple[str, Run]]

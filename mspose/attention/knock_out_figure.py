@@ -10,9 +10,9 @@ from matplotlib.lines import Line2D
 
 from mspose import plotting
 from mspose.attention.attention_json import Studies, Study, by_label, named
+from mspose.attention.knock_out import SAID
 from mspose.errors import MsposeError
 from mspose.models.attention import REPLACEMENTS
-from mspose.studies.knock_out import SAID
 
 TITLES = {"position_m": "position error (m)", "orientation_deg": "orientation error (°)"}
 
