@@ -266,9 +266,14 @@ def _columns(
         ]
     names = {pair: threshold_name(pair) for pair in thresholds}
     if kind == "auc":
-        return [Column(_said(pair), AVERAGE, [f"auc_{name}"]) for pair, name in names.items()]
+        return [
+            Column(_threshold_text(pair), AVERAGE, [f"auc_{name}"]) for pair, name in names.items()
+        ]
     if kind == "recall":
-        columns = [Column(_said(pair), AVERAGE, [f"recall_{name}"]) for pair, name in names.items()]
+        columns = [
+            Column(_threshold_text(pair), AVERAGE, [f"recall_{name}"])
+            for pair, name in names.items()
+        ]
     else:
         recalls = [f"recall_{name}" for name in names.values()]
         places = (1,) * len(recalls)
@@ -281,7 +286,7 @@ def seed_count(count: int) -> str:
     return "1 seed" if count == 1 else f"{count} seeds"
 
 
-def _said(pair: Sequence[float]) -> str:
+def _threshold_text(pair: Sequence[float]) -> str:
     """Format a pair of thresholds."""
     return f"{pair[0]:g} m, {pair[1]:g}°"
 
@@ -315,7 +320,8 @@ def make_table(
     every = {row.thresholds: row.name for row in runs}
     if kind not in ("median", "quantiles") and (len(every) > 1 or not any(every)):
         found = "; ".join(
-            f"{name}: {', '.join(map(_said, pairs)) or 'none'}" for pairs, name in every.items()
+            f"{name}: {', '.join(map(_threshold_text, pairs)) or 'none'}"
+            for pairs, name in every.items()
         )
         raise MsposeError(
             f"a table of {kind} needs runs with the same thresholds, found {found}; evaluate them"
@@ -325,7 +331,9 @@ def make_table(
     scenes = sorted({scene for row in rows for scene in row.scenes})
 
     def metrics(row: Row, scene: str) -> SceneMetrics:
-        """Of `Average`, none where one of the table's scenes is missing and it is not printed."""
+        """Return the metrics that stand in the table; no average where a scene is missing, unless
+        the source prints one.
+        """
         if scene != AVERAGE:
             return row.scenes.get(scene, SceneMetrics({}))
         complete = all(scene in row.scenes for scene in scenes)
@@ -391,7 +399,7 @@ def _caption(kind: Kind, thresholds: Sequence[Sequence[float]]) -> str:
             " theirs; unweighted mean over scenes"
         ),
         "recall": share + "the thresholds; unweighted mean over scenes",
-        "recall-scenes": share + " / ".join(map(_said, thresholds)),
+        "recall-scenes": share + " / ".join(map(_threshold_text, thresholds)),
     }[kind]
 
 

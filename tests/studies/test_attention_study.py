@@ -306,14 +306,8 @@ def test_no_more_than_a_chunk_of_queries_times_keys_exists_at_a_time():
 def test_the_study_says_what_it_is_of(studied):
     found = read_study(studied)
     settings = read_settings(studied / "config.yaml")
-    about = {
-        "format": 3,
-        "experiment": "small",
-        "variant": "all",
-        "seed": 5,
-        "dataset": "small",
-        "split": "test",
-    }
+    about = {"format": 3, "experiment": "small", "variant": "all", "seed": 5}
+    about |= {"dataset": "small", "split": "test"}
     about |= {"ground_truth": "made-up", "frames": 6, "neighbours": 5, "quick": False}
     about |= {"config_hash": config_hash(settings), "thresholds": Thresholds()._asdict()}
     assert {name: found[name] for name in about} == about
@@ -340,35 +334,20 @@ def test_frames_are_spread_over_scenes_and_within_them(most, expected):
 
 
 def test_distances_between_encodings_and_their_profile(studied, arrays):
-    position_NC = (
-        load(studied, "cpu")
-        .network.position_encoding(3, 3, torch.float64, torch.device("cpu"))
-        .added_NC.numpy()
-    )
-    by_hand = np.array(
-        [[np.sqrt(((one - other) ** 2).sum()) for other in position_NC] for one in position_NC]
-    )
+    encode = load(studied, "cpu").network.position_encoding
+    position_NC = encode(3, 3, torch.float64, torch.device("cpu")).added_NC.numpy()
+    by_hand = np.linalg.norm(position_NC[:, None] - position_NC, axis=2)
     np.testing.assert_allclose(arrays["encoding/position"], by_hand, rtol=1e-5, atol=1e-6)
     encoding = read_study(studied)["encoding"]
     assert {branch: profile["kind"] for branch, profile in encoding.items()} == dict.fromkeys(
         TOKENS, "sine"
     )
-    profile = dict(
-        zip(
-            encoding["position"]["grid_distance"],
-            encoding["position"]["token_distance"],
-            strict=True,
-        )
-    )
-    assert list(profile) == [0, 1, 1.5, 2, 3]  # 0, 1, sqrt 2, 2 and sqrt 5, sqrt 8
-    assert profile[0] == 0
-    neighbours = [
-        by_hand[a, b]
-        for a in range(9)
-        for b in range(9)
-        if abs(a // 3 - b // 3) + abs(a % 3 - b % 3) == 1
-    ]
-    assert profile[1] == pytest.approx(np.mean(neighbours), rel=1e-5)
+    profile = encoding["position"]
+    assert profile["grid_distance"] == [0, 1, 1.5, 2, 3]  # 0, 1, sqrt 2, 2 and sqrt 5, sqrt 8
+    row, column = np.divmod(np.arange(9), 3)
+    steps = abs(row[:, None] - row) + abs(column[:, None] - column)
+    expected = [0, by_hand[steps == 1].mean()]
+    assert profile["token_distance"][:2] == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_profile_of_an_encoding_that_is_the_place_itself_is_the_distance_on_the_map():
@@ -614,25 +593,9 @@ def test_the_verb_studies_runs_prints_their_table_and_draws(
     draw = create_autospec(attention_figures.draw, return_value=[tmp_path / "entropy.png"])
     monkeypatch.setattr("mspose.studies.attention_figures.draw", draw)
     runs = [copy_of(small_run, tmp_path / name) for name in ("a", "b")]
-    words = [
-        "attention",
-        *map(str, runs),
-        "--frames=4",
-        "--neighbours=3",
-        "--samples=1",
-        "--projection=pca",
-        "--layer=1",
-    ]
-    main(
-        [
-            *words,
-            f"--cache={tmp_path / 'cache'}",
-            "--device=cpu",
-            "--quiet",
-            "--root",
-            str(root_of(small_run)),
-        ]
-    )
+    words = ["--frames=4", "--neighbours=3", "--samples=1", "--projection=pca", "--layer=1"]
+    words += ["--device=cpu", "--quiet", f"--cache={tmp_path / 'cache'}"]
+    main(["attention", *map(str, runs), *words, "--root", str(root_of(small_run))])
     printed = capsys.readouterr().out
     lines = [line for line in printed.splitlines() if line.startswith("| small/all/seed-5")]
     encoders = [["position", "1"], ["orientation", "1"], ["orientation", "2"]]
