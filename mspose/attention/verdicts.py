@@ -202,8 +202,7 @@ def verdict_figure(studies: Studies) -> Figure:
     axes.set_ylim(len(shown), 0)
     axes.set_xticks(np.arange(len(groups)) + 0.5, names, fontsize=plotting.SMALL)
     axes.set_yticks(
-        np.arange(len(shown)) + 0.5,
-        [f"{branch}, layer {number}" for branch, number in shown],
+        np.arange(len(shown)) + 0.5, [f"{branch}, layer {number}" for branch, number in shown]
     )
     axes.xaxis.tick_top()
     axes.tick_params(length=0)

@@ -53,13 +53,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from mspose.attention.attention_json import (
-    read_start,
-    short,
-    short_or_none,
-    start_of,
-    write_study,
-)
+from mspose.attention.attention_json import read_start, short, short_or_none, start_of, write_study
 from mspose.attention.encoding_distance import distance_profile, encoding_distances
 from mspose.attention.measures import AttentionMeasures
 from mspose.attention.purity import query_purity
@@ -77,12 +71,7 @@ from mspose.models.stored import read_construction
 from mspose.provenance import provenance
 from mspose.run import ATTENTION_FORMAT, ATTENTION_MEASURES, Run, load_model
 from mspose.studies.initial_network import initial_network
-from mspose.studies.knock_out import (
-    evaluate_knock_outs,
-    summarise,
-    worth,
-    write_knock_out_errors,
-)
+from mspose.studies.knock_out import evaluate_knock_outs, summarise, worth, write_knock_out_errors
 from mspose.verdict import Thresholds, verdict
 
 FRAMES = 64

@@ -258,14 +258,7 @@ def test_encodings_as_profile_and_matrices():
 
 @pytest.mark.parametrize(
     "make",
-    [
-        entropy_figure,
-        gap_figure,
-        purity_figure,
-        verdict_figure,
-        encoding_figure,
-        knock_out_figure,
-    ],
+    [entropy_figure, gap_figure, purity_figure, verdict_figure, encoding_figure, knock_out_figure],
 )
 def test_nothing_to_draw_is_said_in_one_line(make):
     for runs in ([], [("bare", BARE)]):

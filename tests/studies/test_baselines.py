@@ -12,12 +12,7 @@ from mspose.config import read_settings
 from mspose.data.cards import load_frames, read_card
 from mspose.errors import MsposeError
 from mspose.metrics import PREDICTION_COLUMNS, compute_metrics
-from mspose.studies.baselines import (
-    evaluate_baselines,
-    mean_pose,
-    most_similar,
-    nearest_image,
-)
+from mspose.studies.baselines import evaluate_baselines, mean_pose, most_similar, nearest_image
 from mspose.studies.tables import table_text
 
 REPOSITORY = Path(__file__).parents[2]

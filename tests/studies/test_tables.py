@@ -17,13 +17,7 @@ from mspose.config import DataSettings, Settings, write_settings
 from mspose.errors import MsposeError
 from mspose.metrics import average_over_scenes, write_metrics
 from mspose.run import Run
-from mspose.studies.rows import (
-    PUBLISHED_CSV,
-    Measure,
-    collect_runs,
-    lacking_frames,
-    published_rows,
-)
+from mspose.studies.rows import PUBLISHED_CSV, Measure, collect_runs, lacking_frames, published_rows
 from mspose.studies.tables import LATEX, MARKDOWN, Kind, make_table, metric_cells, table_text
 
 SOURCE = "Doe: A Method, 2020"

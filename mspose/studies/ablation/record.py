@@ -57,9 +57,7 @@ def _copy(source: Path, target: Path, run: Path) -> None:
             values = with_checksum(values)
         indented = text.startswith("{\n")
         text = json.dumps(
-            values,
-            indent=2 if indented else None,
-            separators=None if indented else (",", ":"),
+            values, indent=2 if indented else None, separators=None if indented else (",", ":")
         )
         text += "\n"
     else:

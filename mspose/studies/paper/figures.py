@@ -25,11 +25,7 @@ OF_METRICS: dict[str, tuple[str, str, Any]] = {
     "entropy": ("Attention entropy per encoder layer", "F, attention entropy", entropy_figure),
     "query-key-gap": ("Query-key gap over training", "F, query-key gap", gap_figure),
     "purity": ("Purity of the query regions", "F, purity", purity_figure),
-    "encoding": (
-        "Token distances under position encodings",
-        "F, token distances",
-        encoding_figure,
-    ),
+    "encoding": ("Token distances under position encodings", "F, token distances", encoding_figure),
     "verdicts": ("Verdict on every encoder layer", NOT_IN_PAPER, verdict_figure),
     "knock-out": ("Errors without the encoders' self-attention", NOT_IN_PAPER, knock_out_figure),
 }
