@@ -237,48 +237,28 @@ def metric_cells(
     ]
 
 
-class Column(NamedTuple):
-    """A column of metrics of one scene, or of their average."""
-
-    header: str
-    scene: str
-    names: Sequence[str]
-    """As in `SceneMetrics`."""
-    digits: Sequence[int] = (1,)
-    scale: float = 100
-    best: Callable[[Iterable[float]], float] = max
-
-
 def _columns(
-    kind: Kind, scenes: Sequence[str], thresholds: Sequence[Sequence[float]], digits: int
-) -> list[Column]:
-    """List the columns of metrics of a table."""
-
-    def errors(header: str, scene: str, names: Sequence[str]) -> Column:
-        return Column(header, scene, names, (digits, 2), 1, min)
-
+    kind: Kind, scenes: Sequence[str], thresholds: Sequence[Sequence[float]]
+) -> list[tuple[str, str, Sequence[str]]]:
+    """List header, scene and names of metrics (as in `SceneMetrics`) of every column."""
+    every = [*scenes, AVERAGE]
     if kind == "median":
-        return [errors(scene, scene, ERRORS) for scene in (*scenes, AVERAGE)]
+        return [(scene, scene, ERRORS) for scene in every]
     if kind == "quantiles":
         return [
-            errors(f"{share * 100:g} %", AVERAGE, [quantile_name(error, share) for error in ERRORS])
+            (f"{share * 100:g} %", AVERAGE, [quantile_name(error, share) for error in ERRORS])
             for share in QUANTILES
         ]
-    names = {pair: threshold_name(pair) for pair in thresholds}
-    if kind == "auc":
-        return [
-            Column(_threshold_text(pair), AVERAGE, [f"auc_{name}"]) for pair, name in names.items()
-        ]
-    if kind == "recall":
-        columns = [
-            Column(_threshold_text(pair), AVERAGE, [f"recall_{name}"])
-            for pair, name in names.items()
-        ]
+    metric = kind.removesuffix("-scenes")
+    names = {pair: f"{metric}_{threshold_name(pair)}" for pair in thresholds}
+    columns: list[tuple[str, str, Sequence[str]]]
+    if kind == "recall-scenes":
+        columns = [(scene, scene, list(names.values())) for scene in every]
     else:
-        recalls = [f"recall_{name}" for name in names.values()]
-        places = (1,) * len(recalls)
-        columns = [Column(scene, scene, recalls, places) for scene in (*scenes, AVERAGE)]
-    return [*columns, Column("Scene accuracy", AVERAGE, ["scene_accuracy"])]
+        columns = [(_threshold_text(pair), AVERAGE, [name]) for pair, name in names.items()]
+    if kind != "auc":
+        columns.append(("Scene accuracy", AVERAGE, ["scene_accuracy"]))
+    return columns
 
 
 def seed_count(count: int) -> str:
@@ -317,17 +297,18 @@ def make_table(
     if unknown := [name for name in costs if name not in COSTS]:
         raise MsposeError(f"column {unknown[0]}: expected one of {', '.join(COSTS)}")
     group = shared_group(rows)
-    every = {row.thresholds: row.name for row in runs}
-    if kind not in ("median", "quantiles") and (len(every) > 1 or not any(every)):
-        found = "; ".join(
+    found = {row.thresholds: row.name for row in runs}
+    of_errors = kind in ("median", "quantiles")
+    if not of_errors and (len(found) > 1 or not any(found)):
+        listed = "; ".join(
             f"{name}: {', '.join(map(_threshold_text, pairs)) or 'none'}"
-            for pairs, name in every.items()
+            for pairs, name in found.items()
         )
         raise MsposeError(
-            f"a table of {kind} needs runs with the same thresholds, found {found}; evaluate them"
+            f"a table of {kind} needs runs with the same thresholds, found {listed}; evaluate them"
             " again"
         )
-    thresholds = next(iter(every), ())
+    thresholds = next(iter(found), ())
     scenes = sorted({scene for row in rows for scene in row.scenes})
 
     def metrics(row: Row, scene: str) -> SceneMetrics:
@@ -341,11 +322,15 @@ def make_table(
         return shown or SceneMetrics({})
 
     header, columns = ["Method"], []
-    for column in _columns(kind, scenes, thresholds, digits):
-        measures = [metrics(row, column.scene).measures for row in rows]
-        cells = [[of[name] for name in column.names if name in of] for of in measures]
-        header.append(column.header)
-        columns.append(metric_cells(cells, column.digits, scale=column.scale, best=column.best))
+    shown = _columns(kind, scenes, thresholds)
+    for title, scene, names in shown:
+        measures = [metrics(row, scene).measures for row in rows]
+        cells = [[of[name] for name in names if name in of] for of in measures]
+        header.append(title)
+        if of_errors:
+            columns.append(metric_cells(cells, (digits, 2)))
+        else:
+            columns.append(metric_cells(cells, (1,) * len(names), scale=100, best=max))
     for cost in costs:
         unit = 1e6 if cost == "parameters" else 1
         cells = [[Measure((row.costs[cost] / unit,))] if cost in row.costs else [] for row in rows]
@@ -359,13 +344,15 @@ def make_table(
         )
         sections[row.section].append(line)
 
+    every_name = dict.fromkeys([*ERRORS, "scene_accuracy"])
+    every_name |= dict.fromkeys(name for _, _, names in shown for name in names)
     spread = any(len(row.seeds) > 1 for row in rows)
     caption = f"{_caption(kind, thresholds)}. Data set {group}."
     empty = [f"Empty cells of {row.name}: {row.empty}." for row in rows if row.empty]
     return PrintedTable(
         caption=caption + (" Mean ± standard deviation over seeds." if spread else ""),
         grid=Grid(header, sections),
-        values=_values(rows, [*scenes, AVERAGE], metrics, kind, thresholds, costs),
+        values=_values(rows, [*scenes, AVERAGE], metrics, every_name, costs),
         closing=_closing(rows, scenes, costs),
         aside=[*empty, *remarks],
     )
@@ -424,17 +411,10 @@ def _values(
     rows: Sequence[Row],
     scenes: Sequence[str],
     metrics: Callable[[Row, str], SceneMetrics],
-    kind: Kind,
-    thresholds: Sequence[Sequence[float]],
+    names: Iterable[str],
     costs: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Make a line per row and scene: medians, scene accuracy, and the metrics of the kind."""
-    names = [*ERRORS, "scene_accuracy"]
-    if kind == "quantiles":
-        names += [quantile_name(error, share) for share in QUANTILES for error in ERRORS]
-    elif kind != "median":
-        metric = kind.removesuffix("-scenes")
-        names += [f"{metric}_{threshold_name(pair)}" for pair in thresholds]
+    """Make a line per row and scene, with the metrics of these names and the costs."""
     lines = []
     for row in rows:
         for scene in scenes:
