@@ -1,5 +1,6 @@
 """Made-up metrics of runs, and the made-up records in tests/golden."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 FILE, RESULTS = GOLDEN / "remedies.yaml", GOLDEN / "results"
 
 
+ATTIC = {"attic": (0.1, 4.0)}
+
+
 def write_run(
     root: Path,
-    scenes: dict[str, tuple[float, float]],
+    scenes: Mapping[str, tuple[float, float]] = ATTIC,
     *,
     frames: int = 100,
     recall: tuple[float, ...] = (0.125, 0.5),
@@ -19,7 +23,7 @@ def write_run(
     name: str = "metrics.json",
     **changes: Any,
 ) -> Path:
-    """A run folder with the given medians."""
+    """A run folder with the given medians, in metres and degrees."""
     about: dict[str, Any] = {
         "dataset": "rooms",
         "ground_truth": "original",

@@ -182,7 +182,7 @@ def test_recall_tables(tmp_path: Path, published: Path) -> None:
     scenes = {"attic": (0.1, 4.0), "cellar": (0.2, 5.0)}
     for seed, recall in enumerate([(0.10, 0.5), (0.20, 0.7)]):
         write_run(tmp_path / "runs", scenes, seed=seed, recall=recall)
-    write_run(tmp_path / "runs", {"attic": (0.1, 4)}, variant="attic", recall=(0.3, 0.4))
+    write_run(tmp_path / "runs", variant="attic", recall=(0.3, 0.4))
     text = table_text([tmp_path / "runs"], kind="recall", published_csv=published)
     assert squeezed(text) == RECALL_TABLE
     per_scene = table_text([tmp_path / "runs"], kind="recall-scenes", published_csv=published)
@@ -244,7 +244,7 @@ def test_a_cell_is_bold_just_where_none_printed_is_better(
 def test_no_average_is_taken_over_a_missing_scene_but_a_printed_one_stands(
     published: Path, tmp_path: Path
 ) -> None:
-    write_run(tmp_path / "runs", {"attic": (0.1, 4)}, variant="attic")
+    write_run(tmp_path / "runs", variant="attic")
     text = table_text([tmp_path / "runs"], published_csv=published)
     assert cells(text, "rooms/attic")[1:] == ["–", "–"]
     assert cells(text, "Half")[1:] == ["–", "**0.15** / **3.50**"]
@@ -283,7 +283,7 @@ def test_signs_with_a_meaning_are_escaped() -> None:
 def test_rows_measured_differently_are_refused_until_one_kind_is_chosen(
     tmp_path: Path, change: dict[str, str], option: dict[str, str]
 ) -> None:
-    write_run(tmp_path, {"attic": (0.1, 4)}, variant="a")
+    write_run(tmp_path, variant="a")
     write_run(tmp_path, {"attic": (0.2, 5)}, variant="b", **change)
     with pytest.raises(MsposeError, match="cannot share a table") as error:
         table_text([tmp_path])
@@ -306,10 +306,10 @@ def test_rows_measured_differently_are_refused_until_one_kind_is_chosen(
 def test_given_and_predicted_scenes_are_refused_together_but_baselines_may_stand_beside(
     tmp_path: Path,
 ) -> None:
-    write_run(tmp_path, {"attic": (0.1, 4)}, variant="a")
+    write_run(tmp_path, variant="a")
     write_run(tmp_path, {"attic": (0.8, 32)}, variant="baseline-mean-pose", scene_selection="given")
     assert "| rooms/baseline-mean-pose (1 seed, scene given) " in table_text([tmp_path])
-    write_run(tmp_path, {"attic": (0.1, 4)}, variant="b", scene_selection="given")
+    write_run(tmp_path, variant="b", scene_selection="given")
     with pytest.raises(MsposeError, match=r"scene predicted \(rooms/a.*scene given \(rooms/b"):
         table_text([tmp_path])
     baselines = [tmp_path / "rooms" / "baseline-mean-pose"]
@@ -319,7 +319,7 @@ def test_given_and_predicted_scenes_are_refused_together_but_baselines_may_stand
 def test_runs_at_toy_size_never_stand_beside_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_run(tmp_path, {"attic": (0.1, 4)}, variant="real")
+    write_run(tmp_path, variant="real")
     write_run(tmp_path, {"attic": (0.2, 5)}, experiment="rooms-quick", variant="toy", quick=True)
     with caplog.at_level("INFO", "mspose"):
         assert [row.name for row in collect_runs([tmp_path])] == ["rooms/real"]
@@ -335,11 +335,9 @@ def test_runs_at_toy_size_never_stand_beside_others(
 def test_rows_of_different_versions_of_rendered_rooms_never_share_a_table(tmp_path: Path) -> None:
     """What recorded no version of rendered rooms is of version 1; other data sets have none."""
     rendered = {"dataset": "virtual", "ground_truth": "rendered"}
-    older = write_run(tmp_path / "older", {"attic": (0.1, 4.0)}, **rendered)
+    older = write_run(tmp_path / "older", **rendered)
     newer = write_run(tmp_path / "newer", {"attic": (0.2, 4.0)}, data_version=2, **rendered)
-    stated = write_run(
-        tmp_path / "stated", {"attic": (0.1, 4.0)}, variant="stated", data_version=1, **rendered
-    )
+    stated = write_run(tmp_path / "stated", variant="stated", data_version=1, **rendered)
     with pytest.raises(MsposeError) as error:
         make_table(collect_runs([older, newer]))
     assert "virtual version 1, ground truth rendered" in one_line(error)
@@ -349,10 +347,7 @@ def test_rows_of_different_versions_of_rendered_rooms_never_share_a_table(tmp_pa
     assert "Data set virtual version 2, ground truth rendered" in table_text([newer])
     together = table_text([older, stated], format="csv")
     assert set(pd.read_csv(io.StringIO(together))["data_version"]) == {1}
-    assert (
-        "version"
-        not in make_table(collect_runs([write_run(tmp_path / "real", {"attic": (0.1, 4)})])).caption
-    )
+    assert "version" not in make_table(collect_runs([write_run(tmp_path / "real")])).caption
 
 
 @pytest.mark.parametrize(
@@ -361,7 +356,7 @@ def test_rows_of_different_versions_of_rendered_rooms_never_share_a_table(tmp_pa
 def test_a_table_says_that_no_published_row_fits(
     tmp_path: Path, published: Path, change: dict[str, str]
 ) -> None:
-    write_run(tmp_path / "runs", {"attic": (0.1, 4)}, **change)
+    write_run(tmp_path / "runs", **change)
     text = table_text([tmp_path / "runs"], published_csv=published)
     assert "Net_1" not in text and "No published rows are shown" in text
     latex = table_text([tmp_path / "runs"], format="latex", published_csv=published)
@@ -381,7 +376,7 @@ def test_a_run_whose_data_set_is_not_known_has_a_table_of_its_own(tmp_path: Path
     )
     text = table_text([tmp_path])
     assert "Data set unknown, ground truth unknown" in text and "| external/all |" in squeezed(text)
-    write_run(tmp_path, {"attic": (0.1, 4)})
+    write_run(tmp_path)
     with pytest.raises(MsposeError, match="cannot share"):
         table_text([tmp_path])
 
@@ -390,7 +385,7 @@ def test_a_run_whose_data_set_is_not_known_has_a_table_of_its_own(tmp_path: Path
 
 
 def test_a_filter_considers_the_other_evaluations_of_a_run_too(tmp_path: Path) -> None:
-    run = write_run(tmp_path, {"attic": (0.1, 4)})
+    run = write_run(tmp_path)
     write_run(tmp_path, {"attic": (0.2, 5)}, split="train", name="metrics-train.json")
     for paths in ([tmp_path], [run]):
         assert cells(table_text(paths), "rooms/all")[0] == "0.10 / 4.00"
@@ -399,7 +394,7 @@ def test_a_filter_considers_the_other_evaluations_of_a_run_too(tmp_path: Path) -
 
 
 def test_the_same_seed_at_two_places_is_refused_and_both_are_named(tmp_path: Path) -> None:
-    one = write_run(tmp_path / "a", {"attic": (0.1, 4)})
+    one = write_run(tmp_path / "a")
     two = write_run(tmp_path / "b", {"attic": (0.2, 5)})
     with pytest.raises(MsposeError, match="rooms/all, seed 0") as error:
         collect_runs([tmp_path])
@@ -413,15 +408,15 @@ def test_the_same_seed_at_two_places_is_refused_and_both_are_named(tmp_path: Pat
 def test_seeds_that_were_evaluated_differently_have_no_mean(
     tmp_path: Path, change: Any, named: str
 ) -> None:
-    write_run(tmp_path, {"attic": (0.1, 4)}, seed=0)
-    write_run(tmp_path, {"attic": (0.1, 4)}, seed=1, **change)
+    write_run(tmp_path, seed=0)
+    write_run(tmp_path, seed=1, **change)
     with pytest.raises(MsposeError, match=f"seeds of rooms/all with different {named}"):
         collect_runs([tmp_path])
 
 
 def test_rows_on_other_frames_are_visible(tmp_path: Path) -> None:
-    write_run(tmp_path, {"attic": (0.1, 4)}, variant="a", frames=100)
-    write_run(tmp_path, {"attic": (0.1, 4)}, variant="b", frames=98)
+    write_run(tmp_path, variant="a", frames=100)
+    write_run(tmp_path, variant="b", frames=98)
     assert "attic 100 or 98." in table_text([tmp_path])
 
 
@@ -449,13 +444,13 @@ def test_a_row_without_all_test_frames_of_the_data_set_says_so(
 
 
 def test_frames_that_were_not_localised_are_counted_in_a_note(tmp_path: Path) -> None:
-    write_run(tmp_path, {"attic": (0.1, 4)}, variant="baseline-structure", not_localised=7)
+    write_run(tmp_path, variant="baseline-structure", not_localised=7)
     assert "which have the retrieved pose: 7" in table_text([tmp_path])
 
 
 def test_a_model_of_one_scene_is_marked_beside_rows_of_several(tmp_path: Path) -> None:
     write_run(tmp_path, {"attic": (0.1, 4), "cellar": (0.1, 4)}, variant="both")
-    alone = write_run(tmp_path, {"attic": (0.1, 4)}, variant="attic")
+    alone = write_run(tmp_path, variant="attic")
     write_run(tmp_path, {"cellar": (0.1, 4)}, variant="tested-on-cellar")
     write_settings(alone / "config.yaml", Settings(data=DataSettings(scenes=["attic"])))
     text = squeezed(table_text([tmp_path]))
@@ -500,12 +495,12 @@ def test_quantiles_and_areas_under_recall_are_averaged_over_scenes(tmp_path: Pat
 
 def test_what_models_cost_stands_in_columns_of_its_own(tmp_path: Path) -> None:
     for seed, time in enumerate((10.0, 12.0)):
-        run = write_run(tmp_path, {"attic": (0.1, 4)}, seed=seed)
+        run = write_run(tmp_path, seed=seed)
         metrics = json.loads((run / "metrics.json").read_text())
         cost = {"parameters": 1_250_000, "megabytes": 5.04, "milliseconds_per_image": time}
         metrics["provenance"] = {"model": cost}
         write_metrics(run / "metrics.json", metrics)
-    write_run(tmp_path, {"attic": (0.1, 4)}, variant="external")
+    write_run(tmp_path, variant="external")
     costs = ["parameters", "megabytes", "milliseconds_per_image"]
     text = table_text([tmp_path], costs=costs)
     assert "| Parameters (M) | Weights (MB) | ms per image |" in squeezed(text)
@@ -519,7 +514,7 @@ def test_what_models_cost_stands_in_columns_of_its_own(tmp_path: Path) -> None:
 
 
 def test_where_no_run_fits_the_message_names_those_that_there_are(tmp_path: Path) -> None:
-    run = write_run(tmp_path, {"attic": (0.1, 4)})
+    run = write_run(tmp_path)
     there = "there are runs of rooms, ground truth original, split test"
     with pytest.raises(MsposeError, match=f"no run has split val; {there}"):
         table_text([tmp_path], split="val")
@@ -530,8 +525,8 @@ def test_where_no_run_fits_the_message_names_those_that_there_are(tmp_path: Path
 
 
 def test_recall_needs_the_same_thresholds(tmp_path: Path) -> None:
-    write_run(tmp_path, {"attic": (0.1, 4)}, variant="a")
-    write_run(tmp_path, {"attic": (0.1, 4)}, variant="b", thresholds=[[1.0, 10.0]])
+    write_run(tmp_path, variant="a")
+    write_run(tmp_path, variant="b", thresholds=[[1.0, 10.0]])
     with pytest.raises(MsposeError, match=r"rooms/a: 0\.05 m, 5°, 0\.25 m, 5°; rooms/b: 1 m, 10°"):
         table_text([tmp_path], kind="recall")
     assert "rooms/b" in table_text([tmp_path])
