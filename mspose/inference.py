@@ -1,6 +1,6 @@
 """From a run folder to poses: `mspose.load(run)(image)`, and whole tables of predictions."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from mspose import distributed
 from mspose.config import Pixels
-from mspose.data.batches import Batch, Batches
+from mspose.data.batches import Batches
 from mspose.data.images import (
     centre_crop,
     normalize,
@@ -23,10 +23,17 @@ from mspose.data.images import (
     to_rgb8,
 )
 from mspose.errors import MsposeError
-from mspose.metrics import PREDICTION_COLUMNS, with_errors
+from mspose.metrics import (
+    ESTIMATED_ORIENTATION,
+    ESTIMATED_POSITION,
+    PREDICTION_COLUMNS,
+    TRUE_ORIENTATION,
+    TRUE_POSITION,
+    with_errors,
+)
 from mspose.models.compilation import Compiled
 from mspose.models.kinds import build_network
-from mspose.models.network import PoseNetwork, PoseOutput
+from mspose.models.network import PoseNetwork
 from mspose.models.stored import model_folder, unfit_description
 from mspose.poses import normalize_quaternion
 from mspose.run import load_model
@@ -75,21 +82,16 @@ class Estimate:
         return self.scene_probabilities[self.scene]
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class PoseEstimator:
-    """A trained network with its preprocessing: `estimator(image) -> Estimate`.
+    """A trained network with its preprocessing: `estimator(image) -> Estimate`."""
 
-    Attributes:
-        network: in evaluation mode.
-        preprocessing: what is done to an image before `network` sees it.
-        description: `model.json` of the network.
-    """
-
-    def __init__(
-        self, network: PoseNetwork, preprocessing: Preprocessing, description: dict[str, Any]
-    ):
-        self.network = network
-        self.preprocessing = preprocessing
-        self.description = description
+    network: PoseNetwork
+    """The network, in evaluation mode."""
+    preprocessing: Preprocessing
+    """Preparation of an image for `network`."""
+    description: dict[str, Any]
+    """`model.json` of the network."""
 
     @property
     def scenes(self) -> tuple[str, ...]:
@@ -122,15 +124,13 @@ class PoseEstimator:
 
         Raises MsposeError for an unknown scene, and where an estimate is not finite.
         """
+        parameter, scene_B = next(self.network.parameters()), None
         if scene is not None:
             self.check_scene(scene)
-        if len(image_B3HW) == 0:
-            return []
-        parameter = next(self.network.parameters())
-        scene_B = None
-        if scene is not None:
             index = self.scenes.index(scene)
             scene_B = torch.full((len(image_B3HW),), index, device=parameter.device)
+        if len(image_B3HW) == 0:
+            return []
         with torch.inference_mode():
             output = self.network(image_B3HW.to(parameter.device, parameter.dtype), scene_B)
         position_B3 = output.position_B3.double().cpu().numpy()
@@ -172,17 +172,14 @@ def load(run: Path | str, device: str = "auto") -> PoseEstimator:
     network = build_network(description, weights, run)
     try:
         stored = description["preprocessing"]
-        mean, std = (tuple(float(value) for value in stored[name]) for name in ("mean", "std"))
-        if (
-            len(mean) != 3
-            or len(std) != 3
-            or not isinstance(description.get("trained_on", {}), dict)
-        ):
+        mean, std = (tuple(map(float, stored[name])) for name in ("mean", "std"))
+        trained_on = description.get("trained_on", {})
+        if (len(mean), len(std)) != (3, 3) or not isinstance(trained_on, dict):
             raise ValueError("mean and std have three values, trained_on is a mapping")
         if not (np.isfinite([mean, std]).all() and min(std) > 0):
             raise ValueError(f"mean {mean} and std {std} prepare no image")
         resize, crop = (int(Pixels(stored[name])) for name in ("resize", "crop"))
-        preprocessing = Preprocessing(resize, crop, mean, std)
+        preprocessing = Preprocessing(resize, crop, mean, std)  # type: ignore[arg-type]
     except (KeyError, TypeError, ValueError) as error:
         raise unfit_description(run, error) from error
     return PoseEstimator(network.to(resolve_device(device)).eval(), preprocessing, description)
@@ -206,68 +203,6 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def predict_batches(
-    network: PoseNetwork,
-    frames: pd.DataFrame,
-    batches: Iterable[Batch],
-    *,
-    given_scene: bool = False,
-    forward: Callable[..., PoseOutput] | None = None,
-) -> pd.DataFrame:
-    """Predict the rows of `frames` that `batches` brings; a table with the columns of a predictions
-    file.
-
-    Of several processes, number p brings the batches p, p + processes, ..., and all get the whole
-    table. `forward` is the network's own, compiled; by default it is not.
-    """
-    rows: list[NDArray[np.int64]] = []
-    # scene, its probability, position, orientation; on the device until the end, as reading one
-    # makes a GPU wait
-    answers_B9: list[torch.Tensor] = []
-    dtype = next(network.parameters()).dtype
-    training = network.training
-    network.eval()
-    try:
-        with torch.inference_mode():
-            for batch in batches:
-                output = (forward or network)(
-                    batch.image_B3HW.to(dtype), batch.scene_B if given_scene else None
-                )
-                chosen_B, best_B = output.scene_log_probability_BS.max(dim=1)
-                columns = (
-                    best_B[:, None],
-                    chosen_B.exp()[:, None],
-                    output.position_B3,
-                    output.orientation_B4,
-                )
-                answers_B9.append(torch.cat([column.double() for column in columns], dim=1))
-                rows.append(batch.row)
-    finally:
-        network.train(training)
-    mine = torch.cat(answers_B9).cpu().split([len(row) for row in rows]) if rows else ()
-    rounds = zip_longest(*distributed.gather(list(zip(rows, mine, strict=True))))
-    parts = [part for of_a_round in rounds for part in of_a_round if part is not None]
-    row_N = np.concatenate([row for row, _ in parts])
-    answer_N9 = torch.cat([answer_B9 for _, answer_B9 in parts]).numpy()
-    if not (good_N := _are_poses(answer_N9[:, 2:])).all():
-        image = frames["image"].iloc[row_N[int(good_N.argmin())]]
-        raise MsposeError(f"the model's estimate for {image} is no pose: its weights are unusable")
-    position = [f"{name}_est" for name in ("tx", "ty", "tz")]
-    orientation = [f"{name}_est" for name in ("qw", "qx", "qy", "qz")]
-    labels = ["image", "scene", "tx", "ty", "tz", "qw", "qx", "qy", "qz"]
-    table = frames.iloc[row_N][labels].reset_index(drop=True)
-    table["predicted_scene"] = np.array(network.scenes, dtype=object)[answer_N9[:, 0].astype(int)]
-    table["scene_probability"] = answer_N9[:, 1]
-    table[position] = answer_N9[:, 2:5]
-    table[orientation] = normalize_quaternion(answer_N9[:, 5:])
-    return with_errors(table)[list(PREDICTION_COLUMNS)]
-
-
-def _are_poses(pose_N7: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Mask (N,) of the finite positions with quaternions that are not zero."""
-    return np.isfinite(pose_N7).all(axis=1) & (np.abs(pose_N7[:, 3:]).max(axis=1) > 1e-12)
-
-
 def predict_frames(
     network: PoseNetwork,
     batches: Batches,
@@ -277,7 +212,8 @@ def predict_frames(
     compile: bool = False,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """Predict the centre crops of the given rows (default: all) of a frame table.
+    """Predict the centre crops of the given rows (default: all) of a frame table; a table with the
+    columns of a predictions file.
 
     Several processes share the batches out, and all get the whole table. `compile` compiles the
     network first.
@@ -294,5 +230,44 @@ def predict_frames(
         disable=not progress,
     )
     small = batches.device.type == "cuda" and batches.batch_size <= SMALL_BATCH
-    forward = Compiled(network.forward, small=small) if compile else None
-    return predict_batches(network, batches.frames, bar, given_scene=given_scene, forward=forward)
+    forward = Compiled(network.forward, small=small) if compile else network
+    # scene, its probability, position, orientation; on the device until the end, as reading one
+    # makes a GPU wait
+    answers_B9: list[torch.Tensor] = []
+    dtype = next(network.parameters()).dtype
+    training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode():
+            for batch in bar:
+                output = forward(batch.image_B3HW.to(dtype), batch.scene_B if given_scene else None)
+                chosen_B, best_B = output.scene_log_probability_BS.max(dim=1)
+                columns = (
+                    best_B[:, None],
+                    chosen_B.exp()[:, None],
+                    output.position_B3,
+                    output.orientation_B4,
+                )
+                answers_B9.append(torch.cat([column.double() for column in columns], dim=1))
+    finally:
+        network.train(training)
+    answers = torch.cat(answers_B9).cpu().split([len(row_B) for row_B in mine]) if mine else ()
+    rounds = zip_longest(*distributed.gather(list(zip(mine, answers, strict=True))))
+    parts = [part for of_a_round in rounds for part in of_a_round if part is not None]
+    row_N = np.concatenate([row_B for row_B, _ in parts])
+    answer_N9 = torch.cat([answer_B9 for _, answer_B9 in parts]).numpy()
+    if not (good_N := _are_poses(answer_N9[:, 2:])).all():
+        image = batches.frames["image"].iloc[row_N[int(good_N.argmin())]]
+        raise MsposeError(f"the model's estimate for {image} is no pose: its weights are unusable")
+    labels = ["image", "scene", *TRUE_POSITION, *TRUE_ORIENTATION]
+    table = batches.frames.iloc[row_N][labels].reset_index(drop=True)
+    table["predicted_scene"] = np.array(network.scenes, dtype=object)[answer_N9[:, 0].astype(int)]
+    table["scene_probability"] = answer_N9[:, 1]
+    table[ESTIMATED_POSITION] = answer_N9[:, 2:5]
+    table[ESTIMATED_ORIENTATION] = normalize_quaternion(answer_N9[:, 5:])
+    return with_errors(table)[list(PREDICTION_COLUMNS)]
+
+
+def _are_poses(pose_N7: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Mask (N,) of the finite positions with quaternions that are not zero."""
+    return np.isfinite(pose_N7).all(axis=1) & (np.abs(pose_N7[:, 3:]).max(axis=1) > 1e-12)

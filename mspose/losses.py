@@ -15,11 +15,14 @@ B images, S scenes, L encoder layers, H heads.
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mspose.config import LossSettings
 from mspose.data.batches import Batch
 from mspose.errors import MsposeError
 from mspose.models.attention import expect_shape
@@ -112,73 +115,35 @@ class PoseLoss(nn.Module):
     `forward` is `weighted(unweighted(...))`: a dict of the terms, whose sum is the loss.
     """
 
-    def __init__(
-        self,
-        *,
-        weighting: str = "learned",
-        s_position: float = 0.0,
-        s_orientation: float = -3.0,
-        position_weight: float = 1.0,
-        orientation_weight: float = 1.0,
-        scene_weight: float = 1.0,
-        qka_weight: float = 0.1,
-        entropy_weight: float = 0.0,
-        diversity_weight: float = 0.0,
-        regularisers: Mapping[str, float] | None = None,
-    ) -> None:
-        """Take the weights; the arguments are the settings `loss.*`.
-
-        Args:
-            weighting: `learned` balances position and orientation by the log-variances s_x and s_q,
-                `fixed` by the two weights.
-            s_position, s_orientation: starting values of the log-variances.
-            position_weight, orientation_weight: of `fixed` weighting.
-            scene_weight: of the scene's negative log-likelihood.
-            qka_weight: lambda of the query-key alignment.
-            entropy_weight: of the encoders' attention entropy; may be negative.
-            diversity_weight: of the similarity of different queries' attention in the encoders.
-            regularisers: weights of further terms by their names in `REGULARISERS`.
+    def __init__(self, settings: LossSettings | None = None, **changes: Any) -> None:
+        """Take the weights: `PoseLoss(settings.loss)`, or `PoseLoss(qka_weight=0.2)`, which sets
+        some of `mspose.config.LossSettings`.
 
         Raises:
             MsposeError: a loss without a term of pose or scene, or an unknown regulariser.
         """
         super().__init__()
-        self.learned = weighting == "learned"
-        self.fixed_weights = {"position": position_weight, "orientation": orientation_weight}
-        self.scene_weight = scene_weight
-        self.qka_weight = qka_weight
-        given = {"entropy": entropy_weight, "diversity": diversity_weight, **(regularisers or {})}
+        self.settings = settings = replace(settings or LossSettings(), **changes)
+        self.learned = settings.weighting == "learned"
+        given = {"entropy": settings.entropy_weight, "diversity": settings.diversity_weight}
+        given |= settings.regularisers
         self.regularisers = {name: weight for name, weight in given.items() if weight}
         if unknown := [name for name in self.regularisers if name not in REGULARISERS]:
             raise MsposeError(
                 f"regularisers: expected names of {', '.join(REGULARISERS)}, found {unknown[0]!r}"
             )
         if self.learned:
-            self.s_position = nn.Parameter(torch.tensor(float(s_position)))
-            self.s_orientation = nn.Parameter(torch.tensor(float(s_orientation)))
-        elif not (position_weight or orientation_weight or scene_weight):
+            self.s_position = nn.Parameter(torch.tensor(float(settings.s_position)))
+            self.s_orientation = nn.Parameter(torch.tensor(float(settings.s_orientation)))
+        elif not (settings.position_weight or settings.orientation_weight or settings.scene_weight):
             raise MsposeError(
                 "position_weight, orientation_weight, scene_weight: expected one above 0, found"
                 " none"
             )
 
-    @property
-    def needs_attention(self) -> bool:
-        """True where a term is computed from the encoders' attention maps."""
-        return bool(self.regularisers)
-
-    def forward(
-        self,
-        output: PoseOutput,
-        position_B3: Tensor,
-        orientation_B4: Tensor,
-        scene_B: Tensor,
-        attention: EncoderMaps | None = None,
-    ) -> dict[str, Tensor]:
+    def forward(self, *compared: Any) -> dict[str, Tensor]:
         """Compute the weighted terms by name; arguments and errors are those of `unweighted`."""
-        return self.weighted(
-            self.unweighted(output, position_B3, orientation_B4, scene_B, attention)
-        )
+        return self.weighted(self.unweighted(*compared))
 
     def unweighted(
         self,
@@ -195,8 +160,8 @@ class PoseLoss(nn.Module):
             position_B3: true camera centres in metres.
             orientation_B4: true quaternions w x y z; any norm.
             scene_B: true scene indices, int64.
-            attention: the encoders' attention, as `EncoderAttention` keeps it; read if
-                `needs_attention`.
+            attention: the encoders' attention, as `EncoderAttention` keeps it; read if there are
+                regularisers.
 
         Returns:
             What the terms are made of, under the names that TensorBoard shows: `error/position`
@@ -207,14 +172,22 @@ class PoseLoss(nn.Module):
             ValueError: a tensor of another shape than its name says, or no attention where the loss
                 needs it.
         """
-        batch = _check_shapes(output, position_B3, orientation_B4, scene_B)
-        if self.needs_attention and attention is None:
+        batch = output.position_B3.shape[0]
+        # other shapes could be broadcast
+        expect_shape("output.position_B3", output.position_B3, (batch, 3))
+        expect_shape("output.orientation_B4", output.orientation_B4, (batch, 4))
+        log_probability_BS = output.scene_log_probability_BS
+        expect_shape("output.scene_log_probability_BS", log_probability_BS, (batch, "scenes"))
+        expect_shape("position_B3", position_B3, (batch, 3))
+        expect_shape("orientation_B4", orientation_B4, (batch, 4))
+        expect_shape("scene_B", scene_B, (batch,))
+        if self.regularisers and attention is None:
             raise ValueError("attention: the loss has terms of the encoders' attention, found none")
         dtype = output.position_B3.dtype
         found = {
             "error/position": position_loss(output.position_B3, position_B3.to(dtype)),
             "error/orientation": orientation_loss(output.orientation_B4, orientation_B4.to(dtype)),
-            "error/scene": scene_loss(output.scene_log_probability_BS, scene_B),
+            "error/scene": scene_loss(log_probability_BS, scene_B),
         }
         for branch, gap_BLH in output.query_key_gap.items():
             if gap_BLH.shape[1]:
@@ -231,18 +204,19 @@ class PoseLoss(nn.Module):
         """Weigh what `unweighted` returned: `position`, `orientation`, `scene`, `qka` and the
         regularisers by name, as far as they are terms of the loss.
         """
-        terms = {}
+        terms, settings = {}, self.settings
         if self.learned:
             for name, s in (("position", self.s_position), ("orientation", self.s_orientation)):
                 terms[name] = unweighted[f"error/{name}"] * torch.exp(-s) + s
         else:
-            for name, weight in self.fixed_weights.items():
-                if weight:
-                    terms[name] = weight * unweighted[f"error/{name}"]
-        if self.scene_weight:
-            terms["scene"] = self.scene_weight * unweighted["error/scene"]
-        if self.qka_weight and (gaps := _family(unweighted, "query_key_gap/")):
-            terms["qka"] = self.qka_weight * torch.stack(gaps).sum()
+            if settings.position_weight:
+                terms["position"] = settings.position_weight * unweighted["error/position"]
+            if settings.orientation_weight:
+                terms["orientation"] = settings.orientation_weight * unweighted["error/orientation"]
+        if settings.scene_weight:
+            terms["scene"] = settings.scene_weight * unweighted["error/scene"]
+        if settings.qka_weight and (gaps := _family(unweighted, "query_key_gap/")):
+            terms["qka"] = settings.qka_weight * torch.stack(gaps).sum()
         for name, weight in self.regularisers.items():
             if branches := _family(unweighted, f"regulariser/{name}_"):
                 terms[name] = weight * torch.stack(branches).mean()
@@ -273,7 +247,7 @@ class Objective(nn.Module):
         over its images.
         """
         device = batch.image_B3HW.device.type
-        seen = EncoderAttention() if self.loss.needs_attention else None
+        seen = EncoderAttention() if self.loss.regularisers else None
         with torch.autocast(device, self.precision, enabled=self.precision != torch.float32):
             output = self.estimate(batch.image_B3HW, batch.scene_B, observer=seen)
         unweighted = self.loss.unweighted(
@@ -295,19 +269,3 @@ class Objective(nn.Module):
 
 def _family(values: Mapping[str, Tensor], prefix: str) -> list[Tensor]:
     return [value for name, value in values.items() if name.startswith(prefix)]
-
-
-def _check_shapes(
-    output: PoseOutput, position_B3: Tensor, orientation_B4: Tensor, scene_B: Tensor
-) -> int:
-    """Refuse tensors of other shapes, which could be broadcast; returns the number of images."""
-    batch = output.position_B3.shape[0]
-    expect_shape("output.position_B3", output.position_B3, (batch, 3))
-    expect_shape("output.orientation_B4", output.orientation_B4, (batch, 4))
-    expect_shape(
-        "output.scene_log_probability_BS", output.scene_log_probability_BS, (batch, "scenes")
-    )
-    expect_shape("position_B3", position_B3, (batch, 3))
-    expect_shape("orientation_B4", orientation_B4, (batch, 4))
-    expect_shape("scene_B", scene_B, (batch,))
-    return batch

@@ -10,7 +10,7 @@ first step as well. A layer whose attention collapsed is named in the log.
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from numpy.typing import NDArray
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR, Summary, SummaryMetadata
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -36,7 +35,7 @@ from mspose.data.batches import Batch, Batches
 from mspose.data.frames import evenly
 from mspose.errors import MsposeError
 from mspose.inference import predict_frames
-from mspose.metrics import compute_metrics
+from mspose.metrics import ESTIMATED_POSITION, TRUE_POSITION, compute_metrics
 from mspose.models.network import PoseNetwork
 from mspose.models.transformer import EncoderLayer
 from mspose.poses import widest_axes
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("mspose")
 ATTENTION_FRAMES = 8
 SHOWN_IMAGES = 8
-BLUE, ORANGE = "#0072B2", "#D55E00"  # from the colour-blind safe palette of Okabe and Ito
 DESCRIPTIONS = {
     "loss/total": (
         "Under learned weights each pose term is L exp(-s) + s, so that the total goes below zero"
@@ -88,36 +86,31 @@ class TensorBoardLog:
         self.collapse = CollapseLog(judged_by)
         self.writer: SummaryWriter | None = None
         if distributed.is_main():
-            with self._writing():
+            with _one_line(folder):
                 self.writer = SummaryWriter(str(folder), purge_step=first_step, flush_secs=30)
 
     def settings(self, settings: Settings) -> None:
         """Write the settings as text."""
-        if self.writer is None:
-            return
         text = yaml.safe_dump(asdict(settings), sort_keys=False)
-        with self._writing():
-            # four blanks before each line: Markdown's verbatim text
-            self.writer.add_text("settings", indent(text, "    "), self.first_step)
+        verbatim = indent(text, "    ")  # in Markdown
+        self._write(lambda writer: writer.add_text("settings", verbatim, self.first_step))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write scalars of one step, by tag."""
-        if self.writer is None:
-            return
-        with self._writing():
+
+        def add(writer: SummaryWriter) -> None:
             for tag, value in values.items():
                 if tag in DESCRIPTIONS:
-                    self.writer._get_file_writer().add_summary(_described(tag, value), step)
+                    writer._get_file_writer().add_summary(_described(tag, value), step)
                 else:
-                    self.writer.add_scalar(tag, value, step)
+                    writer.add_scalar(tag, value, step)
+
+        self._write(add)
 
     def images(self, step: int, batch: Batch, batches: Batches) -> None:
         """Write the first images of a batch as the network gets them, without the normalisation."""
-        if self.writer is None:
-            return
         image_B3HW = denormalized(batch, batches)[:SHOWN_IMAGES]
-        with self._writing():
-            self.writer.add_images("inputs/after_augmentation", image_B3HW, step)
+        self._write(lambda writer: writer.add_images("inputs/after_augmentation", image_B3HW, step))
 
     def start(self, network: PoseNetwork, parts: Mapping[str, Batches]) -> None:
         """Measure attention before the first step, which later is compared with it: as scalars of
@@ -148,33 +141,39 @@ class TensorBoardLog:
             values[f"scene_accuracy/{name}"] = average["scene_accuracy"]
             for (metres, degrees), share in zip(self.recall, average["recall"], strict=True):
                 values[f"recall_{metres:g}m_{degrees:g}deg/{name}"] = share
-            with self._writing():
-                self.writer.add_figure(f"trajectory/{name}", trajectory_figure(table), step)
+            figure = trajectory_figure(table)
+            with _one_line(self.folder):
+                self.writer.add_figure(f"trajectory/{name}", figure, step)
         if self.writer is None:
             return {}
         measures = measure_attention(network, list(parts.values())[-1])
         self.collapse.report(measures)
         values |= attention_scalars(measures)
         self.scalars(step, values)
-        with self._writing():
-            self.writer.flush()
+        self._write(SummaryWriter.flush)
         return values
 
     def close(self) -> None:
         """Flush and close the event file."""
-        if self.writer is not None:
-            with self._writing():
-                self.writer.close()
+        self._write(SummaryWriter.close)
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise MsposeError(
-                f"cannot write TensorBoard events to {self.folder}: {error.strerror or error}; "
-                "the last checkpoint is kept"
-            ) from error
+    def _write(self, write: Callable[[SummaryWriter], object]) -> None:
+        """Call `write` with the writer, in the process that has one."""
+        if self.writer is not None:
+            with _one_line(self.folder):
+                write(self.writer)
+
+
+@contextmanager
+def _one_line(folder: Path) -> Iterator[None]:
+    """Raise MsposeError where events cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise MsposeError(
+            f"cannot write TensorBoard events to {folder}: {error.strerror or error}; the last"
+            " checkpoint is kept"
+        ) from error
 
 
 def _described(tag: str, value: float) -> Summary:
@@ -201,7 +200,7 @@ def log_hyper_parameters(run: Run, values: Mapping[str, Any]) -> None:
         name: value if isinstance(value, bool | int | float | str) else str(value)
         for name, value in values.items()
     }
-    try:
+    with _one_line(folder):
         for file in folder.glob(EVENTS):
             file.unlink()
         with SummaryWriter(str(folder)) as writer:
@@ -209,10 +208,6 @@ def log_hyper_parameters(run: Run, values: Mapping[str, Any]) -> None:
                 writer.file_writer.add_summary(summary)
             for tag, value in medians.items():
                 writer.add_scalar(tag, value)
-    except OSError as error:
-        raise MsposeError(
-            f"cannot write TensorBoard events to {folder}: {error.strerror or error}"
-        ) from error
 
 
 def measure_attention(network: PoseNetwork, batches: Batches) -> AttentionMeasures:
@@ -320,6 +315,8 @@ def trajectory_figure(table: pd.DataFrame) -> "Figure":
     import matplotlib
     from matplotlib.figure import Figure
 
+    from mspose.plotting import BLUE, VERMILLION
+
     matplotlib.use("Agg")
     scenes = sorted(table["scene"].unique())
     columns = min(len(scenes), 4)
@@ -328,23 +325,19 @@ def trajectory_figure(table: pd.DataFrame) -> "Figure":
     for index, scene in enumerate(scenes):
         part = table[table["scene"] == scene]
         axes = figure.add_subplot(rows, columns, index + 1)
-        truth_N3 = part[["tx", "ty", "tz"]].to_numpy()
-        estimate_N3 = part[["tx_est", "ty_est", "tz_est"]].to_numpy()
+        truth_N3 = part[TRUE_POSITION].to_numpy()
         first, second = widest_axes(truth_N3)
-        _draw_pairs(axes, truth_N3[:, [first, second]], estimate_N3[:, [first, second]])
+        truth_N2 = truth_N3[:, [first, second]]
+        estimate_N2 = part[ESTIMATED_POSITION].to_numpy()[:, [first, second]]
+        # each pair is joined by a thin line, as long as the error
+        pairs_N32 = np.stack([truth_N2, estimate_N2, np.full_like(truth_N2, np.nan)], axis=1)
+        axes.plot(*pairs_N32.reshape(-1, 2).T, color="0.75", linewidth=0.6, zorder=1)
+        axes.scatter(truth_N2[:, 0], truth_N2[:, 1], s=7, color=BLUE, label="true", zorder=3)
+        crosses: Any = {"marker": "x", "linewidths": 0.8, "color": VERMILLION, "zorder": 2}
+        axes.scatter(estimate_N2[:, 0], estimate_N2[:, 1], s=7, label="estimated", **crosses)
         axes.set_title(str(scene))
         axes.set_xlabel(f"{'xyz'[first]} (m)")
         axes.set_ylabel(f"{'xyz'[second]} (m)")
         axes.set_aspect("equal", adjustable="datalim")
     figure.axes[0].legend(loc="best", fontsize="small")
     return figure
-
-
-def _draw_pairs(axes, truth_N2: NDArray[np.float64], estimate_N2: NDArray[np.float64]) -> None:  # type: ignore[no-untyped-def]
-    """Draw truth and estimate as points, each pair joined by a thin line, as long as the error."""
-    pairs = np.stack([truth_N2, estimate_N2, np.full_like(truth_N2, np.nan)], axis=1).reshape(-1, 2)
-    axes.plot(*pairs.T, color="0.75", linewidth=0.6, zorder=1)
-    axes.scatter(*truth_N2.T, s=7, color=BLUE, label="true", zorder=3)
-    axes.scatter(
-        *estimate_N2.T, s=7, color=ORANGE, marker="x", linewidths=0.8, label="estimated", zorder=2
-    )

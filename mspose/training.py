@@ -129,7 +129,7 @@ class TrainState:
         """Make the state in which a training of `network` on `batches` begins."""
         options, device = settings.training, batches.device
         learning = freeze(network, options.trains)
-        loss = PoseLoss(**vars(settings.loss)).to(device)
+        loss = PoseLoss(settings.loss).to(device)
         weights = [*network.parameters(), *loss.parameters()]
         optimizer = torch.optim.Adam(
             [weight for weight in weights if weight.requires_grad],
@@ -406,7 +406,7 @@ def check_attention_terms(settings: Settings) -> None:
     kind, loss = settings.model.kind, settings.loss
     if network_class(kind).has_attention:
         return
-    if regularisers := PoseLoss(**vars(loss)).regularisers:
+    if regularisers := PoseLoss(loss).regularisers:
         raise MsposeError(
             f"loss: a model of kind {kind} has no attention for the terms"
             f" {', '.join(regularisers)}: set their weights to 0"
@@ -508,14 +508,13 @@ def start_from(network: PoseNetwork, source: Path) -> None:
     """
     weights, description = load_model(source)
     settings, scenes = read_construction(description, source)
-    names = ("kind", *network.shaping)
-    old = {"scenes": scenes, **{name: getattr(settings, name) for name in names}}
-    new = {
-        "scenes": list(network.scenes),
-        **{name: getattr(network.settings, name) for name in names},
-    }
+    compared = {"scenes": (scenes, list(network.scenes))}
+    for name in ("kind", *network.shaping):
+        compared[name] = getattr(settings, name), getattr(network.settings, name)
     changed = [
-        f"{name} {old[name]} there, {new[name]} here" for name in new if old[name] != new[name]
+        f"{name} {there} there, {here} here"
+        for name, (there, here) in compared.items()
+        if there != here
     ]
     if changed:
         raise MsposeError(

@@ -251,7 +251,6 @@ def attention_oracle(attention):
 def test_regularisers_agree_with_numpy(weights):
     attention = make_attention()
     loss = PoseLoss(entropy_weight=weights[0], diversity_weight=weights[1]).double()
-    assert loss.needs_attention
     raw = values(PoseLoss().double().unweighted(make_output(), *LABELS))
     terms = values(PoseLoss().double()(make_output(), *LABELS))
     branches = {
@@ -286,7 +285,6 @@ def test_regularisers_of_collapsed_uniform_and_different_attention():
 
 
 def test_attention_that_a_regulariser_needs():
-    assert not PoseLoss().needs_attention
     loss = PoseLoss(diversity_weight=1.0, entropy_weight=0.1).double()
     with pytest.raises(ValueError, match="terms of the encoders' attention, found none"):
         loss(make_output(), *LABELS)

@@ -99,12 +99,16 @@ class TorchvisionB0(Backbone):
 class TimmBackbone(Backbone):
     """Any timm model with feature maps of stride 8 and 16, the deepest of each stride."""
 
+    net: Any
+
     def __init__(self, name: str, *, pretrained: bool) -> None:
         super().__init__()
         self.name = name
         indices = _map_indices(name)
         try:
-            self.net = _features(name, out_indices=indices, pretrained=pretrained)
+            self.net = timm.create_model(
+                name, features_only=True, out_indices=indices, pretrained=pretrained
+            )
         except Exception as error:  # timm and its download libraries raise many kinds
             if not pretrained:
                 raise
@@ -134,21 +138,8 @@ class TimmBackbone(Backbone):
             )
         orientation_map, position_map = self.net(image_B3HW)
         if self.channels_last:
-            orientation_map, position_map = (
-                orientation_map.permute(0, 3, 1, 2),
-                position_map.permute(0, 3, 1, 2),
-            )
+            return position_map.permute(0, 3, 1, 2), orientation_map.permute(0, 3, 1, 2)
         return position_map, orientation_map
-
-    def load_matching(self, state: dict[str, Tensor]) -> None:
-        """Load the tensors of a full model's state dict whose names this backbone has; all of its
-        own must be there.
-
-        Raises:
-            RuntimeError: a tensor is missing or has another shape.
-        """
-        own = self.net.state_dict()
-        self.net.load_state_dict({name: tensor for name, tensor in state.items() if name in own})
 
 
 def lite0(*, pretrained: bool) -> Backbone:
@@ -156,9 +147,8 @@ def lite0(*, pretrained: bool) -> Backbone:
     backbone = TimmBackbone("tf_efficientnet_lite0", pretrained=False)
     if pretrained:
         weights = _installed_lite0_weights()
-        backbone.load_matching(
-            {EFFICIENTNET_B0_NAMES[name]: tensor for name, tensor in weights.items()}
-        )
+        named = {EFFICIENTNET_B0_NAMES[name]: tensor for name, tensor in weights.items()}
+        backbone.net.load_state_dict({name: named[name] for name in backbone.net.state_dict()})
     return backbone
 
 
@@ -167,10 +157,6 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "efficientnet_lite0": lite0,
 }
 """Backbones that are not timm's, by name: each is built by a call with `pretrained`."""
-
-
-def _features(name: str, **options: Any) -> Any:
-    return timm.create_model(name, features_only=True, **options)
 
 
 def _remove_unread(backbone: TimmBackbone, own_size: tuple[int, int]) -> None:
@@ -190,9 +176,8 @@ def _remove_unread(backbone: TimmBackbone, own_size: tuple[int, int]) -> None:
         raise MsposeError(
             f"--model.backbone: timm's {name} does not run as a backbone ({_first_line(error)})"
         ) from error
-    for feature_map, channels in zip(
-        maps, (backbone.position_channels, backbone.orientation_channels), strict=True
-    ):
+    expected = (backbone.position_channels, backbone.orientation_channels)
+    for feature_map, channels in zip(maps, expected, strict=True):
         if feature_map.dim() != 4 or feature_map.shape[1] != channels:
             raise MsposeError(
                 f"--model.backbone: timm's {name} yields a map {tuple(feature_map.shape)}, expected"
@@ -208,21 +193,19 @@ def _remove_unread(backbone: TimmBackbone, own_size: tuple[int, int]) -> None:
         if gradient is not None
     }
 
-    unread = list(_unread_modules(backbone.net, read))
-    if not _remove(unread, backbone, probe_13HW, maps):
-        for child in unread:
-            _remove([child], backbone, probe_13HW, maps)
+    for child in reversed(list(_unread_modules(backbone.net, read))):  # the last needs the others
+        _remove(child, backbone, probe_13HW, maps)
     for parameter in backbone.parameters():
         parameter.requires_grad_(id(parameter) in read)
     backbone.train(training)
 
 
 def _remove(
-    children: list[Child], backbone: Backbone, probe_13HW: Tensor, maps: tuple[Tensor, Tensor]
-) -> bool:
-    """Replace modules by identities, and put them back where that changes the maps."""
-    for parent, name, _ in children:
-        setattr(parent, name, nn.Identity())
+    child: Child, backbone: Backbone, probe_13HW: Tensor, maps: tuple[Tensor, Tensor]
+) -> None:
+    """Replace a module by the identity, and put it back where that changes the maps."""
+    parent, name, module = child
+    setattr(parent, name, nn.Identity())
     try:
         with torch.no_grad():
             without = backbone(probe_13HW)
@@ -230,12 +213,10 @@ def _remove(
             torch.allclose(before, after, rtol=1e-3, atol=1e-3, equal_nan=True)
             for before, after in zip(maps, without, strict=True)
         )
-    except Exception:  # the model's own code cannot do without these modules
+    except Exception:  # the model's own code cannot do without it
         same = False
     if not same:
-        for parent, name, module in children:
-            setattr(parent, name, module)
-    return same
+        setattr(parent, name, module)
 
 
 def _probe(
@@ -277,11 +258,12 @@ def _map_indices(name: str) -> tuple[int, int]:
         raise MsposeError(f"--model.backbone: there is no backbone called {name!r}{hint}")
     try:
         with torch.random.fork_rng(devices=[]):  # cached or not, the next weights are the same
-            strides = [info["reduction"] for info in _features(name).feature_info.info]
+            model: Any = timm.create_model(name, features_only=True)
     except Exception as error:  # not every timm model offers features; the errors are of many kinds
         raise MsposeError(
             f"--model.backbone: timm's {name} offers no feature maps ({_first_line(error)})"
         ) from error
+    strides = [feature_map["reduction"] for feature_map in model.feature_info.info]
     if 8 not in strides or 16 not in strides:
         found = ", ".join(str(stride) for stride in sorted(set(strides)))
         raise MsposeError(

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from mspose.config import BRANCHES, ModelSettings
 from mspose.errors import MsposeError
 from mspose.models.attention import xavier_linear
-from mspose.models.attention_map import AttentionMap
+from mspose.models.attention_map import Observer
 from mspose.models.backbone import make_backbone
-from mspose.models.network import Observer, PoseNetwork, PoseOutput, without_autocast
+from mspose.models.network import PoseNetwork, PoseOutput, without_autocast
 from mspose.models.token_positions import TOKEN_POSITIONS, TokenPositions
 from mspose.models.transformer import Decoder, DecoderLayer, Encoder, EncoderLayer
 
@@ -56,13 +56,9 @@ class Branch(nn.Module):
         added to tokens.
         """
         tokens_BNC, encoder_positions, added_NC = self.tokens(map_BCHW, added)
-        observe_encoder = observe_decoder = None
-        if observer is not None:
-            observe_encoder = partial(_observe_encoder, observer, name)
-            observe_decoder = partial(observer.decoder, name)
-        memory_BNC, gap_BLH = self.encoder(tokens_BNC, encoder_positions, observer=observe_encoder)
-        scene_BSC = self.decoder(self.scene_query, memory_BNC, added_NC, observer=observe_decoder)
-        return scene_BSC, gap_BLH
+        seen = {"branch": name, "observer": observer}
+        memory_BNC, gap_BLH = self.encoder(tokens_BNC, encoder_positions, **seen)
+        return self.decoder(self.scene_query, memory_BNC, added_NC, **seen), gap_BLH
 
     def tokens(self, map_BCHW: Tensor, added: nn.Module) -> tuple[Tensor, TokenPositions, Tensor]:
         """Return tokens_BNC, their positions for the encoder, and added_NC, which the decoder adds
@@ -76,18 +72,6 @@ class Branch(nn.Module):
             decoder_positions if self.relative_position is None else self.relative_position(*grid)
         )
         return tokens_BNC, encoder_positions, decoder_positions.added_NC
-
-
-def _observe_encoder(
-    observer: Observer,
-    branch: str,
-    layer: int,
-    attention: AttentionMap,
-    before_BNC: Tensor,
-    after_BNC: Tensor,
-) -> None:
-    observer.encoder(branch, layer, attention)
-    observer.tokens(branch, layer, before_BNC, after_BNC)
 
 
 def make_scene_queries(initialisation: str, scenes: int, dim: int) -> Tensor:
@@ -150,19 +134,20 @@ class MSTransformer(PoseNetwork):
             )
         dim, heads = settings.dim, settings.heads
         encoding = TOKEN_POSITIONS[settings.position_encoding]
-        sizes = (dim, heads, settings.feedforward)
-        dropouts = {
+        sizes = {
+            "dim": dim,
+            "heads": heads,
+            "feedforward": settings.feedforward,
             "dropout": settings.dropout,
             "attention_dropout": settings.attention_dropout,
         }
         encoder_layer = partial(
             EncoderLayer,
-            *sizes,
-            **dropouts,
+            **sizes,
             attention_scale=settings.attention_scale,
             query_key_weights=settings.query_key_weights,
         )
-        decoder_layer = partial(DecoderLayer, *sizes, **dropouts)
+        decoder_layer = partial(DecoderLayer, **sizes)
 
         def branch(channels: int, encoder_layers: int, decoder_layers: int) -> Branch:
             return Branch(

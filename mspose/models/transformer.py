@@ -4,24 +4,15 @@ Encodings of token positions reach queries and keys after the pre-norm, never va
 B images, N image tokens, S scenes, C channels, L layers, H heads.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mspose.models.attention import Attention, xavier_linear
-from mspose.models.attention_map import AttentionMap, query_key_gap
+from mspose.models.attention_map import AttentionMap, Observer, query_key_gap
 from mspose.models.token_positions import TokenPositions
-
-EncoderObserver = Callable[[int, AttentionMap, Tensor, Tensor], None]
-"""Called with the layer, its self-attention, and tokens_BNC before and after it, of every encoder
-layer.
-"""
-DecoderObserver = Callable[[int, Tensor], None]
-"""Called with the layer and weight_BHSN, each scene query's attention to the image, of every
-decoder layer.
-"""
 
 
 class FeedForward(nn.Module):
@@ -87,16 +78,21 @@ class Encoder(nn.Module):
         tokens_BNC: Tensor,
         positions: TokenPositions,
         *,
-        observer: EncoderObserver | None = None,
+        branch: str = "",
+        observer: Observer | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Returns tokens_BNC and query_key_gap_BLH, empty where there are no layers."""
+        """Returns tokens_BNC and query_key_gap_BLH, empty where there are no layers.
+
+        `branch` is the encoder's, for the observer.
+        """
         gaps_BH = []
         for index, layer in enumerate(self.layers):
             before_BNC = tokens_BNC
             tokens_BNC, attention = layer(before_BNC, positions)
             gaps_BH.append(query_key_gap(attention.query_BHQD, attention.key_BHKD))
             if observer is not None:
-                observer(index, attention, before_BNC, tokens_BNC)
+                observer.encoder(branch, index, attention)
+                observer.tokens(branch, index, before_BNC, tokens_BNC)
         none_B00 = tokens_BNC.new_zeros(tokens_BNC.shape[0], 0, 0)
         return self.norm(tokens_BNC), torch.stack(gaps_BH, dim=1) if gaps_BH else none_B00
 
@@ -153,13 +149,17 @@ class Decoder(nn.Module):
         memory_BNC: Tensor,
         added_NC: Tensor,
         *,
-        observer: DecoderObserver | None = None,
+        branch: str = "",
+        observer: Observer | None = None,
     ) -> Tensor:
-        """Returns scene_BSC, one vector per image and scene; `added_NC` is added to the keys."""
+        """Returns scene_BSC, one vector per image and scene; `added_NC` is added to the keys.
+
+        `branch` is the decoder's, for the observer.
+        """
         memory_key_BNC = memory_BNC + added_NC
         scene_BSC = torch.zeros_like(query_SC).expand(memory_BNC.shape[0], -1, -1)
         for index, layer in enumerate(self.layers):
             scene_BSC, attention = layer(scene_BSC, query_SC, memory_BNC, memory_key_BNC)
             if observer is not None:
-                observer(index, attention.log_weight().exp())
+                observer.decoder(branch, index, attention.log_weight().exp())
         return self.norm(scene_BSC)

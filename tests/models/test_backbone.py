@@ -116,7 +116,7 @@ class Branching(nn.Module):
 @pytest.fixture
 def timm_gives(monkeypatch):
     backbones._map_indices.cache_clear()
-    yield lambda net: monkeypatch.setattr(backbones, "_features", lambda name, **options: net)
+    yield lambda net: monkeypatch.setattr(timm, "create_model", lambda name, **options: net)
     backbones._map_indices.cache_clear()
 
 
@@ -220,14 +220,14 @@ def test_a_failed_download_is_one_line_with_the_ways_on(monkeypatch):
 
 
 def test_a_failed_timm_download_is_one_line_with_the_ways_on(monkeypatch):
-    features = backbones._features
+    create_model = timm.create_model
 
     def unreachable(name, *, pretrained=False, **options):
         if pretrained:
             raise ConnectionError("no route to host\nsecond line")
-        return features(name, **options)
+        return create_model(name, **options)
 
-    monkeypatch.setattr(backbones, "_features", unreachable)
+    monkeypatch.setattr(timm, "create_model", unreachable)
     with pytest.raises(
         MsposeError, match=r"timm's resnet18 .*no route to host.*efficientnet_lite0"
     ) as caught:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mspose.models.attention_map import query_key_gap
+from mspose.models.attention_map import Observer, query_key_gap
 from mspose.models.token_positions import TokenPositions
 from mspose.models.transformer import Decoder, DecoderLayer, Encoder, EncoderLayer
 
@@ -97,26 +97,33 @@ def test_decoder_layer_adds_scene_queries_and_encodings_to_queries_and_keys_alon
 def test_decoder_starts_from_zeros_shows_its_attention_and_ends_with_a_norm():
     decoder, seen = jumbled(decoder_of(2)), []
     query, memory, added = random(3, DIM), random(2, 7, DIM, seed=1), random(7, DIM, seed=2)
-    output = decoder(query, memory, added, observer=lambda *shown: seen.append(shown))
+    observer = Observer()
+    observer.decoder = lambda *shown: seen.append(shown)
+    output = decoder(query, memory, added, branch="position", observer=observer)
     expected = torch.zeros(2, 3, DIM, dtype=torch.float64)
     for index, layer in enumerate(decoder.layers):
         expected, attention = layer(expected, query, memory, memory + added)
-        assert seen[index][0] == index
-        assert seen[index][1].shape == (2, HEADS, 3, 7)
-        torch.testing.assert_close(seen[index][1], attention.log_weight().exp())
+        branch, number, weight_BHSN = seen[index]
+        assert (branch, number) == ("position", index)
+        assert weight_BHSN.shape == (2, HEADS, 3, 7)
+        torch.testing.assert_close(weight_BHSN, attention.log_weight().exp())
     torch.testing.assert_close(output, decoder.norm(expected))
     assert torch.equal(decoder(query, memory, added), output)
 
 
 def test_encoder_returns_gaps_and_shows_its_attention_in_order():
-    encoder, seen = jumbled(encoder_of(3)), []
+    encoder, seen, tokens_seen = jumbled(encoder_of(3)), [], []
     tokens, positions = random(2, 7, DIM), TokenPositions(random(7, DIM, seed=1))
-    output, gap = encoder(tokens, positions, observer=lambda *shown: seen.append(shown))
-    assert [layer for layer, *_ in seen] == [0, 1, 2]
-    gaps = [query_key_gap(attention.query_BHQD, attention.key_BHKD) for _, attention, *_ in seen]
+    observer = Observer()
+    observer.encoder = lambda *shown: seen.append(shown)
+    observer.tokens = lambda *shown: tokens_seen.append(shown)
+    output, gap = encoder(tokens, positions, branch="position", observer=observer)
+    assert [shown[:2] for shown in seen] == [("position", number) for number in range(3)]
+    assert [shown[:2] for shown in tokens_seen] == [shown[:2] for shown in seen]
+    gaps = [query_key_gap(attention.query_BHQD, attention.key_BHKD) for *_, attention in seen]
     torch.testing.assert_close(gap, torch.stack(gaps, dim=1))
     expected = tokens
-    for layer, (*_, before, after) in zip(encoder.layers, seen, strict=True):
+    for layer, (*_, before, after) in zip(encoder.layers, tokens_seen, strict=True):
         torch.testing.assert_close(before, expected)
         expected, _ = layer(expected, positions)
         torch.testing.assert_close(after, expected)

@@ -96,7 +96,7 @@ def one_step(settings: Settings) -> dict[str, torch.Tensor]:
     """Take a training step on noise as `mspose.training` does; returns its readings."""
     torch.manual_seed(settings.seed)
     network = make_network(["attic", "cellar"], settings.model)
-    objective = Objective(network, PoseLoss(**vars(settings.loss)), "float32", compile=False)
+    objective = Objective(network, PoseLoss(settings.loss), "float32", compile=False)
     size = settings.data.crop
     fields = {
         "image_B3HW": torch.randn(2, 3, size, size).contiguous(memory_format=torch.channels_last),
