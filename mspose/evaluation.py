@@ -103,9 +103,9 @@ def evaluate_run(
             "milliseconds_per_image": 1000 * seconds / len(opened.batches.frames),
         }
         trained_on = estimator.description.get("trained_on") or {}
-        on = {"dataset": opened.dataset, "ground_truth": opened.ground_truth}
+        on = {"dataset": opened.card.name, "ground_truth": opened.ground_truth}
         same = all(trained_on.get(name) == value for name, value in on.items())
-        name = split if same else f"{opened.dataset}-{opened.ground_truth}-{split}"
+        name = split if same else f"{opened.card.name}-{opened.ground_truth}-{split}"
         settings = opened.settings
         about = {
             **on,
@@ -117,8 +117,8 @@ def evaluate_run(
             "seed": settings.seed,
             "quick": settings.quick,
             "bad_frames": opened.bad_frames,
-            "frames_expected": opened.frames_expected,
-            "thresholds": list(thresholds or opened.thresholds),
+            "frames_expected": stated_frames(opened.card, split),
+            "thresholds": list(thresholds or opened.card.thresholds),
             "model": {
                 "config_hash": estimator.description.get("config_hash"),
                 **trained_on,
@@ -138,16 +138,13 @@ class OpenedSplit:
     settings: Settings
     """Settings of the run's training."""
     batches: Batches
-    dataset: str
+    card: Card
+    """Card of the data set."""
     ground_truth: str
     data_version: int | None
     """Version of a rendered data set."""
-    thresholds: Sequence[tuple[float, float]]
-    """Recall pairs (metres, degrees) of the data set's card."""
     bad_frames: int
     """Number of frames left out as bad."""
-    frames_expected: dict[str, int]
-    """Number of frames that the card states, of the scenes for which it does."""
 
 
 def open_for_run(
@@ -210,16 +207,7 @@ def open_for_run(
         device=next(estimator.network.parameters()).device,
     )
     ground_truth = str(frames["ground_truth"].iloc[0])
-    return OpenedSplit(
-        settings,
-        batches,
-        card.name,
-        ground_truth,
-        version,
-        card.thresholds,
-        bad_frames,
-        stated_frames(card, split),
-    )
+    return OpenedSplit(settings, batches, card, ground_truth, version, bad_frames)
 
 
 def store_predictions(run: Run, predictions: pd.DataFrame, **about: Any) -> Path:

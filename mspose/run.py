@@ -77,6 +77,16 @@ EXTERNAL = "external"
 """Experiment in the metrics of predictions that no run of mspose wrote."""
 
 
+class _File:
+    """A property of a `Run`: the path of one of its files."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: "Run", _: type) -> Path:
+        return run.folder / self.name
+
+
 @dataclass(frozen=True)
 class Run:
     """A run's folder. Files are read when they are asked for, once per object.
@@ -88,50 +98,24 @@ class Run:
     split: str = "test"
     """Evaluation that `metrics` and `predictions` are of."""
 
-    @property
-    def config_file(self) -> Path:
-        """Settings of the training."""
-        return self.folder / CONFIG
-
-    @property
-    def checkpoint_file(self) -> Path:
-        """State of the training."""
-        return self.folder / CHECKPOINT
-
-    @property
-    def weights_file(self) -> Path:
-        """Weights of the trained network."""
-        return self.folder / WEIGHTS
-
-    @property
-    def model_file(self) -> Path:
-        """Description of the trained network."""
-        return self.folder / MODEL
-
-    @property
-    def attention_file(self) -> Path:
-        """Study of the encoders' self-attention."""
-        return self.folder / ATTENTION
-
-    @property
-    def samples_file(self) -> Path:
-        """Attention maps and tokens of a few frames."""
-        return self.folder / SAMPLES
-
-    @property
-    def knock_out_file(self) -> Path:
-        """Errors of the study's frames with self-attention knocked out."""
-        return self.folder / KNOCK_OUT
-
-    @property
-    def start_file(self) -> Path:
-        """Attention of the network before its first step."""
-        return self.folder / START
-
-    @property
-    def errors_file(self) -> Path:
-        """Errors of test frames in a record, which has no poses."""
-        return self.folder / ERRORS
+    config_file = _File(CONFIG)
+    """Settings of the training."""
+    checkpoint_file = _File(CHECKPOINT)
+    """State of the training."""
+    weights_file = _File(WEIGHTS)
+    """Weights of the trained network."""
+    model_file = _File(MODEL)
+    """Description of the trained network."""
+    attention_file = _File(ATTENTION)
+    """Study of the encoders' self-attention."""
+    samples_file = _File(SAMPLES)
+    """Attention maps and tokens of a few frames."""
+    knock_out_file = _File(KNOCK_OUT)
+    """Errors of the study's frames with self-attention knocked out."""
+    start_file = _File(START)
+    """Attention of the network before its first step."""
+    errors_file = _File(ERRORS)
+    """Errors of test frames in a record, which has no poses."""
 
     @property
     def metrics_file(self) -> Path:

@@ -180,7 +180,7 @@ def study_run(
         "variant": settings.variant or run.resolve().parent.name,
         "seed": settings.seed,
         "config_hash": estimator.description.get("config_hash"),
-        "dataset": opened.dataset,
+        "dataset": opened.card.name,
         "ground_truth": opened.ground_truth,
         "split": split,
         "frames": len(rows),
