@@ -92,15 +92,6 @@ def turn_towards(quaternion_B4: Any, right_px_B: Any, down_px_B: Any, focal_px_B
     return _quaternions(_rotations(quaternion_B4) * _rotations(turn_B4))
 
 
-def pose_matrix(position_B3: Any, quaternion_B4: Any) -> Array:
-    """Camera-to-world matrices (B, 4, 4)."""
-    position = _rows(position_B3, 3, "position_B3")
-    pose_B44 = np.tile(np.eye(4), (len(position), 1, 1))
-    pose_B44[:, :3, :3] = quaternion_to_rotation(quaternion_B4)
-    pose_B44[:, :3, 3] = position
-    return pose_B44
-
-
 def mean_quaternion(quaternion_B4: Any) -> Array:
     """Mean orientation (4,), the same for q and -q (Markley et al. 2007)."""
     return _quaternions(_rotations(quaternion_B4).mean())

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from conftest import pose_matrix
 from kornia.metrics import auc_from_errors
 from PIL import Image
 
@@ -16,7 +17,7 @@ from mspose.config import DataSettings, config_hash, read_settings, write_settin
 from mspose.errors import MsposeError
 from mspose.evaluation import evaluate_predictions, evaluate_run, summary
 from mspose.metrics import read_metrics
-from mspose.poses import invert_quaternion, pose_matrix, quaternion_to_rotation
+from mspose.poses import invert_quaternion, quaternion_to_rotation
 from mspose.provenance import device_name
 from mspose.run import Run, load_model, save_model
 from mspose.studies.rows import collect_runs
@@ -544,35 +545,7 @@ def test_the_cards_number_of_frames_stands_beside_that_of_the_evaluated(
     assert theirs["scenes"]["attic"]["frames_expected"] == 7
 
 
-# runs that are not whole
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        (
-            "model.json",
-            '{"format": 1, "kind": "ms-transformer"}',
-            "does not describe a model.*settings",
-        ),
-        ("model.safetensors", None, "model.safetensors is missing"),
-        ("config.yaml", None, "no such settings file: .*config.yaml"),
-        ("config.yaml", "model:\n  dimm: 3\n", "config.yaml: .*dimm.*did you mean model.dim"),
-    ],
-)
-def test_broken_runs_are_one_line(own_run, name, content, message):
-    (own_run / name).unlink() if content is None else (own_run / name).write_text(content)
-    with pytest.raises(MsposeError, match=message) as caught:
-        evaluate_run(own_run, progress=False)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_folder_without_a_run(tmp_path):
-    for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(
-            MsposeError, match="holds no model .*: give the folder of a trained run"
-        ):
-            evaluate_run(folder, progress=False)
+# what a run says of itself
 
 
 def test_settings_that_changed_since_are_reported(own_run, tmp_path, caplog):

@@ -486,14 +486,7 @@ def test_no_git_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert provenance_module._git_state(tmp_path) == (None, None)
 
 
-# quantiles and the area under recall
-
-
-def test_quantiles_are_of_each_error_by_itself() -> None:
-    table = predictions([0.4, 0.1, 0.2, 0.3, 0.0], [1.0, 5.0, 3.0, 2.0, 4.0])
-    scene = compute_metrics(table, thresholds=[])["scenes"]["chess"]
-    assert scene["position_error_m_quantiles"] == pytest.approx([0.3, 0.36, 0.38])
-    assert scene["orientation_error_deg_quantiles"] == pytest.approx([4, 4.6, 4.8])
+# the area under recall
 
 
 def test_the_area_under_recall_is_that_of_kornia() -> None:

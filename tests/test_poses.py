@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import pose_matrix
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -12,7 +13,6 @@ from mspose.poses import (
     mean_quaternion,
     normalize_quaternion,
     orientation_error,
-    pose_matrix,
     position_error,
     quaternion_to_rotation,
     rotation_to_quaternion,

@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import pickle
 import shutil
 import stat
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -201,29 +203,51 @@ def test_the_old_checkpoint_survives_a_full_disk(tmp_path, monkeypatch):
     assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
-class Dangerous:
+class RunsCode:
+    """Leaves a folder behind where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
     def __reduce__(self):
-        return (os.system, ("touch /tmp/mspose-was-here",))
+        return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("content", [Dangerous(), {"model": Dangerous()}, torch.nn.Linear(2, 2)])
-def test_a_file_that_needs_code_is_refused(tmp_path, content):
-    torch.save(content, tmp_path / "bad.pt")
-    with pytest.raises(MsposeError, match="refused, reading it would run code"):
-        read_tensors(tmp_path / "bad.pt")
+def test_a_file_that_needs_code_is_refused_without_running_it(tmp_path):
+    trap = RunsCode(tmp_path / "ran")
+    for content in (trap, {"model": {}, "trap": trap}, torch.nn.Linear(2, 2)):
+        torch.save(content, tmp_path / "trap.pth")
+        with pytest.raises(MsposeError, match=r"trap\.pth: refused, reading it would run code"):
+            read_tensors(tmp_path / "trap.pth")
+    torch.save(trap, tmp_path / "trap.pth")
+    with pytest.raises(MsposeError, match=r"code.*mkdir.*save the state dict alone") as caught:
+        read_tensors(tmp_path / "trap.pth")
+    assert "\n" not in str(caught.value)
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(trap))
+    with pytest.raises(MsposeError, match=r"plain\.pth: "):
+        read_tensors(tmp_path / "plain.pth")
+    assert not (tmp_path / "ran").exists()
 
 
-def test_a_broken_checkpoint_is_one_clear_line(tmp_path):
+def test_a_broken_file_of_tensors_is_one_clear_line(tmp_path):
     path = tmp_path / "bad.pt"
     torch.save({"weight": torch.randn(1000)}, path)
-    cut = path.read_bytes()[:-500]
-    for content in (b"", b"not a checkpoint at all", b"PK\x03\x04 broken zip", b"\x80\x02.", cut):
-        path.write_bytes(content)
-        with pytest.raises(MsposeError, match=r"bad\.pt: not a checkpoint that can be") as caught:
-            read_tensors(path)
+    whole = path.read_bytes()
+    contents = [b"", b"hello\nworld", b"PK\x03\x04 broken zip", b"\x80\x02."]
+    contents += [whole[:-500], whole[: len(whole) // 2]]
+    zipfile.ZipFile(path, "w").close()
+    for number, content in enumerate([*contents, path.read_bytes(), b"{}"]):
+        bad = tmp_path / ("bad.safetensors" if content == b"{}" else f"bad-{number}.pth")
+        bad.write_bytes(content)
+        with pytest.raises(
+            MsposeError, match=f"{bad.name}: not a checkpoint that can be"
+        ) as caught:
+            read_tensors(bad)
         assert "\n" not in str(caught.value)
-    with pytest.raises(MsposeError, match="there is no such checkpoint file"):
-        read_tensors(tmp_path / "none.pt")
+    (tmp_path / "folder.pth").mkdir()
+    for name in ("folder.pth", "none.pth"):
+        with pytest.raises(MsposeError, match=f"{name}: there is no such checkpoint file"):
+            read_tensors(tmp_path / name)
 
 
 def test_a_model_goes_out_and_in(tmp_path):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import pose_matrix
 
 from mspose import poses
 from mspose.data.label_csv import read_label_csv
@@ -17,7 +18,7 @@ POSITION, ORIENTATION = ["tx", "ty", "tz"], ["qw", "qx", "qy", "qz"]
 
 def matrix(seed):
     rng = np.random.default_rng(seed)
-    return poses.pose_matrix(rng.normal(size=(1, 3)), rng.normal(size=(1, 4)))[0]
+    return pose_matrix(rng.normal(size=(1, 3)), rng.normal(size=(1, 4)))[0]
 
 
 def write_frame(folder, number, pose=None, image="png"):
@@ -56,7 +57,7 @@ def test_poses_images_and_order(root):
     assert set(frames["split"]) == {"train"}
     assert set(frames["ground_truth"]) == {"original"}
     assert set(frames["focal_px"]) == {585}
-    found = poses.pose_matrix(frames[POSITION].to_numpy(), frames[ORIENTATION].to_numpy())
+    found = pose_matrix(frames[POSITION].to_numpy(), frames[ORIENTATION].to_numpy())
     np.testing.assert_allclose(
         found, np.stack([matrix(number) for number in [0, 1, 2] * 4]), atol=1e-6
     )
@@ -223,7 +224,7 @@ def test_sfm_poses_are_inverted_and_sorted(tmp_path):
     assert frames["sequence"].tolist() == ["seq-02"] * 3 + ["seq-10"] * 3
     assert frames["focal_px"].tolist() == [500.25 + seed for seed in range(6)]
     assert set(frames["ground_truth"]) == {"sfm"}
-    found = poses.pose_matrix(frames[POSITION].to_numpy(), frames[ORIENTATION].to_numpy())
+    found = pose_matrix(frames[POSITION].to_numpy(), frames[ORIENTATION].to_numpy())
     np.testing.assert_allclose(found, np.stack([matrix(seed) for seed in range(6)]), atol=1e-6)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from conftest import pose_matrix
 from PIL import Image
 
 import mspose
@@ -14,7 +15,6 @@ from mspose.config import config_hash, read_settings
 from mspose.data.images import read_image
 from mspose.errors import MsposeError
 from mspose.models.backbone import EFFICIENTNET_B0_NAMES
-from mspose.poses import pose_matrix
 from mspose.run import load_model
 from mspose.tools import conversion
 from mspose.tools.conversion import convert_checkpoint

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from conftest import pose_matrix
 
-from mspose.poses import pose_matrix
 from mspose.tools.importing.splits import SplitBy
 
 ALL = SplitBy(block=3, margin=0)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import pose_matrix
 from tools.importing.builders import (
     ALL,
     FOCAL,
@@ -16,7 +17,7 @@ from tools.importing.builders import (
 )
 
 from mspose.errors import MsposeError
-from mspose.poses import camera_to_world, pose_matrix, quaternion_to_rotation
+from mspose.poses import camera_to_world, quaternion_to_rotation
 from mspose.tools.importing.camera_models import PARAMETERS, focal_length
 from mspose.tools.importing.colmap import read_colmap
 from mspose.tools.importing.splits import SplitBy

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import pose_matrix
 
 from mspose.errors import MsposeError
 from mspose.inference import Estimate
-from mspose.poses import normalize_quaternion, pose_matrix
+from mspose.poses import normalize_quaternion
 from mspose.tools.prediction.inputs import ImageFile, Query, Video
 from mspose.tools.prediction.pose_files import (
     ColmapFile,
