@@ -41,22 +41,13 @@ from mspose.data.batches import Batches
 from mspose.data.cache import open_cache
 from mspose.data.cards import data_root, load_frames, read_card
 from mspose.models.network import PoseNetwork
-from mspose.poses import normalize_quaternion, quaternion_to_rotation
+from mspose.poses import normalize_quaternion
 
 torch.set_num_threads(1)
 # TensorBoard reads the logs of a run in the order of their names, in which this number comes last:
 # so it has five digits in all of them
 event_file_writer._global_uid = event_file_writer.AtomicCounter(10_000)
 FRAMES = {"train": 12, "test": 5}
-
-
-def pose_matrix(position_B3, quaternion_B4) -> np.ndarray:
-    """Camera-to-world matrices (B, 4, 4)."""
-    position = np.atleast_2d(position_B3)
-    pose_B44 = np.tile(np.eye(4), (len(position), 1, 1))
-    pose_B44[:, :3, :3] = quaternion_to_rotation(quaternion_B4)
-    pose_B44[:, :3, 3] = position
-    return pose_B44
 
 
 def write_small_data(folder: Path) -> Path:

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import pose_matrix
 from kornia.metrics import auc_from_errors
 from PIL import Image
+from pose_matrix import pose_matrix
 
 from mspose.config import DataSettings, config_hash, read_settings, write_settings
 from mspose.errors import MsposeError

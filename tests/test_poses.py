@@ -3,10 +3,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import pose_matrix
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from pose_matrix import pose_matrix
 
 from mspose.poses import (
     camera_to_world,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import pose_matrix
+from pose_matrix import pose_matrix
 
 from mspose import poses
 from mspose.data.label_csv import read_label_csv

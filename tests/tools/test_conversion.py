@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import pose_matrix
 from PIL import Image
+from pose_matrix import pose_matrix
 
 import mspose
 from mspose.config import config_hash, read_settings

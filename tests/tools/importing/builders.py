@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from conftest import pose_matrix
+from pose_matrix import pose_matrix
 
 from mspose.tools.importing.splits import SplitBy
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import pose_matrix
+from pose_matrix import pose_matrix
 from tools.importing.builders import (
     ALL,
     FOCAL,

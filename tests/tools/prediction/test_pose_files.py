@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import pose_matrix
+from pose_matrix import pose_matrix
 
 from mspose.errors import MsposeError
 from mspose.inference import Estimate
