@@ -132,17 +132,10 @@ def evaluate(
     from mspose.evaluation import evaluate_predictions, evaluate_run, summary
 
     keep_freed_memory()
+    data = _given({"dataset": dataset, "ground_truth": ground_truth, **data})
     if predictions is not None:
         metrics, path = evaluate_predictions(
-            predictions,
-            thresholds=thresholds or [],
-            dataset=dataset,
-            ground_truth=ground_truth,
-            split=split,
-            method=method,
-            root=root,
-            scenes=scenes or [],
-            labels=labels or [],
+            predictions, thresholds=thresholds or [], split=split, method=method, **data
         )
         return f"{summary(metrics)}\n{path}"
     assert run is not None
@@ -150,7 +143,7 @@ def evaluate(
         run,
         split=split or "test",
         given_scene=given_scene,
-        data=_given({"dataset": dataset, "ground_truth": ground_truth, **data}),
+        data=data,
         thresholds=thresholds or [],
         batch_size=batch_size,
         device=device,

@@ -227,27 +227,25 @@ def evaluate_predictions(
     path: Path,
     *,
     thresholds: Sequence[tuple[float, float]] = (),
-    dataset: str | None = None,
-    ground_truth: str | None = None,
     split: str | None = None,
     method: str | None = None,
-    root: str | None = None,
-    scenes: Sequence[str] = (),
-    labels: Sequence[str] = (),
+    **data: Any,
 ) -> tuple[dict[str, Any], Path]:
     """Compute the metrics of a predictions file, of a run or of another method, and write them.
 
     What the file cannot say (data set, ground truth, split, who made it, thresholds) comes from the
-    JSON beside it where mspose wrote one, else from the arguments; `dataset` is the name or path of
-    a card. The metrics of a run's predictions go into the run's folder, `metrics.json` for its test
-    split and `metrics-<split>.json` for others; a file from elsewhere gets `metrics.json` beside
-    it, and, with `dataset`, is compared with the frames of its `split` (by default `test`) as
-    `root`, `scenes` and `labels` choose them, see `compare_with_labels`. Returns the metrics and
+    JSON beside it where mspose wrote one, else from the arguments; `data` are fields of
+    `DataSettings`. The metrics of a run's predictions go into the run's folder, `metrics.json` for
+    its test split and `metrics-<split>.json` for others; a file from elsewhere gets `metrics.json`
+    beside it, and, with a `dataset`, is compared with the frames of its `split` (by default `test`)
+    as `root`, `scenes` and `labels` choose them, see `compare_with_labels`. Returns the metrics and
     their file.
     """
     predictions = read_predictions(path)
     missing: dict[str, int] = {}
-    card = read_card(dataset) if dataset else None
+    chosen = DataSettings(**data)
+    ground_truth = chosen.ground_truth
+    card = read_card(chosen.dataset) if "dataset" in data else None
     beside = path.with_suffix(".json")
     if path.parent.name == "predictions" and beside.is_file():
         target = Run(path.parent.parent, path.stem).metrics_file
@@ -267,16 +265,7 @@ def evaluate_predictions(
         if card:
             split = split or "test"
             _check_fits(card, ground_truth, predictions, path)
-            predictions, missing = compare_with_labels(
-                predictions,
-                card,
-                split,
-                path,
-                root=root,
-                scenes=scenes,
-                labels=labels,
-                ground_truth=ground_truth,
-            )
+            predictions, missing = compare_with_labels(predictions, card, split, path, chosen)
         about = {
             "dataset": card and card.name,
             "ground_truth": ground_truth or (card and card.ground_truths[0]),
@@ -308,15 +297,7 @@ def evaluate_predictions(
 
 
 def compare_with_labels(
-    predictions: pd.DataFrame,
-    card: Card,
-    split: str,
-    path: Path,
-    *,
-    root: str | None = None,
-    scenes: Sequence[str] = (),
-    labels: Sequence[str] = (),
-    ground_truth: str | None = None,
+    predictions: pd.DataFrame, card: Card, split: str, path: Path, data: DataSettings
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """(the predictions of frames of a split, scene -> number of its frames without prediction).
 
@@ -329,16 +310,16 @@ def compare_with_labels(
     where a true pose is not that of the labels.
     """
     named = set(predictions["scene"]) - {ONE_SCENE}
-    if not labels_are_there(card, root, labels):
+    if not labels_are_there(card, data.root, data.labels):
         log.warning("%s: not compared with the labels of %s, which are not here", path, card.name)
         return predictions, _missing_by_number(predictions, card, split, path)
     frames = load_frames(
         card,
-        root=root,
+        root=data.root,
         split=split,
-        scenes=list(scenes) or sorted(named),
-        ground_truth=ground_truth,
-        labels=labels,
+        scenes=data.scenes or sorted(named),
+        ground_truth=data.ground_truth,
+        labels=data.labels,
         on_bad_frame="skip",
     )
     rows = match_images(predictions, frames, path)
@@ -360,7 +341,7 @@ def compare_with_labels(
     _refuse_other_truths(predictions, frames.iloc[rows], path, what)
     absent = frames.drop(index=frames.index[rows])
     counted = set(frames["scene"].iloc[rows])
-    if others := sorted(set(scenes or card.scenes or frames["scene"]) - counted):
+    if others := sorted(set(data.scenes or card.scenes or frames["scene"]) - counted):
         log.warning(
             "%s: no predictions of scene %s, which is not evaluated", path, ", ".join(others)
         )

@@ -60,7 +60,7 @@ class SampleFrames(Observer):
 
         received_BHN = weight_BHMN.new_zeros(*weight_BHMN.shape[:2], tokens)
         votes_BHN = torch.zeros_like(received_BHN)
-        for log_weight_BHRN in (part.log_weight() for part in attention.chunks()):
+        for log_weight_BHRN in attention.log_weights():
             received_BHN += log_weight_BHRN.exp().sum(dim=2)
             best_BHR = log_weight_BHRN.argmax(dim=-1)
             votes_BHN.scatter_add_(2, best_BHR, torch.ones_like(best_BHR, dtype=votes_BHN.dtype))

@@ -45,6 +45,13 @@ class AttentionMap(NamedTuple):
             bias = bias[..., chosen, :]
         return self._replace(query_BHQD=self.query_BHQD[:, :, chosen], bias=bias)
 
+    def log_weights(self, chunk: int = 256) -> Iterator[Tensor]:
+        """Yield log_weight_BHRK of one chunk of queries after the other: memory for a few times
+        B * H * chunk * K numbers.
+        """
+        for part in self.chunks(chunk):
+            yield part.log_weight()
+
 
 class Observer:
     """Gets the attention of a forward pass, layer by layer; this one does nothing with it.

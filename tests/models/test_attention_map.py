@@ -74,7 +74,7 @@ def similarity_oracle(weight):
 def test_agrees_with_the_whole_map_in_chunks_of_any_length(chunk, bias):
     attention = make_map(bias)
     weight = weights(attention)
-    parts = [part.log_weight() for part in attention.chunks(chunk)]
+    parts = list(attention.log_weights(chunk))
     assert [part.shape[2] for part in parts[:-1]] == [chunk] * (len(parts) - 1)
     np.testing.assert_allclose(torch.cat(parts, dim=2).exp(), weight, rtol=1e-12)
     np.testing.assert_allclose(
