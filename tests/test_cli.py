@@ -317,14 +317,7 @@ def test_a_truncated_image_stops_or_is_left_out(refused, call, experiment, own_d
     assert "1 of 24 frames left out; the first: " in lines[0]
 
 
-def test_a_broken_run_is_one_line(refused, own_run, small_data):
-    weights = (own_run / "model.safetensors").read_bytes()
-    (own_run / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    refused("model.safetensors is damaged", "evaluate", own_run)
-    (own_run / "model.json").write_text('{"format": 1')
-    refused("model.json is not JSON", "evaluate", own_run)
-    (own_run / "metrics.json").write_text("{}")
-    refused("metrics.json is not a metrics file", "table", own_run)
+def test_a_run_with_broken_settings_is_one_line(refused, own_run, small_data):
     (own_run / "config.yaml").write_text("model: [\n")
     card = f"--data.dataset={small_data}"
     refused(

@@ -142,6 +142,7 @@ def test_missing_weights_and_models_are_named(small_run, tmp_path):
         (WEIGHTS, None, r"holds no model \(model.safetensors is missing\)"),
         (MODEL, None, r"holds no model \(model.json is missing\)"),
         (WEIGHTS, b"", "model.safetensors is damaged"),
+        (WEIGHTS, 0.5, "model.safetensors is damaged"),
         (WEIGHTS, b"\x80\x02cposix\nsystem\n", "model.safetensors is damaged"),
         (MODEL, b"[1]", "not a model description"),
         (MODEL, b'{"format": 1}', "does not describe a model of this version"),
@@ -154,9 +155,11 @@ def test_missing_weights_and_models_are_named(small_run, tmp_path):
 def test_broken_files_are_named(small_run, tmp_path, name, content, message):
     for file in (WEIGHTS, MODEL):
         shutil.copy(small_run / file, tmp_path / file)
+    whole = (tmp_path / name).read_bytes()
     (tmp_path / name).unlink()
     if content is not None:
-        (tmp_path / name).write_bytes(content)
+        is_share = isinstance(content, float)
+        (tmp_path / name).write_bytes(whole[: int(content * len(whole))] if is_share else content)
     with pytest.raises(MsposeError, match=message) as raised:
         mspose.load(tmp_path)
     assert "\n" not in str(raised.value)

@@ -44,11 +44,7 @@ class LearnedEncoding(nn.Module):
         self.column = nn.Parameter(torch.rand(TABLE_SIZE, dim // 2))
 
     def forward(
-        self,
-        height: int,
-        width: int,
-        dtype: torch.dtype,
-        device: torch.device,  # noqa: ARG002
+        self, height: int, width: int, dtype: torch.dtype, _: torch.device
     ) -> TokenPositions:
         """Raise MsposeError for a map that is larger than the tables."""
         if max(height, width) > TABLE_SIZE:
@@ -162,11 +158,7 @@ class RelativeBias(nn.Module):
         self.register_buffer("first_distance", first, persistent=False)
 
     def forward(
-        self,
-        height: int,
-        width: int,
-        dtype: torch.dtype,
-        device: torch.device,  # noqa: ARG002
+        self, height: int, width: int, dtype: torch.dtype, _: torch.device
     ) -> TokenPositions:
         row_HYY, column_HXX = self._axis_bias(self.row, height), self._axis_bias(self.column, width)
         bias_HYXYX = row_HYY[:, :, None, :, None] + column_HXX[:, None, :, None, :]
