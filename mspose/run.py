@@ -57,11 +57,8 @@ CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "model.safetensors"
 MODEL = "model.json"
 METRICS = "metrics.json"
-ERRORS = "predictions/errors.csv"
 ATTENTION = "attention/attention.json"
 SAMPLES = "attention/samples.npz"
-KNOCK_OUT = "attention/knock-out.csv"
-START = "attention-at-start.json"
 EVENTS = "events.out.tfevents.*"
 LOCK = ".lock"
 
@@ -110,11 +107,11 @@ class Run:
     """Study of the encoders' self-attention."""
     samples_file = _File(SAMPLES)
     """Attention maps and tokens of a few frames."""
-    knock_out_file = _File(KNOCK_OUT)
+    knock_out_file = _File("attention/knock-out.csv")
     """Errors of the study's frames with self-attention knocked out."""
-    start_file = _File(START)
+    start_file = _File("attention-at-start.json")
     """Attention of the network before its first step."""
-    errors_file = _File(ERRORS)
+    errors_file = _File("predictions/errors.csv")
     """Errors of test frames in a record, which has no poses."""
 
     @property
