@@ -2,6 +2,9 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from mspose.errors import MsposeError
 
 PARAMETERS = {
     "SIMPLE_PINHOLE": 3,
@@ -28,12 +31,26 @@ WITHOUT_DISTORTION = {"SIMPLE_PINHOLE", "PINHOLE"}
 WITHOUT_FOCAL_LENGTH = {"EQUIRECTANGULAR"}
 
 
-def parameter_fault(model: str, parameters: Sequence[float]) -> str:
-    """A message where a model has a wrong number of parameters, else an empty one."""
+class Camera(NamedTuple):
+    """A camera as a file states it."""
+
+    model: str
+    size_px: tuple[float, float]
+    """Width and height of its images."""
+    focal_px: float
+    """See `focal_length`."""
+
+
+def make_camera(
+    model: str, size_px: tuple[float, float], parameters: Sequence[float], where: str
+) -> Camera:
+    """A camera by its parameters. Raises MsposeError, with `where`, for a wrong number of them."""
     expected = PARAMETERS.get(model, len(parameters))
-    if len(parameters) == expected:
-        return ""
-    return f"camera model {model} has {expected} parameters, not {len(parameters)}"
+    if len(parameters) != expected:
+        raise MsposeError(
+            f"{where}: camera model {model} has {expected} parameters, not {len(parameters)}"
+        )
+    return Camera(model, size_px, focal_length(model, parameters))
 
 
 def focal_length(model: str, parameters: Sequence[float]) -> float:

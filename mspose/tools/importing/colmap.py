@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from mspose.data.frames import WORLD_TO_CAMERA, natural_order, parse_numbers
 from mspose.errors import MsposeError
 from mspose.libraries import require
-from mspose.tools.importing.camera_models import camera_notes, focal_length, parameter_fault
+from mspose.tools.importing.camera_models import Camera, camera_notes, make_camera
 from mspose.tools.importing.colmap_binary import checked_poses, image_count
 from mspose.tools.importing.image_paths import existing_folder, find_images, wrong_layout
 from mspose.tools.importing.rigid_motion import RigidMotion, difference, parse_motion
@@ -23,17 +23,6 @@ from mspose.tools.importing.views import Capture, View, listed, plain_name, sequ
 
 OUTER_FOLDERS = ("sparse", "dense", "colmap", "text", "model")
 """Folders of a project that hold models."""
-
-
-class _Camera(NamedTuple):
-    model: str
-    size_px: tuple[float, float]
-    parameters: list[float]
-
-    def checked(self, where: str) -> "_Camera":
-        if fault := parameter_fault(self.model, self.parameters):
-            raise MsposeError(f"{where}: {fault}")
-        return self
 
 
 class _Image(NamedTuple):
@@ -74,7 +63,7 @@ def read_colmap(path: Path, images: Path | None) -> Capture:
 
 
 def _view(
-    image: _Image, file: Path | None, cameras: Mapping[int, _Camera], sequence: str, moment: Any
+    image: _Image, file: Path | None, cameras: Mapping[int, Camera], sequence: str, moment: Any
 ) -> View:
     if image.camera not in cameras:
         raise MsposeError(f"{image.where}: camera {image.camera} is not among the model's cameras")
@@ -87,7 +76,7 @@ def _view(
         sequence=sequence,
         moment=moment,
         where=image.motion.where,
-        focal_px=focal_length(camera.model, camera.parameters),
+        focal_px=camera.focal_px,
         size_px=camera.size_px,
         fault=image.motion.fault,
     )
@@ -171,7 +160,7 @@ def _image_count(model: Path) -> int:
     return sum(1 for _ in _image_lines(model / "images.txt"))
 
 
-def _read_text(model: Path) -> tuple[dict[int, _Camera], list[_Image], list[str]]:
+def _read_text(model: Path) -> tuple[dict[int, Camera], list[_Image], list[str]]:
     """(cameras, images, notes) of the text format, with file and line in every message."""
     cameras = {}
     columns = "CAMERA_ID MODEL WIDTH HEIGHT PARAMS"
@@ -180,7 +169,7 @@ def _read_text(model: Path) -> tuple[dict[int, _Camera], list[_Image], list[str]
         (width, height, *parameters), fault = parse_numbers(cells)
         if fault:
             raise MsposeError(f"{where}: {fault}")
-        cameras[_whole(number, where)] = _Camera(name, (width, height), parameters).checked(where)
+        cameras[_whole(number, where)] = make_camera(name, (width, height), parameters, where)
     composed, notes = _rig_images(model)
     images, stated = [], {}
     for where, line in _image_lines(model / "images.txt"):
@@ -262,7 +251,7 @@ def _whole(cell: str, where: str) -> int:
     return int(cell)
 
 
-def _read_binary(model: Path) -> tuple[dict[int, _Camera], list[_Image], list[str]]:
+def _read_binary(model: Path) -> tuple[dict[int, Camera], list[_Image], list[str]]:
     """(cameras, images, notes) of the binary format."""
     require("pycolmap")
     where = str(model / "images.bin")
@@ -283,7 +272,7 @@ def _read_binary(model: Path) -> tuple[dict[int, _Camera], list[_Image], list[st
     return cameras, images, notes
 
 
-def _read_with_pycolmap(model: Path, ending: str) -> tuple[dict[int, _Camera], dict[int, _Image]]:
+def _read_with_pycolmap(model: Path, ending: str) -> tuple[dict[int, Camera], dict[int, _Image]]:
     """(cameras, images) by their numbers. Raises MsposeError without pycolmap, and as it does."""
     where = str(model / f"images.{ending}")
     pycolmap: Any = require("pycolmap")
@@ -291,9 +280,9 @@ def _read_with_pycolmap(model: Path, ending: str) -> tuple[dict[int, _Camera], d
         found = pycolmap.Reconstruction()
         (found.read_text if ending == "txt" else found.read_binary)(str(model))
         cameras = {
-            number: _Camera(
-                camera.model.name, (camera.width, camera.height), list(camera.params)
-            ).checked(where)
+            number: make_camera(
+                camera.model.name, (camera.width, camera.height), list(camera.params), where
+            )
             for number, camera in found.cameras.items()
         }
         images = {}

@@ -5,7 +5,7 @@ import os
 import re
 import shlex
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -48,6 +48,16 @@ CONVENTIONS = {
 }
 """Format -> how it states poses."""
 KINDS = tuple(CONVENTIONS)
+READERS: dict[str, Callable[..., Capture]] = {
+    "colmap": read_colmap,
+    "nerfstudio": read_nerfstudio,
+    "tum": read_tum,
+    "kapture": read_kapture,
+    "7scenes": read_seven_scenes,
+    "cambridge": read_cambridge,
+    "kitti": read_kitti,
+}
+"""Format -> function of a scene's folder and the folder of its images, None for the scene's own."""
 WITHOUT_METRES = ("colmap", "nerfstudio")
 """Formats of structure from motion, whose poses have a unit of their own; others are in metres."""
 WITH_SPLIT = ("7scenes", "cambridge")
@@ -121,8 +131,8 @@ def import_data(
     )
     by.refuse_idle_options()
     paths = [scene for path in paths for scene in _scene_folders(kind, path)]
-    own = {"trajectory": trajectory, "image_list": image_list, "tolerance": tolerance}
-    _check_options(kind, paths, scale, {"images": images, "scenes": scenes}, own)
+    given = {"images": images, "scenes": scenes, "trajectory": trajectory}
+    _check_options(kind, paths, scale, {**given, "image_list": image_list, "tolerance": tolerance})
     folder = free_folder(Path(out))
     _refuse_known_name(folder)
     names = scenes or [_scene_name(path) for path in paths]
@@ -135,26 +145,16 @@ def import_data(
         )
         if own_images:
             own_images = existing_folder(own_images, "image")
-        if kind == "colmap":
-            captures[name] = read_colmap(path, own_images)
-        elif kind == "nerfstudio":
-            captures[name] = read_nerfstudio(path, own_images, focal_px=focal_px)
-        elif kind == "kapture":
-            captures[name] = read_kapture(path, own_images)
-        elif kind == "7scenes":
-            captures[name] = read_seven_scenes(path, own_images)
-        elif kind == "cambridge":
-            captures[name] = read_cambridge(path, own_images)
-        elif kind == "kitti":
-            captures[name] = read_kitti(path, own_images, trajectory=poses_file)
-        else:
-            captures[name] = read_tum(
-                path,
-                own_images,
-                trajectory=poses_file,
-                image_list=list_file,
-                tolerance=tolerance or TOLERANCE,
-            )
+        options = {
+            "nerfstudio": {"focal_px": focal_px},
+            "kitti": {"trajectory": poses_file},
+            "tum": {
+                "trajectory": poses_file,
+                "image_list": list_file,
+                "tolerance": tolerance or TOLERANCE,
+            },
+        }
+        captures[name] = READERS[kind](path, own_images, **options.get(kind, {}))
 
     missing = missing or ("skip" if kind == "nerfstudio" else "stop")
     left_out: list[tuple[str, str, str]] = []
@@ -237,15 +237,12 @@ def _scene_folders(kind: str, path: str) -> list[str]:
 
 
 def _check_options(
-    kind: str,
-    paths: Sequence[str],
-    scale: float,
-    per_path: Mapping[str, Sequence[str] | None],
-    own: Mapping[str, Any],
+    kind: str, paths: Sequence[str], scale: float, options: Mapping[str, Any]
 ) -> None:
+    """Raise MsposeError for an option of another format, and a list without a value per path."""
     if not math.isfinite(scale):
         raise MsposeError(f"--scale is a number of metres, not {scale}")
-    for option, values in {**per_path, **own}.items():
+    for option, values in options.items():
         kinds = OPTIONS_OF.get(option, KINDS)
         if kind not in kinds and values not in (None, (), []):
             raise MsposeError(

@@ -9,11 +9,10 @@ import math
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import NamedTuple
 
 from mspose.data.frames import WORLD_TO_CAMERA, natural_order, parse_numbers
 from mspose.errors import MsposeError
-from mspose.tools.importing.camera_models import camera_notes, focal_length, parameter_fault
+from mspose.tools.importing.camera_models import Camera, camera_notes, make_camera
 from mspose.tools.importing.image_paths import existing_folder, find_images, wrong_layout
 from mspose.tools.importing.rigid_motion import POSE, RigidMotion, difference, parse_motion
 from mspose.tools.importing.text_tables import COMMAS, read_rows
@@ -21,12 +20,6 @@ from mspose.tools.importing.views import Capture, View, plain_name, sequence_of
 from mspose.tools.timestamps import exact_number
 
 NO_MODEL = "UNKNOWN_CAMERA"
-
-
-class _Camera(NamedTuple):
-    model: str
-    size_px: tuple[float, float]
-    focal_px: float
 
 
 def read_kapture(path: Path, images: Path | None) -> Capture:
@@ -105,7 +98,7 @@ def _world_to_device(
     return trajectories.get((time, device)), device
 
 
-def _read_cameras(file: Path) -> dict[str, _Camera]:
+def _read_cameras(file: Path) -> dict[str, Camera]:
     cameras = {}
     for where, values in read_rows(file, "sensor_id, name, type", COMMAS, more=True):
         sensor, _, kind, *parameters = values
@@ -113,15 +106,12 @@ def _read_cameras(file: Path) -> dict[str, _Camera]:
             continue
         model = parameters[0] if parameters else NO_MODEL
         numbers, fault = parse_numbers(parameters[1:])
-        if model != NO_MODEL and not fault:
-            fault = parameter_fault(model, numbers[2:])
-            if len(numbers) < 3:
-                fault = fault or "expected camera model, width, height and its parameters"
         if fault:
             raise MsposeError(f"{where}: {fault}")
         size_px = (numbers[0], numbers[1]) if len(numbers) > 1 else (math.nan, math.nan)
-        focal_px = math.nan if model == NO_MODEL else focal_length(model, numbers[2:])
-        cameras[sensor] = _Camera(model, size_px, focal_px)
+        cameras[sensor] = make_camera(model, size_px, numbers[2:], where)
+        if model != NO_MODEL and len(numbers) < 3:
+            raise MsposeError(f"{where}: expected camera model, width, height and its parameters")
     if not cameras:
         raise MsposeError(f"{file} lists no camera")
     return cameras

@@ -13,9 +13,7 @@ import numpy as np
 import pandas as pd
 from pose_matrix import pose_matrix
 
-from mspose.tools.importing.splits import SplitBy
-
-ALL = SplitBy(block=3, margin=0)
+ALL = {"block": 3, "margin": 0}
 """A split that drops no frame."""
 SIZE = (48, 36)
 FOCAL = 40.0

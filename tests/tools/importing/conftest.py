@@ -1,7 +1,6 @@
 """Rendered frames with their poses, and imports of them."""
 
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from mspose.data.cards import load_frames, read_card
 from mspose.data.virtual.dataset import render_virtual
 from mspose.errors import MsposeError
 from mspose.tools.importing.importer import import_data
-from mspose.tools.importing.splits import SplitBy
 
 FRAMES = 15
 
@@ -43,14 +41,9 @@ def room(tmp_path_factory) -> Room:
     return Room(files, names, np.stack([np.loadtxt(path) for path in poses]))
 
 
-def import_to(out: Path, kind: str, *paths: object, split: SplitBy | None = None, **options) -> str:
-    """Import paths with a split in the place of the options that make it."""
-    by = {} if split is None else asdict(split)
-    if by:
-        by["split"] = by.pop("how")
-    return import_data(
-        kind, [str(path) for path in paths], out=str(out), progress=False, **by, **options
-    )
+def import_to(out: Path, kind: str, *paths: object, **options) -> str:
+    """Import paths without a progress bar."""
+    return import_data(kind, list(map(str, paths)), out=str(out), progress=False, **options)
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from mspose.errors import MsposeError
 from mspose.poses import camera_to_world, quaternion_to_rotation
 from mspose.tools.importing.camera_models import PARAMETERS, focal_length
 from mspose.tools.importing.colmap import read_colmap
-from mspose.tools.importing.splits import SplitBy
 from mspose.tools.importing.views import stacked
 
 
@@ -136,7 +135,7 @@ def test_cameras_of_a_rig(rig, imported):
     poses, folder = rig
     assert (folder / "text" / "frames.txt").is_file()
     same(read_colmap(folder / "text", None).views, read_colmap(folder / "binary", None).views)
-    _, frames, _ = imported("colmap", folder / "binary", scenes=["hall"], split=SplitBy(block=2))
+    _, frames, _ = imported("colmap", folder / "binary", scenes=["hall"], block=2)
     np.testing.assert_allclose(matrices(frames), [poses[name] for name in frames.index], atol=1e-9)
     splits = frames["split"].to_dict()
     for number in range(12):
@@ -153,9 +152,7 @@ def test_where_rigs_and_images_differ_the_rigs_count_as_in_colmap(rig, imported)
     cells = lines[stale].split()
     lines[stale] = " ".join([*cells[:5], str(float(cells[5]) + 0.49), *cells[6:]])
     (folder / "text" / "images.txt").write_text("\n".join(lines))
-    text, frames, _ = imported(
-        "colmap", folder / "text", scenes=["hall"], split=SplitBy(block=2, margin=0)
-    )
+    text, frames, _ = imported("colmap", folder / "text", scenes=["hall"], block=2, margin=0)
     np.testing.assert_allclose(matrices(frames), [poses[name] for name in frames.index], atol=1e-9)
     assert "images.txt differs from rigs.txt and frames.txt" in text
     assert "1 images, by up to 0.49 units and 0 degrees: rig/cam1/3.jpg" in text
@@ -173,9 +170,7 @@ def stale(folder) -> None:
 def test_the_rigs_of_a_binary_model_count_as_well(rig, imported):
     poses, folder = rig
     stale(folder / "binary")
-    text, frames, _ = imported(
-        "colmap", folder / "binary", scenes=["hall"], split=SplitBy(block=2, margin=0)
-    )
+    text, frames, _ = imported("colmap", folder / "binary", scenes=["hall"], block=2, margin=0)
     np.testing.assert_allclose(matrices(frames), [poses[name] for name in frames.index], atol=1e-9)
     assert "images.bin differs from rigs.bin and frames.bin" in text
     assert "1 images, by up to 0.49 units and 0 degrees: rig/cam1/3.jpg" in text
@@ -189,12 +184,12 @@ def test_of_text_and_binary_files_the_latter_count_as_in_colmap(pycolmap, room, 
     cells = line.split()
     cells[5] = str(float(cells[5]) + 0.25)
     change_line(text_model / "images.txt", 5, line, " ".join(cells))
-    text, frames, _ = imported("colmap", text_model, scenes=["hall"], split=ALL)
+    text, frames, _ = imported("colmap", text_model, scenes=["hall"], **ALL)
     np.testing.assert_allclose(matrices(frames.loc[room.names]), room.pose_B44, atol=1e-9)
     assert "images.txt differs from the .bin files, whose poses are taken" in text
     assert "1 images, by up to 0.25 units and 0 degrees" in text
     (text_model / "images.txt").write_text("1 2 3")
-    text, _, _ = imported("colmap", text_model, scenes=["hall"], split=ALL, out="other")
+    text, _, _ = imported("colmap", text_model, scenes=["hall"], **ALL, out="other")
     assert "the text was not compared: " in text
     (text_model / "points3D.bin").unlink()  # then COLMAP would read the text
     with pytest.raises(MsposeError, match="images.txt, line 1: expected IMAGE_ID"):

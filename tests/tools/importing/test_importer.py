@@ -25,7 +25,6 @@ from tools.importing.test_nerfstudio import rewrite
 
 from mspose.data.cards import read_card
 from mspose.tools.importing.importer import KINDS
-from mspose.tools.importing.splits import SplitBy
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,7 @@ def studio(request, room, tmp_path) -> tuple[str, Path]:
 @pytest.mark.parametrize("kind", NAMING)
 def test_a_round_trip_gives_the_same_poses_and_names(kind, sources, room, tmp_path, imported):
     focal = {"focal_px": FOCAL} if kind == "tum" else {}
-    text, frames, card = imported(kind, sources[kind], split=ALL, **focal)
+    text, frames, card = imported(kind, sources[kind], **ALL, **focal)
     assert set(frames.index) == set(room.names)
     np.testing.assert_allclose(matrices(frames.loc[room.names]), room.pose_B44, atol=1e-6)
     assert set(frames["scene"]) == {"studio"}
@@ -66,7 +65,7 @@ def test_a_round_trip_gives_the_same_poses_and_names(kind, sources, room, tmp_pa
 
 
 def test_scale_is_metres_per_unit(sources, room, imported):
-    text, frames, _ = imported("colmap", sources["colmap"], split=ALL, scale=2.5)
+    text, frames, _ = imported("colmap", sources["colmap"], **ALL, scale=2.5)
     position_B3 = frames.loc[room.names, ["tx", "ty", "tz"]]
     np.testing.assert_allclose(position_B3, 2.5 * room.pose_B44[:, :3, 3], atol=1e-9)
     assert "scale: 2.5 metres per unit" in text
@@ -77,7 +76,7 @@ def test_several_folders_become_scenes_of_one_data_set(sources, room, tmp_path, 
     few = {name: getattr(room, name)[:15] for name in ("files", "names", "pose_B44")}
     model = write_colmap(kitchen, replace(room, **few))
     studio = sources["colmap"]
-    _, frames, card = imported("colmap", studio, model, split=ALL)
+    _, frames, card = imported("colmap", studio, model, **ALL)
     assert frames["scene"].value_counts().to_dict() == {"studio": 30, "Kuche-No2": 15}
     assert list(card.scenes) == ["Kuche-No2", "studio"]
     assert all((card.root / image).is_file() for image in frames.index)
@@ -94,7 +93,7 @@ def test_copied_images_make_a_folder_that_can_travel(room, tmp_path, imported):
     raw = [tmp_path / "raw" / name for name in "ab"]
     for number, folder in enumerate(raw):
         write_nerfstudio(folder, replace(room, pose_B44=np.roll(room.pose_B44, number, axis=0)))
-    _, frames, _ = imported("nerfstudio", *raw, copy=True, split=ALL)
+    _, frames, _ = imported("nerfstudio", *raw, copy=True, **ALL)
     shutil.rmtree(tmp_path / "raw")
     moved = (tmp_path / "own").rename(tmp_path / "own-moved")
     root = read_card(moved / "own.yaml").root
@@ -117,7 +116,7 @@ def test_images_that_are_not_on_disk(studio, tmp_path, refused, imported):
     if kind != "nerfstudio":  # whose entries without image were often deleted on purpose
         refused(message, kind, folder)
     options = {} if kind == "nerfstudio" else {"missing": "skip"}
-    text, frames, _ = imported(kind, folder, split=ALL, **options)
+    text, frames, _ = imported(kind, folder, **ALL, **options)
     assert "left out, no such image: 2: walk 2/frame-3.jpg, walk 2/frame-7.jpg" in text
     assert len(frames) == 28
     left_out = pd.read_csv(tmp_path / "own" / "left_out.csv").to_numpy().tolist()
@@ -228,7 +227,7 @@ def test_names_that_a_label_file_cannot_hold(room, tmp_path, refused):
         shutil.copy(tmp_path / "studio" / "3.jpg", tmp_path / "studio" / name)
         rewrite(file, lambda old, name=name: name if "3" in old else old)
         message = "cannot stand in a label file .*rename it"
-        refused(message, "nerfstudio", file, split=SplitBy(block=1, margin=0))
+        refused(message, "nerfstudio", file, block=1, margin=0)
 
 
 def test_odd_names_of_folders_and_images_come_back(room, tmp_path, imported):
@@ -242,7 +241,7 @@ def test_odd_names_of_folders_and_images_come_back(room, tmp_path, imported):
     ]
     few = Room(room.files[:6], names, room.pose_B44[:6])
     file = write_nerfstudio(tmp_path / "two  blanks: [a] #b", few)
-    _, frames, card = imported("nerfstudio", file, split=SplitBy(block=1, margin=0))
+    _, frames, card = imported("nerfstudio", file, block=1, margin=0)
     assert {Path(image).name for image in frames.index} == set(names)
     assert all((card.root / image).is_file() for image in frames.index)
     assert list(card.scenes) == ["two-blanks-a-b"]
@@ -260,7 +259,7 @@ def test_links_keep_their_names_in_any_working_folder(
         image.symlink_to(tmp_path / "blobs" / f"{number}")
     monkeypatch.chdir(tmp_path / "blobs")
     for number, path in enumerate(("../studio", "../linked/../studio", "../linked")):
-        _, frames, card = imported(kind, path, scenes=["hall"], split=ALL, out=f"own-{number}")
+        _, frames, card = imported(kind, path, scenes=["hall"], **ALL, out=f"own-{number}")
         assert set(frames.index) == set(room.names)
         assert ".." not in card.root.parts
 
@@ -282,7 +281,7 @@ def test_bad_poses_stop_or_are_left_out(room, tmp_path, refused, imported):
     rewrite(file, frames=frames)
     message = r"frame 4 \(walk 1/frame-4.jpg\): the pose holds NaN.*--on-bad-frame skip"
     refused(message, "nerfstudio", file)
-    text, frames, card = imported("nerfstudio", file, on_bad_frame="skip", split=ALL)
+    text, frames, card = imported("nerfstudio", file, on_bad_frame="skip", **ALL)
     assert "left out, bad pose: 2: walk 1/frame-4.jpg, walk 1/frame-9.jpg" in text
     facts = yaml.safe_load(card.path.read_text())["scenes"]["studio"]["frames"]
     assert frames["split"].value_counts().to_dict() == facts

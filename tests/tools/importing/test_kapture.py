@@ -6,7 +6,6 @@ from tools.importing.builders import FOCAL, change_line, matrices, rotation, wri
 
 from mspose.errors import MsposeError
 from mspose.tools.importing.kapture import read_kapture
-from mspose.tools.importing.splits import SplitBy
 
 OF_RIG = np.tile(np.eye(4), (2, 1, 1))
 OF_RIG[0, :3, 3] = [0.1, 0.2, -0.3]
@@ -38,7 +37,7 @@ def stereo(room):
 def test_cameras_of_a_rig(room, tmp_path, imported):
     pairs = stereo(room)
     write_kapture(tmp_path / "hall", pairs, OF_RIG)
-    _, frames, _ = imported("kapture", tmp_path / "hall", split=SplitBy(block=2, margin=1))
+    _, frames, _ = imported("kapture", tmp_path / "hall", block=2, margin=1)
     expected = dict(zip(pairs.names, pairs.pose_B44, strict=True))
     poses = [expected[name] for name in frames.index]
     np.testing.assert_allclose(matrices(frames), poses, atol=1e-9)

@@ -19,8 +19,6 @@ from tools.importing.builders import (
     write_seven_scenes,
 )
 
-from mspose.tools.importing.splits import SplitBy
-
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 WRITERS = {"7scenes": write_seven_scenes, "cambridge": write_cambridge}
 
@@ -46,7 +44,7 @@ def test_the_layouts_of_7scenes_and_cambridge_with_their_split(kind, room, tmp_p
     assert set(frames["focal_px"]) == {FOCAL}
     assert all((card.root / image).is_file() for image in frames.index)
     assert "has no metres of its own" not in text
-    _, frames, _ = imported(kind, scene, split=SplitBy("blocks", block=3), out="blocks")
+    _, frames, _ = imported(kind, scene, split="blocks", block=3, out="blocks")
     assert set(frames.loc[frames["split"] == "test", "sequence"]) == set(frames["sequence"])
 
 
@@ -61,7 +59,7 @@ def test_a_folder_of_scenes_becomes_a_data_set_of_all(kind, room, tmp_path, impo
     else:
         for name, its in (("00", room), ("07", other)):
             WRITERS[kind](tmp_path / "data" / name, its)
-    _, frames, card = imported(kind, tmp_path / "data", split=ALL)
+    _, frames, card = imported(kind, tmp_path / "data", **ALL)
     assert list(card.scenes) == ["00", "07"]
     for scene, its in (("00", room), ("07", other)):
         poses = in_order(frames[frames["scene"] == scene])
@@ -128,7 +126,7 @@ def test_the_header_of_cambridges_files_names_the_columns(names, order, room, tm
 
 @pytest.mark.parametrize("camera", [0, 2, 3])
 def test_kitti_poses_are_moved_to_the_camera_that_took_the_images(camera, room, tmp_path, imported):
-    text, frames, _ = imported("kitti", write_kitti(tmp_path / "drive", room, camera), split=ALL)
+    text, frames, _ = imported("kitti", write_kitti(tmp_path / "drive", room, camera), **ALL)
     np.testing.assert_allclose(in_order(frames), room.pose_B44, atol=1e-9)
     np.testing.assert_allclose(frames["focal_px"], FOCAL)
     assert f"camera {camera} of " in text
@@ -147,7 +145,7 @@ def test_kitti_without_times_or_calibration_and_with_a_camera_per_sequence(
         (folder / "times.txt").unlink()
     (tmp_path / "city" / "a" / "calib.txt").write_text("K: 50 0 24 0 50 18 0 0 1\n")
     (tmp_path / "city" / "b" / "calib.txt").write_text("60 0 24 0 0 60 18 0 0 0 1 0\n")
-    text, frames, _ = imported("kitti", tmp_path / "city", split=ALL)
+    text, frames, _ = imported("kitti", tmp_path / "city", **ALL)
     np.testing.assert_allclose(in_order(frames), room.pose_B44, atol=1e-9)
     assert frames.groupby("sequence")["focal_px"].unique().map(list).to_dict() == {
         "a": [50],
@@ -156,7 +154,7 @@ def test_kitti_without_times_or_calibration_and_with_a_camera_per_sequence(
     assert "poses of the 2 sequences are taken to be in one frame" in text
     for name in halves:
         (tmp_path / "city" / name / "calib.txt").unlink()
-    text, frames, _ = imported("kitti", tmp_path / "city", split=ALL, out="unknown")
+    text, frames, _ = imported("kitti", tmp_path / "city", **ALL, out="unknown")
     assert frames["focal_px"].isna().all()
     assert "there is no calib.txt, so the focal length is unknown" in text
 
@@ -166,14 +164,14 @@ def test_kitti_images_by_their_numbers_and_poses_by_theirs(room, tmp_path, impor
     for number in (0, 7, 8):
         (scene / "image_0" / f"{number:06d}.jpg").unlink()
     kept = [number for number in range(30) if number not in (0, 7, 8)]
-    _, frames, _ = imported("kitti", scene, split=ALL)
+    _, frames, _ = imported("kitti", scene, **ALL)
     np.testing.assert_allclose(in_order(frames), room.pose_B44[kept], atol=1e-9)
     lines = (scene / "poses.txt").read_text().splitlines()
     (scene / "times.txt").unlink()
     named = [f"{number} {lines[number]} 0 0 0 1" for number in kept]
     (scene / "elsewhere.txt").write_text("\n".join(named))
     _, frames, _ = imported(
-        "kitti", scene, split=ALL, trajectory=[str(scene / "elsewhere.txt")], out="named"
+        "kitti", scene, **ALL, trajectory=[str(scene / "elsewhere.txt")], out="named"
     )
     np.testing.assert_allclose(in_order(frames), room.pose_B44[kept], atol=1e-9)
     (scene / "image_0" / "000003.jpg").rename(scene / "image_0" / "other.jpg")

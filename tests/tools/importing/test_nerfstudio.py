@@ -8,7 +8,6 @@ from tools.importing.builders import ALL, FOCAL, SIZE, Room, write_nerfstudio
 
 from mspose.errors import MsposeError
 from mspose.tools.importing.nerfstudio import read_nerfstudio
-from mspose.tools.importing.splits import SplitBy
 from mspose.tools.importing.views import stacked
 
 
@@ -66,7 +65,7 @@ def test_the_file_or_its_folder(studio, room):
 )
 def test_file_paths_as_tools_write_them(name_of, studio, room, imported, request):
     rewrite(studio, name_of)
-    text, frames, _ = imported("nerfstudio", studio.parent, split=ALL)
+    text, frames, _ = imported("nerfstudio", studio.parent, **ALL)
     assert {image.removeprefix("studio/") for image in frames.index} == set(room.names)
     other_name = request.node.callspec.id in ("case", "ending", "Windows", "POSIX")
     assert ("30 images have other names here, such as" in text) == other_name
@@ -77,7 +76,7 @@ def test_images_whose_ending_is_in_capitals_here(studio, room, imported):
         path.rename(path.with_suffix(".JPG"))
     for out, name_of in (("own", str), ("other", lambda name: name.removesuffix(".jpg"))):
         rewrite(studio, name_of)
-        _, frames, _ = imported("nerfstudio", studio, split=ALL, out=out)
+        _, frames, _ = imported("nerfstudio", studio, **ALL, out=out)
         assert all(image.endswith(".JPG") for image in frames.index)
 
 
@@ -87,12 +86,12 @@ def test_full_paths_that_lead_elsewhere(tmp_path, studio, room, imported, refuse
     rewrite(studio, f"{tmp_path}/disk/walks/{{}}".format)
     (tmp_path / "cameras").mkdir()
     file = studio.rename(tmp_path / "cameras" / "transforms.json")
-    _, frames, card = imported("nerfstudio", file, split=ALL)
+    _, frames, card = imported("nerfstudio", file, **ALL)
     assert card.root == tmp_path / "disk" / "walks"
     assert set(frames.index) == set(room.names)
     refused("is not copied, as it lies outside of .*--images", "nerfstudio", file, copy=True)
     given = {"copy": True, "images": [tmp_path / "disk" / "walks"]}
-    _, frames, card = imported("nerfstudio", file, split=ALL, out="copied", **given)
+    _, frames, card = imported("nerfstudio", file, **ALL, out="copied", **given)
     assert card.root == tmp_path / "copied" / "images"
     assert set(frames.index) == {f"cameras/{name}" for name in room.names}
 
@@ -153,13 +152,13 @@ def test_splits_that_the_files_name(studio, room, imported, refused):
     rewrite(studio, test_filenames=[f"./{name}" for name in test], train_filenames=train)
     text, _, _ = imported("nerfstudio", studio, out="blocks")
     assert "the files have a split of their own: --split given takes it" in text
-    text, frames, _ = imported("nerfstudio", studio, split=SplitBy("given"))
+    text, frames, _ = imported("nerfstudio", studio, split="given")
     assert set(frames.index[frames["split"] == "test"]) == set(test)
     assert len(frames) == 28
     assert "left out, in no split: 2: walk 2/frame-13.jpg, walk 2/frame-14.jpg" in text
     rewrite(studio, test_filenames=None, train_filenames=None)
     message = "--split given: the files name no split"
-    refused(message, "nerfstudio", studio, split=SplitBy("given"))
+    refused(message, "nerfstudio", studio, split="given")
 
 
 def test_blenders_files(tmp_path, room, imported):
@@ -169,7 +168,7 @@ def test_blenders_files(tmp_path, room, imported):
         some, file = part(room, names, rows), f"transforms_{split}.json"
         write_nerfstudio(tmp_path / "lego", some, file, **angle)
         rewrite(tmp_path / "lego" / file, lambda name: name.removesuffix(".jpg"))
-    text, frames, _ = imported("nerfstudio", tmp_path / "lego", split=SplitBy("given"))
+    text, frames, _ = imported("nerfstudio", tmp_path / "lego", split="given")
     assert frames["split"].value_counts().to_dict() == {"train": 20, "test": 8}
     assert set(frames["sequence"]) == {"train", "test"}
     np.testing.assert_allclose(frames["focal_px"], FOCAL)
@@ -182,7 +181,7 @@ def test_scannets_lists_of_frames_and_bad_ones(studio, room, imported, tmp_path)
         frames[number]["is_bad"] = True
     frames[4]["is_bad"] = False
     rewrite(studio, frames=frames[:20], test_frames=frames[20:], has_mask=True)
-    text, found, _ = imported("nerfstudio", studio, split=SplitBy("given"))
+    text, found, _ = imported("nerfstudio", studio, split="given")
     assert set(found.index[found["split"] == "test"]) == {*room.names[20:]} - {room.names[25]}
     assert set(found.index[found["split"] == "train"]) == {*room.names[:20]} - {room.names[3]}
     bad = f"{room.names[3]}, {room.names[25]}"
@@ -190,9 +189,7 @@ def test_scannets_lists_of_frames_and_bad_ones(studio, room, imported, tmp_path)
     assert "not read: has_mask" in text
     rewrite(studio, frames=[], val_frames=frames[:5], test_frames=None, train_frames=frames[5:])
     _, found, _ = (
-        imported("nerfstudio", studio, split=SplitBy("given"), out="other")
-        if False
-        else (None, found, None)
+        imported("nerfstudio", studio, split="given", out="other") if False else (None, found, None)
     )
 
 

@@ -45,7 +45,7 @@ def test_images_without_a_pose_are_counted_and_named(room, tmp_path, imported):
     trajectory = write_tum(tmp_path / "desk", room) / "groundtruth.txt"
     lines = trajectory.read_text().splitlines()
     trajectory.write_text("\n".join(lines[:7] + lines[9:]))
-    text, frames, _ = imported("tum", tmp_path / "desk", split=ALL)
+    text, frames, _ = imported("tum", tmp_path / "desk", **ALL)
     names = "walk 1/frame-5.jpg, walk 1/frame-6.jpg"
     assert f"left out, no pose of its own within 0.02 s: 2: {names}" in text
     assert len(frames) == 28
@@ -111,7 +111,7 @@ def test_a_bad_pose_is_named_by_its_line_or_left_out(
     orientation = numbers(*np.roll(quaternion(room.pose_B44[3, :3, :3]), -1))
     change_line(desk / "groundtruth.txt", 6, orientation, cells)
     refused(f"groundtruth.txt, line 6: {fault}", "tum", desk)
-    assert len(imported("tum", desk, on_bad_frame="skip", split=ALL)[1]) == 29
+    assert len(imported("tum", desk, on_bad_frame="skip", **ALL)[1]) == 29
 
 
 def test_nanoseconds_and_commas(tmp_path):
@@ -153,7 +153,7 @@ def test_columns_are_read_by_the_names_in_the_header(
     (desk / "groundtruth.txt").write_text("\n".join(lines))
     if not header.startswith("#"):  # nor is that of the image list a comment
         (desk / "rgb.txt").write_text("timestamp,file\n" + (desk / "rgb.txt").read_text())
-    text, frames, _ = imported("tum", desk, split=ALL)
+    text, frames, _ = imported("tum", desk, **ALL)
     np.testing.assert_allclose(matrices(frames.loc[room.names]), room.pose_B44, atol=1e-9)
     assert f"quaternion order: {order_said}" in text
     assert ("poses are those of the body that carries the camera" in text) == ("_RS_" in header)
@@ -174,7 +174,7 @@ def test_units_in_the_header_count(unit, scale, metres, room, tmp_path, imported
         values = numbers(*(per_metre * pose_44[:3, 3]), x, y, z, w).replace(" ", ",")
         lines.append(f"{time},{values}")
     (desk / "groundtruth.txt").write_text("\n".join(lines))
-    text, frames, _ = imported("tum", desk, split=ALL)
+    text, frames, _ = imported("tum", desk, **ALL)
     np.testing.assert_allclose(matrices(frames.loc[room.names]), room.pose_B44, atol=1e-9)
     assert f"time is in {unit[1:-1]} there" in text
 
@@ -194,7 +194,7 @@ def test_euroc_folders_are_found(room, tmp_path, imported):
         (top / "cam0" / "data.csv").write_text("\r\n".join(images))
         (top / "state_groundtruth_estimate0" / "data.csv").write_text("\r\n".join(poses))
         path = top if name == "flat" else top.parent
-        text, frames, card = imported("tum", path, split=ALL, out=f"own-{number}")
+        text, frames, card = imported("tum", path, **ALL, out=f"own-{number}")
         np.testing.assert_allclose(matrices(frames.sort_index()), room.pose_B44, atol=1e-9)
         assert list(card.scenes) == ["flat" if name == "flat" else "MH_01"]
         assert "poses are those of the body" in text
@@ -214,7 +214,7 @@ def test_lists_of_associations(order, room, tmp_path, imported):
         tail = {"rgb first": f"{rgb} {depth}", "depth first": f"{depth} {rgb}"}
         lines.append(tail.get(order, f"{rgb} {time:.6f} 0 0 0 0 0 0 1"))
     (desk / "associations.txt").write_text("\n".join(lines))
-    text, frames, _ = imported("tum", desk, split=ALL, tolerance=0.004)
+    text, frames, _ = imported("tum", desk, **ALL, tolerance=0.004)
     assert sorted(frames.index) == sorted(f"rgb/{number}.png" for number in range(30))
     assert "associations.txt is a list of associations: its images are those like rgb/0.png" in text
 
