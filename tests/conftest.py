@@ -26,6 +26,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
@@ -80,6 +81,16 @@ def write_small_data(folder: Path) -> Path:
     }
     (folder / "small.yaml").write_text(yaml.safe_dump(card))
     return folder / "small.yaml"
+
+
+@pytest.fixture(autouse=True)
+def _plain_trajectories(monkeypatch):
+    """Empty plots of trajectories in TensorBoard, as they take half the time of a small training;
+    those of `small_run`, and of tests that call `trajectory_figure`, are drawn.
+    """
+    monkeypatch.setattr(
+        "mspose.tensorboard_log.trajectory_figure", lambda table: Figure(figsize=(0.2, 0.2))
+    )
 
 
 @pytest.fixture(scope="session")
