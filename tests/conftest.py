@@ -1,5 +1,6 @@
 """A small data set on disk and the settings of a small network, for tests that need a whole run."""
 
+import functools
 import logging
 import os
 import re
@@ -41,6 +42,7 @@ from mspose.config import (
 from mspose.data.batches import Batches
 from mspose.data.cache import open_cache
 from mspose.data.cards import data_root, load_frames, read_card
+from mspose.data.virtual import sequences
 from mspose.models.network import PoseNetwork
 from mspose.poses import normalize_quaternion
 
@@ -48,6 +50,8 @@ torch.set_num_threads(1)
 # TensorBoard reads the logs of a run in the order of their names, in which this number comes last:
 # so it has five digits in all of them
 event_file_writer._global_uid = event_file_writer.AtomicCounter(10_000)
+# a room takes seconds to build, and many tests render the same ones
+sequences._built_scene = functools.lru_cache(maxsize=4)(sequences.build_scene)
 FRAMES = {"train": 12, "test": 5}
 
 
