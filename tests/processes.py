@@ -9,6 +9,7 @@ everything on other systems than Linux, and beside GPUs, where a copy cannot com
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -67,6 +68,14 @@ class Copy:
 def _run(
     words: list[str], out: int, err: int, environment: dict[str, str], new_session: bool
 ) -> None:
+    # a new program ignores what was ignored, and knows no handlers
+    for number, default in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGTERM, signal.SIG_DFL),
+        (signal.SIGUSR1, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, default)
     if new_session:
         os.setsid()
     os.environ.clear()

@@ -1,4 +1,4 @@
-"""Two real processes, started as a user starts them: they train and evaluate as one."""
+"""Two real processes, started by torchrun: they train and evaluate as one."""
 
 import os
 import shutil
@@ -137,8 +137,7 @@ def test_evaluation_is_shared_out_and_merged(runs, tmp_path):
     one, *_ = runs
     shutil.copytree(one, run := tmp_path / "seed-0")
     # of ten frames: 4 and 2, and 4
-    command = [*TORCHRUN, "-m", "mspose", "evaluate", str(run), "--batch-size=4", "--quiet"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = torchrun("-m", "mspose", "evaluate", run, "--batch-size=4", "--quiet")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("| average |") == 1
     alone, _ = evaluate_run(one, batch_size=4, progress=False)

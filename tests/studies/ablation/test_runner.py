@@ -76,6 +76,13 @@ def planned(file, tmp_path) -> list[Settings]:
     return read_ablation(file).runs(folder=str(tmp_path / "runs"))
 
 
+@pytest.fixture
+def _copies(monkeypatch):
+    """Runs as processes that need not load PyTorch."""
+    copies = SimpleNamespace(**vars(subprocess) | {"Popen": processes.Popen})
+    monkeypatch.setattr(launcher, "subprocess", copies)
+
+
 def wait_for(condition) -> None:
     deadline = time.monotonic() + 250
     while not condition():
@@ -131,11 +138,8 @@ class PlayedJob:
 # from beginning to end
 
 
-def test_after_a_kill_it_goes_on_where_it_was_and_failures_are_named(
-    change, call, tmp_path, monkeypatch
-):
-    copies = SimpleNamespace(**vars(subprocess) | {"Popen": processes.Popen})
-    monkeypatch.setattr(launcher, "subprocess", copies)
+@pytest.mark.usefixtures("_copies")
+def test_after_a_kill_it_goes_on_where_it_was_and_failures_are_named(change, call, tmp_path):
     variants = {"long": {"training.epochs": 10}, "broken": {"training.start_from": "/not/there"}}
     file = change({"epochs": 1, "evaluate_every": 50}, variants=variants)
     runs = tmp_path / "runs" / "tiny-small"
@@ -173,6 +177,7 @@ def test_after_a_kill_it_goes_on_where_it_was_and_failures_are_named(
     assert "| sine" in out and "| long" in out and "Small" in out
 
 
+@pytest.mark.usefixtures("_copies")
 def test_at_sigterm_the_runs_save_and_the_same_command_goes_on(change, call, tmp_path):
     file = change({"epochs": 4000, "evaluate_every": 4000})
     runs = tmp_path / "runs" / "tiny-small"
