@@ -22,6 +22,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 from dataclasses import replace
 from pathlib import Path
 
+import docstring_parser
 import numpy as np
 import pandas as pd
 import pytest
@@ -50,6 +51,8 @@ torch.set_num_threads(1)
 # TensorBoard reads the logs of a run in the order of their names, in which this number comes last:
 # so it has five digits in all of them
 event_file_writer._global_uid = event_file_writer.AtomicCounter(10_000)
+# the help of settings is read from their source again for every parser
+docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from_object)
 # a room takes seconds to build, and many tests render the same ones
 sequences._built_scene = functools.lru_cache(maxsize=4)(sequences.build_scene)
 FRAMES = {"train": 12, "test": 5}
