@@ -54,7 +54,7 @@ event_file_writer._global_uid = event_file_writer.AtomicCounter(10_000)
 # the help of settings is read from their source again for every parser
 docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from_object)
 # a room takes seconds to build, and many tests render the same ones
-sequences._built_scene = functools.lru_cache(maxsize=4)(sequences.build_scene)
+sequences._built_scene = functools.lru_cache(maxsize=8)(sequences.build_scene)
 FRAMES = {"train": 12, "test": 5}
 
 
