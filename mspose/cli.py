@@ -342,5 +342,7 @@ def _stop(reason: object) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(2)
     line = " ".join(str(reason).splitlines())  # a file's name may hold line ends
-    print(f"mspose: error: {line}", file=sys.stderr)
+    # as one write: where Python does not buffer, as under torchrun, `print` makes two, and the
+    # messages of other processes get between them
+    sys.stderr.write(f"mspose: error: {line}\n")
     sys.exit(2)

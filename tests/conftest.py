@@ -1,5 +1,6 @@
 """A small data set on disk and the settings of a small network, for tests that need a whole run."""
 
+import functools
 import logging
 import os
 import re
@@ -21,11 +22,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 from dataclasses import replace
 from pathlib import Path
 
+import docstring_parser
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
@@ -40,6 +43,7 @@ from mspose.config import (
 from mspose.data.batches import Batches
 from mspose.data.cache import open_cache
 from mspose.data.cards import data_root, load_frames, read_card
+from mspose.data.virtual import sequences
 from mspose.models.network import PoseNetwork
 from mspose.poses import normalize_quaternion
 
@@ -47,6 +51,10 @@ torch.set_num_threads(1)
 # TensorBoard reads the logs of a run in the order of their names, in which this number comes last:
 # so it has five digits in all of them
 event_file_writer._global_uid = event_file_writer.AtomicCounter(10_000)
+# the help of settings is read from their source again for every parser
+docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from_object)
+# a room takes seconds to build, and many tests render the same ones
+sequences._built_scene = functools.lru_cache(maxsize=8)(sequences.build_scene)
 FRAMES = {"train": 12, "test": 5}
 
 
@@ -80,6 +88,16 @@ def write_small_data(folder: Path) -> Path:
     }
     (folder / "small.yaml").write_text(yaml.safe_dump(card))
     return folder / "small.yaml"
+
+
+@pytest.fixture(autouse=True)
+def _plain_trajectories(monkeypatch):
+    """Empty plots of trajectories in TensorBoard, as they take half the time of a small training;
+    those of `small_run`, and of tests that call `trajectory_figure`, are drawn.
+    """
+    monkeypatch.setattr(
+        "mspose.tensorboard_log.trajectory_figure", lambda table: Figure(figsize=(0.2, 0.2))
+    )
 
 
 @pytest.fixture(scope="session")

@@ -84,7 +84,7 @@ def run_metrics(**changes: Any) -> dict[str, Any]:
 # predictions files
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(-1e12, 1e12), min_size=14, max_size=14))
 def test_poses_read_back_as_the_same_floats(
     tmp_path_factory: pytest.TempPathFactory, values: list[float]
@@ -281,7 +281,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 # metrics
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(1, 40), st.integers(0, 10_000))
 def test_medians_are_numpys_whatever_the_order_of_rows(count: int, seed: int) -> None:
     table = random_predictions(count, seed)
@@ -304,7 +304,7 @@ def test_medians_are_numpys_whatever_the_order_of_rows(count: int, seed: int) ->
         assert scene["scene_accuracy"] == np.mean(part["predicted_scene"] == name)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.integers(0, 10_000),
     st.lists(st.tuples(st.floats(0.01, 5), st.floats(1, 180)), min_size=1, max_size=4),

@@ -1,12 +1,12 @@
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 from conftest import read_events, vary
@@ -86,12 +86,12 @@ def test_a_run_that_is_preempted_and_killed_ends_bit_identical(
     assert preempted(signal.SIGTERM, 1, 1) == (75, lines, (1, 2))
 
     script = [Path(__file__).with_name("interrupted.py"), int(signal.SIGKILL), 1, 3]
-    command = [sys.executable, *map(str, script), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    time.sleep(1.1)  # TensorBoard puts logs in order by the second in which they begin
+    done = processes.run([sys.executable, *script, *words])
     assert done.stderr.splitlines() == [f"mspose: continuing {run} after {middle}"]
     assert (done.returncode, progress()) == (-signal.SIGKILL, (1, 2))
 
-    time.sleep(1.1)  # TensorBoard puts logs in order by the second in which they begin
+    time.sleep(1.1)
     train(settings, progress=False)
     assert_same_state(load_checkpoint(small_run), load_checkpoint(run))
     assert_same_state(load_model(small_run)[0], load_model(run)[0])

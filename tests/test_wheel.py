@@ -80,7 +80,7 @@ def test_an_installed_package_works_in_an_empty_folder(installed, tmp_path):
         "table",
         "train --config experiments/7scenes.yaml",
         "ablate nothing",
-        "bench load --quick",
+        "bench load --quick --repeat 1",
     ]
     out = python(installed, "-c", SCRIPT, text="\n".join(commands), cwd=tmp_path)
     where, *answers = out.split("$ ")

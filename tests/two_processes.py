@@ -29,6 +29,6 @@ if __name__ == "__main__":
     PoseNetwork.train = freeze_batch_norms
     restarts = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     if sys.argv[1] == "harmed" and os.environ["RANK"] == "1" and restarts < 2:
-        harms = ((signal.SIGUSR1, (1, 1)), (signal.SIGKILL, (2, 1)))
+        harms = ((signal.SIGUSR1, (0, 1)), (signal.SIGKILL, (1, 1)))
         Batches.epoch = interrupted_by(*harms[restarts])
     main(sys.argv[2:])

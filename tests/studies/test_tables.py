@@ -225,7 +225,7 @@ def test_the_best_is_found_after_rounding_so_that_equal_looking_cells_are_all_bo
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.lists(st.floats(0, 50), min_size=1, max_size=3), min_size=2, max_size=6),
     st.booleans(),

@@ -3,7 +3,6 @@ foreign folders.
 """
 
 import errno
-import functools
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ import pytest
 from mspose.data.cache import open_cache
 from mspose.data.cards import read_card
 from mspose.data.seven_scenes import read_seven_scenes
-from mspose.data.virtual import RECORD, VERSION, dataset, rooms
+from mspose.data.virtual import RECORD, VERSION, dataset, sequences
 from mspose.data.virtual.dataset import render_virtual
 from mspose.data.virtual.rendering import Camera, Lighting, render_frame
 from mspose.data.virtual.rooms import SCENE_NAMES
@@ -44,7 +43,7 @@ LIBRARY = {"library": (6, 6)}
 ATELIER = {"atelier": (12, 7)}
 FRAMES = {**ATELIER, **LIBRARY}
 
-build_scene = functools.lru_cache(rooms.build_scene)  # as many tests look at the same scenes
+build_scene = sequences._built_scene  # which keeps them: many tests look at the same scenes
 
 
 @pytest.fixture(scope="module")

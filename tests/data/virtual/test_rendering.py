@@ -243,7 +243,7 @@ def test_every_pixel_of_every_scene_shows_a_surface_and_none_in_front_is_missing
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0.05, 2.0))
 def test_clipping_keeps_exactly_the_part_in_front(seed, near):
     triangles = np.random.default_rng(seed).uniform(-3, 3, (20, 3, 3))

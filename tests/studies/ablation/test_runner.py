@@ -12,8 +12,10 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
+import processes
 import pytest
 import yaml
 
@@ -21,7 +23,7 @@ from mspose.config import Settings, dashed, flatten, read_settings, write_settin
 from mspose.errors import MsposeError, Preempted
 from mspose.files import with_checksum
 from mspose.run import Run
-from mspose.studies.ablation import runner
+from mspose.studies.ablation import launcher, runner
 from mspose.studies.ablation.launcher import (
     ClusterTask,
     LocalJob,
@@ -72,6 +74,13 @@ def change(file):
 def planned(file, tmp_path) -> list[Settings]:
     """Its planned runs, below `tmp_path`."""
     return read_ablation(file).runs(folder=str(tmp_path / "runs"))
+
+
+@pytest.fixture
+def _copies(monkeypatch):
+    """Runs as processes that need not load PyTorch."""
+    copies = SimpleNamespace(**vars(subprocess) | {"Popen": processes.Popen})
+    monkeypatch.setattr(launcher, "subprocess", copies)
 
 
 def wait_for(condition) -> None:
@@ -129,16 +138,17 @@ class PlayedJob:
 # from beginning to end
 
 
+@pytest.mark.usefixtures("_copies")
 def test_after_a_kill_it_goes_on_where_it_was_and_failures_are_named(change, call, tmp_path):
-    variants = {"long": {"training.epochs": 15}, "broken": {"training.start_from": "/not/there"}}
+    variants = {"long": {"training.epochs": 10}, "broken": {"training.start_from": "/not/there"}}
     file = change({"epochs": 1, "evaluate_every": 50}, variants=variants)
     runs = tmp_path / "runs" / "tiny-small"
     finished = complete(read_ablation(file).runs(folder=str(tmp_path / "runs"))[0], progress=False)
     before = stamps(finished)
     assert {"metrics.json", "attention.json"} <= {path.name for path in before}
     command = ["ablate", file, "--runs", tmp_path / "runs"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mspose", *map(str, command), "--quiet"], process_group=0
+    process = processes.Popen(
+        [sys.executable, "-m", "mspose", *map(str, command), "--quiet"], start_new_session=True
     )
     long = runs / "long" / "seed-0"
     try:
@@ -146,7 +156,7 @@ def test_after_a_kill_it_goes_on_where_it_was_and_failures_are_named(change, cal
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # its runs' processes with it
     process.wait()
-    assert epochs_of(long) < 15
+    assert epochs_of(long) < 10
 
     status, out, lines = call(*command)
     assert status == 2, lines
@@ -163,10 +173,11 @@ def test_after_a_kill_it_goes_on_where_it_was_and_failures_are_named(change, cal
     assert lines[-2].endswith(f"(its log: {runs / 'cells' / 'broken-seed-0.log'})")
     assert stamps(finished) == before
     assert "continuing" in (runs / "cells" / "long-seed-0.log").read_text()
-    assert epochs_of(long) == 15
+    assert epochs_of(long) == 10
     assert "| sine" in out and "| long" in out and "Small" in out
 
 
+@pytest.mark.usefixtures("_copies")
 def test_at_sigterm_the_runs_save_and_the_same_command_goes_on(change, call, tmp_path):
     file = change({"epochs": 4000, "evaluate_every": 4000})
     runs = tmp_path / "runs" / "tiny-small"

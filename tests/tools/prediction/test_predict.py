@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+import processes
 import pytest
 from PIL import Image
 
@@ -265,22 +266,9 @@ def test_an_interrupted_prediction_leaves_nothing(predict, images, monkeypatch, 
 
 
 def test_a_reader_that_has_enough_is_no_error(images, small_run):
-    command = [
-        sys.executable,
-        "-m",
-        "mspose",
-        "predict",
-        str(small_run),
-        str(images),
-        "--quiet",
-        "--batch-size=1",
-    ]
-    talker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert talker.stdout is not None
-    talker.stdout.close()
-    assert talker.stderr is not None
-    assert talker.stderr.read() == b""
-    assert talker.wait(timeout=60) == 1
+    words = ["predict", small_run, images, "--quiet", "--batch-size=1"]
+    command = [sys.executable, "-m", "mspose", *words]
+    assert processes.run_without_reader(command) == (1, "")
 
 
 def test_a_closed_standard_output_is_no_error(predict, images, monkeypatch, tmp_path):
