@@ -20,8 +20,8 @@ def at_the_root(monkeypatch):
 
 
 def make(*arguments: str) -> subprocess.CompletedProcess:
-    # `make test` hands its own flags and level down, with which an inner make prints more
-    environment = {name: os.environ[name] for name in os.environ if not name.startswith("MAKE")}
+    # `make test ARGS=...` hands its variables, flags and level down, which an inner make would take
+    environment = {"PATH": os.environ["PATH"]}
     command = ["make", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
