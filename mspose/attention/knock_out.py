@@ -3,7 +3,7 @@
 A component of a trained network is ablated to see what the network's answers owe to it (for
 attention heads: Michel, Levy and Neubig, Are Sixteen Heads Really Better than One?, NeurIPS 2019).
 It needs no training, unlike a network that is trained without the component, which learns to do
-without it.
+without it. What stands in for attention is computed in `mspose.models.attention`.
 
 B images, S scenes, N tokens, C channels.
 """

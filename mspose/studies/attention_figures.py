@@ -19,7 +19,7 @@ from mspose.attention.encoding_figure import encoding_figure
 from mspose.attention.knock_out_figure import knock_out_figure
 from mspose.attention.maps import FRAMES_ACROSS, decoder_maps_figure, encoder_maps_figure
 from mspose.attention.query_key_space import Projection, space_figure
-from mspose.attention.verdicts import purity_figure, verdict_figure
+from mspose.attention.verdict_figure import purity_figure, verdict_figure
 from mspose.config import BRANCHES
 from mspose.errors import MsposeError
 from mspose.files import read_arrays

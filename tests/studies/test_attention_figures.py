@@ -20,7 +20,7 @@ from mspose.attention.encoding_figure import encoding_figure
 from mspose.attention.knock_out_figure import knock_out_figure
 from mspose.attention.maps import decoder_maps_figure, encoder_maps_figure
 from mspose.attention.query_key_space import space_figure
-from mspose.attention.verdicts import centred, purity_figure, verdict_figure
+from mspose.attention.verdict_figure import centred, purity_figure, verdict_figure
 from mspose.errors import MsposeError
 from mspose.plotting import save_figure
 from mspose.studies.attention_figures import draw, labels, read_samples

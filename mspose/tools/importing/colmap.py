@@ -1,9 +1,10 @@
 """Read COLMAP models: cameras and images of a sparse reconstruction.
 
-Poses are world-to-camera, p_cam = R(q) p_world + t, quaternion w first; camera axes as here. Where
-a model has rigs and frames, COLMAP composes the poses of images from these; where it is there as
-text and as binary files, it reads the latter (https://colmap.github.io/format.html). Text is read
-here, since pycolmap ends the names of images at a blank; pycolmap reads the binary format.
+Poses are world-to-camera, p_cam = R(q) p_world + t, quaternion w first; camera axes as here
+(`mspose.poses.camera_to_world` turns them round, for every format). Where a model has rigs and
+frames, COLMAP composes the poses of images from these; where it is there as text and as binary
+files, it reads the latter (https://colmap.github.io/format.html). Text is read here, since pycolmap
+ends the names of images at a blank; pycolmap reads the binary format.
 """
 
 import importlib.util
