@@ -2,7 +2,8 @@
 
 A command is a function of `mspose.commands`, or one of another module, named in the table, whose
 signature and docstring serve as they are; that module is imported when its command is used, so that
-`mspose --help` does not wait for PyTorch. What a command returns is printed.
+`mspose --help` does not wait for PyTorch. What a command returns is printed; where that has errors,
+the exit status is 1.
 """
 
 import inspect
@@ -61,7 +62,10 @@ COMMANDS: dict[str, dict[str, Command | Elsewhere]] = {
             "Make a data set of your own of poses from COLMAP, nerfstudio, TUM, EuRoC, KITTI and"
             " others.",
         ),
-        "data check": commands.check_data,
+        "data check": Elsewhere(
+            "mspose.tools.checking.check.check_data",
+            "Read everything of a data set, say what is wrong or odd, draw the trajectories.",
+        ),
         "data cache": Elsewhere(
             "mspose.data.preparation.cache_data",
             "Decode and resize every frame now, not on first use.",
@@ -192,6 +196,8 @@ def run(words: Sequence[str]) -> None:
         result = function_of(name)(**parse(name, rest))
         if result is not None and is_main():
             print(result)
+        if getattr(result, "has_errors", False):
+            sys.exit(1)
     elif name in ("--help", "-h", "data --help", "data -h"):
         print(overview("data" if name.startswith("data") else None))
     elif name == "--version":

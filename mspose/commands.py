@@ -6,7 +6,6 @@ option are answered without loading PyTorch.
 """
 
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,44 +21,6 @@ from mspose.config import Settings, dashed
 from mspose.errors import MsposeError
 
 OnBadFrame = Literal["stop", "skip"]
-
-
-# data
-
-
-def check_data(
-    folder: str,
-    *,
-    scenes: list[str] | None = None,
-    root: str | None = None,
-    splits: list[str] | None = None,
-    ground_truth: str | None = None,
-    labels: list[str] | None = None,
-    out: str | None = None,
-    progress: bool = True,
-) -> None:
-    """Read everything of a data set, say what is wrong or odd, draw the trajectories.
-
-    Args:
-        folder: folder with a card in it, a card, or a data set's name.
-        splits: some splits only (default: all).
-        out: folder of picture and check.json (default: check/ beside the card).
-    """
-    from mspose.tools.checking.check import check_data
-
-    checked = check_data(
-        folder,
-        scenes=scenes or [],
-        root=root,
-        splits=splits or [],
-        ground_truth=ground_truth,
-        labels=labels or [],
-        out=out,
-        progress=progress,
-    )
-    print(checked.text)
-    if checked.has_errors:
-        sys.exit(1)
 
 
 # train

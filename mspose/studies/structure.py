@@ -31,8 +31,8 @@ REFERENCES = 10
 """Training images that a query is matched with. This and what follows was chosen on blocks of 25
 frames held out of the training frames of redkitchen-blocks."""
 EVERY = 3
-"""Of the training images by similarity every third is a reference: neighbours in a video show a
-point from nearly the same position."""
+"""Distance of references in the order of similarity: neighbours in a video show a point from nearly
+the same position, so two of three are passed over."""
 KEYPOINTS = 1500
 """Keypoints of an image, the strongest."""
 LONGEST_PX = 1024

@@ -128,7 +128,7 @@ class PrintedTable:
     values: Sequence[Mapping[str, Any]]
     """Lines of the CSV, unrounded."""
     closing: Sequence[str] = ()
-    """What else a reader must know, in sentences below the table."""
+    """Sentences below the table: all else that a reader must know."""
     aside: Sequence[str] = ()
     """Remarks on the files that the table was made from: below it, or LaTeX comments."""
     latex_grids: Sequence[Grid] = ()

@@ -35,6 +35,9 @@ class Checked(NamedTuple):
     folder: Path
     """The folder of `check.json` and `trajectories.png`."""
 
+    def __str__(self) -> str:
+        return self.text
+
     @property
     def has_errors(self) -> bool:
         """True where a finding makes training fail or mean nothing."""
@@ -44,36 +47,42 @@ class Checked(NamedTuple):
 # impossible numbers in the labels overflow; they are reported
 @np.errstate(over="ignore", invalid="ignore")
 def check_data(
-    name: str,
+    folder: str,
     *,
+    scenes: list[str] | None = None,
     root: str | None = None,
-    scenes: Sequence[str] = (),
-    splits: Sequence[str] = (),
+    splits: list[str] | None = None,
     ground_truth: str | None = None,
-    labels: Sequence[str] = (),
+    labels: list[str] | None = None,
     out: str | None = None,
     progress: bool = True,
 ) -> Checked:
-    """Check a data set and write `check.json` and `trajectories.png`.
+    """Read everything of a data set, say what is wrong or odd, draw the trajectories.
 
     Args:
-        name: a folder with one card in it, a card, or the name of a data set in `datasets/`.
-        root, scenes, ground_truth, labels: as for `mspose.data.cards.load_frames`.
-        splits: by default train, test, and any further one that label CSVs name.
-        out: folder of the results; by default `check/` beside a card of one's own, and
-            `datasets/.check/<name>` for the data sets in `datasets/`.
+        folder: folder with a card in it, a card, or a data set's name.
+        splits: some splits only (default: all).
+        out: folder of picture and check.json (default: check/ beside the card).
 
-    Raises MsposeError where there is no card or nothing at all can be read, and where `out` cannot
-    be written.
+    Returns:
+        The report, which is also written: `check.json` and `trajectories.png`.
+
+    Raises:
+        MsposeError: there is no card, nothing at all can be read, or `out` cannot be written.
     """
-    card = open_card(name)
-    folder = _folder(card, out)
-    _refuse_folder(folder)
+    card = open_card(folder)
+    target = _folder(card, out)
+    _refuse_folder(target)
     data = read_labels(
-        card, root=root, scenes=scenes, splits=splits, ground_truth=ground_truth, labels=labels
+        card,
+        root=root,
+        scenes=scenes or (),
+        splits=splits or (),
+        ground_truth=ground_truth,
+        labels=labels or (),
     )
     if data.frames.empty:
-        return _finished(card, folder, data.findings, {}, f"{card.name} ({card.path})")
+        return _finished(card, target, data.findings, {}, f"{card.name} ({card.path})")
 
     ordered = trajectories.in_order(data.frames).reset_index(drop=True)
     images = read_images(ordered, data_root(card, root), progress=progress)
@@ -100,9 +109,9 @@ def check_data(
         findings += conventions.convention_findings(scene, verdicts[scene], behind)
         findings += trajectories.unit_findings(part, verdicts[scene].depth)
 
-    _plot(ordered, folder / PLOT)
+    _plot(ordered, target / PLOT)
     facts = _facts(ordered, images, step, near, verdicts)
-    return _finished(card, folder, findings, facts, _facts_text(card, facts, ordered))
+    return _finished(card, target, findings, facts, _facts_text(card, facts, ordered))
 
 
 def _plot(ordered: pd.DataFrame, path: Path) -> None:
