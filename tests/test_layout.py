@@ -73,7 +73,7 @@ from mspose import cli
 cli.overview()
 print({"torch", "pandas", "numpy"} & sys.modules.keys())
 import mspose.studies.tables, mspose.tools.importing.importer
-import mspose.tools.checking.check, mspose.tools.viewer.server
+import mspose.tools.checking.check, mspose.tools.viewer.server, mspose.data.preparation
 print({"torch"} & sys.modules.keys())
 """
     command = [sys.executable, "-c", code]

@@ -1,7 +1,7 @@
 """Preparation of data sets on disk: download, rendering, frame caches, and their list.
 
-The modules that download and render are imported where they are called, so that a training run
-that needs neither starts sooner.
+The modules that download, render and decode are imported where they are called, so that what needs
+none of them starts sooner.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,6 @@ import pandas as pd
 from jsonargparse.typing import PositiveInt
 
 from mspose.config import Settings, read_settings
-from mspose.data.cache import open_split
 from mspose.data.cards import Card, data_root, read_card
 from mspose.errors import MsposeError
 from mspose.resources import CARDS, experiment_file, named_files
@@ -115,6 +114,8 @@ def cache_data(
     Returns:
         Folders and sizes of the caches as Markdown.
     """
+    from mspose.data.cache import open_split
+
     base = read_settings(experiment_file(config)) if config else Settings()
     changes: dict[str, Any] = {
         "dataset": dataset or (None if config else "7scenes"),
