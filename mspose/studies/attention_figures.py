@@ -123,9 +123,10 @@ def _of_runs(
         "query-key-gap": partial(gap_figure, studies),
         "purity": partial(purity_figure, studies, head=head),
         "verdicts": partial(verdict_figure, studies),
-        "knock-out": partial(knock_out_figure, studies),
         "encoding": partial(encoding_figure, studies, samples),
     }
+    if any(study["knock_out"] is not None for _, study in studies):
+        figures["knock-out"] = partial(knock_out_figure, studies)
     count = Counter(label for label, _ in studies)
     given = [
         (label if count[label] == 1 else f"{label}, seed {study['seed']}", arrays)
