@@ -1,23 +1,28 @@
-"""Curves of attention entropy over layers, and of the query-key gap over training.
+"""Curves of attention entropy and tokens' similarity over layers, and of the query-key gap over
+training.
 
 They are drawn from `attention.json` alone, of one run or several. Runs of the same label are seeds
 of one variant: the line is their mean, the band goes from the lowest to the highest of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, MultipleLocator
 from numpy.typing import NDArray
 
 from mspose import plotting
 from mspose.attention.attention_json import Studies, Study, by_label, layers_of, named
 from mspose.config import BRANCHES
 from mspose.errors import MsposeError
+
+Layers = Mapping[int, Mapping[str, Any]]
+"""Encoder layers of a branch in `attention.json`, by number."""
 
 
 @plotting.printed
@@ -27,43 +32,82 @@ def entropy_figure(studies: Studies) -> Figure:
 
     Raises MsposeError where no study has an encoder layer.
     """
+
+    def entropies(layers: Layers) -> dict[int, float]:
+        return {number: layer["entropy"] for number, layer in layers.items()}
+
+    figure, axes_of, explain = _over_layers(
+        studies, entropies, "encoder layer", "attention entropy (nats)"
+    )
+    for branch, axes in axes_of.items():
+        every = [layer for _, study in studies for layer in layers_of(study, branch).values()]
+        limits = {layer["tokens"]: layer["entropy_limit"] for layer in every}
+        _uniform_limits(axes, limits, min(layer["entropy"] for layer in every))
+    explain()
+    return figure
+
+
+@plotting.printed
+def tokens_figure(studies: Studies) -> Figure:
+    """Plot the mean cosine between different tokens of an image behind every encoder layer, and
+    before the first, both branches side by side: 1 is over-smoothing (Gong et al., 2021).
+
+    Raises MsposeError where no study has it.
+    """
+
+    def similarities(layers: Layers) -> dict[int, float]:
+        pairs = {number: layer["token_similarity"] for number, layer in layers.items()}
+        if not pairs or None in pairs.values():  # records of before it was measured
+            return {}
+        return {0: pairs[1]["before"]} | {number: pair["after"] for number, pair in pairs.items()}
+
+    figure, axes_of, explain = _over_layers(
+        studies, similarities, "encoder layer (0: before the first)", "cosine between tokens"
+    )
+    for axes in axes_of.values():
+        axes.set_ylim(min(0, axes.get_ylim()[0]), 1.05)
+        axes.yaxis.set_major_locator(MultipleLocator(0.2))
+    explain()
+    return figure
+
+
+def _over_layers(
+    studies: Studies, values_of: Callable[[Layers], Mapping[int, float]], x: str, y: str
+) -> tuple[Figure, dict[str, Axes], Callable[[], None]]:
+    """Plot a value of every encoder layer by its number, both branches side by side.
+
+    `values_of` takes a branch's layers. Raises MsposeError where no branch has values.
+
+    Returns:
+        The figure, the axes of the branches that have values, and what adds the legend, to be
+        called when the axes have their limits.
+    """
     groups = by_label(studies)
     figure = plotting.empty_figure(2.3)
     entries: dict[str, Line2D] = {}
+    drawn: dict[str, Axes] = {}
     for column, branch in enumerate(BRANCHES):
         axes = figure.add_subplot(1, 2, column + 1)
         axes.set_title(f"{branch} branch")
-        measured = {
-            label: [layers_of(study, branch) for study in group] for label, group in groups.items()
-        }
-        if not any(layers for seeds in measured.values() for layers in seeds):
+        for index, (label, group) in enumerate(groups.items()):
+            seeds = [values_of(layers_of(study, branch)) for study in group]
+            if numbers := sorted({number for seed in seeds for number in seed}):
+                values = [[seed[number] for seed in seeds if number in seed] for number in numbers]
+                entries[label] = _line(axes, index, numbers, values)
+                drawn[branch] = axes
+        if branch not in drawn:
             plotting.say(axes, "no encoder layers")
             continue
-        entries_before = len(entries)
-        for index, (label, seeds) in enumerate(measured.items()):
-            numbers = sorted({number for layers in seeds for number in layers})
-            if not numbers:
-                continue
-            values = [
-                [layers[number]["entropy"] for layers in seeds if number in layers]
-                for number in numbers
-            ]
-            entries[label] = _line(axes, index, numbers, values)
-        every = [
-            layer for seeds in measured.values() for layers in seeds for layer in layers.values()
-        ]
-        limits = {layer["tokens"]: layer["entropy_limit"] for layer in every}
-        _uniform_limits(axes, limits, min(layer["entropy"] for layer in every))
-        axes.set_xlabel("encoder layer")
+        axes.set_xlabel(x)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        if column == 0 or not entries_before:
-            axes.set_ylabel("attention entropy (nats)")
-    if not entries:
+        if len(drawn) == 1:
+            axes.set_ylabel(y)
+    if not drawn:
         raise MsposeError(
-            "attention entropy: no run has an encoder layer, so there is no self-attention to draw"
+            f"{y}: no run has an encoder layer of which it is known, so there is nothing to draw"
         )
-    _explain(figure, groups, entries, "no encoder layers")
-    return figure
+    missing = "no encoder layers, or recorded without it"
+    return figure, drawn, partial(_explain, figure, groups, entries, missing)
 
 
 @plotting.printed

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from mspose.attention.attention_json import Arrays, Study, layers_of, read_study
-from mspose.attention.curves import entropy_figure, gap_figure
+from mspose.attention.curves import entropy_figure, gap_figure, tokens_figure
 from mspose.attention.encoding_figure import encoding_figure
 from mspose.attention.knock_out_figure import knock_out_figure
 from mspose.attention.maps import FRAMES_ACROSS, decoder_maps_figure, encoder_maps_figure
@@ -44,10 +44,11 @@ def draw(
     """Draw the studies of runs: each run's own figures into `<run>/attention/`, and for TensorBoard
     beside them.
 
-    With `out`, further figures there, for TensorBoard as well, overlay the runs (entropy, query-key
-    gap, purity, position encodings) or put them beside each other (verdicts, query-key space). Runs
-    that differ in their seed alone count as one variant. A figure without data is left out, and the
-    log says why; so are the figures of frames where a run has no `samples.npz`.
+    With `out`, further figures there, for TensorBoard as well, overlay the runs (entropy, tokens'
+    similarity, query-key gap, purity, position encodings) or put them beside each other (verdicts,
+    query-key space). Runs that differ in their seed alone count as one variant. A figure without
+    data is left out, and the log says why; so are the figures of frames where a run has no
+    `samples.npz`.
 
     Args:
         branch: of the query-key space; both where none is given.
@@ -120,6 +121,7 @@ def _of_runs(
     branch, layer, head = chosen
     figures: dict[str, Callable[[], Figure]] = {
         "entropy": partial(entropy_figure, studies),
+        "tokens": partial(tokens_figure, studies),
         "query-key-gap": partial(gap_figure, studies),
         "purity": partial(purity_figure, studies, head=head),
         "verdicts": partial(verdict_figure, studies),

@@ -31,7 +31,7 @@ def layer(branch, number, tokens, *, entropy, similarity, purity, heads=4, gap=3
         "purity": purity,
         "verdict": verdict(entropy * limit, similarity, limit),
         "start": None,
-        "token_similarity": None,
+        "token_similarity": {"before": 0.1 * number, "after": 0.1 * number + 0.1},
         "worth": None,
         "heads": [head] * heads,
         "purity_histogram": {"edges": EDGES, "share": share},

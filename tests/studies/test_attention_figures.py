@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from mspose import plotting
-from mspose.attention.curves import entropy_figure, gap_figure
+from mspose.attention.curves import entropy_figure, gap_figure, tokens_figure
 from mspose.attention.encoding_figure import encoding_figure
 from mspose.attention.knock_out_figure import knock_out_figure
 from mspose.attention.maps import decoder_maps_figure, encoder_maps_figure
@@ -99,6 +99,21 @@ def test_entropy_of_both_branches_with_the_uniform_limit():
         assert axes.get_ylim()[1] > math.log(tokens)
     assert figure.axes[0].get_ylabel() == "attention entropy (nats)"
     assert legend_words(figure) == ["neither", "qka"]
+
+
+def test_similarity_of_tokens_before_the_first_layer_and_behind_each():
+    figure = tokens_figure(PAIR)
+    for axes, branch in zip(figure.axes, ("position", "orientation"), strict=True):
+        for line, (_, content) in zip(lines_of(axes), PAIR, strict=True):
+            pairs = [of["token_similarity"] for of in content["layers"] if of["branch"] == branch]
+            expected = [pairs[0]["before"], *(pair["after"] for pair in pairs)]
+            np.testing.assert_allclose(line.get_ydata(), expected)
+            np.testing.assert_array_equal(line.get_xdata(), [0, 1, 2])
+        assert axes.get_ylim()[1] > 1
+    unknown = {**BASE, "layers": [{**of, "token_similarity": None} for of in BASE["layers"]]}
+    figure = tokens_figure([("record", unknown), *PAIR[1:]])
+    assert [len(lines_of(axes)) for axes in figure.axes] == [1, 1]
+    assert "record (no encoder layers, or recorded without it)" in legend_words(figure)
 
 
 def test_seeds_of_a_variant_are_a_mean_with_a_band():
@@ -258,7 +273,15 @@ def test_encodings_as_profile_and_matrices():
 
 @pytest.mark.parametrize(
     "make",
-    [entropy_figure, gap_figure, purity_figure, verdict_figure, encoding_figure, knock_out_figure],
+    [
+        entropy_figure,
+        tokens_figure,
+        gap_figure,
+        purity_figure,
+        verdict_figure,
+        encoding_figure,
+        knock_out_figure,
+    ],
 )
 def test_nothing_to_draw_is_said_in_one_line(make):
     for runs in ([], [("bare", BARE)]):
@@ -267,7 +290,9 @@ def test_nothing_to_draw_is_said_in_one_line(make):
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("make", [entropy_figure, purity_figure, encoding_figure, verdict_figure])
+@pytest.mark.parametrize(
+    "make", [entropy_figure, tokens_figure, purity_figure, encoding_figure, verdict_figure]
+)
 def test_a_branch_without_layers_is_said_or_left_out(make):
     figure = make(ONE_SIDED)
     for axes in figure.axes:
@@ -278,6 +303,7 @@ FIGURES = {
     "entropy": lambda: entropy_figure(PAIR),
     "entropy-eight": lambda: entropy_figure(LONG),
     "entropy-one-sided": lambda: entropy_figure(ONE_SIDED),
+    "tokens-eight": lambda: tokens_figure(LONG),
     "distance-eight": lambda: gap_figure(LONG),
     "purity-eight": lambda: purity_figure(LONG),
     "purity-seeds": lambda: purity_figure(SEEDS),
@@ -363,7 +389,7 @@ def test_labels_are_variants_with_experiments_where_there_are_several():
 
 
 OF_ALL = ["encoding", "entropy", "purity", "query-key-gap", "space-orientation-layer-1-head-1",
-          "space-position-layer-1-head-1", "verdicts"]  # fmt: skip
+          "space-position-layer-1-head-1", "tokens", "verdicts"]  # fmt: skip
 OWN = ["decoder-attention-1", "encoder-attention-1", *OF_ALL]
 
 
@@ -414,7 +440,7 @@ def test_a_record_without_samples_gives_what_figures_need_and_says_what_is_left_
     run = write_run(tmp_path / "record", {**BASE, "training": None, "encoding": {}})
     with caplog.at_level("INFO", logger="mspose"):
         written = draw([run])
-    assert sorted(path.stem for path in written) == ["entropy", "purity", "verdicts"]
+    assert sorted(path.stem for path in written) == ["entropy", "purity", "tokens", "verdicts"]
     assert "no figures of attention in frames" in caplog.text
     assert re.search(r"no .*query-key-gap\.png: .*TensorBoard log", caplog.text)
     assert re.search(r"no .*encoding\.png: ", caplog.text)

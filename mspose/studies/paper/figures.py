@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from mspose.attention.curves import entropy_figure, gap_figure
+from mspose.attention.curves import entropy_figure, gap_figure, tokens_figure
 from mspose.attention.encoding_figure import encoding_figure
 from mspose.attention.knock_out_figure import knock_out_figure
 from mspose.attention.maps import decoder_maps_figure, encoder_maps_figure
@@ -23,6 +23,7 @@ Labelled = Sequence[tuple[str, Run]]
 
 OF_METRICS: dict[str, tuple[str, str, Any]] = {
     "entropy": ("Attention entropy per encoder layer", "F, attention entropy", entropy_figure),
+    "tokens": ("Similarity of tokens behind every encoder layer", NOT_IN_PAPER, tokens_figure),
     "query-key-gap": ("Query-key gap over training", "F, query-key gap", gap_figure),
     "purity": ("Purity of the query regions", "F, purity", purity_figure),
     "encoding": ("Token distances under position encodings", "F, token distances", encoding_figure),
