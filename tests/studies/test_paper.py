@@ -21,7 +21,7 @@ from mspose.studies.paper.piece import Piece
 from mspose.studies.paper.writing import make_paper, summary
 
 pytestmark = pytest.mark.usefixtures("settings_are_read_once")
-FIGURES = ("entropy", "query-key-gap", "purity", "encoding", "verdicts")
+FIGURES = ("entropy", "query-key-gap", "purity", "encoding", "verdicts")  # of the made-up records
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +292,7 @@ def test_pictures_of_frames_are_there_where_the_runs_samples_are(
         pieces = contents([tmp_path / "runs"], [], "mspose paper")
         return {piece.name: piece for piece in pieces if piece.draw is not None}
 
-    numbers = {f"figure-{name}-small" for name in FIGURES}
+    numbers = {f"figure-{name}-small" for name in (*FIGURES, "tokens")}
     spaces = {"figure-space-position-small", "figure-space-orientation-small"}
     frames = {f"figure-{part}-attention-small-all-small" for part in ("encoder", "decoder")}
     pieces = drawn()
