@@ -24,7 +24,7 @@ def every_line(study: Study, settings: Settings) -> list[tuple[str, bool]]:
     words = [layer["verdict"] for layer in layers]
     mostly_uniform = 2 * words.count(UNIFORM) > len(words)
     at_start = [layer for layer in layers if layer["start"] is not None]
-    weak_encoding = any(layer["start"]["similarity"] >= ALIKE for layer in at_start)
+    alike_at_start = any(layer["start"]["similarity"] >= ALIKE for layer in at_start)
     limit = settings.attention.uniform
     strong_encoding = any(
         layer["start"]["entropy"] < limit * layer["entropy_limit"] for layer in at_start
@@ -42,8 +42,7 @@ def every_line(study: Study, settings: Settings) -> list[tuple[str, bool]]:
     return [
         (
             "Collapsed layers (verdict): steps that are too large drive all queries to the same"
-            " few keys. Try a third of `--training.learning_rate`, or `--training.clip_gradient"
-            " 1`.",
+            " few keys. Try a tenth of `--training.learning_rate`.",
             COLLAPSED in words,
         ),
         (
@@ -59,9 +58,10 @@ def every_line(study: Study, settings: Settings) -> list[tuple[str, bool]]:
             any(first >= ALIKE for first, _ in first_and_last),
         ),
         (
-            "Queries alike from the start (similarity at the start 0.9 or more): the position"
-            " encoding is too weak beside the features. Try `--model.position_encoding sine`.",
-            weak_encoding,
+            "Queries alike from the start (similarity at the start 0.9 or more): features, or the"
+            " position encoding beside them, hardly tell tokens apart. Try a backbone with ImageNet"
+            " weights, `--model.pretrained true`, then `--model.position_encoding rotary`.",
+            alike_at_start,
         ),
         (
             "Position decides from the start (entropy at the start below 0.9 of its limit): the"
