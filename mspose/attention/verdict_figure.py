@@ -183,11 +183,15 @@ def verdict_figure(studies: Studies) -> Figure:
         raise MsposeError(
             "verdicts: no run has an encoder layer, so there is no self-attention to judge"
         )
+    knocked_out = any(layer["worth"] for _, study in studies for layer in study["layers"])
     width = min(plotting.WIDTH, 1.5 + 0.9 * len(groups))
     letters = round((width - 1.3) / len(groups) * 72 / (0.62 * plotting.SMALL))
     names = [plotting.wrapped(named(label, len(group)), letters) for label, group in groups.items()]
     figure = plotting.empty_figure(
-        0.55 + 0.13 * max(name.count("\n") + 1 for name in names) + 0.3 * len(shown), width
+        0.55
+        + 0.13 * max(name.count("\n") + 1 for name in names)
+        + (0.42 if knocked_out else 0.3) * len(shown),
+        width,
     )
     axes = figure.add_subplot()
     for row, (branch, number) in enumerate(shown):
@@ -197,7 +201,7 @@ def verdict_figure(studies: Studies) -> Figure:
                 for study in group
                 if number in layers_of(study, branch)
             ]
-            _cell(axes, column, row, layers)
+            _cell(axes, column, row, layers, lines=3 if knocked_out else 2)
     axes.set_xlim(0, len(groups))
     axes.set_ylim(len(shown), 0)
     axes.set_xticks(np.arange(len(groups)) + 0.5, names, fontsize=plotting.SMALL)
@@ -211,19 +215,23 @@ def verdict_figure(studies: Studies) -> Figure:
         "below the word: entropy (share of log L), similarity of different queries' attention"
         " (cosine)"
     )
-    if any(layer["worth"] for _, study in studies for layer in study["layers"]):
+    if knocked_out:
         below += "; whether errors change where something else replaces the attention (knock-out)"
     figure.supxlabel(plotting.wrapped(below, round(17 * width)), fontsize=plotting.TINY)
     return figure
 
 
-def _cell(axes: Any, column: int, row: int, layers: Sequence[Mapping[str, Any]]) -> None:
-    def write(text: str, x: float, y: float, size: float, **style: Any) -> None:
-        centred = {"ha": "center", "va": "center"}
-        axes.text(column + x, row + y, text, fontsize=size, **centred, **style)
+def _cell(
+    axes: Any, column: int, row: int, layers: Sequence[Mapping[str, Any]], *, lines: int
+) -> None:
+    """Fill a cell of so many lines of text."""
+
+    def write(text: str, x: float, line: float, size: float, **style: Any) -> None:
+        y = row + 0.06 + (line + 0.5) * 0.88 / lines
+        axes.text(column + x, y, text, fontsize=size, ha="center", va="center", **style)
 
     if not layers:
-        write("no such layer", 0.5, 0.5, plotting.TINY, color=plotting.GREY)
+        write("no such layer", 0.5, (lines - 1) / 2, plotting.TINY, color=plotting.GREY)
         return
     text = _most_frequent(layer["verdict"] for layer in layers)
     color, mark = VERDICTS[text.split()[0]]
@@ -232,19 +240,19 @@ def _cell(axes: Any, column: int, row: int, layers: Sequence[Mapping[str, Any]])
     )
     axes.plot(
         column + 0.13,
-        row + 0.34,
+        row + 0.06 + 0.44 / lines,
         marker=mark,
         color=color,
         markeredgecolor=plotting.BLACK,
         markeredgewidth=0.5,
     )
-    write(text, 0.56, 0.34, plotting.TINY)
+    write(text, 0.56, 0, plotting.TINY)
     share = np.mean([share_of_limit(layer["entropy"], layer["entropy_limit"]) for layer in layers])
     similarity = np.mean([layer["similarity"] for layer in layers])
-    measured = f"{share:.2f}, {similarity:.2f}"
+    write(f"{share:.2f}, {similarity:.2f}", 0.5, 1, plotting.TINY - 0.5)
     if all(layer["worth"] for layer in layers):
-        measured += "; " + _most_frequent(layer["worth"] for layer in layers)
-    write(measured, 0.5, 0.74, plotting.TINY - 0.5)
+        worth = _most_frequent(layer["worth"] for layer in layers)
+        write(worth, 0.5, 2, plotting.TINY - 0.5)
 
 
 def _most_frequent(words: Iterable[str]) -> str:
