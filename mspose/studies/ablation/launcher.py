@@ -4,6 +4,7 @@ A launcher starts `at_once` runs at the same time at most; `poll_every` is the n
 between two polls of its jobs. The output of a run goes to its log.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -118,22 +119,27 @@ class ClusterTask:
 
     def __init__(self, command: list[str], log: str) -> None:
         self.command, self.log = command, log
+        self.process: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> int:
         """Run the command; its exit status."""
         with Path(self.log).open("wb") as output:
-            self.process = subprocess.Popen(self.command, stdout=output, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(self.command, stdout=output, stderr=subprocess.STDOUT)
+        self.process = process
         try:
-            return self.process.wait()
+            return process.wait()
         finally:
-            self.process.terminate()  # where the job is cancelled before its end
+            process.terminate()  # where the job is cancelled before its end
 
     def checkpoint(self) -> Any:
         """Let the run save and ask for another job; submitit calls it before the time is up."""
         import submitit
 
-        self.process.terminate()
-        self.process.wait()
+        if self.process is not None:
+            self.process.terminate()
+            # The signal interrupts wait() in this thread, which holds the lock of Popen.wait.
+            with contextlib.suppress(ChildProcessError):  # the command had ended
+                os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
         return submitit.helpers.DelayedSubmission(ClusterTask(self.command, self.log))
 
 

@@ -219,13 +219,34 @@ def test_on_a_cluster(planned, tmp_path, monkeypatch):
 def test_a_task_that_reaches_its_time_limit_saves_and_asks_for_another(tmp_path):
     log = tmp_path / "log"
     task = ClusterTask(["sh", "-c", UNTIL_ASKED], str(log))
-    thread = threading.Thread(target=task)
-    thread.start()
-    wait_for(lambda: log.exists() and "at work" in log.read_text())
-    again = task.checkpoint().function
-    thread.join()
-    assert log.read_text().split() == ["at", "work", "saved"]
-    assert (again.command, again.log) == (task.command, task.log) and again is not task
+
+    # as submitit does: a signal interrupts the task, asks it to save and leaves
+    def at_time_limit(*_):
+        again = task.checkpoint().function
+        assert log.read_text().split() == ["at", "work", "saved"]
+        assert (again.command, again.log) == (task.command, task.log) and again is not task
+        sys.exit("again")
+
+    def signal_at_work():
+        wait_for(lambda: task.process is not None and "at work" in log.read_text())
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    before = signal.signal(signal.SIGUSR2, at_time_limit)
+    try:
+        thread = threading.Thread(target=signal_at_work)
+        thread.start()
+        with pytest.raises(SystemExit, match="again"):
+            task()
+        thread.join()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_a_task_that_has_not_begun_or_has_ended_asks_for_another(tmp_path):
+    task = ClusterTask(["true"], str(tmp_path / "log"))
+    assert task.checkpoint().function.command == ["true"]
+    assert task() == 0
+    assert task.checkpoint().function.command == ["true"]
 
 
 def test_a_cluster_that_is_missing(tmp_path, monkeypatch):
