@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import UnionType
@@ -125,7 +126,7 @@ COMMON = {
     "batch_size": "images at a time",
     "cache": "folder of the frame cache",
     "dataset": "another data set than the run's: name or path of a card",
-    "device": "auto, cpu, cuda, cuda:1, ...",
+    "device": "auto, cpu, cuda, or cuda:1 and so on",
     "ground_truth": "which poses, where a data set has several",
     "labels": "label files in place of the data set's own",
     "on_bad_frame": "broken or missing images: stop, or leave them out",
@@ -265,8 +266,8 @@ def parser_of(name: str) -> Parser:
 def _add_argument(parser: Parser, parameter: inspect.Parameter, kind: Any, text: str) -> None:
     required = parameter.default is parameter.empty
     options: dict[str, Any] = {"help": text.rstrip(".")}
-    if not required:
-        options["default"] = parameter.default
+    if not required:  # the help has no default where that is None
+        options["default"] = SUPPRESS if parameter.default is None else parameter.default
     if get_origin(kind) in (Union, UnionType):  # of X | None
         kind = next(choice for choice in get_args(kind) if choice is not type(None))
     several = get_origin(kind) is list and not get_origin(get_args(kind)[0])
@@ -278,7 +279,8 @@ def _add_argument(parser: Parser, parameter: inspect.Parameter, kind: Any, text:
             options["nargs"] = nargs[several, required]
         parser.add_argument(parameter.name, type=kind, **options)
     elif parameter.name == "progress":
-        parser.add_argument("--quiet", dest="progress", action="store_false", help=options["help"])
+        options["default"] = SUPPRESS  # that of `quiet` is the opposite
+        parser.add_argument("--quiet", dest="progress", action="store_false", **options)
     elif kind is bool and not parameter.default:
         parser.add_argument(f"--{parameter.name}", action="store_true", help=options["help"])
     else:

@@ -436,8 +436,8 @@ class Parser(ArgumentParser):
             self.error(f"cannot read the settings: {type(error).__name__}: {error}")
 
     def format_help(self, *arguments: Any, **options: Any) -> str:
-        """The help, in which commands' options have dashes."""
-        text = super().format_help(*arguments, **options)
+        """The help, in which commands' options have dashes and classes their names alone."""
+        text = re.sub(r"<class\s+'(\w+)'>", r"\1", super().format_help(*arguments, **options))
         return re.sub(r"--(\w+)(?![\w.])", lambda found: f"--{dashed(found[1])}", text)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: ARG002

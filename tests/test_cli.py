@@ -167,6 +167,8 @@ def test_every_option_has_a_help_text(call, name):
     for action in cli.parser_of(name)._actions:
         assert len((action.help or "").split()) >= 2, action.dest
         assert all(f"--{dashed(o.lstrip('-'))}" in out for o in action.option_strings if o != "-h")
+    assert "<class" not in out
+    assert "default" not in out.partition("  --quiet ")[2].partition("  --")[0]  # it is not quiet
     if name == "train":
         assert all(f"--{dashed(setting)}" in out for setting in flatten(Settings()))
 

@@ -63,7 +63,7 @@ def ablate(
             is here.
         seeds: in place of the file's, as in --seeds 0 1.
         variants: some rows only, by their labels, as in --variants qka both.
-        runs: folder of all runs (default: runs).
+        runs: folder of all runs.
         jobs: runs at once (default: 1; quick: the cores; slurm: all).
         launcher: this machine (default), or a cluster.
         quick: toy size, to see that everything runs.
