@@ -330,7 +330,7 @@ class SlurmSettings:
     partition: str | None = None
     """Partition of the cluster; by default the cluster's own choice."""
     minutes: PositiveInt = 1440
-    """Time limit of a job; one that reaches it saves and is queued again."""
+    """Time limit of a job; one that reaches it saves and is queued again, three times at most."""
     gpus: NonNegativeInt = 1
     """GPUs of a job."""
     cpus: PositiveInt = 8
