@@ -219,21 +219,28 @@ class Viewer:
 
     def view_from(self, client: viser.ClientHandle, camera: str) -> None:
         """Move a browser's camera to one of the chosen frame's, or above the scene."""
-        view, number = self.view, min(int(self.frame.value), len(self.view.image) - 1)
-        with client.atomic():
-            client.camera.near, client.camera.far = NEAR * view.extent, FAR * view.extent
+        with self.lock, client.atomic():
+            view, number = self.view, min(int(self.frame.value), len(self.view.image) - 1)
+            client.camera.far = FAR * view.extent
             if camera == OVERVIEW:
+                client.camera.near = NEAR * view.extent
                 client.camera.up_direction = view.up_3
                 client.camera.position, client.camera.look_at = overview(view)
                 client.camera.fov = ANGLE
                 return
             true = camera == TRUE_CAMERA
-            client.camera.position = (view.true_position_N3 if true else view.position_N3)[number]
-            client.camera.wxyz = (view.true_orientation_N4 if true else view.orientation_N4)[number]
+            position_3 = (view.true_position_N3 if true else view.position_N3)[number]
+            orientation_4 = (view.true_orientation_N4 if true else view.orientation_N4)[number]
+            right_3, down_3, forward_3 = quaternion_to_rotation(orientation_4)[0].T
             half = math.tan(self.images.angle / 2)
             depth = self._scale(chosen=True) / (half * half * self.images.aspect / 3) ** (
                 1 / 3
             )  # as viser draws them
+            # not viser's `wxyz`: it turns the camera where the browser last said that it stands
+            client.camera.position = position_3
+            client.camera.look_at = position_3 + depth * forward_3
+            level_3 = view.up_3 - (view.up_3 @ right_3) * right_3  # the mouse orbits around it
+            client.camera.up_direction = level_3 if level_3 @ -down_3 > 0.05 else -down_3
             client.camera.near = self._nearest(number, depth, true)
             narrow = max(
                 1.0, self.images.aspect / client.camera.aspect
