@@ -238,7 +238,7 @@ class Viewer:
             )  # as viser draws them
             # not viser's `wxyz`: it turns the camera where the browser last said that it stands
             client.camera.position = position_3
-            client.camera.look_at = position_3 + depth * forward_3
+            client.camera.look_at = position_3 + view.extent * forward_3
             level_3 = view.up_3 - (view.up_3 @ right_3) * right_3  # the mouse orbits around it
             client.camera.up_direction = level_3 if level_3 @ -down_3 > 0.05 else -down_3
             client.camera.near = self._nearest(number, depth, true)
