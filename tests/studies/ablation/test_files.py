@@ -33,7 +33,7 @@ def changed(old: Settings, new: Settings) -> dict[str, object]:
 
 def test_the_files_of_the_papers_tables_are_there():
     names = {"qka-and-encoding", "encoder-attention", "collapse-remedies", "position-encodings"}
-    names |= {"attention-regularisers", "baselines", "paper-network"}
+    names |= {"attention-regularisers", "baselines", "knock-out", "paper-network"}
     assert names == {path.stem for path in FILES}
     settings = [run for path in FILES for run in runs_of(path, False)]
     assert {row.model.kind for row in settings} == {"ms-transformer", "mspn"}
