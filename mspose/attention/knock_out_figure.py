@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from mspose import plotting
 from mspose.attention.attention_json import Studies, Study, by_label, named
@@ -48,6 +49,7 @@ def knock_out_figure(studies: Studies) -> Figure:
         axes_E[1].tick_params(labelleft=False)
     for axes, title in zip(axes_LE[-1], TITLES.values(), strict=True):
         axes.set_xlabel(f"change of the {title}")
+        axes.xaxis.set_major_locator(MaxNLocator(4))  # more labels would run into each other
     marks = [(SAID[by], _mark(index)) for index, by in enumerate(REPLACEMENTS)]
     several = any(len(group) > 1 for group in groups.values())
     lines = "lines: lowest to highest seed" if several else "lines: 95 % interval over frames"

@@ -114,7 +114,7 @@ def study(
     }
 
 
-def knock_out(layers=(2, 2), seed=0):
+def knock_out(layers=(2, 2), seed=0, size_m=0.01):
     """The object `knock_out` of an `attention.json`: nothing does worse than the other two."""
     rng = np.random.default_rng(seed)
     depth = dict(zip(("position", "orientation"), layers, strict=True))
@@ -124,7 +124,7 @@ def knock_out(layers=(2, 2), seed=0):
     for branch, number in places:
         for by in ("mean", "own", "nothing"):
             row = {"branch": branch, "layer": number, "by": by}
-            for error, size in (("position_m", 0.01), ("orientation_deg", 0.3)):
+            for error, size in (("position_m", size_m), ("orientation_deg", 0.3)):
                 difference = size * (rng.normal(0.2) + 3 * (by == "nothing"))
                 low, high = difference - size, difference + size
                 found = {"median": 10 * size + difference, "difference": difference}

@@ -314,6 +314,9 @@ FIGURES = {
     "knock-out-deep": lambda: knock_out_figure(
         [("full", {**study(layers=(6, 6)), "knock_out": knock_out((6, 6))})]
     ),
+    "knock-out-millimetres": lambda: knock_out_figure(
+        [("both", {**REMEDY, "knock_out": knock_out(size_m=0.0015)})]
+    ),
     "verdicts-worth": lambda: verdict_figure([("a", WORTH), *PAIR]),
     "encoding-eight": lambda: encoding_figure(LONG),
     "encoding-matrices": lambda: encoding_figure(PAIR, [samples(), samples()]),
