@@ -237,6 +237,6 @@ def layers_of(study: Study, branch: str) -> dict[int, Mapping[str, Any]]:
 
 
 def named(name: str, seeds: int, note: str = "") -> str:
-    """Name a label in a legend."""
-    name = f"{name} ({seeds} seeds)" if seeds > 1 else name
+    """Name a label in a legend; a line never breaks between the number of seeds and the word."""
+    name = f"{name} ({seeds}\N{NO-BREAK SPACE}seeds)" if seeds > 1 else name
     return f"{name} ({note})" if note else name

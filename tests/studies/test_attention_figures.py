@@ -118,7 +118,7 @@ def test_similarity_of_tokens_before_the_first_layer_and_behind_each():
 
 def test_seeds_of_a_variant_are_a_mean_with_a_band():
     figure = entropy_figure([*PAIR[:1], *SEEDS])
-    assert legend_words(figure) == ["neither", "qka (3 seeds)"]
+    assert legend_words(figure) == ["neither", "qka (3\N{NO-BREAK SPACE}seeds)"]
     line = lines_of(figure.axes[0])[1]
     entropy = np.array([[of["entropy"] for of in content["layers"][:2]] for _, content in SEEDS])
     np.testing.assert_allclose(line.get_ydata(), entropy.mean(axis=0))
@@ -208,6 +208,14 @@ def test_verdicts_in_words_colours_and_marks():
     assert said[said.index("collapsed") + 1] == "0.40, 0.95"
 
 
+def test_a_column_of_verdicts_has_its_number_of_seeds_on_one_line():
+    for width in range(5, 15):
+        seeds = [("n" * width, content) for _, content in SEEDS]
+        (axes,) = verdict_figure([*seeds, *LONG[:4]]).axes
+        name = axes.get_xticklabels()[0].get_text()
+        assert name.replace("\N{NO-BREAK SPACE}", " ").endswith("(3 seeds)"), name
+
+
 def test_the_worth_of_attention_is_said_beside_the_verdict_where_it_was_measured():
     said = [text.get_text() for text in verdict_figure([("a", WORTH), ("b", BASE)]).axes[0].texts]
     assert [words == "does not matter" for words in said].count(True) == 4
@@ -239,7 +247,7 @@ def test_changes_of_every_knock_out_with_their_intervals_and_range_of_seeds():
     ]
     spans = [line for line in seeds.lines if line.get_marker() in ("None", None)]
     assert sorted(spans[0].get_xdata()) == sorted(changes)
-    assert seeds.get_title(loc="left") == "neither (2 seeds)"
+    assert seeds.get_title(loc="left") == "neither (2\N{NO-BREAK SPACE}seeds)"
 
 
 def test_encodings_as_profile_and_matrices():
